@@ -1,0 +1,304 @@
+"""Parameter files: YAML text to a frozen, typed, checked tree of ``Config`` objects.
+
+The folder is the registry. A section of the file is typed by the ``Config`` of the module that it configures: ``replay:`` by
+``ebm_dist/replay.py``; a plugin section such as ``sampler: {name: langevin, ...}`` by ``ebm_dist/samplers/langevin.py``. This
+file knows the sections, not what is in them, and imports no module before a file names it.
+
+A ``Config`` may have ``check(self, params)``, which raises :class:`Mismatch` where its values do not fit another section.
+"""
+
+import difflib
+import hashlib
+import importlib
+import json
+import pkgutil
+import sys
+import typing
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, dataclass_transform
+
+import pydantic
+from pydantic import ConfigDict, Field
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from ebm_dist.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ebm_dist import cluster, features, optim, registry, replay, tracking, trainer
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Index = Annotated[int, Field(ge=0)]
+
+T = TypeVar("T")
+_MAX_BYTES = 1 << 20
+_PLAIN = [f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str")]
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def section(cls: type[T]) -> type[T]:
+    """Make a class a ``Config``: a frozen dataclass whose values are checked and whose field docstrings are the help text."""
+    return pydantic.dataclasses.dataclass(frozen=True, kw_only=True, slots=True, config=_STRICT)(cls)  # type: ignore[call-overload,no-any-return]
+
+
+class Mismatch(ValueError):
+    """A value does not fit the rest of the file; raised by a ``check`` with the dotted key to blame."""
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+
+def _plugin(folder: str) -> Any:
+    return field(metadata={"folder": f"ebm_dist.{folder}"})
+
+
+def _module(name: str) -> Any:
+    return field(metadata={"module": f"ebm_dist.{name}"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Params:
+    """A whole parameter file. The values of a section are documented by the module that it names."""
+
+    seed: int = 0
+    dataset: Any = _plugin("datasets")
+    others: dict[str, Any] = field(metadata={"each": "ebm_dist.datasets", "name_is_key": False})
+    energy: Any = _plugin("energies")
+    sampler: Any = _plugin("samplers")
+    objective: Any = _plugin("objectives")
+    replay: "replay.Config" = _module("replay")
+    optimizer: "optim.Config" = _module("optim")
+    train: "trainer.Config" = _module("trainer")
+    cluster: "cluster.Config" = _module("cluster")
+    features: "features.Config" = _module("features")
+    evaluation: dict[str, Any] = field(metadata={"each": "ebm_dist.evaluation", "name_is_key": True})
+    tracking: "tracking.Config" = _module("tracking")
+    register: "registry.Config" = _module("registry")
+
+    def as_dict(self, *names: str) -> dict[str, Any]:
+        """The values with all defaults filled in, of the named sections or of all, as JSON can hold them."""
+        chosen = names or tuple(f.name for f in fields(self))
+        plain: dict[str, Any] = json.loads(json.dumps({name: _plain(getattr(self, name)) for name in chosen}))
+        return plain
+
+    def digest(self, *names: str) -> str:
+        """SHA-256 of :meth:`as_dict`: the same for two files that mean the same."""
+        return hashlib.sha256(json.dumps(self.as_dict(*names), sort_keys=True).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if not is_dataclass(value):
+        return value
+    name = plugin_name(value)
+    return ({"name": name} if name else {}) | asdict(value)  # type: ignore[arg-type]
+
+
+def module_of(config: Any) -> ModuleType:
+    """The module whose ``Config`` this is: ``module_of(params.sampler).build(params.sampler, ...)``."""
+    return sys.modules[type(config).__module__]
+
+
+def plugin_name(config: Any) -> str | None:
+    """``"langevin"`` for the ``Config`` of ``ebm_dist/samplers/langevin.py``; None if it is not a plugin's."""
+    package, _, name = type(config).__module__.rpartition(".")
+    return name if package.count(".") else None
+
+
+def plugins(folder: str) -> list[str]:
+    """The names of the plugins of a package such as ``ebm_dist.samplers``: its files, sorted."""
+    return sorted(entry.name for entry in pkgutil.iter_modules(importlib.import_module(folder).__path__))
+
+
+def load(path: Path | str, *, seed: int | None = None) -> Params:
+    """Read, type and check a parameter file.
+
+    ``seed`` replaces the file's: the one value that a replicate changes. Raises :class:`ConfigError` whose text has file, line,
+    key, what was expected and, for a misspelt name, the nearest one.
+    """
+    values, lines = _parse(Path(path))
+    return _typed(_Source(Path(path), values | ({} if seed is None else {"seed": seed}), lines))
+
+
+def from_values(values: dict[str, Any], origin: Path) -> Params:
+    """As :func:`load`, from values that :meth:`Params.as_dict` gave; missing sections have their defaults."""
+    return _typed(_Source(origin, values, {}))
+
+
+def _typed(source: "_Source") -> Params:
+    known = {f.name: f.metadata for f in fields(Params)}
+    source.only_known((), source.values, [*known, "recipe"])
+    sections: dict[str, Any] = {}
+    for name, metadata in known.items():
+        value = source.values.get(name, {} if metadata else 0)
+        if not metadata:
+            sections[name] = _checked(int, value, source, (name,))
+        elif not isinstance(value, dict):
+            raise source.error((name,), f"expected a section with keys, found {value!r}")
+        elif "module" in metadata:
+            sections[name] = _checked(importlib.import_module(metadata["module"]).Config, value, source, (name,))
+        elif "folder" in metadata:
+            sections[name] = _section(source, (name,), metadata["folder"], value)
+        else:  # several plugins of one folder, each under a key of its own
+            implied = metadata["name_is_key"]
+            sections[name] = {
+                key: _section(source, (name, key), metadata["each"], ({"name": key} if implied else {}) | (entry or {}))
+                for key, entry in value.items()
+            }
+    params = Params(**sections)
+    _check_pairs(params, source)
+    return params
+
+
+def reference() -> Iterator[str]:
+    """Every section, its plugins and their keys with type, default and meaning, as lines of text: the help of each stage."""
+    for entry in fields(Params):
+        folder = entry.metadata.get("folder") or entry.metadata.get("each")
+        modules = [f"{folder}.{name}" for name in plugins(folder)] if folder else [entry.metadata.get("module")]
+        for module in filter(None, modules):
+            title = f"{entry.name}: {{name: {module.rsplit('.', 1)[1]}}}" if folder else f"{entry.name}:"
+            yield title
+            config = importlib.import_module(module).Config
+            for name, info in config.__pydantic_fields__.items():
+                kind = getattr(info.annotation, "__name__", str(info.annotation)).replace("typing.", "")
+                default = "required" if info.is_required() else f"default {info.get_default(call_default_factory=True)!r}"
+                yield f"  {name} ({kind}, {default})"
+                yield f"      {' '.join((info.description or '').split())}"
+
+
+class _Source:
+    """A parsed file: its values, and the line that each key stands on."""
+
+    def __init__(self, path: Path, values: dict[str, Any], lines: dict[tuple[Any, ...], int]) -> None:
+        self.path, self.values, self.lines = path, values, lines
+
+    def error(self, key: tuple[Any, ...], message: str) -> ConfigError:
+        found = key
+        while found and found not in self.lines:
+            found = found[:-1]
+        return ConfigError(f"{self.path}:{self.lines.get(found, 1)}: {'.'.join(map(str, key)) or 'file'}: {message}")
+
+    def only_known(self, key: tuple[Any, ...], values: dict[str, Any], known: list[str]) -> None:
+        for name in values:
+            if name not in known:
+                raise self.error((*key, name), f"unknown key{_nearest(str(name), known)}")
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(known)}"
+
+
+def _section(source: _Source, key: tuple[str, ...], folder: str, value: dict[str, Any]) -> Any:
+    """The ``Config`` of the plugin that ``value["name"]`` names: a file of the folder, never an import path."""
+    names = plugins(folder)
+    if not isinstance(value, dict) or "name" not in value:
+        raise source.error(key, f"a name is needed; one of {', '.join(names)}")
+    if value["name"] not in names:
+        raise source.error((*key, "name"), f"no {value['name']!r} in {folder}{_nearest(str(value['name']), names)}")
+    config = importlib.import_module(f"{folder}.{value['name']}").Config
+    return _checked(config, {k: v for k, v in value.items() if k != "name"}, source, key)
+
+
+def _checked(kind: Any, value: Any, source: _Source, key: tuple[Any, ...]) -> Any:
+    try:
+        # through JSON, so that a YAML list may stand for a tuple while every other type stays strict
+        return pydantic.TypeAdapter(kind, config=None if is_dataclass(kind) else ConfigDict(strict=True)).validate_json(
+            json.dumps(value)
+        )
+    except pydantic.ValidationError as failed:
+        first = failed.errors()[0]
+        where = (*key, *first["loc"])
+        if first["type"] == "unexpected_keyword_argument":
+            owner = _owner(kind, first["loc"][:-1])
+            message = "unknown key" + _nearest(str(first["loc"][-1]), [f.name for f in fields(owner)])
+        elif first["type"] in ("missing", "missing_argument"):
+            message = "missing; a value is needed"
+        else:
+            message = f"{first['msg'][0].lower()}{first['msg'][1:]}, found {first['input']!r}"
+        raise source.error(where, message) from None
+
+
+def _owner(kind: Any, location: tuple[Any, ...]) -> Any:
+    for part in location:
+        hints = typing.get_type_hints(kind) if is_dataclass(kind) else {}
+        kind = hints.get(part, kind)
+        kind = next((arg for arg in typing.get_args(kind) if is_dataclass(arg)), kind)
+    return kind
+
+
+def _check_pairs(params: Params, source: _Source) -> None:
+    for entry in fields(Params):
+        config = getattr(params, entry.name)
+        for one in config.values() if isinstance(config, dict) else [config]:
+            check: Callable[[Params], None] | None = getattr(one, "check", None)
+            try:
+                if check:
+                    check(params)
+            except Mismatch as mismatch:
+                raise source.error(tuple(mismatch.key.split(".")), str(mismatch)) from None
+
+
+def _parse(path: Path) -> tuple[dict[str, Any], dict[tuple[Any, ...], int]]:
+    """Values and line numbers of a YAML 1.2 file (the dialect that DVC reads, where ``1e-3`` is a number)."""
+    try:
+        text = path.read_bytes()
+    except OSError as failed:
+        raise ConfigError(f"{path}: cannot be read ({failed.strerror}); give a parameter file with --params") from None
+    if len(text) > _MAX_BYTES:
+        raise ConfigError(f"{path}: {len(text)} bytes is too large for a parameter file (limit {_MAX_BYTES})")
+    try:
+        yaml = YAML(typ="safe", pure=True)
+        node = yaml.compose(text.decode("utf-8-sig"))
+    except MarkedYAMLError as failed:
+        line = failed.problem_mark.line + 1 if failed.problem_mark else 1
+        raise ConfigError(f"{path}:{line}: not valid YAML: {failed.problem or failed.context}") from None
+    except (YAMLError, UnicodeDecodeError) as failed:
+        raise ConfigError(f"{path}:1: not valid YAML text: {failed}") from None
+    if not isinstance(node, MappingNode):
+        raise ConfigError(f"{path}:1: expected sections such as 'sampler:', found {'nothing' if node is None else 'a value'}")
+    lines: dict[tuple[Any, ...], int] = {}
+    seen: set[int] = set()
+
+    def value_of(node: Node, key: tuple[Any, ...]) -> Any:
+        line = node.start_mark.line + 1
+        if id(node) in seen:
+            raise ConfigError(f"{path}:{line}: {'.'.join(map(str, key))}: aliases (*name) are not allowed; repeat the value")
+        seen.add(id(node))
+        lines.setdefault(key, line)
+        if isinstance(node, MappingNode):
+            values: dict[str, Any] = {}
+            for name_node, entry in node.value:
+                name = name_node.value
+                if not isinstance(name_node, ScalarNode) or not isinstance(name, str):
+                    raise ConfigError(f"{path}:{name_node.start_mark.line + 1}: a key must be a word")
+                lines[(*key, name)] = name_node.start_mark.line + 1
+                if name in values:
+                    raise ConfigError(f"{path}:{name_node.start_mark.line + 1}: {'.'.join([*key, name])}: key given twice")
+                values[name] = value_of(entry, (*key, name))
+            return values
+        if isinstance(node, SequenceNode):
+            return [value_of(entry, (*key, i)) for i, entry in enumerate(node.value)]
+        kind = str(node.tag)
+        if kind not in _PLAIN:
+            raise ConfigError(f"{path}:{line}: {'.'.join(map(str, key))}: only plain values are allowed, found {kind}")
+        try:
+            return yaml.constructor.yaml_constructors[kind](yaml.constructor, node)
+        except (ValueError, KeyError):
+            raise ConfigError(f"{path}:{line}: {'.'.join(map(str, key))}: cannot read {node.value!r}") from None
+
+    try:
+        values = value_of(node, ())
+    except RecursionError:
+        raise ConfigError(f"{path}:1: nested too deeply for a parameter file") from None
+    return values, lines

@@ -1,0 +1,42 @@
+"""Fashion-MNIST: 60,000 + 10,000 pictures of clothes of 28x28 pixels (Xiao, Rasul & Vollgraf 2017).
+
+Its files have the names of MNIST's, so they are looked for as ``fashion-mnist/<name>``.
+"""
+
+from ebm_dist.config import Count, section
+from ebm_dist.datasets import Dataset, load_idx
+from ebm_dist.files import RawFile
+
+_URL = "https://fashion-mnist.s3.eu-central-1.amazonaws.com/"
+_FILES = {
+    "train_images": RawFile(
+        "fashion-mnist/train-images-idx3-ubyte.gz",
+        _URL + "train-images-idx3-ubyte.gz",
+        "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+    ),
+    "train_labels": RawFile(
+        "fashion-mnist/train-labels-idx1-ubyte.gz",
+        _URL + "train-labels-idx1-ubyte.gz",
+        "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+    ),
+    "test_images": RawFile(
+        "fashion-mnist/t10k-images-idx3-ubyte.gz",
+        _URL + "t10k-images-idx3-ubyte.gz",
+        "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+    ),
+    "test_labels": RawFile(
+        "fashion-mnist/t10k-labels-idx1-ubyte.gz",
+        _URL + "t10k-labels-idx1-ubyte.gz",
+        "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+    ),
+}
+
+
+@section
+class Config:
+    num_val: Count = 5000
+    """Images taken from the training split for choosing settings."""
+
+
+def load(config: Config) -> Dataset:
+    return load_idx(_FILES, config.num_val, "fashion_mnist/val", "Fashion-MNIST (Xiao, Rasul & Vollgraf 2017)")

@@ -1,0 +1,67 @@
+"""Energy functions. One file, one architecture; each has a ``Config`` and a ``build(config, *, shape, num_classes)``.
+
+``shape`` is that of one sample; ``num_classes`` is 0 for an unconditional energy, else the energy takes labels.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
+
+EnergyFn = Callable[[Tensor], Tensor]
+
+
+class EnergyModel(nn.Module):
+    """``E: (B, *shape) [, labels (B,)] -> (B,)`` float32; low energy = likely; ``p(x) = exp(-E(x)) / Z``.
+
+    A forward pass changes no buffer and a row's energy does not depend on the other rows (so no batch norm).
+    """
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        raise NotImplementedError
+
+
+def score(energy: EnergyFn, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Energy ``(B,)`` and score ``-dE/dx`` ``(B, *shape)`` at ``x``, both detached; parameters get no gradient."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        value = energy(x)
+        (gradient,) = torch.autograd.grad(value.sum(), x)
+    return value.detach(), gradient.neg_()
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[nn.Module]:
+    """For sampling: parameters ask for no gradient and normalised weights are computed once for the whole block."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        with parametrize.cached():
+            yield model
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+def spectral_norm(layer: nn.Module) -> nn.Module:
+    """Divide a layer's weight by its largest singular value (Miyato et al. 2018).
+
+    The layer stays in evaluation mode: torch would else do a power iteration in every forward pass, so that the estimate depended
+    on how many passes a worker makes. :func:`iterate_power` does it instead, once an update.
+    """
+    return parametrizations.spectral_norm(layer).eval()
+
+
+@torch.no_grad()
+def iterate_power(model: nn.Module, num_iterations: int = 1) -> None:
+    """Power iterations of every spectrally normalised weight: a function of the weights alone, hence equal on all ranks."""
+    for module in model.modules():
+        if parametrize.is_parametrized(module):
+            for normalised in module.parametrizations.values():  # type: ignore[union-attr,operator]
+                normalised.train()
+                for _ in range(num_iterations):
+                    normalised()
+                normalised.eval()

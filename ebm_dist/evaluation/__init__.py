@@ -1,0 +1,48 @@
+"""Evaluations. One file, one suite; each has a ``Config`` and an ``evaluate(config, subject) -> Report``.
+
+A suite reads the model and data and writes nothing; what it returns is deterministic for given weights and settings.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ebm_dist import shards
+from ebm_dist.features import Classifier
+from ebm_dist.model import TrainedModel
+
+
+class Subject(NamedTuple):
+    """What is judged, and the data to judge it by."""
+
+    model: TrainedModel
+    index: shards.Index
+    others: Mapping[str, shards.Index]
+    """real data sets of another kind"""
+    classifier: Classifier | None
+    """None where the data has no labels or is no images"""
+
+    @torch.no_grad()
+    def energies(self, x: Tensor) -> Tensor:
+        """Energies ``(n,)`` of samples ``(n, *shape)``; of a conditional model the lowest over the classes."""
+        energy, classes = self.model.energy, self.model.card["num_classes"]
+        if not getattr(self.model.params.objective, "conditional", False):
+            return torch.cat([energy(part) for part in x.split(1000)])
+        per_class = [torch.cat([energy(p, torch.full((len(p),), k)) for p in x.split(1000)]) for k in range(classes)]
+        return torch.stack(per_class).amin(dim=0)
+
+
+class Report(NamedTuple):
+    """What a suite found."""
+
+    metrics: dict[str, Any]
+    """numbers, possibly nested by set"""
+    tables: dict[str, list[dict[str, Any]]]
+    """rows for ``<name>.tsv``"""
+    figures: dict[str, bytes]
+    """``<name>.png`` or ``.gif``"""
+
+
+Evaluate = Callable[[Any, Subject], Report]

@@ -1,0 +1,40 @@
+"""Histogram of energies (Du & Mordatch 2019, Figure 11): training, test, noise and other data over the same bins."""
+
+import torch
+from sklearn.metrics import roc_auc_score
+
+from ebm_dist import figures, shards
+from ebm_dist.config import Count, section
+from ebm_dist.evaluation import Report, Subject
+from ebm_dist.evaluation_sets import others_like
+from ebm_dist.rng import stream
+from ebm_dist.samplers import noise
+
+
+@section
+class Config:
+    max_samples: Count = 10000
+    """At most so many samples of each set."""
+
+
+def evaluate(config: Config, subject: Subject) -> Report:
+    sets = {split: shards.read_split(subject.index, split)[0][: config.max_samples] for split in ("train", "test")}
+    size = (len(sets["test"]), *subject.index.shape)
+    sets["uniform noise" if subject.index.bounds else "normal noise"] = noise(size, subject.index.bounds, stream(0, "histogram/noise"))
+    sets |= others_like(subject.index, subject.others, config.max_samples)
+    energies = {name: subject.energies(x) for name, x in sets.items()}
+    rows = [
+        {"set": name, "count": len(e), "mean": e.mean().item(), "sd": e.std().item()}
+        | dict(zip(("p05", "median", "p95"), e.quantile(torch.tensor([0.05, 0.5, 0.95])).tolist(), strict=True))
+        for name, e in energies.items()
+    ]
+    train, test = energies["train"], energies["test"]
+    is_train = torch.cat([torch.ones(len(train)), torch.zeros(len(test))])
+    metrics = {
+        "train_test_gap": (test.mean() - train.mean()).item(),
+        "train_test_auroc": float(roc_auc_score(is_train, -torch.cat([train, test]))),  # 0.5: no memorisation
+        "mean_energy": {row["set"]: row["mean"] for row in rows},
+    }
+    arrays = {name: e.numpy() for name, e in energies.items()}
+    picture = figures.histogram(arrays, "energy E(x)  (low = likely)", "Energies of real, noise and other images")
+    return Report(metrics, {"energies": rows}, {"histogram.png": picture})

@@ -1,0 +1,112 @@
+"""Out-of-distribution detection (Du & Mordatch 2019, section 4.4 and Figure 10; metric of Hendrycks & Gimpel 2017).
+
+AUROC of ``-E`` with the test split as positives. Both sides have the same preparation: every image is rounded to the data's own grey
+levels. Beside each figure stand baselines without a model, and nothing is tuned on these sets. Chance is 0.5.
+"""
+
+import io
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from scipy.stats import rankdata
+from torch import Tensor
+
+from ebm_dist import figures, shards
+from ebm_dist.config import Count, section
+from ebm_dist.evaluation import Report, Subject
+from ebm_dist.evaluation_sets import others_like, synthetic
+from ebm_dist.rng import numpy_stream
+
+Array = npt.NDArray[np.float64]
+
+
+@section
+class Config:
+    max_samples: Count = 10000
+    """At most so many samples of each set."""
+    num_bootstrap: Count = 1000
+    """Resamples of both sets behind each 95 % interval."""
+
+
+def evaluate(config: Config, subject: Subject) -> Report:
+    train = shards.read_split(subject.index, "train")[0][: config.max_samples]
+    inside = shards.read_split(subject.index, "test")[0][: config.max_samples]
+    sets = synthetic(inside, subject.index) | others_like(subject.index, subject.others, config.max_samples)
+    scorers = {"-E (model)": lambda x: -subject.energies(x).double().numpy(), **_baselines(train)}
+    known = {name: score(inside) for name, score in scorers.items()}
+    rows: list[dict[str, Any]] = []
+    for set_name, x in sets.items():
+        for name, score in scorers.items():
+            value, low, high = auroc(known[name], score(x), config.num_bootstrap)
+            rows.append({"set": set_name, "count": len(x), "score": name, "auroc": value, "low": low, "high": high})
+    ours = {row["set"]: row for row in rows if row["score"] == "-E (model)"}
+    best = {name: max(r["auroc"] for r in rows if r["set"] == name and r["score"] != "-E (model)") for name in ours}
+    metrics: dict[str, Any] = {
+        name: {"auroc": row["auroc"], "low": row["low"], "high": row["high"], "best_baseline": best[name]}
+        for name, row in ours.items()
+    }
+    metrics["mean_auroc"] = float(np.mean([row["auroc"] for row in ours.values()]))
+    shown = {
+        f"{name} ({ours[name]['count']:,})": {
+            r["score"]: (r["auroc"], r["low"], r["high"]) for r in rows if r["set"] == name
+        }
+        for name in ours
+    }
+    title = f"{subject.index.dataset}: test images ({len(inside):,}) against other images"
+    picture = figures.intervals(shown, "AUROC, 95 % interval (dashed: chance)", title, 0.5)
+    examples = torch.cat([x[:10] for x in [inside, *sets.values()] if len(x) >= 10])  # noqa: PLR2004
+    rows_shown = ", ".join(["test", *(name for name, x in sets.items() if len(x) >= 10)])  # noqa: PLR2004
+    sheet = figures.image_grid(examples.numpy(), 10, f"Rows: {rows_shown}")
+    return Report(metrics, {"auroc": rows}, {"auroc.png": picture, "sets.png": sheet})
+
+
+def auroc(inside: Array, outside: Array, num_bootstrap: int) -> tuple[float, float, float]:
+    """P(inside scores above outside), ties counting half, with the 2.5 % and 97.5 % bootstrap quantiles over both sets."""
+    # resampling counts instead of values: one sort serves all resamples
+    n, m = len(inside), len(outside)
+    ranks = rankdata(np.concatenate([inside, outside]), method="dense") - 1
+    generator = numpy_stream(0, "ood/bootstrap")
+    width = int(ranks.max()) + 1
+    values = []
+    for i in range(num_bootstrap + 1):
+        a, b = ranks[:n], ranks[n:]
+        if i:
+            a, b = a[generator.integers(n, size=n)], b[generator.integers(m, size=m)]
+        ours, theirs = np.bincount(a, minlength=width), np.bincount(b, minlength=width)
+        below = np.cumsum(theirs) - theirs
+        values.append(float((ours * (below + theirs / 2)).sum() / (n * m)))
+    low, high = np.quantile(values[1:], [0.025, 0.975])
+    return values[0], float(low), float(high)
+
+
+def _baselines(train: Tensor) -> dict[str, Any]:
+    """Scores that no energy model made; the first two are two-sided, so that they need no choice of sign."""
+    flat = train.flatten(1).double().numpy()
+    mean, covariance = flat.mean(axis=0), np.cov(flat, rowvar=False)
+    precision = np.linalg.inv(covariance + 1e-3 * np.trace(covariance) / len(mean) * np.eye(len(mean)))
+
+    def two_sided(statistic: Any) -> Any:
+        middle = np.median(statistic(train))
+        return lambda x: -np.abs(statistic(x) - middle)
+
+    def mahalanobis(x: Tensor) -> Array:
+        d = x.flatten(1).double().numpy() - mean
+        return -np.einsum("ni,ij,nj->n", d, precision, d, optimize=True)
+
+    return {
+        "PNG size, two-sided": two_sided(_png_bytes),
+        "brightness, two-sided": two_sided(lambda x: x.flatten(1).mean(dim=1).double().numpy()),
+        "Gaussian (Mahalanobis)": mahalanobis,
+    }
+
+
+def _png_bytes(x: Tensor) -> Array:
+    sizes = []
+    for image in (x * 255).round().byte().numpy():
+        out = io.BytesIO()
+        Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(out, "PNG")
+        sizes.append(out.tell())
+    return np.array(sizes, np.float64)

@@ -1,0 +1,152 @@
+"""Samples: what chains from noise look like, how far they are from held-out data, whether they copy the training data.
+
+FID-clf and IS-clf are in the features of the pipeline's own classifier (see :mod:`ebm_dist.features`); the floor and the plain
+baselines are scored in the same way, with as many samples.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ebm_dist import features, figures, shards
+from ebm_dist.config import Count, section
+from ebm_dist.energies import frozen
+from ebm_dist.evaluation import Report, Subject
+from ebm_dist.rng import numpy_stream, stream
+from ebm_dist.samplers import Info, State, noise, run_chain
+
+_SEED = 0  # of the evaluation, the same for all models, so that pictures and scores can be compared
+_COLUMNS = 10
+
+
+@section
+class Config:
+    num_samples: Count = 1000
+    """Chains from noise; the floor and the baselines have as many samples."""
+    num_steps: Count = 200
+    """Steps of the chains from noise, of the sampler that the model was trained with."""
+    num_frames: Count = 40
+    """Frames of the animated chains."""
+    split: str = "test"
+    """The real images to compare with: ``val`` to choose settings by, ``test`` to report."""
+
+
+def evaluate(config: Config, subject: Subject) -> Report:
+    samples, trace, frames = sample(config, subject)
+    train, _ = shards.read_split(subject.index, "train")
+    real, _ = shards.read_split(subject.index, config.split)
+    chosen = torch.from_numpy(numpy_stream(_SEED, "samples/real").permutation(len(train))[: config.num_samples])
+    chains = subject.model.chains[: config.num_samples]
+    metrics: dict[str, Any] = {"num_samples": len(samples), "num_steps": config.num_steps}
+    tables: dict[str, list[dict[str, Any]]] = {"chain_energy": trace}
+    if subject.classifier is not None:
+        sets = {
+            "model, from noise": samples,
+            "model, replay buffer": chains,
+            "real training images (floor)": train[chosen],
+            "Gaussian fitted to training images": _gaussian(train, config.num_samples),
+            "pixels shuffled": _shuffled(train[chosen]),
+            "uniform noise": noise(tuple(samples.shape), subject.model.bounds, stream(_SEED, "samples/uniform")),
+        }
+        rows = [{"set": name} | _scores(subject, x, real) for name, x in sets.items()]
+        tables["quality"] = rows
+        ours, replay, floor, gaussian = rows[:4]
+        metrics |= {
+            "fid_clf": ours["fid_clf"],
+            "fid_clf_floor": floor["fid_clf"],
+            "fid_clf_over_floor": ours["fid_clf"] / floor["fid_clf"],
+            "fid_clf_gaussian": gaussian["fid_clf"],
+            "fid_clf_over_gaussian": ours["fid_clf"] / gaussian["fid_clf"],
+            "fid_clf_replay": replay["fid_clf"],
+            "is_clf": ours["is_clf"],
+            "is_clf_floor": floor["is_clf"],
+            "smallest_class_share": ours["smallest_class_share"],
+            "smallest_class_share_floor": floor["smallest_class_share"],
+        }
+    distance, nearest = nearest_neighbours(samples, train)
+    real_distance, _ = nearest_neighbours(real, train)
+    metrics |= {
+        "nearest_train_distance": distance.mean().item(),
+        "nearest_train_distance_of_real": real_distance.mean().item(),
+        "copies": (distance < real_distance.min()).float().mean().item(),
+    }
+    report = Report(metrics, tables, {})
+    if len(subject.index.shape) == 3:  # noqa: PLR2004 (images: channels, height, width)
+        _draw(report, config, samples, chains, train[nearest], real, frames)
+    return report
+
+
+def sample(config: Config, subject: Subject) -> tuple[Tensor, list[dict[str, Any]], list[tuple[int, Tensor]]]:
+    """Chains from the same noise every time: their ends, the energy along the way, and frames of the first hundred."""
+    model = subject.model
+    size = (config.num_samples, *model.card["shape"])
+    start = noise(size, model.bounds, stream(_SEED, "samples/noise"))
+    conditional = getattr(model.params.objective, "conditional", False)
+    labels = torch.arange(config.num_samples) % model.card["num_classes"] if conditional else None
+    every = max(1, config.num_steps // config.num_frames)
+    trace, frames = list[dict[str, Any]](), [(0, start[:100])]
+
+    def observe(step: int, state: State, info: Info) -> None:
+        if step % every == 0:
+            q = info.energy.quantile(torch.tensor([0.05, 0.5, 0.95]))
+            trace.append({"step": step} | dict(zip(("p05", "median", "p95"), q.tolist(), strict=True)))
+        if (step + 1) % every == 0:
+            frames.append((step + 1, state.position[:100]))
+
+    with frozen(model.energy):
+        end, _ = run_chain(
+            model.kernel(),
+            lambda x: model.energy(x, labels),
+            start,
+            config.num_steps,
+            stream(_SEED, "samples/chain"),
+            observe=observe,
+        )
+    return end, trace, frames
+
+
+def nearest_neighbours(x: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
+    """Euclidean distance ``(n,)`` of each sample to the nearest training sample, and which that is ``(n,)``."""
+    found = [torch.cdist(part.flatten(1), train.flatten(1)).min(dim=1) for part in x.split(500)]
+    return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
+
+
+def _scores(subject: Subject, x: Tensor, real: Tensor) -> dict[str, float]:
+    assert subject.classifier is not None
+    seen = features.classify(subject.classifier, x)
+    return {
+        "fid_clf": features.frechet_distance(seen.features, features.classify(subject.classifier, real).features),
+        "is_clf": features.inception_score(seen.probabilities),
+        "smallest_class_share": float(features.class_shares(seen.probabilities).min()),
+    }
+
+
+def _gaussian(train: Tensor, n: int) -> Tensor:
+    """Samples of the full-covariance Gaussian fitted to the training data, clamped to its range: easy to lose to."""
+    flat = train.flatten(1).double().numpy()
+    values, vectors = np.linalg.eigh(np.cov(flat, rowvar=False))
+    white = numpy_stream(_SEED, "samples/gaussian").standard_normal((n, flat.shape[1]))
+    x = flat.mean(axis=0) + (white * np.sqrt(values.clip(min=0))) @ vectors.T
+    return torch.from_numpy(x).float().clamp(train.min(), train.max()).view(n, *train.shape[1:])
+
+
+def _shuffled(x: Tensor) -> Tensor:
+    generator = numpy_stream(_SEED, "samples/shuffled")
+    return torch.from_numpy(generator.permuted(x.flatten(1).numpy(), axis=1)).view_as(x)
+
+
+def _draw(
+    report: Report, config: Config, samples: Tensor, chains: Tensor, nearest: Tensor, real: Tensor, frames: list[tuple[int, Tensor]]
+) -> None:
+    def grid(x: Tensor, title: str) -> bytes:
+        return figures.image_grid(x[: _COLUMNS**2].numpy(), _COLUMNS, title)
+
+    report.figures["samples.png"] = grid(samples, f"Chains from noise, {config.num_steps} steps")
+    report.figures["replay.png"] = grid(chains, "Replay buffer at the end of training")
+    report.figures["real.png"] = grid(real, f"Real images ({config.split} split)")
+    pairs = torch.stack([samples[:50], nearest[:50]], dim=1).flatten(0, 1)
+    report.figures["neighbours.png"] = grid(pairs, "Pairs: sample, nearest training image")
+    sheets = [x[:64].numpy() for _, x in frames]
+    report.figures["chains.gif"] = figures.animation(sheets, [f"step {step}" for step, _ in frames], 8)

@@ -1,0 +1,97 @@
+"""A trained model as a folder: what training exports and what evaluation, registry and serving load.
+
+``energy.safetensors`` has the weights (moving averages), ``chains.safetensors`` the replayed chains, ``model.json`` everything
+needed to build the network again, and the lineage. Nothing in it can run code.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ebm_dist import checkpoint, config, trainer
+from ebm_dist.config import Params, module_of
+from ebm_dist.energies import EnergyModel, iterate_power
+from ebm_dist.errors import DataError
+from ebm_dist.files import sha256, write_json, write_whole
+from ebm_dist.samplers import Kernel
+from ebm_dist.shards import Index
+
+SECTIONS = ("seed", "dataset", "energy", "sampler", "objective", "replay", "optimizer", "train")  # what training depends on
+_CARD, _ENERGY, _CHAINS = "model.json", "energy.safetensors", "chains.safetensors"
+_POWER_ITERATIONS = 15  # the average's own largest singular values; the buffers come from the last weights
+
+
+class TrainedModel(NamedTuple):
+    """A model loaded from its folder."""
+
+    energy: EnergyModel
+    """frozen, in evaluation mode"""
+    chains: Tensor
+    """``(capacity, *shape)`` positions of the replay buffer at the end of training"""
+    labels: Tensor
+    """``(capacity,)`` their classes"""
+    params: Params
+    """the settings that it was trained with"""
+    card: dict[str, Any]
+    """shape, bounds, number of classes, digests, steps"""
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        return None if self.card["bounds"] is None else tuple(self.card["bounds"])
+
+    def kernel(self) -> Kernel:
+        """The sampler that the model was trained with."""
+        kernel: Kernel = module_of(self.params.sampler).build(self.params.sampler, bounds=self.bounds)
+        return kernel
+
+
+def export(run: Path, folder: Path, params: Params, index: Index, digest: str) -> dict[str, Any]:
+    """Write the model of a finished run: bitwise a function of its final checkpoint. Returns the final row of metrics."""
+    final = checkpoint.latest(run, digest)
+    if final is None or checkpoint.verify(final, digest) < params.train.num_steps:
+        raise DataError(f"{run}: training has not ended; run 'dvc repro train'")
+    averages = checkpoint.load_tensors(final / "average.safetensors")
+    energy = trainer.build_energy(params, index.shape, index.num_classes)
+    energy.load_state_dict({name.removeprefix("energy."): v for name, v in averages.items() if name.startswith("energy.")})
+    iterate_power(energy, _POWER_ITERATIONS)
+    chains = [checkpoint.load_tensors(path) for path in sorted(final.glob("chains-*.safetensors"))]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / _ENERGY, checkpoint.encode(energy.state_dict()))
+    write_whole(folder / _CHAINS, checkpoint.encode({name: torch.cat([c[name] for c in chains]) for name in chains[0]}))
+    write_json(
+        folder / _CARD,
+        {
+            "dataset": index.dataset,
+            "source": index.source,
+            "is_official": index.is_official,
+            "shape": index.shape,
+            "bounds": index.bounds,
+            "num_classes": index.num_classes,
+            "data_digest": index.digest,
+            "run_digest": digest,
+            "num_steps": params.train.num_steps,
+            "params": params.as_dict(*SECTIONS),
+            "sha256": {name: sha256(folder / name) for name in (_ENERGY, _CHAINS)},
+        },
+    )
+    history: list[dict[str, Any]] = checkpoint.load_json(final / "history.json")
+    return {"history": history, "seconds": checkpoint.load_json(final / "state.json")["seconds"]}
+
+
+def load(folder: Path) -> TrainedModel:
+    """Load a model; its files are checked against the hashes in ``model.json``."""
+    try:
+        card = json.loads((folder / _CARD).read_bytes())
+        for name, digest in card["sha256"].items():
+            if sha256(folder / Path(name).name) != digest:
+                raise DataError(f"{folder / name}: differs from {_CARD}: altered; run 'dvc repro -f train'")
+        params = config.from_values(card["params"], folder / _CARD)
+        energy = trainer.build_energy(params, tuple(card["shape"]), card["num_classes"])
+    except (OSError, ValueError, KeyError, TypeError) as failed:
+        raise DataError(f"{folder}: not a model of ours ({type(failed).__name__}: {failed}); run 'dvc repro train'") from None
+    energy.load_state_dict(checkpoint.load_tensors(folder / _ENERGY))
+    chains = checkpoint.load_tensors(folder / _CHAINS)
+    return TrainedModel(energy.eval().requires_grad_(False), chains["position"], chains["label"], params, card)

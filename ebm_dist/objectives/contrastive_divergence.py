@@ -1,0 +1,113 @@
+"""Maximum likelihood with negatives from a chain: Algorithm 1 of Du & Mordatch 2019, persistent and k-step contrastive divergence.
+
+They are one gradient (Hinton 2002; Tieleman 2008),
+
+    grad  E_data[E(x+)] - E_model[E(x-)],
+
+and differ in where the chains of the negatives start: at replayed chains, at the data or at noise. The energy penalty
+``energy_penalty * (E(x+)^2 + E(x-)^2)`` (Du & Mordatch 2019, section 3.3) keeps energies, which are known only up to a constant,
+from drifting away.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from ebm_dist.config import Mismatch, NonNegative, Params, section
+from ebm_dist.energies import EnergyModel, frozen
+from ebm_dist.objectives import Batch, Objective, StepContext, Turn
+from ebm_dist.replay import Draw
+from ebm_dist.samplers import Bounds, Kernel, noise, run_chain
+
+
+@section
+class Config:
+    energy_penalty: NonNegative = 0.1
+    """Weight of ``E(x+)^2 + E(x-)^2`` (alpha of Algorithm 1). Energies can differ by about 1 / (2 alpha) at most."""
+    start: Literal["replay", "data", "noise"] = "replay"
+    """Where chains start: ``replay`` is persistent (PCD, Algorithm 1), ``data`` is CD-k, ``noise`` is short-run."""
+    data_noise: NonNegative = 0.0
+    """Standard deviation of the noise added to the data, clamped like a chain's positions."""
+    conditional: bool = False
+    """Learn E(x, y): data come with their labels, and each chain keeps the label that it was started with."""
+
+    def check(self, params: Params) -> None:
+        if self.conditional and self.start == "data" and params.replay.reinit_prob:
+            raise Mismatch("objective.start", "chains that start at the data do not use replay; set replay.reinit_prob to 0")
+
+
+class ContrastiveDivergence:
+    """One player, the energy."""
+
+    def __init__(
+        self, config: Config, energy: EnergyModel, kernel: Kernel, num_steps: int, reinit_prob: float, bounds: Bounds
+    ) -> None:
+        self.players: Mapping[str, nn.Module] = {"energy": energy}
+        self.config, self.energy, self.kernel = config, energy, kernel
+        self.num_steps, self.reinit_prob, self.bounds = num_steps, reinit_prob, bounds
+
+    def turns(self, batch: Batch, context: StepContext) -> Iterator[Turn]:
+        """Algorithm 1 of Du & Mordatch 2019."""
+        n = len(batch.x)
+        draw = self._start(batch, context)  # x~0 from the buffer with probability 1 - reinit_prob, else from noise
+        labels = draw.label if self.config.conditional else None
+        with frozen(self.energy):
+            negative, chains = run_chain(
+                self.kernel,
+                lambda x: cast(Tensor, self.energy(x, labels)),
+                draw.position,
+                self.num_steps,
+                context.stream("chain"),
+            )
+        if self.config.start == "replay":
+            context.replay.put(draw, negative)
+        positive = self._perturb(batch.x, context)
+
+        x = torch.cat([positive, negative])
+        y = torch.cat([batch.y, draw.label]) if self.config.conditional else None
+        energy_pos, energy_neg = context.players["energy"](x, y).split(n)  # one forward pass: DDP allows one a backward pass
+        penalty = (energy_pos**2 + energy_neg**2).mean()
+        loss = energy_pos.mean() - energy_neg.mean() + self.config.energy_penalty * penalty
+
+        metrics = {
+            "energy_pos": energy_pos.mean(),
+            "energy_neg": energy_neg.mean(),
+            "energy_gap": energy_pos.mean() - energy_neg.mean(),
+            "energy_pos_sd": energy_pos.std(),
+            "energy_neg_sd": energy_neg.std(),
+            "chain_score_norm": chains.score_norm,
+            "chain_distance": chains.distance,
+            "chain_acceptance": chains.acceptance_rate,
+            "chain_age_mean": draw.age.float().mean(),
+            "chain_age_max": draw.age.float().max(),
+        }
+        if self.bounds is not None:
+            low, high = self.bounds
+            metrics["chain_at_bounds"] = ((negative <= low) | (negative >= high)).float().mean()
+        yield Turn("energy", loss, metrics)
+
+    def export(self, players: Mapping[str, nn.Module]) -> EnergyModel:
+        return cast(EnergyModel, players["energy"])
+
+    def _start(self, batch: Batch, context: StepContext) -> Draw:
+        n = len(batch.x)
+        if self.config.start == "replay":
+            return context.replay.draw(n, self.reinit_prob, context.stream("replay"))
+        position = batch.x if self.config.start == "data" else noise(tuple(batch.x.shape), self.bounds, context.stream("noise"))
+        return Draw(torch.arange(n), position, batch.y, torch.zeros(n, dtype=torch.int64))
+
+    def _perturb(self, x: Tensor, context: StepContext) -> Tensor:
+        if not self.config.data_noise:
+            return x
+        generator = context.stream("data_noise")
+        x = x + self.config.data_noise * torch.randn(x.shape, generator=generator, device=x.device)
+        return x if self.bounds is None else x.clamp(*self.bounds)
+
+
+def build(params: Params, *, networks: Mapping[str, nn.Module], kernel: Kernel, bounds: Bounds) -> Objective:
+    energy = cast(EnergyModel, networks["energy"])
+    return ContrastiveDivergence(
+        params.objective, energy, kernel, params.sampler.num_steps, params.replay.reinit_prob, bounds
+    )

@@ -1,0 +1,58 @@
+"""Adam, its learning rate as a function of the step, and the moving average of the weights.
+
+Nothing here has a state besides Adam's moments, so nothing else is in a checkpoint.
+"""
+
+import copy
+
+import torch
+from torch import nn
+
+from ebm_dist.config import Fraction, NonNegative, Positive, section
+
+
+@section
+class Config:
+    lr: Positive = 1e-4
+    """Learning rate of Adam (Kingma & Ba 2015)."""
+    betas: tuple[Fraction, Fraction] = (0.0, 0.999)
+    """Decay of Adam's two moments. Du & Mordatch use no momentum (0.0): persistent chains and momentum oscillate."""
+    weight_decay: NonNegative = 0.0
+    """L2 penalty on the weights, added to the gradient."""
+    warmup: Fraction = 0.0
+    """Share of the training over which the learning rate rises linearly from 0."""
+    decay: Fraction = 0.5
+    """Share of the training, at its end, over which the learning rate falls linearly to 0."""
+    max_grad_norm: Positive | None = None
+    """Gradients of a larger Euclidean norm, over all weights of a player, are scaled down to it."""
+    ema_decay: Fraction = 0.99
+    """Decay of the moving average of the weights, which samples and evaluations use; 0 to use the last weights."""
+
+
+def learning_rate(config: Config, step: int, num_steps: int) -> float:
+    """Trapezium: linear warm-up, plateau, linear decay to 0 at ``num_steps``."""
+    done = (step + 0.5) / num_steps
+    rise = done / config.warmup if config.warmup else 1.0
+    fall = (1.0 - done) / config.decay if config.decay else 1.0
+    return config.lr * min(1.0, rise, fall)
+
+
+def adam(config: Config, player: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.Adam(
+        player.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
+    )
+
+
+def average_of(player: nn.Module) -> nn.Module:
+    """A copy of the player to hold the moving average of its weights."""
+    return copy.deepcopy(player).requires_grad_(False)
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, player: nn.Module, decay: float, step: int) -> None:
+    """``average <- d average + (1 - d) weights``; ``d`` rises to ``decay``, so that the first weights are soon forgotten."""
+    d = min(decay, (1 + step) / (10 + step))
+    ours, theirs = list(average.parameters()), list(player.parameters())
+    torch._foreach_lerp_(ours, theirs, 1.0 - d)
+    for own, new in zip(average.buffers(), player.buffers(), strict=True):
+        own.copy_(new)

@@ -1,0 +1,183 @@
+"""MLflow model versions: logged with signature and lineage, promoted through gates."""
+
+import contextlib
+import io
+import json
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ebm_dist import model, tracking
+from ebm_dist.config import Mismatch, Params, section
+from ebm_dist.errors import DataError, RegistryError
+from ebm_dist.lineage import ROOT, dvc_hashes, git_state, hardware
+from ebm_dist.reporting import EVENTS, METRICS, read_lines
+
+MODEL_TAG = "ebm.model_sha256"
+
+
+@section
+class Gate:
+    """A bound that an evaluation must keep for a version to become champion."""
+
+    metric: str
+    """``<suite>.<key>`` of the suite's metrics.json, such as ``samples.fid_clf_over_floor``."""
+    at_least: float | None = None
+    """Smallest value that passes."""
+    at_most: float | None = None
+    """Largest value that passes."""
+
+
+@section
+class Config:
+    model: str = "ebm"
+    """Name of the registered model."""
+    gates: tuple[Gate, ...] = ()
+    """All must pass for the alias ``champion``; ``candidate`` is given anyway."""
+
+    def check(self, params: Params) -> None:
+        for i, gate in enumerate(self.gates):
+            if (gate.at_least is None) == (gate.at_most is None):
+                raise Mismatch(f"register.gates.{i}", "a gate needs at_least or at_most, one of them")
+            suite = gate.metric.split(".")[0]
+            if suite not in params.evaluation:
+                raise Mismatch(f"register.gates.{i}.metric", f"no suite {suite!r} under evaluation; there: {', '.join(params.evaluation)}")
+
+
+class Verdict(NamedTuple):
+    metric: str
+    value: float
+    bound: str
+    passes: bool
+
+
+def judge(gates: tuple[Gate, ...], metrics: dict[str, Any]) -> list[Verdict]:
+    """Hold metrics, flat by dotted key, against the gates. Raises :class:`DataError` for a metric that is not there."""
+    verdicts = []
+    for gate in gates:
+        if gate.metric not in metrics:
+            raise DataError(f"register.gates: no metric {gate.metric!r} in the reports; there: {', '.join(sorted(metrics))}")
+        value = float(metrics[gate.metric])
+        low, high = gate.at_least, gate.at_most
+        passes = (low is None or value >= low) and (high is None or value <= high)
+        verdicts.append(Verdict(gate.metric, value, f">= {low:g}" if low is not None else f"<= {high:g}", passes))
+    return verdicts
+
+
+def register(params: Params, folder: Path, reports: Path, run: Path, name: str) -> dict[str, Any]:
+    """Log a trained model and its reports on its run, make it a version, and give it the aliases that it has earned.
+
+    Doing it again finds the same run and version. Returns what ``registry.json`` holds.
+    """
+    trained = model.load(folder)
+    metrics = tracking.flat({path.parent.name: json.loads(path.read_bytes()) for path in sorted(reports.glob("*/metrics.json"))})
+    verdicts = judge(params.register.gates, metrics)
+    mlflow, run_id = tracking.open_run(params, trained.card["run_digest"], name, run)
+    try:
+        version = _version(mlflow, run_id, params, trained, folder)
+        _log_results(mlflow, run_id, metrics, reports, run)
+        tags = _lineage(params, trained, run) | {f"gate.{v.metric}": f"{v.value:.6g} {v.bound} {'pass' if v.passes else 'FAIL'}" for v in verdicts}
+        for key, value in tags.items():
+            mlflow.set_tag(run_id, key, value)
+            mlflow.set_model_version_tag(params.register.model, version, key, value)
+        is_champion = bool(verdicts) and all(v.passes for v in verdicts)
+        for alias in ["candidate", *(["champion"] if is_champion else [])]:
+            mlflow.set_registered_model_alias(params.register.model, alias, version)
+        mlflow.update_model_version(params.register.model, version, description=_description(trained, verdicts))
+        mlflow.set_terminated(run_id)
+    except Exception as failed:
+        raise RegistryError(f"MLflow at {tracking.tracking_uri()} refused: {failed}; run 'dvc repro register' again") from failed
+    return {
+        "model": params.register.model,
+        "version": int(version),
+        "aliases": ["candidate", *(["champion"] if is_champion else [])],
+        "sha256": trained.card["sha256"]["energy.safetensors"],
+        "run_digest": trained.card["run_digest"],
+        "gates": [v._asdict() for v in verdicts],
+    }
+
+
+def _version(mlflow: Any, run_id: str, params: Params, trained: model.TrainedModel, folder: Path) -> str:
+    """The version of these weights: found by their hash, else made."""
+    from mlflow.exceptions import MlflowException
+
+    name, digest = params.register.model, trained.card["sha256"]["energy.safetensors"]
+    with contextlib.suppress(MlflowException):  # it exists already
+        mlflow.create_registered_model(name, description="Energy-based model: low energy is likely, p(x) = exp(-E(x)) / Z.")
+    for found in mlflow.search_model_versions(f"name = '{name}'"):
+        if found.tags.get(MODEL_TAG) == digest:
+            return str(found.version)
+    info = _log_model(run_id, trained, folder)
+    return str(mlflow.create_model_version(name, info.model_uri, run_id, tags={MODEL_TAG: digest}, model_id=info.model_id).version)
+
+
+def _log_model(run_id: str, trained: model.TrainedModel, folder: Path) -> Any:
+    import mlflow
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    shape = tuple(trained.card["shape"])
+    signature = ModelSignature(
+        Schema([TensorSpec(np.dtype(np.float32), (-1, *shape), "x")]), Schema([TensorSpec(np.dtype(np.float32), (-1,), "energy")])
+    )
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    with mlflow.start_run(run_id=run_id), contextlib.redirect_stdout(io.StringIO()):
+        return mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(ROOT / "ebm_dist" / "serving.py"),
+            artifacts={"model": str(folder)},
+            code_paths=[str(ROOT / "ebm_dist")],
+            signature=signature,
+            input_example=trained.chains[:2].numpy(),
+            pip_requirements=_requirements(),
+        )
+
+
+def _requirements() -> list[str]:
+    from importlib.metadata import version
+
+    names = ("mlflow", "torch", "numpy", "safetensors", "pydantic", "ruamel.yaml", "webdataset", "scikit-learn")
+    return [f"{name}=={version(name).split('+')[0]}" for name in names]
+
+
+def _log_results(mlflow: Any, run_id: str, metrics: dict[str, Any], reports: Path, run: Path) -> None:
+    from mlflow.entities import Metric
+
+    numbers = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
+    known = mlflow.get_run(run_id).data.metrics
+    fresh = [Metric(f"eval.{_metric_name(k)}", float(v), 0, 0) for k, v in numbers.items() if known.get(f"eval.{_metric_name(k)}") != v]
+    for start in range(0, len(fresh), 500):
+        mlflow.log_batch(run_id, metrics=fresh[start : start + 500])
+    mlflow.log_artifacts(run_id, str(reports), "reports")
+    for record in (METRICS, EVENTS):
+        if (run / record).exists():
+            mlflow.log_artifact(run_id, str(run / record), "record")
+
+
+def _metric_name(key: str) -> str:
+    return "".join(c if c.isalnum() or c in "_-./ " else "_" for c in key)
+
+
+def _lineage(params: Params, trained: model.TrainedModel, run: Path) -> dict[str, str]:
+    starts = list(read_lines(run / EVENTS))
+    return {
+        **git_state(),
+        **dvc_hashes(Path("dvc.lock")),
+        "config.digest": params.digest(),
+        "data.digest": trained.card["data_digest"],
+        "data.source": trained.card["source"],
+        "data.is_official": str(trained.card["is_official"]).lower(),
+        "train.starts": str(len(starts)),
+        "train.resumed_from": ",".join(str(event["step"]) for event in starts if event["step"]),
+        "train.workers": ",".join(str(event.get("world_size", 1)) for event in starts),
+        "train.ray_jobs": ",".join(str(event.get("ray_job", "")) for event in starts),
+        "hardware": json.dumps(hardware()),
+    }
+
+
+def _description(trained: model.TrainedModel, verdicts: list[Verdict]) -> str:
+    rows = "\n".join(f"| {v.metric} | {v.value:.4g} | {v.bound} | {'pass' if v.passes else '**fail**'} |" for v in verdicts)
+    mark = "" if trained.card["is_official"] else " (the user's own files)"
+    table = f"\n\n| gate | value | bound | |\n|---|---|---|---|\n{rows}" if verdicts else "\n\nNo gates are set, so it cannot become champion."
+    return f"Trained on {trained.card['dataset']}{mark}: {trained.card['source']}; {trained.card['num_steps']} steps.{table}"

@@ -1,0 +1,57 @@
+"""Unadjusted Langevin dynamics (Welling & Teh 2011, eq. 4; Du & Mordatch 2019, eq. 2).
+
+    x <- clamp(x + step_size * clip(-dE/dx) + noise_scale * N(0, I))
+
+Its noise matches a temperature ``T = noise_scale^2 / (2 step_size)``: without clip and clamp, and for small steps, it samples
+``exp(-E / T)``. Published settings are nearly cold (T about 1e-6), so there energy differences are not nats.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor
+
+from ebm_dist.config import Count, NonNegative, Positive, section
+from ebm_dist.energies import EnergyFn, score
+from ebm_dist.samplers import Bounds, Info, Kernel
+
+
+@section
+class Config:
+    num_steps: Count = 60
+    """Steps of the chains for each training step (K of Algorithm 1)."""
+    step_size: Positive = 10.0
+    """Factor of the score."""
+    noise_scale: NonNegative = 0.005
+    """Standard deviation of the noise added in each step."""
+    score_clip: Positive | None = None
+    """Each component of the score is clamped to plus or minus this before the step; none if absent."""
+
+    @property
+    def temperature(self) -> float:
+        """``noise_scale^2 / (2 step_size)``: the T of the ``exp(-E / T)`` that the noise and step sizes belong to."""
+        return self.noise_scale**2 / (2 * self.step_size)
+
+
+class State(NamedTuple):
+    position: Tensor
+
+
+def build(config: Config, *, bounds: Bounds) -> Kernel:
+    """``bounds``: positions are clamped to this interval after each step; None for unbounded data."""
+
+    def init(target: EnergyFn, position: Tensor) -> State:
+        return State(position)
+
+    def step(target: EnergyFn, state: State, generator: Generator) -> tuple[State, Info]:
+        energy, drift = score(target, state.position)
+        score_norm = drift.flatten(1).norm(dim=1)
+        if config.score_clip is not None:
+            drift.clamp_(-config.score_clip, config.score_clip)
+        x = torch.add(state.position, drift, alpha=config.step_size)
+        x.add_(torch.randn(x.shape, generator=generator, device=x.device), alpha=config.noise_scale)
+        if bounds is not None:
+            x.clamp_(*bounds)
+        return State(x), Info(energy, score_norm, torch.ones_like(energy, dtype=torch.bool))
+
+    return Kernel(init, step)

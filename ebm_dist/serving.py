@@ -1,0 +1,36 @@
+"""The registered model as MLflow loads it: models from code, with safetensors beside it and no pickle.
+
+MLflow runs this file when a version is loaded; it gets arrays and gives energies.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ebm_dist import model
+
+
+class EnergyService(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined,misc]
+    """``predict``: samples ``(n, *shape)`` float32 in the model's range to energies ``(n,)``; low = likely."""
+
+    def load_context(self, context: Any) -> None:
+        self.model = model.load(Path(context.artifacts["model"]))
+
+    def predict(self, context: Any, model_input: npt.NDArray[np.float32], params: dict[str, Any] | None = None) -> Any:
+        shape = tuple(self.model.card["shape"])
+        x = np.asarray(model_input, np.float32)
+        if x.ndim != len(shape) + 1 or x.shape[1:] != shape:
+            raise mlflow.exceptions.MlflowException.invalid_parameter_value(
+                f"expected samples of shape (n, {', '.join(map(str, shape))}), found {x.shape}"
+            )
+        if not np.isfinite(x).all():
+            raise mlflow.exceptions.MlflowException.invalid_parameter_value("samples must be finite; found NaN or infinity")
+        with torch.no_grad():
+            return self.model.energy(torch.from_numpy(x)).numpy()
+
+
+mlflow.models.set_model(EnergyService())

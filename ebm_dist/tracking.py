@@ -1,0 +1,151 @@
+"""MLflow runs: one for each training, however often it was restarted. It is fed from the run's record on disk, never by the workers,
+so training does not wait for a tracking server and does not notice when it is away.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ebm_dist.config import Params, Positive, section
+from ebm_dist.errors import RegistryError
+from ebm_dist.reporting import METRICS, read_lines
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+log = logging.getLogger(__name__)
+
+RUN_TAG = "ebm.run_digest"
+_NOT_METRICS = ("step", "time")
+
+
+@section
+class Config:
+    experiment: str = "ebm-dist"
+    """MLflow experiment of the runs."""
+    poll_s: Positive = 3.0
+    """Seconds between two looks at the record of a training run."""
+
+
+def tracking_uri() -> str:
+    """``MLFLOW_TRACKING_URI``, else SQLite in the working folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+
+
+def client() -> "MlflowClient":
+    """A client that gives up within seconds. Importing MLflow takes seconds too, so only who needs it does."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    import mlflow
+
+    mlflow.set_tracking_uri(tracking_uri())
+    return mlflow.MlflowClient()
+
+
+def run_of(mlflow: "MlflowClient", params: Params, digest: str, name: str) -> str:
+    """The id of the run of this training, made at the first call and found again by its digest afterwards."""
+    experiment = mlflow.get_experiment_by_name(params.tracking.experiment)
+    experiment_id = experiment.experiment_id if experiment else mlflow.create_experiment(params.tracking.experiment)
+    found = mlflow.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{digest}'", max_results=1)
+    if found:
+        return str(found[0].info.run_id)
+    run = mlflow.create_run(experiment_id, run_name=name, tags={RUN_TAG: digest})
+    for key, value in flat(params.as_dict()).items():
+        mlflow.log_param(run.info.run_id, key, str(value)[:6000])
+    temperature = getattr(params.sampler, "temperature", None)
+    if temperature is not None:
+        mlflow.log_param(run.info.run_id, "sampler.temperature", temperature)
+    return str(run.info.run_id)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys joined by dots."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        out |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return out
+
+
+def sync(mlflow: "MlflowClient", run_id: str, run: Path) -> int:
+    """Bring the rows of the record that MLflow does not have yet; return how many. No step is logged twice."""
+    from mlflow.entities import Metric
+
+    last = mlflow.get_run(run_id).data.tags.get("ebm.synced_step")
+    rows = [row for row in read_lines(run / METRICS) if row["step"] > float(last or 0)]
+    for start in range(0, len(rows), 40):
+        block = rows[start : start + 40]
+        previous = rows[start - 1] if start else None
+        metrics = [
+            Metric(key, value, int(row.get("time", 0) * 1000), int(row["step"]))
+            for before, row in zip([previous, *block], block, strict=False)
+            for key, value in {**row, **_speed(before, row)}.items()
+            if key not in _NOT_METRICS
+        ]
+        # a repeated block after a crash between these two calls is the same key, time, step and value: the store keeps one
+        mlflow.log_batch(run_id, metrics=metrics)
+        mlflow.set_tag(run_id, "ebm.synced_step", str(int(block[-1]["step"])))
+    return len(rows)
+
+
+def _speed(before: dict[str, Any] | None, row: dict[str, Any]) -> dict[str, float]:
+    if before is None or "seconds" not in row or row["seconds"] <= before.get("seconds", row["seconds"]):
+        return {}
+    return {"steps_per_second": (row["step"] - before["step"]) / (row["seconds"] - before["seconds"])}
+
+
+@contextmanager
+def following(params: Params, digest: str, name: str, run: Path) -> Iterator[None]:
+    """While the block runs, keep MLflow up to date with the record; if it is away, say so once and go on trying."""
+    done = threading.Event()
+
+    def follow() -> None:
+        mlflow = run_id = None
+        is_away = False
+        while True:
+            last_round = done.is_set()
+            try:
+                mlflow = mlflow or client()
+                run_id = run_id or run_of(mlflow, params, digest, name)
+                sync(mlflow, run_id, run)
+                is_away = False
+            except Exception as failed:  # noqa: BLE001 (whatever is wrong with tracking, training goes on)
+                if not is_away:
+                    log.warning("MLflow at %s is away (%s); metrics are kept in %s and brought there later",
+                                tracking_uri(), str(failed).splitlines()[0][:200] if str(failed) else type(failed).__name__, run / METRICS)  # fmt: skip
+                is_away = True
+            if last_round:
+                return
+            done.wait(params.tracking.poll_s)
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(timeout=60)
+
+
+def open_run(params: Params, digest: str, name: str, run: Path, *, attempts: int = 3) -> tuple["MlflowClient", str]:
+    """The run of a finished training, with all its metrics. Raises :class:`RegistryError` if the server cannot be reached."""
+    for attempt in range(attempts):
+        try:
+            mlflow = client()
+            run_id = run_of(mlflow, params, digest, name)
+            sync(mlflow, run_id, run)
+            return mlflow, run_id
+        except Exception as failed:  # noqa: BLE001 (MLflow raises many kinds)
+            error = failed
+            time.sleep(2 * attempt)
+    raise RegistryError(
+        f"MLflow at {tracking_uri()} cannot be reached ({str(error).splitlines()[0][:300]}); start it or unset MLFLOW_TRACKING_URI,"
+        " then run 'dvc repro register': nothing is lost"
+    )

@@ -1,0 +1,243 @@
+"""The training loop: when things happen. What happens is the objective's; how ranks talk is :mod:`ebm_dist.comm`'s."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ebm_dist import checkpoint, optim, shards
+from ebm_dist.comm import REDUCTIONS, Comm, assign_gradient
+from ebm_dist.config import Count, Mismatch, Params, module_of, section
+from ebm_dist.energies import EnergyModel, iterate_power
+from ebm_dist.errors import CheckpointError, NonFiniteError
+from ebm_dist.objectives import Batch, Objective, StepContext, Turn
+from ebm_dist.replay import ReplayShard, deal
+from ebm_dist.rng import seeded, stream
+
+
+@section
+class Config:
+    num_steps: Count = 2000
+    """Updates of each player."""
+    batch_size: Count = 128
+    """Samples of each step, over all logical shards."""
+    num_shards: Count = 4
+    """Logical shards of batch, replay buffer and random streams; at most so many workers can share them. 1, 2, 4, 8 or 16."""
+    reduce: Literal["ordered", "ddp"] = "ordered"
+    """``ordered``: bitwise the same result for any number of workers; ``ddp``: DistributedDataParallel, for GPUs."""
+    log_every: Count = 20
+    """Steps between two rows of metrics."""
+    checkpoint_every: Count = 200
+    """Steps between two checkpoints: what an interruption can cost."""
+    num_threads: Count = 1
+    """CPU threads of each worker. Not with the cluster's settings, because another number gives other bits."""
+
+    def check(self, params: Params) -> None:
+        if shards.NUM_TARS % self.num_shards:
+            raise Mismatch("train.num_shards", f"{self.num_shards} does not divide the {shards.NUM_TARS} tars of a data set")
+        if self.batch_size % self.num_shards:
+            raise Mismatch("train.batch_size", f"{self.batch_size} is not divisible by train.num_shards = {self.num_shards}")
+
+
+Row = dict[str, float]
+
+
+class Reporter(Protocol):
+    """What a platform does with news from training; called on every rank at the same steps."""
+
+    def started(self, step: int, history: list[Row]) -> None:
+        """Training (re)starts after this step, with the metrics up to it."""
+
+    def metrics(self, row: Row, seconds: float) -> None:
+        """A row of metrics, equal on all ranks and in every repetition; ``seconds`` of training so far are not."""
+
+    def should_stop(self) -> bool:
+        """Whether this rank has been asked to stop at the next step boundary."""
+
+
+@dataclass
+class Trainer:
+    """Everything that a run of training needs and changes. Build it with :func:`build`."""
+
+    params: Params
+    objective: Objective
+    data: Mapping[int, shards.LogicalShard]
+    replay: Mapping[int, ReplayShard]
+    comm: Comm
+    device: torch.device
+    digest: str
+    """Names settings, data and code: a checkpoint of another digest is refused."""
+    clock: Callable[[], float] = time.perf_counter
+
+    def __post_init__(self) -> None:
+        self.config: Config = self.params.train
+        self.step, self.seconds, self.history = 0, 0.0, list[Row]()
+        players = self.objective.players
+        self.averages = {name: optim.average_of(player) for name, player in players.items()}
+        self.optimizers = {name: optim.adam(self.params.optimizer, player) for name, player in players.items()}
+        self.reduction = REDUCTIONS[self.config.reduce](players, self.comm, self.config.num_shards)
+
+    def fit(self, folder: Path, reporter: Reporter) -> int:
+        """Train until the last step or an agreed stop, from the latest checkpoint in the folder; return the step reached."""
+        self.restore(folder)
+        reporter.started(self.step, self.history)
+        began = self.clock() - self.seconds
+        while self.step < self.config.num_steps and not (stopped := self.comm.agree(reporter.should_stop())):
+            row = self.advance()
+            self.step, self.seconds = self.step + 1, self.clock() - began
+            if self.due(self.config.log_every):
+                self.history.append({"step": self.step, **self.mean_over_shards(row)})
+                reporter.metrics(self.history[-1], self.seconds)
+            if self.due(self.config.checkpoint_every):
+                self.save(folder)
+        if self.step < self.config.num_steps and stopped:
+            self.save(folder)
+        return self.step
+
+    def advance(self) -> dict[str, Tensor]:
+        """One training step: the player turns of all my shards in lock-step. Returns metrics, ``(my shards,)`` each."""
+        turns_of = [self.objective.turns(self.batch(shard), self.context(shard)) for shard in self.data]
+        row: dict[str, Tensor] = {}
+        for turns in zip(*turns_of, strict=True):
+            player = turns[0].player
+            gradient = self.reduction.gradient(player, [turn.loss for turn in turns])
+            self.guard(player, turns, gradient)
+            self.update(player, gradient)
+            row |= {f"loss_{player}": torch.stack([turn.loss.detach() for turn in turns])}
+            row |= {f"grad_norm_{player}": gradient.norm().expand(len(turns))}
+            row |= {name: torch.stack([turn.metrics[name].detach() for turn in turns]) for name in turns[0].metrics}
+        return row
+
+    def update(self, player: str, gradient: Tensor) -> None:
+        """Clip, step, and move the average of the weights."""
+        config, network, optimizer = self.params.optimizer, self.objective.players[player], self.optimizers[player]
+        if config.max_grad_norm is not None:
+            gradient = gradient * (config.max_grad_norm / gradient.norm().clamp(min=config.max_grad_norm))
+        assign_gradient(network, gradient)
+        optimizer.param_groups[0]["lr"] = optim.learning_rate(config, self.step, self.config.num_steps)
+        optimizer.step()
+        iterate_power(network)
+        optim.update_average(self.averages[player], network, config.ema_decay, self.step)
+
+    def guard(self, player: str, turns: tuple[Turn, ...], gradient: Tensor) -> None:
+        """Stop all ranks together, before the update, where a gradient is not finite. Raises :class:`NonFiniteError`."""
+        if torch.isfinite(gradient).all():
+            return
+        losses = self.comm.gather(torch.stack([turn.loss.detach() for turn in turns]), self.config.num_shards)
+        bad = [str(shard) for shard, loss in enumerate(losses.tolist()) if not torch.isfinite(torch.tensor(loss))]
+        where = f"loss of logical shard {', '.join(bad)}" if bad else "gradient, with finite losses"
+        raise NonFiniteError(
+            f"step {self.step + 1}, player {player}: {where} is not finite; no weight was changed. Try a smaller"
+            " optimizer.lr or sampler.step_size, more sampler.num_steps, or a larger objective.energy_penalty"
+        )
+
+    def due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.config.num_steps
+
+    def batch(self, shard: int) -> Batch:
+        x, y = self.data[shard].batch(self.step)
+        return Batch(x.to(self.device), y.to(self.device))
+
+    def context(self, shard: int) -> StepContext:
+        streams = partial(stream, self.params.seed, shard=shard, step=self.step, device=self.device)
+        return StepContext(self.step, self.replay[shard], self.reduction.players, lambda purpose: streams(purpose))
+
+    def mean_over_shards(self, row: dict[str, Tensor]) -> Row:
+        mine = torch.stack([value.float() for value in row.values()], dim=1)
+        means = self.comm.gather(mine, self.config.num_shards).double().mean(dim=0)
+        return dict(zip(row, means.tolist(), strict=True))
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint; rank 0 gives weights and state, every rank the chains of its shards."""
+        files = {f"chains-{shard:05d}.safetensors": checkpoint.encode(chains.state_dict()) for shard, chains in self.replay.items()}
+        if self.comm.rank == 0:
+            files |= {
+                "weights.safetensors": checkpoint.encode(_named(self.objective.players)),
+                "average.safetensors": checkpoint.encode(_named(self.averages)),
+                "optimizer.safetensors": checkpoint.encode(_moments(self.optimizers)),
+                "history.json": checkpoint.encode(self.history),
+                "state.json": checkpoint.encode({"step": self.step, "seconds": self.seconds}),
+            }
+        keep = 2  # the newest, and one to fall back on should its disk block go bad
+        checkpoint.save(folder, self.step, files, self.comm, digest=self.digest, keep=keep)
+
+    def restore(self, root: Path) -> None:
+        """Load the latest whole checkpoint of this run, if there is one."""
+        folder = checkpoint.latest(root, self.digest)
+        if folder is None:
+            return
+        try:
+            for name, networks in (("weights", self.objective.players), ("average", self.averages)):
+                tensors = checkpoint.load_tensors(folder / f"{name}.safetensors")
+                for player, network in networks.items():
+                    network.load_state_dict(_of(tensors, player))
+            moments = checkpoint.load_tensors(folder / "optimizer.safetensors")
+            for player, optimizer in self.optimizers.items():
+                _load_moments(optimizer, _of(moments, player))
+            for shard, chains in self.replay.items():
+                chains.load_state_dict(checkpoint.load_tensors(folder / f"chains-{shard:05d}.safetensors"))
+            state = checkpoint.load_json(folder / "state.json")
+            self.step, self.seconds = int(state["step"]), float(state["seconds"])
+            self.history = checkpoint.load_json(folder / "history.json")
+        except (KeyError, ValueError, RuntimeError) as failed:
+            raise CheckpointError(f"{folder}: does not fit this model ({failed}); remove {root} to start anew") from None
+
+
+def _named(networks: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    return {f"{player}.{name}": value for player, network in networks.items() for name, value in network.state_dict().items()}
+
+
+def _of(tensors: Mapping[str, Tensor], player: str) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{player}."): value for name, value in tensors.items() if name.startswith(f"{player}.")}
+
+
+def _moments(optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Tensor]:
+    return {
+        f"{player}.{index}.{name}": value
+        for player, optimizer in optimizers.items()
+        for index, state in optimizer.state_dict()["state"].items()
+        for name, value in state.items()
+    }
+
+
+def _load_moments(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def build_energy(params: Params, shape: tuple[int, ...], num_classes: int) -> EnergyModel:
+    """The energy network of a parameter file, with the initial weights of its seed."""
+    classes = num_classes if getattr(params.objective, "conditional", False) else 0
+    with seeded(params.seed, "energy"):
+        energy: EnergyModel = module_of(params.energy).build(params.energy, shape=shape, num_classes=classes)
+    return energy
+
+
+def build(params: Params, index: shards.Index, comm: Comm, device: torch.device, digest: str) -> Trainer:
+    """A trainer at step 0, with the logical shards that are this rank's."""
+    config: Config = params.train
+    mine = deal(config.num_shards, comm.world_size, comm.rank)
+    energy = build_energy(params, index.shape, index.num_classes).to(device)
+    kernel = module_of(params.sampler).build(params.sampler, bounds=index.bounds)
+    objective = module_of(params.objective).build(params, networks={"energy": energy}, kernel=kernel, bounds=index.bounds)
+    capacity, batch_size = params.replay.capacity // config.num_shards, config.batch_size // config.num_shards
+    return Trainer(
+        params=params,
+        objective=objective,
+        data={s: shards.LogicalShard(index, "train", s, config.num_shards, batch_size, params.seed) for s in mine},
+        replay={
+            s: ReplayShard(capacity, index.shape, index.bounds, index.num_classes, stream(params.seed, "chains", s, device=device))
+            for s in mine
+        },
+        comm=comm,
+        device=device,
+        digest=digest,
+    )

@@ -1,0 +1,28 @@
+"""Stage classifier: train the small classifier in whose features samples are scored (FID-clf, IS-clf)."""
+
+from pathlib import Path
+
+import torch
+
+from ebm_dist import config, features, shards
+from ebm_dist.files import write_json
+from pipelines import parser, run
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--data", type=Path, required=True, help="prepared data: what stage prepare wrote")
+    options.add_argument("--out", type=Path, required=True, help="folder to write")
+    given = options.parse_args()
+    params, index = config.load(given.params), shards.read_index(given.data / "dataset")
+    torch.set_num_threads(params.features.num_threads)
+    if not features.is_possible(index):
+        write_json(given.out / features.CARD, None)
+        print(f"{index.dataset}: no labelled images, so no classifier, FID-clf or IS-clf")
+        return
+    card = features.train(params.features, index, given.out)
+    print(f"{given.out}: accuracy {card['accuracy']:.4f} on {card['num_test']:,} test images, {card['dim']} features")
+
+
+if __name__ == "__main__":
+    run(main)

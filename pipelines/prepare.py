@@ -1,0 +1,24 @@
+"""Stage prepare: raw files to WebDataset shards with an index, for the data set and the other sets that evaluations ask for."""
+
+from pathlib import Path
+
+from ebm_dist import config, shards
+from ebm_dist.config import module_of, plugin_name
+from pipelines import parser, run
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--out", type=Path, required=True, help="folder to write: dataset/ and one folder for each other set")
+    given = options.parse_args()
+    params = config.load(given.params, seed=given.seed)
+    for folder, chosen in {"dataset": params.dataset, **params.others}.items():
+        name = plugin_name(chosen) or folder
+        index = shards.write(given.out / folder, name, module_of(chosen).load(chosen))
+        counts = ", ".join(f"{index.count(split):,} {split}" for split in index.splits)
+        mark = "" if index.is_official else "  (the user's own files)"
+        print(f"{given.out / folder}: {name}: {counts}; shape {tuple(index.shape)}{mark}")
+
+
+if __name__ == "__main__":
+    run(main)

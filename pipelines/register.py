@@ -1,0 +1,31 @@
+"""Stage register: make the model a version in the MLflow registry, with its reports, lineage, and the aliases that it has earned."""
+
+from pathlib import Path
+
+from ebm_dist import config, model, registry, tracking
+from ebm_dist.files import write_json
+from pipelines import parser, run
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--model", type=Path, required=True, help="folder of the trained model")
+    options.add_argument("--reports", type=Path, required=True, help="folder of the evaluations' reports")
+    options.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    options.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs' records (default: runs)")
+    given = options.parse_args()
+    params, card = config.load(given.params, seed=given.seed), model.load(given.model).card
+    digest = card["run_digest"]
+    name = f"{card['dataset']}-{digest[:8]}"
+    result = registry.register(params, given.model, given.reports, given.runs / digest[:16], name)
+    write_json(given.out, result)
+    for gate in result["gates"]:
+        print(f"gate {gate['metric']} = {gate['value']:.4g} ({gate['bound']}): {'pass' if gate['passes'] else 'FAIL'}")
+    aliases = " ".join(f"@{alias}" for alias in result["aliases"])
+    print(f"models:/{result['model']}/{result['version']}  {aliases}")
+    print(f"look at it: mlflow ui --backend-store-uri {tracking.tracking_uri()}   (pictures: the run's artifacts, reports/)")
+    print("            dvc metrics show;  dvc plots show --open")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,43 @@
+"""Stage train: train on Ray, from where an earlier attempt stopped, and export model, metrics and curves.
+
+The run's record and checkpoints are kept in runs/<digest>/; the digest is of settings, data and code.
+"""
+
+import csv
+from pathlib import Path
+
+from ebm_dist import cluster, config, lineage, model, progress, shards, tracking
+from ebm_dist.files import write_json
+from pipelines import parser, run
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--data", type=Path, required=True, help="prepared data: what stage prepare wrote")
+    options.add_argument("--out", type=Path, required=True, help="folder to write the model to")
+    options.add_argument("--report", type=Path, required=True, help="folder to write metrics.json and curves.csv to")
+    options.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs' records (default: runs)")
+    given = options.parse_args()
+    params, index = config.load(given.params, seed=given.seed), shards.read_index(given.data / "dataset")
+    shards.verify(index)
+    digest = lineage.run_digest(params, index)
+    folder, name = given.runs / digest[:16], f"{index.dataset}-{digest[:8]}"
+    with cluster.exclusive(folder), tracking.following(params, digest, name, folder):
+        if not cluster.is_finished(folder, digest, params.train.num_steps):
+            with progress.live(folder, params.train.num_steps):
+                cluster.fit(params, given.data / "dataset", folder, digest)
+    exported = model.export(folder, given.out, params, index, digest)
+    history = exported["history"]
+    given.report.mkdir(parents=True, exist_ok=True)
+    write_json(given.report / "metrics.json", history[-1])
+    with (given.report / "curves.csv").open("w", newline="") as out:
+        writer = csv.DictWriter(out, history[-1])
+        writer.writeheader()
+        writer.writerows(history)
+    timing = {"seconds": round(exported["seconds"], 1), "workers": params.cluster.workers, "hardware": lineage.hardware()}
+    write_json(folder / "timing.json", timing)  # not an output: it differs from run to run
+    print(f"{given.out}: {params.train.num_steps} steps in {exported['seconds']:.0f} s; record in {folder}")
+
+
+if __name__ == "__main__":
+    run(main)
