@@ -37,7 +37,8 @@ class Config:
     def check(self, params: Params) -> None:
         if self.workers > params.train.num_shards:
             raise config.Mismatch(
-                "cluster.workers", f"{self.workers} workers cannot share train.num_shards = {params.train.num_shards} logical shards"
+                "cluster.workers",
+                f"{self.workers} workers cannot share train.num_shards = {params.train.num_shards} logical shards",
             )
 
 
@@ -81,7 +82,12 @@ def fit(params: Params, data: Path, run: Path, digest: str) -> int:
             _check_resources(cluster, ray.cluster_resources())
         trainer = TorchTrainer(
             _worker,
-            train_loop_config={"params": params.as_dict(), "data": str(data.resolve()), "run": str(run.resolve()), "digest": digest},
+            train_loop_config={
+                "params": params.as_dict(),
+                "data": str(data.resolve()),
+                "run": str(run.resolve()),
+                "digest": digest,
+            },
             torch_config=TorchConfig(backend="nccl" if cluster.use_gpu else "gloo", timeout_s=cluster.timeout_s),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=cluster.workers,

@@ -59,8 +59,9 @@ class TorchComm:
 class Reduction(Protocol):
     """Losses of my shards to the gradient of the mean loss over all shards."""
 
-    players: Mapping[str, Callable[..., Any]]
-    """What a loss must call instead of the network itself."""
+    @property
+    def players(self) -> Mapping[str, Callable[..., Any]]:
+        """What a loss must call instead of the network itself."""
 
     def gradient(self, player: str, losses: list[Tensor]) -> Tensor:
         """``(num_parameters,)``, the same on every rank."""

@@ -46,7 +46,7 @@ _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attri
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def section(cls: type[T]) -> type[T]:
     """Make a class a ``Config``: a frozen dataclass whose values are checked and whose field docstrings are the help text."""
-    return pydantic.dataclasses.dataclass(frozen=True, kw_only=True, slots=True, config=_STRICT)(cls)  # type: ignore[call-overload,no-any-return]
+    return pydantic.dataclasses.dataclass(frozen=True, kw_only=True, slots=True, config=_STRICT)(cls)  # type: ignore[call-overload,no-any-return,return-value]
 
 
 class Mismatch(ValueError):
@@ -75,9 +75,9 @@ class Params:
     energy: Any = _plugin("energies")
     sampler: Any = _plugin("samplers")
     objective: Any = _plugin("objectives")
+    train: "trainer.Config" = _module("trainer")
     replay: "replay.Config" = _module("replay")
     optimizer: "optim.Config" = _module("optim")
-    train: "trainer.Config" = _module("trainer")
     cluster: "cluster.Config" = _module("cluster")
     features: "features.Config" = _module("features")
     evaluation: dict[str, Any] = field(metadata={"each": "ebm_dist.evaluation", "name_is_key": True})
@@ -265,6 +265,8 @@ def _parse(path: Path) -> tuple[dict[str, Any], dict[tuple[Any, ...], int]]:
         raise ConfigError(f"{path}:{line}: not valid YAML: {failed.problem or failed.context}") from None
     except (YAMLError, UnicodeDecodeError) as failed:
         raise ConfigError(f"{path}:1: not valid YAML text: {failed}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}:1: nested too deeply for a parameter file") from None
     if not isinstance(node, MappingNode):
         raise ConfigError(f"{path}:1: expected sections such as 'sampler:', found {'nothing' if node is None else 'a value'}")
     lines: dict[tuple[Any, ...], int] = {}
@@ -297,8 +299,4 @@ def _parse(path: Path) -> tuple[dict[str, Any], dict[tuple[Any, ...], int]]:
         except (ValueError, KeyError):
             raise ConfigError(f"{path}:{line}: {'.'.join(map(str, key))}: cannot read {node.value!r}") from None
 
-    try:
-        values = value_of(node, ())
-    except RecursionError:
-        raise ConfigError(f"{path}:1: nested too deeply for a parameter file") from None
-    return values, lines
+    return value_of(node, ()), lines

@@ -69,7 +69,7 @@ class Classifier(nn.Module):
 
 def is_possible(index: shards.Index) -> bool:
     """Whether a classifier can be trained on this data: labelled images."""
-    return index.num_classes > 1 and len(index.shape) == 3  # noqa: PLR2004 (channels, height, width)
+    return index.num_classes > 1 and len(index.shape) == 3
 
 
 def train(config: Config, index: shards.Index, folder: Path) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def classify(model: Classifier, x: Tensor) -> Scored:
 def frechet_distance(a: Array, b: Array) -> float:
     """Squared Frechet distance of the Gaussians fitted to two sets of features (Heusel et al. 2017, eq. 6).
 
-    ``|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a^1/2 S_b S_a^1/2)^1/2)``; it falls with the number of samples, so sizes are to be equal.
+    ``|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a^1/2 S_b S_a^1/2)^1/2)``; it falls with the number of samples, so keep that equal.
     """
     covariances = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     values, vectors = np.linalg.eigh(covariances[0])

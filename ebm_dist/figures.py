@@ -18,7 +18,9 @@ Array = npt.NDArray[Any]
 
 def _png(figure: Figure) -> bytes:
     out = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(out, metadata={"Software": None})  # no version: equal content is equal bytes
+    FigureCanvasAgg(figure).print_png(  # type: ignore[no-untyped-call]
+        out, metadata={"Software": None}
+    )  # no version: equal content is equal bytes
     return out.getvalue()
 
 
@@ -37,7 +39,7 @@ def tile(images: Array, columns: int) -> Array:
     sheet = np.full((rows * (h + 1) + 1, columns * (w + 1) + 1, 3), 0.5)
     for i, image in enumerate(images):
         top, left = (i // columns) * (h + 1) + 1, (i % columns) * (w + 1) + 1
-        shown = image.transpose(1, 2, 0)[:, :, :3] if channels >= 3 else image[0][:, :, None]  # noqa: PLR2004
+        shown = image.transpose(1, 2, 0)[:, :, :3] if channels >= 3 else image[0][:, :, None]
         sheet[top : top + h, left : left + w] = shown
     return (sheet.clip(0, 1) * 255).round().astype(np.uint8)
 
@@ -73,32 +75,25 @@ def animation(frames: Sequence[Array], labels: Sequence[str], columns: int, mill
     return out.getvalue()
 
 
-def histogram(values: Mapping[str, Array], xlabel: str, title: str, num_bins: int = 60) -> bytes:
-    """Normalised histograms over the same bins; the range is that of all sets but their outermost half per cent."""
+def histogram(values: Mapping[str, Array], xlabel: str, title: str, num_bins: int = 80) -> bytes:
+    """Shares of each set in common bins. The axis is linear around the first set and logarithmic far from it (asinh)."""
     figure, axes = _figure(7.5, 4.4)
-    ends = np.array([np.quantile(v, [0.005, 0.995]) for v in values.values()])
-    bins = np.linspace(ends[:, 0].min(), ends[:, 1].max(), num_bins + 1)
+    first = next(iter(values.values()))
+    width = 4 * float(first.std()) or 1.0
+    ends = np.arcsinh(np.concatenate(list(values.values()))[:, None] / width)
+    bins = np.sinh(np.linspace(ends.min() - 1e-6, ends.max() + 1e-6, num_bins + 1)) * width
     for i, (name, v) in enumerate(values.items()):
-        first = i < 2  # noqa: PLR2004 (train and test are what the others are compared with)
-        axes.hist(v, bins, density=True, histtype="stepfilled" if first else "step", alpha=0.35 if first else 1.0, label=name, lw=1.6)
-    axes.set(xlabel=xlabel, ylabel="density", title=title)
-    axes.legend(frameon=False, fontsize=9)
-    return _png(figure)
-
-
-def curves(x: Array, series: Mapping[str, Array], xlabel: str, ylabel: str, title: str) -> bytes:
-    """Lines over a common abscissa."""
-    figure, axes = _figure(7.5, 4.0)
-    for name, y in series.items():
-        axes.plot(x, y, label=name, lw=1.6)
-    axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
-    axes.grid(alpha=0.25)
+        is_filled = i < 2  # train and test are what the others are compared with
+        style = {"histtype": "stepfilled", "alpha": 0.35} if is_filled else {"histtype": "step", "lw": 1.6}
+        axes.hist(v, bins, weights=np.full(len(v), 1 / len(v)), label=f"{name} ({len(v):,})", **style)
+    axes.set_xscale("asinh", linear_width=width)
+    axes.set(xlabel=xlabel, ylabel="share of the set in each bin", title=title)
     axes.legend(frameon=False, fontsize=9)
     return _png(figure)
 
 
 def intervals(rows: Mapping[str, Mapping[str, tuple[float, float, float]]], xlabel: str, title: str, chance: float) -> bytes:
-    """Values with intervals: one line a row, one mark a series; the dashed line is chance. ``{row: {series: (value, low, high)}}``."""
+    """Values with intervals: a line a row, a mark a series; dashed: chance. ``{row: {series: (value, low, high)}}``."""
     series = list(dict.fromkeys(name for row in rows.values() for name in row))
     figure, axes = _figure(7.5, 1.3 + 0.55 * len(rows))
     for i, name in enumerate(series):

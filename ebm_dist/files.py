@@ -45,7 +45,9 @@ def write_whole(path: Path, content: bytes) -> None:
         finally:
             os.close(folder)
     except OSError as failed:
-        raise DataError(f"{path}: cannot be written ({failed.strerror}); free space or choose another disk, and run again") from None
+        raise DataError(
+            f"{path}: cannot be written ({failed.strerror}); free space or choose another disk, and run again"
+        ) from None
 
 
 def write_json(path: Path, value: Any) -> None:

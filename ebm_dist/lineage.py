@@ -33,9 +33,11 @@ def import_closure(*modules: str, root: Path = ROOT) -> set[Path]:
             continue
         found.add(path)
         for node in _imports(ast.parse((root / path).read_text())):
-            queue += [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)] if isinstance(
-                node, ast.ImportFrom
-            ) else [alias.name for alias in node.names]
+            queue += (
+                [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+                if isinstance(node, ast.ImportFrom)
+                else [alias.name for alias in node.names]
+            )
         package = path.parent / "__init__.py"
         if (root / package).exists():
             found.add(package)

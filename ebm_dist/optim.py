@@ -6,7 +6,7 @@ Nothing here has a state besides Adam's moments, so nothing else is in a checkpo
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ebm_dist.config import Fraction, NonNegative, Positive, section
 
@@ -38,9 +38,7 @@ def learning_rate(config: Config, step: int, num_steps: int) -> float:
 
 
 def adam(config: Config, player: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.Adam(
-        player.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
-    )
+    return torch.optim.Adam(player.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
 
 
 def average_of(player: nn.Module) -> nn.Module:
@@ -52,7 +50,8 @@ def average_of(player: nn.Module) -> nn.Module:
 def update_average(average: nn.Module, player: nn.Module, decay: float, step: int) -> None:
     """``average <- d average + (1 - d) weights``; ``d`` rises to ``decay``, so that the first weights are soon forgotten."""
     d = min(decay, (1 + step) / (10 + step))
-    ours, theirs = list(average.parameters()), list(player.parameters())
+    ours: list[Tensor] = list(average.parameters())
+    theirs: list[Tensor] = list(player.parameters())
     torch._foreach_lerp_(ours, theirs, 1.0 - d)
     for own, new in zip(average.buffers(), player.buffers(), strict=True):
         own.copy_(new)

@@ -41,7 +41,9 @@ class Config:
                 raise Mismatch(f"register.gates.{i}", "a gate needs at_least or at_most, one of them")
             suite = gate.metric.split(".")[0]
             if suite not in params.evaluation:
-                raise Mismatch(f"register.gates.{i}.metric", f"no suite {suite!r} under evaluation; there: {', '.join(params.evaluation)}")
+                raise Mismatch(
+                    f"register.gates.{i}.metric", f"no suite {suite!r} under evaluation; there: {', '.join(params.evaluation)}"
+                )
 
 
 class Verdict(NamedTuple):
@@ -76,7 +78,9 @@ def register(params: Params, folder: Path, reports: Path, run: Path, name: str) 
     try:
         version = _version(mlflow, run_id, params, trained, folder)
         _log_results(mlflow, run_id, metrics, reports, run)
-        tags = _lineage(params, trained, run) | {f"gate.{v.metric}": f"{v.value:.6g} {v.bound} {'pass' if v.passes else 'FAIL'}" for v in verdicts}
+        tags = _lineage(params, trained, run) | {
+            f"gate.{v.metric}": f"{v.value:.6g} {v.bound} {'pass' if v.passes else 'FAIL'}" for v in verdicts
+        }
         for key, value in tags.items():
             mlflow.set_tag(run_id, key, value)
             mlflow.set_model_version_tag(params.register.model, version, key, value)
@@ -119,7 +123,8 @@ def _log_model(run_id: str, trained: model.TrainedModel, folder: Path) -> Any:
 
     shape = tuple(trained.card["shape"])
     signature = ModelSignature(
-        Schema([TensorSpec(np.dtype(np.float32), (-1, *shape), "x")]), Schema([TensorSpec(np.dtype(np.float32), (-1,), "energy")])
+        Schema([TensorSpec(np.dtype(np.float32), (-1, *shape), "x")]),
+        Schema([TensorSpec(np.dtype(np.float32), (-1,), "energy")]),
     )
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     with mlflow.start_run(run_id=run_id), contextlib.redirect_stdout(io.StringIO()):
@@ -146,7 +151,9 @@ def _log_results(mlflow: Any, run_id: str, metrics: dict[str, Any], reports: Pat
 
     numbers = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
     known = mlflow.get_run(run_id).data.metrics
-    fresh = [Metric(f"eval.{_metric_name(k)}", float(v), 0, 0) for k, v in numbers.items() if known.get(f"eval.{_metric_name(k)}") != v]
+    fresh = [
+        Metric(f"eval.{_metric_name(k)}", float(v), 0, 0) for k, v in numbers.items() if known.get(f"eval.{_metric_name(k)}") != v
+    ]
     for start in range(0, len(fresh), 500):
         mlflow.log_batch(run_id, metrics=fresh[start : start + 500])
     mlflow.log_artifacts(run_id, str(reports), "reports")
@@ -179,5 +186,9 @@ def _lineage(params: Params, trained: model.TrainedModel, run: Path) -> dict[str
 def _description(trained: model.TrainedModel, verdicts: list[Verdict]) -> str:
     rows = "\n".join(f"| {v.metric} | {v.value:.4g} | {v.bound} | {'pass' if v.passes else '**fail**'} |" for v in verdicts)
     mark = "" if trained.card["is_official"] else " (the user's own files)"
-    table = f"\n\n| gate | value | bound | |\n|---|---|---|---|\n{rows}" if verdicts else "\n\nNo gates are set, so it cannot become champion."
+    table = (
+        f"\n\n| gate | value | bound | |\n|---|---|---|---|\n{rows}"
+        if verdicts
+        else "\n\nNo gates are set, so it cannot become champion."
+    )
     return f"Trained on {trained.card['dataset']}{mark}: {trained.card['source']}; {trained.card['num_steps']} steps.{table}"

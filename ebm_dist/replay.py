@@ -48,9 +48,7 @@ class ReplayShard:
     All start from noise (:func:`ebm_dist.samplers.noise`) with labels uniform over ``max(num_classes, 1)`` classes.
     """
 
-    def __init__(
-        self, capacity: int, shape: tuple[int, ...], bounds: Bounds, num_classes: int, generator: Generator
-    ) -> None:
+    def __init__(self, capacity: int, shape: tuple[int, ...], bounds: Bounds, num_classes: int, generator: Generator) -> None:
         self.bounds, self.num_classes = bounds, max(num_classes, 1)
         device = generator.device
         self.position = noise((capacity, *shape), bounds, generator)

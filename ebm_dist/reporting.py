@@ -1,7 +1,7 @@
 """The record of a run on disk: metrics and events as JSON lines, complete whatever else is away.
 
-``metrics.jsonl`` has one row for each logged step, none twice; a restart cuts off what was done after the checkpoint it goes on from,
-and does it again. ``events.jsonl`` has a line for each start. A file ``stop`` asks the run to end at the next step boundary.
+``metrics.jsonl`` has one row for each logged step, none twice; a restart cuts off what came after its checkpoint and
+does it again. ``events.jsonl`` has a line for each start. A file ``stop`` asks the run to end at the next step boundary.
 """
 
 import json

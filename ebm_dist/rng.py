@@ -19,9 +19,7 @@ def _bytes(seed: int, purpose: str, shard: int, step: int, count: int) -> bytes:
     return hashlib.shake_128(f"{seed}/{purpose}/{shard}/{step}".encode()).digest(count)
 
 
-def stream(
-    seed: int, purpose: str, shard: int = 0, step: int = 0, *, device: torch.device | str = "cpu"
-) -> torch.Generator:
+def stream(seed: int, purpose: str, shard: int = 0, step: int = 0, *, device: torch.device | str = "cpu") -> torch.Generator:
     """The random stream of this purpose, logical shard and step, at its beginning.
 
     ``manual_seed`` on the CPU keeps only 32 bits of its seed, so among a million streams some hundred pairs would be the same

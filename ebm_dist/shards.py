@@ -31,7 +31,7 @@ STAGE = "prepare"
 class Pack(NamedTuple):
     """One pack of samples inside a tar: where its two arrays lie, in bytes."""
 
-    count: int
+    num_samples: int
     x: tuple[int, int]
     y: tuple[int, int]
 
@@ -40,7 +40,7 @@ class Tar(NamedTuple):
     """One shard file."""
 
     file: str
-    count: int
+    num_samples: int
     bytes: int
     sha256: str
     packs: tuple[Pack, ...]
@@ -62,8 +62,8 @@ class Index(NamedTuple):
     digest: str
     """SHA-256 of the index, which holds the SHA-256 of each shard: names the data exactly."""
 
-    def count(self, split: str) -> int:
-        return sum(tar.count for tar in self.splits[split])
+    def num_samples(self, split: str) -> int:
+        return sum(tar.num_samples for tar in self.splits[split])
 
 
 def write(folder: Path, name: str, data: Dataset) -> Index:
@@ -111,10 +111,10 @@ def _write_tar(folder: Path, name: str, arrays: Arrays, chosen: npt.NDArray[np.i
         place = {member.name: (member.offset_data, member.size) for member in tar}
     return {
         "file": name,
-        "count": len(chosen),
+        "num_samples": len(chosen),
         "bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
-        "packs": [{"count": n, "x": place[f"{key}.x.npy"], "y": place[f"{key}.y.npy"]} for key, n in packs.items()],
+        "packs": [{"num_samples": n, "x": place[f"{key}.x.npy"], "y": place[f"{key}.y.npy"]} for key, n in packs.items()],
     }
 
 
@@ -123,7 +123,7 @@ def _statistics(arrays: Arrays, scale: float) -> dict[str, Any]:
     total = x.sum(dtype=np.float64), np.square(x, dtype=np.float64).sum()
     mean = total[0] / x.size / scale
     return {
-        "count": len(x),
+        "num_samples": len(x),
         "mean": mean,
         "sd": float(np.sqrt(max(total[1] / x.size / scale**2 - mean**2, 0.0))),
         "min": float(x.min()) / scale,
@@ -142,8 +142,8 @@ def read_index(folder: Path) -> Index:
         splits = {
             split: tuple(
                 Tar(
-                    _plain_name(t["file"]), int(t["count"]), int(t["bytes"]), str(t["sha256"]),
-                    tuple(Pack(int(p["count"]), _place(p["x"]), _place(p["y"])) for p in t["packs"]),
+                    _plain_name(t["file"]), int(t["num_samples"]), int(t["bytes"]), str(t["sha256"]),
+                    tuple(Pack(int(p["num_samples"]), _place(p["x"]), _place(p["y"])) for p in t["packs"]),
                 )
                 for t in tars
             )
@@ -189,11 +189,11 @@ def _read_tar(index: Index, tar: Tar) -> tuple[npt.NDArray[Any], npt.NDArray[np.
     if hashlib.sha256(content).hexdigest() != tar.sha256:
         raise DataError(f"{path}: SHA-256 differs from the index: altered; {mend}")
     try:
-        xs, ys = [np.empty((0, *index.shape), np.uint8)][:0], []
+        xs, ys = [], []
         for pack in tar.packs:
             x, y = (_read_npy(content, place) for place in (pack.x, pack.y))
-            if x.shape != (pack.count, *index.shape) or y.shape != (pack.count,):
-                raise ValueError(f"pack of shape {x.shape} with {y.shape} labels, expected {pack.count} of {index.shape}")
+            if x.shape != (pack.num_samples, *index.shape) or y.shape != (pack.num_samples,):
+                raise ValueError(f"pack of shape {x.shape} with {y.shape} labels, expected {pack.num_samples} of {index.shape}")
             xs.append(x)
             ys.append(y)
         if not xs:

@@ -1,5 +1,7 @@
-"""MLflow runs: one for each training, however often it was restarted. It is fed from the run's record on disk, never by the workers,
-so training does not wait for a tracking server and does not notice when it is away.
+"""MLflow runs: one for each training, however often it was restarted.
+
+They are fed from the run's record on disk, never by the workers, so training neither waits for a tracking server
+nor notices when it is away.
 """
 
 import logging
@@ -118,8 +120,8 @@ def following(params: Params, digest: str, name: str, run: Path) -> Iterator[Non
                 is_away = False
             except Exception as failed:  # noqa: BLE001 (whatever is wrong with tracking, training goes on)
                 if not is_away:
-                    log.warning("MLflow at %s is away (%s); metrics are kept in %s and brought there later",
-                                tracking_uri(), str(failed).splitlines()[0][:200] if str(failed) else type(failed).__name__, run / METRICS)  # fmt: skip
+                    away = "MLflow at %s is away (%s); metrics are kept in %s and brought there later"
+                    log.warning(away, tracking_uri(), _first_line(failed), run / METRICS)
                 is_away = True
             if last_round:
                 return
@@ -146,6 +148,10 @@ def open_run(params: Params, digest: str, name: str, run: Path, *, attempts: int
             error = failed
             time.sleep(2 * attempt)
     raise RegistryError(
-        f"MLflow at {tracking_uri()} cannot be reached ({str(error).splitlines()[0][:300]}); start it or unset MLFLOW_TRACKING_URI,"
+        f"MLflow at {tracking_uri()} cannot be reached ({_first_line(error)}); start it or unset MLFLOW_TRACKING_URI,"
         " then run 'dvc repro register': nothing is lost"
     )
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:300]

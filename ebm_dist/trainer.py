@@ -145,7 +145,7 @@ class Trainer:
 
     def context(self, shard: int) -> StepContext:
         streams = partial(stream, self.params.seed, shard=shard, step=self.step, device=self.device)
-        return StepContext(self.step, self.replay[shard], self.reduction.players, lambda purpose: streams(purpose))
+        return StepContext(self.step, self.replay[shard], self.reduction.players, streams)
 
     def mean_over_shards(self, row: dict[str, Tensor]) -> Row:
         mine = torch.stack([value.float() for value in row.values()], dim=1)

@@ -15,7 +15,7 @@ def main() -> None:
     for folder, chosen in {"dataset": params.dataset, **params.others}.items():
         name = plugin_name(chosen) or folder
         index = shards.write(given.out / folder, name, module_of(chosen).load(chosen))
-        counts = ", ".join(f"{index.count(split):,} {split}" for split in index.splits)
+        counts = ", ".join(f"{index.num_samples(split):,} {split}" for split in index.splits)
         mark = "" if index.is_official else "  (the user's own files)"
         print(f"{given.out / folder}: {name}: {counts}; shape {tuple(index.shape)}{mark}")
 

@@ -1,4 +1,4 @@
-"""Stage register: make the model a version in the MLflow registry, with its reports, lineage, and the aliases that it has earned."""
+"""Stage register: make the model a version in the MLflow registry, with its reports, lineage and the aliases that it has earned."""
 
 from pathlib import Path
 

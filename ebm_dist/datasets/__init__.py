@@ -25,7 +25,7 @@ class Dataset(NamedTuple):
     """What ``load`` returns: everything that the index says about the data, and the data."""
 
     splits: dict[str, Arrays]
-    """``train`` to learn from, ``val`` to choose settings by, ``test`` to report on; an out-of-distribution set may have only ``test``"""
+    """``train`` to learn from, ``val`` to choose settings by, ``test`` to report on; a set for comparison may have only ``test``"""
     scale: float
     """The value in the arrays that stands for 1.0: a model sees ``x / scale``"""
     bounds: tuple[float, float] | None
@@ -51,9 +51,7 @@ def hold_out(data: Arrays, count: int, purpose: str) -> tuple[Arrays, Arrays]:
 def load_idx(files: dict[str, RawFile], num_val: int, purpose: str, source: str) -> Dataset:
     """A published set of grey images in four IDX files: ``{train,test}_{images,labels}``."""
     raw = {part: read_idx(fetch(file)) for part, file in files.items()}
-    split = {
-        name: Arrays(raw[f"{name}_images"][:, None], raw[f"{name}_labels"].astype(np.int64)) for name in ("train", "test")
-    }
+    split = {name: Arrays(raw[f"{name}_images"][:, None], raw[f"{name}_labels"].astype(np.int64)) for name in ("train", "test")}
     train, val = hold_out(split["train"], num_val, purpose)
     return Dataset(
         splits={"train": train, "val": val, "test": split["test"]},

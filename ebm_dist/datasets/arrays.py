@@ -22,7 +22,7 @@ _MAX_CHANNELS = 4
 @section
 class Config:
     path: str
-    """The file or folder. An ``.npz`` has ``images`` [and ``labels``], or ``train_images``, ``train_labels``, ``test_images``, ..."""
+    """The file or folder. An ``.npz`` has ``images`` and may have ``labels``; or both with ``train_`` and ``test_`` before."""
     val_fraction: Fraction = 0.1
     """Share of the training samples to choose settings by; drawn at random, always the same."""
     test_fraction: Fraction = 0.2
@@ -114,7 +114,9 @@ def _read_folder(path: Path) -> dict[str, Arrays]:
         except (OSError, ValueError, Image.DecompressionBombError) as failed:
             raise DataError(f"{file}: not a readable image ({failed}); mend or remove it") from None
         if images[-1].shape != images[0].shape:
-            raise DataError(f"{file}: is {images[-1].shape}, but {files[0].name} is {images[0].shape}; make all the same size and mode")
+            raise DataError(
+                f"{file}: is {images[-1].shape}, but {files[0].name} is {images[0].shape}; make all the same size and mode"
+            )
     folders = sorted({file.parent for file in files})
     labels = np.array([folders.index(file.parent) for file in files], np.int64) if len(folders) > 1 else None
     return {"train": Arrays(_samples(np.stack(images), path), labels)}

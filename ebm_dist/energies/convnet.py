@@ -1,5 +1,7 @@
 """A small strided convolutional network with SiLU units, for grey or colour images of 16 to 64 pixels a side."""
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,7 +33,7 @@ class ConvNet(EnergyModel):
         widths = (shape[0], *config.channels)
         self.convolutions = nn.ModuleList(
             wrap(nn.Conv2d(i, o, 5, stride=2, padding=4) if n == 0 else nn.Conv2d(i, o, 3, stride=2, padding=1))
-            for n, (i, o) in enumerate(zip(widths, widths[1:], strict=False))
+            for n, (i, o) in enumerate(pairwise(widths))
         )
         self.classes = nn.ModuleList(nn.Embedding(num_classes, o) for o in config.channels if num_classes)
         for embedding in self.classes:

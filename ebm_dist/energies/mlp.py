@@ -1,6 +1,7 @@
 """A multilayer perceptron with SiLU units, for vectors and small images."""
 
 import math
+from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ class MLP(EnergyModel):
         super().__init__()
         widths = (num_inputs, *config.hidden)
         wrap = spectral_norm if config.spectral_norm else nn.Identity()
-        self.layers = nn.ModuleList(wrap(nn.Linear(i, o)) for i, o in zip(widths, widths[1:], strict=False))
+        self.layers = nn.ModuleList(wrap(nn.Linear(i, o)) for i, o in pairwise(widths))
         self.classes = nn.ModuleList(nn.Embedding(num_classes, o) for o in widths[1:] if num_classes)
         for embedding in self.classes:
             # small initial biases are ignored in training: hit rates stay at chance

@@ -18,7 +18,7 @@ class Subject(NamedTuple):
     """What is judged, and the data to judge it by."""
 
     model: TrainedModel
-    index: shards.Index
+    data: shards.Index
     others: Mapping[str, shards.Index]
     """real data sets of another kind"""
     classifier: Classifier | None

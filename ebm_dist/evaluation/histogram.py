@@ -18,10 +18,12 @@ class Config:
 
 
 def evaluate(config: Config, subject: Subject) -> Report:
-    sets = {split: shards.read_split(subject.index, split)[0][: config.max_samples] for split in ("train", "test")}
-    size = (len(sets["test"]), *subject.index.shape)
-    sets["uniform noise" if subject.index.bounds else "normal noise"] = noise(size, subject.index.bounds, stream(0, "histogram/noise"))
-    sets |= others_like(subject.index, subject.others, config.max_samples)
+    sets = {split: shards.read_split(subject.data, split)[0][: config.max_samples] for split in ("train", "test")}
+    size = (len(sets["test"]), *subject.data.shape)
+    sets["uniform noise" if subject.data.bounds else "normal noise"] = noise(
+        size, subject.data.bounds, stream(0, "histogram/noise")
+    )
+    sets |= others_like(subject.data, subject.others, config.max_samples)
     energies = {name: subject.energies(x) for name, x in sets.items()}
     rows = [
         {"set": name, "count": len(e), "mean": e.mean().item(), "sd": e.std().item()}

@@ -1,6 +1,6 @@
 """Out-of-distribution detection (Du & Mordatch 2019, section 4.4 and Figure 10; metric of Hendrycks & Gimpel 2017).
 
-AUROC of ``-E`` with the test split as positives. Both sides have the same preparation: every image is rounded to the data's own grey
+AUROC of ``-E`` with the test split as positives. Both sides have the same preparation: images are rounded to the data's own grey
 levels. Beside each figure stand baselines without a model, and nothing is tuned on these sets. Chance is 0.5.
 """
 
@@ -32,9 +32,9 @@ class Config:
 
 
 def evaluate(config: Config, subject: Subject) -> Report:
-    train = shards.read_split(subject.index, "train")[0][: config.max_samples]
-    inside = shards.read_split(subject.index, "test")[0][: config.max_samples]
-    sets = synthetic(inside, subject.index) | others_like(subject.index, subject.others, config.max_samples)
+    train = shards.read_split(subject.data, "train")[0][: config.max_samples]
+    inside = shards.read_split(subject.data, "test")[0][: config.max_samples]
+    sets = synthetic(inside, subject.data) | others_like(subject.data, subject.others, config.max_samples)
     scorers = {"-E (model)": lambda x: -subject.energies(x).double().numpy(), **_baselines(train)}
     known = {name: score(inside) for name, score in scorers.items()}
     rows: list[dict[str, Any]] = []
@@ -50,15 +50,13 @@ def evaluate(config: Config, subject: Subject) -> Report:
     }
     metrics["mean_auroc"] = float(np.mean([row["auroc"] for row in ours.values()]))
     shown = {
-        f"{name} ({ours[name]['count']:,})": {
-            r["score"]: (r["auroc"], r["low"], r["high"]) for r in rows if r["set"] == name
-        }
+        f"{name} ({ours[name]['count']:,})": {r["score"]: (r["auroc"], r["low"], r["high"]) for r in rows if r["set"] == name}
         for name in ours
     }
-    title = f"{subject.index.dataset}: test images ({len(inside):,}) against other images"
+    title = f"{subject.data.dataset}: test images ({len(inside):,}) against other images"
     picture = figures.intervals(shown, "AUROC, 95 % interval (dashed: chance)", title, 0.5)
-    examples = torch.cat([x[:10] for x in [inside, *sets.values()] if len(x) >= 10])  # noqa: PLR2004
-    rows_shown = ", ".join(["test", *(name for name, x in sets.items() if len(x) >= 10)])  # noqa: PLR2004
+    examples = torch.cat([x[:10] for x in [inside, *sets.values()] if len(x) >= 10])
+    rows_shown = ", ".join(["test", *(name for name, x in sets.items() if len(x) >= 10)])
     sheet = figures.image_grid(examples.numpy(), 10, f"Rows: {rows_shown}")
     return Report(metrics, {"auroc": rows}, {"auroc.png": picture, "sets.png": sheet})
 
@@ -94,7 +92,7 @@ def _baselines(train: Tensor) -> dict[str, Any]:
 
     def mahalanobis(x: Tensor) -> Array:
         d = x.flatten(1).double().numpy() - mean
-        return -np.einsum("ni,ij,nj->n", d, precision, d, optimize=True)
+        return -((d @ precision) * d).sum(axis=1)  # type: ignore[no-any-return]
 
     return {
         "PNG size, two-sided": two_sided(_png_bytes),

@@ -35,8 +35,8 @@ class Config:
 
 def evaluate(config: Config, subject: Subject) -> Report:
     samples, trace, frames = sample(config, subject)
-    train, _ = shards.read_split(subject.index, "train")
-    real, _ = shards.read_split(subject.index, config.split)
+    train, _ = shards.read_split(subject.data, "train")
+    real, _ = shards.read_split(subject.data, config.split)
     chosen = torch.from_numpy(numpy_stream(_SEED, "samples/real").permutation(len(train))[: config.num_samples])
     chains = subject.model.chains[: config.num_samples]
     metrics: dict[str, Any] = {"num_samples": len(samples), "num_steps": config.num_steps}
@@ -50,9 +50,9 @@ def evaluate(config: Config, subject: Subject) -> Report:
             "pixels shuffled": _shuffled(train[chosen]),
             "uniform noise": noise(tuple(samples.shape), subject.model.bounds, stream(_SEED, "samples/uniform")),
         }
-        rows = [{"set": name} | _scores(subject, x, real) for name, x in sets.items()]
-        tables["quality"] = rows
-        ours, replay, floor, gaussian = rows[:4]
+        scores = {name: _scores(subject, x, real) for name, x in sets.items()}
+        tables["quality"] = [{"set": name, **row} for name, row in scores.items()]
+        ours, replay, floor, gaussian = list(scores.values())[:4]
         metrics |= {
             "fid_clf": ours["fid_clf"],
             "fid_clf_floor": floor["fid_clf"],
@@ -73,7 +73,7 @@ def evaluate(config: Config, subject: Subject) -> Report:
         "copies": (distance < real_distance.min()).float().mean().item(),
     }
     report = Report(metrics, tables, {})
-    if len(subject.index.shape) == 3:  # noqa: PLR2004 (images: channels, height, width)
+    if len(subject.data.shape) == 3:
         _draw(report, config, samples, chains, train[nearest], real, frames)
     return report
 
@@ -138,7 +138,13 @@ def _shuffled(x: Tensor) -> Tensor:
 
 
 def _draw(
-    report: Report, config: Config, samples: Tensor, chains: Tensor, nearest: Tensor, real: Tensor, frames: list[tuple[int, Tensor]]
+    report: Report,
+    config: Config,
+    samples: Tensor,
+    chains: Tensor,
+    nearest: Tensor,
+    real: Tensor,
+    frames: list[tuple[int, Tensor]],
 ) -> None:
     def grid(x: Tensor, title: str) -> bytes:
         return figures.image_grid(x[: _COLUMNS**2].numpy(), _COLUMNS, title)

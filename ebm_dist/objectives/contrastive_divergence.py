@@ -108,6 +108,4 @@ class ContrastiveDivergence:
 
 def build(params: Params, *, networks: Mapping[str, nn.Module], kernel: Kernel, bounds: Bounds) -> Objective:
     energy = cast(EnergyModel, networks["energy"])
-    return ContrastiveDivergence(
-        params.objective, energy, kernel, params.sampler.num_steps, params.replay.reinit_prob, bounds
-    )
+    return ContrastiveDivergence(params.objective, energy, kernel, params.sampler.num_steps, params.replay.reinit_prob, bounds)

@@ -1,0 +1,148 @@
+"""What every plugin must be and do, over the folders: a new file is tested by being there."""
+
+import dataclasses
+import importlib
+import inspect
+
+import numpy as np
+import pytest
+import torch
+
+from ebm_dist import config, shards
+from ebm_dist.config import plugins
+from ebm_dist.energies import frozen, score
+from ebm_dist.errors import DataError
+from ebm_dist.rng import stream
+from ebm_dist.samplers import noise, run_chain
+from tests import helpers
+
+FOLDERS = ("energies", "samplers", "objectives", "datasets", "evaluation")
+ALL = [(folder, name) for folder in FOLDERS for name in plugins(f"ebm_dist.{folder}")]
+ENERGIES = plugins("ebm_dist.energies")
+SAMPLERS = plugins("ebm_dist.samplers")
+SHAPE = (1, 8, 8)
+
+
+def module(folder, name):
+    return importlib.import_module(f"ebm_dist.{folder}.{name}")
+
+
+@pytest.mark.parametrize(("folder", "name"), ALL)
+def test_a_plugin_has_a_documented_config_and_an_entry(folder, name):
+    plugin = module(folder, name)
+    assert plugin.__doc__ and len(plugin.__doc__.splitlines()[0]) > 30
+    assert dataclasses.is_dataclass(plugin.Config)
+    for field, info in plugin.Config.__pydantic_fields__.items():
+        assert info.description, f"{folder}/{name}.py: no docstring under {field}"
+    entry = {"datasets": "load", "evaluation": "evaluate"}.get(folder, "build")
+    assert next(iter(inspect.signature(getattr(plugin, entry)).parameters)) in ("config", "params")
+
+
+def energy_of(name, num_classes=0):
+    plugin = module("energies", name)
+    torch.manual_seed(0)
+    return plugin.build(plugin.Config(), shape=SHAPE, num_classes=num_classes)
+
+
+@pytest.mark.parametrize("num_classes", [0, 3])
+@pytest.mark.parametrize("name", ENERGIES)
+class TestEnergies:
+    def labels(self, n, num_classes):
+        return torch.arange(n) % num_classes if num_classes else None
+
+    def test_shape_dtype_and_gradients_to_every_parameter(self, name, num_classes):
+        model = energy_of(name, num_classes)
+        energy = model(torch.rand(5, *SHAPE), self.labels(5, num_classes))
+        assert energy.shape == (5,) and energy.dtype == torch.float32
+        energy.sum().backward()
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+    def test_rows_do_not_see_each_other_and_nothing_changes(self, name, num_classes):
+        model, x, y = energy_of(name, num_classes), torch.rand(6, *SHAPE), self.labels(6, num_classes)
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        whole = model(x, y)
+        apart = torch.cat([model(x[i : i + 1], None if y is None else y[i : i + 1]) for i in range(6)])
+        torch.testing.assert_close(whole, apart, rtol=1e-4, atol=1e-5)
+        assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+    def test_score_is_minus_the_gradient(self, name, num_classes):
+        model, y = energy_of(name, num_classes).double(), self.labels(2, num_classes)
+        x = torch.rand(2, *SHAPE, dtype=torch.float64)
+        energy, s = score(lambda v: model(v, y), x)
+        direction = torch.randn_like(x)
+        h = 1e-6
+        slope = (model(x + h * direction, y) - model(x - h * direction, y)) / (2 * h)
+        torch.testing.assert_close((-s * direction).flatten(1).sum(1), slope, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(energy, model(x, y))
+
+    def test_frozen_leaves_no_trace(self, name, num_classes):
+        model = energy_of(name, num_classes)
+        with frozen(model):
+            assert not any(p.requires_grad for p in model.parameters())
+        assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+class TestSamplers:
+    def chain(self, name, bounds, x, seed=0, num_steps=5):
+        kernel = module("samplers", name).build(module("samplers", name).Config(), bounds=bounds)
+        return run_chain(kernel, lambda v: (v**2).flatten(1).sum(1) / 2, x, num_steps, stream(seed, "chain"))
+
+    def test_same_stream_same_chain_other_stream_other_chain(self, name):
+        x = noise((7, 2, 3), None, stream(0, "start"))
+        (a, stats), (b, _), (c, _) = (self.chain(name, None, x, seed) for seed in (0, 0, 1))
+        assert torch.equal(a, b) and not torch.equal(a, c)
+        assert a.shape == x.shape and not a.requires_grad
+        assert all(torch.isfinite(value) and value.shape == () for value in stats)
+
+    def test_the_start_is_not_changed_and_bounds_are_kept(self, name):
+        x = noise((50, 4), (0.0, 1.0), stream(0, "start"))
+        before = x.clone()
+        end, _ = self.chain(name, (0.0, 1.0), x)
+        assert torch.equal(x, before)
+        assert end.min() >= 0 and end.max() <= 1
+
+
+@pytest.mark.parametrize("name", plugins("ebm_dist.objectives"))
+def test_objectives_train_their_players_and_export_an_energy(name, digits_data, tmp_path):
+    trainer = helpers.build(helpers.params(objective={"name": name}), digits_data)
+    before = {player: [p.clone() for p in net.parameters()] for player, net in trainer.objective.players.items()}
+    row = trainer.mean_over_shards(trainer.advance())
+    for player, net in trainer.objective.players.items():
+        assert all(not torch.equal(a, b) for a, b in zip(before[player], net.parameters(), strict=True))
+        assert f"loss_{player}" in row
+    assert all(np.isfinite(value) for value in row.values())
+    energy = trainer.objective.export(trainer.averages)
+    assert energy(torch.rand(3, 1, 8, 8)).shape == (3,)
+
+
+@pytest.mark.parametrize("name", plugins("ebm_dist.datasets"))
+def test_datasets_are_well_formed_or_say_what_is_missing(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.savez(tmp_path / "own.npz", images=np.zeros((20, 5, 5), np.uint8), labels=np.arange(20) % 2)
+    plugin = module("datasets", name)
+    chosen = plugin.Config(path=str(tmp_path / "own.npz")) if name == "arrays" else plugin.Config()
+    try:
+        data = plugin.load(chosen)
+    except DataError as missing:
+        pytest.skip(f"not at hand: {missing}")
+    shape = next(iter(data.splits.values())).x.shape[1:]
+    for split, arrays in data.splits.items():
+        assert split in ("train", "val", "test")
+        assert arrays.x.shape[1:] == shape and arrays.x.dtype in (np.uint8, np.float32)
+        assert (arrays.y is None) == (data.num_classes == 0)
+        if arrays.y is not None:
+            assert arrays.y.dtype == np.int64 and arrays.y.min() >= 0 and arrays.y.max() < data.num_classes
+        if data.bounds:
+            assert data.bounds[0] <= arrays.x.min() / data.scale and arrays.x.max() / data.scale <= data.bounds[1]
+    rows = [set(map(bytes, arrays.x)) for arrays in data.splits.values()]
+    if name in ("digits", "mnist", "fashion_mnist"):
+        assert not set.intersection(*rows), "a sample is in two splits"
+    again = plugin.load(chosen)
+    assert all(np.array_equal(data.splits[s].x, again.splits[s].x) for s in data.splits)
+
+
+def test_the_catalogue_is_the_folder():
+    assert "langevin" in SAMPLERS and "__init__" not in SAMPLERS
+    assert isinstance(config.plugins("ebm_dist.evaluation"), list)
+    assert shards.NUM_TARS == 16

@@ -1,0 +1,84 @@
+"""What several tests need: a small parameter set, a trainer on it, groups of gloo processes."""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ebm_dist import checkpoint, config, shards, trainer
+from ebm_dist.comm import Comm, LocalComm
+from ebm_dist.trainer import Row
+
+ROOT = Path(__file__).resolve().parent.parent
+
+SMALL: dict[str, Any] = {
+    "seed": 3,
+    "dataset": {"name": "digits"},
+    "energy": {"name": "mlp", "hidden": [24, 16]},
+    "sampler": {"name": "langevin", "step_size": 0.02, "noise_scale": 0.1, "num_steps": 3},
+    "objective": {"name": "contrastive_divergence", "energy_penalty": 0.01, "data_noise": 0.1},
+    "replay": {"capacity": 64, "reinit_prob": 0.1},
+    "optimizer": {"lr": 1e-3},
+    "train": {"num_steps": 12, "batch_size": 16, "num_shards": 4, "log_every": 2, "checkpoint_every": 4},
+}
+
+
+def values(**sections: dict[str, Any]) -> dict[str, Any]:
+    """SMALL with some keys of some sections replaced."""
+    out = copy.deepcopy(SMALL)
+    for name, section in sections.items():
+        out[name] = section if "name" in section else out.get(name, {}) | section
+    return out
+
+
+def params(**sections: dict[str, Any]) -> config.Params:
+    return config.from_values(values(**sections), Path("test"))
+
+
+class Silent:
+    """A reporter that keeps what it hears; stops after a number of steps, if asked to."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.starts, self.rows, self.stop_after, self.asked = list[int](), list[Row](), stop_after, 0
+
+    def started(self, step: int, history: list[Row]) -> None:
+        self.starts.append(step)
+
+    def metrics(self, row: Row, seconds: float) -> None:
+        self.rows.append(row)
+
+    def should_stop(self) -> bool:
+        self.asked += 1
+        return self.stop_after is not None and self.asked > self.stop_after
+
+
+def build(chosen: config.Params, data: Path, comm: Comm | None = None, digest: str = "digest") -> trainer.Trainer:
+    torch.set_num_threads(1)
+    return trainer.build(chosen, shards.read_index(data), comm or LocalComm(), torch.device("cpu"), digest)
+
+
+def state_of(run: Path) -> dict[str, bytes]:
+    """The bytes of everything in the latest checkpoint that must not depend on how the run went."""
+    folder = checkpoint.latest(run)
+    assert folder is not None
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name not in ("manifest.json", "state.json")}
+
+
+def spawn(world_size: int, run: Path, data: Path, settings: dict[str, Any], *extra: str, wait: bool = True) -> list[Any]:
+    """Train with a group of gloo processes; each is ``tests/worker.py``. They find each other through a file, not a port."""
+    rendezvous = run.parent / f"rendezvous-{os.urandom(4).hex()}"
+    run.parent.mkdir(parents=True, exist_ok=True)
+    job = json.dumps({"settings": settings, "run": str(run), "data": str(data), "rendezvous": str(rendezvous)})
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    group = [
+        subprocess.Popen([sys.executable, "-m", "tests.worker", job, str(rank), str(world_size), *extra], cwd=ROOT, env=environment)
+        for rank in range(world_size)
+    ]
+    if wait:
+        assert [process.wait(timeout=100) for process in group] == [0] * world_size
+    return group

@@ -1,0 +1,174 @@
+"""The promises of the trainer: the same bits however many workers there are and however often it was cut off."""
+
+import json
+import random
+import signal
+import time
+
+import pytest
+import torch
+
+from ebm_dist import checkpoint
+from ebm_dist.energies import iterate_power
+from ebm_dist.errors import CheckpointError, NonFiniteError
+from ebm_dist.reporting import EVENTS, METRICS, FileReporter, read_lines
+from tests import helpers
+from tests.helpers import Silent, spawn, state_of
+
+
+@pytest.fixture(scope="module")
+def golden(digits_data, tmp_path_factory):
+    """The undisturbed run of one process."""
+    run = tmp_path_factory.mktemp("golden")
+    helpers.build(helpers.params(), digits_data).fit(run, Silent())
+    return state_of(run)
+
+
+def test_stopped_anywhere_and_resumed_ends_with_the_same_bits(digits_data, tmp_path, golden):
+    for stop_after in range(1, 12):
+        run = tmp_path / str(stop_after)
+        reached = helpers.build(helpers.params(), digits_data).fit(run, Silent(stop_after))
+        assert reached == stop_after
+        reporter = Silent()
+        assert helpers.build(helpers.params(), digits_data).fit(run, reporter) == 12
+        assert reporter.starts == [stop_after]
+        assert state_of(run) == golden
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_any_number_of_workers_gives_the_same_bits(digits_data, tmp_path, golden, world_size):
+    spawn(world_size, tmp_path / "run", digits_data, helpers.values())
+    assert state_of(tmp_path / "run") == golden
+
+
+def test_killed_and_resumed_with_other_numbers_of_workers(digits_data, tmp_path, golden):
+    """SIGKILL to all at random moments, 4 -> 2 -> 1 -> 3 workers."""
+    chance, run = random.Random(7), tmp_path / "run"
+    settings = helpers.values(train={"checkpoint_every": 1})
+    reference = helpers.build(helpers.params(train={"checkpoint_every": 1}), digits_data)
+    reference.fit(tmp_path / "reference", Silent())
+    for world_size in (4, 2, 1):
+        group = spawn(world_size, run, digits_data, settings, wait=False)
+        deadline = time.monotonic() + 60
+        seen = len(list(run.glob("step-*")))
+        while len(list(run.glob("step-*"))) <= min(seen, 1) and time.monotonic() < deadline and group[0].poll() is None:
+            time.sleep(0.01)
+        time.sleep(chance.random() * 0.05)
+        for process in group:
+            process.send_signal(signal.SIGKILL)
+        for process in group:
+            process.wait()
+    spawn(3, run, digits_data, settings)
+    assert state_of(run) == state_of(tmp_path / "reference")
+    rows = [row["step"] for row in read_lines(run / METRICS)]
+    assert rows == [2, 4, 6, 8, 10, 12]
+
+
+def test_ddp_agrees_with_ordered(digits_data, tmp_path):
+    """20 steps of real DistributedDataParallel on two gloo ranks, two logical shards each."""
+    settings = helpers.values(train={"num_steps": 20, "checkpoint_every": 20})
+    spawn(2, tmp_path / "ddp", digits_data, settings | {"train": settings["train"] | {"reduce": "ddp"}})
+    spawn(2, tmp_path / "ordered", digits_data, settings)
+    folders = [checkpoint.latest(tmp_path / name) for name in ("ddp", "ordered")]
+    ours, theirs = (checkpoint.load_tensors(folder / "weights.safetensors") for folder in folders)
+    for name, weight in ours.items():
+        torch.testing.assert_close(weight, theirs[name], rtol=0, atol=1e-5)
+
+
+def test_a_non_finite_gradient_stops_before_the_update_and_names_step_player_and_shard(digits_data, tmp_path):
+    trainer = helpers.build(helpers.params(), digits_data)
+    trainer.advance()
+    trainer.step += 1
+    trainer.data[2].scale = float("nan")
+    before = [p.clone() for p in trainer.objective.players["energy"].parameters()]
+    with pytest.raises(NonFiniteError, match="step 2, player energy: loss of logical shard 2 is not finite; no weight was changed"):
+        trainer.advance()
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.objective.players["energy"].parameters(), strict=True))
+
+
+def test_logical_shards_differ(digits_data):
+    """The same seed on all shards would be duplicated chains: many workers for the diversity of one."""
+    trainer = helpers.build(helpers.params(), digits_data)
+    trainer.advance()
+    positions = [chains.position for chains in trainer.replay.values()]
+    assert all(not torch.equal(positions[0], other) for other in positions[1:])
+    assert len(torch.cat(positions).flatten(1).unique(dim=0)) == 64
+
+
+def test_a_checkpoint_of_another_model_is_refused(digits_data, tmp_path):
+    helpers.build(helpers.params(), digits_data).fit(tmp_path, Silent())
+    with pytest.raises(CheckpointError, match="does not fit this model"):
+        helpers.build(helpers.params(energy={"name": "mlp", "hidden": [8]}), digits_data).restore(tmp_path)
+    with pytest.raises(CheckpointError, match="settings, data or code differ"):
+        helpers.build(helpers.params(), digits_data, digest="other").restore(tmp_path)
+
+
+def test_spectral_norm_is_one_whatever_the_number_of_forward_passes(digits_data):
+    chosen = helpers.params(energy={"name": "mlp", "hidden": [24, 16], "spectral_norm": True})
+    trainer = helpers.build(chosen, digits_data)
+    for _ in range(4):
+        trainer.advance()
+        trainer.step += 1
+    energy = trainer.objective.players["energy"]
+    before = {k: v.clone() for k, v in energy.state_dict().items()}
+    energy(torch.rand(5, 1, 8, 8))
+    assert all(torch.equal(before[k], v) for k, v in energy.state_dict().items())
+    iterate_power(energy, 30)
+    for layer in energy.layers:
+        assert torch.linalg.matrix_norm(layer.weight, 2).item() == pytest.approx(1, abs=1e-3)
+
+
+def test_the_average_trails_the_weights_and_learning_rate_falls(digits_data):
+    from ebm_dist import optim
+
+    config = optim.Config(lr=1.0, warmup=0.1, decay=0.5)
+    rates = [optim.learning_rate(config, step, 100) for step in range(100)]
+    assert rates[0] == pytest.approx(0.05) and max(rates) == 1.0 and rates[-1] == pytest.approx(0.01)
+    assert rates[10:50] == [1.0] * 40
+    trainer = helpers.build(helpers.params(optimizer={"ema_decay": 0.5}), digits_data)
+    weight = lambda net: net.last.weight.clone()  # noqa: E731
+    average = weight(trainer.averages["energy"])
+    for step in range(3):
+        trainer.advance()
+        d = min(0.5, (1 + step) / (10 + step))
+        average = d * average + (1 - d) * weight(trainer.objective.players["energy"])
+        trainer.step += 1
+    torch.testing.assert_close(weight(trainer.averages["energy"]), average)
+
+
+def test_gradients_are_clipped_to_their_norm(digits_data):
+    trainer = helpers.build(helpers.params(optimizer={"max_grad_norm": 0.01}), digits_data)
+    row = trainer.advance()
+    norm = torch.cat([p.grad.flatten() for p in trainer.objective.players["energy"].parameters()]).norm()
+    assert norm.item() == pytest.approx(0.01, rel=1e-4)
+    assert row["grad_norm_energy"][0] > 0.01
+
+
+def test_the_record_has_each_step_once_over_restarts(digits_data, tmp_path):
+    for stop_after in (5, None):
+        trainer = helpers.build(helpers.params(), digits_data)
+        trainer.fit(tmp_path, FileReporter(tmp_path) if stop_after is None else Stopping(tmp_path, stop_after))
+    rows = list(read_lines(tmp_path / METRICS))
+    assert [row["step"] for row in rows] == [2, 4, 6, 8, 10, 12]
+    assert all(row["seconds"] > 0 and "energy_gap" in row for row in rows)
+    assert [event["step"] for event in read_lines(tmp_path / EVENTS)] == [0, 5]
+    (tmp_path / METRICS).write_text("")  # a disk that lost the record: the checkpoint brings the rows back
+    helpers.build(helpers.params(), digits_data).fit(tmp_path, FileReporter(tmp_path))
+    assert [row["step"] for row in read_lines(tmp_path / METRICS)] == [2, 4, 6, 8, 10, 12]
+
+
+class Stopping(FileReporter):
+    def __init__(self, run, after):
+        super().__init__(run)
+        self.after = after
+
+    def should_stop(self):
+        self.after -= 1
+        return self.after < 0
+
+
+def test_a_stop_file_ends_the_run_at_the_next_step(digits_data, tmp_path):
+    (tmp_path / "stop").touch()
+    assert helpers.build(helpers.params(), digits_data).fit(tmp_path, FileReporter(tmp_path)) == 0
+    state = json.loads((checkpoint.latest(tmp_path) / "state.json").read_text())
+    assert state["step"] == 0

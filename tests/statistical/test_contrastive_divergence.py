@@ -1,0 +1,116 @@
+"""The learning rule against exact gradients and against a plain transcript of Algorithm 1."""
+
+import itertools
+
+import pytest
+import torch
+
+from ebm_dist.rng import stream
+from tests import helpers
+
+
+def transcript(trainer, shard):
+    """Algorithm 1 of Du & Mordatch 2019, line by line, on the same streams; returns gradient, negatives."""
+    p, energy, step = trainer.params, trainer.objective.players["energy"], trainer.step
+    draws = lambda purpose: stream(p.seed, purpose, shard, step)  # noqa: E731
+    x_data = trainer.data[shard].batch(step)[0]
+    n, chains = len(x_data), trainer.replay[shard]
+    g = draws("replay")
+    slots = torch.randperm(len(chains.age), generator=g)[:n]
+    restart = torch.rand(n, generator=g) < p.replay.reinit_prob
+    fresh = torch.rand(n, *x_data.shape[1:], generator=g)
+    x = chains.position[slots].clone()
+    x[restart] = fresh[restart]
+    g = draws("chain")
+    for _ in range(p.sampler.num_steps):
+        x = x.requires_grad_()
+        (gradient,) = torch.autograd.grad(energy(x).sum(), x)
+        x = (x - p.sampler.step_size * gradient + p.sampler.noise_scale * torch.randn(x.shape, generator=g)).detach().clamp(0, 1)
+    g = draws("data_noise")
+    x_plus = (x_data + p.objective.data_noise * torch.randn(x_data.shape, generator=g)).clamp(0, 1)
+    alpha = p.objective.energy_penalty
+    e_plus, e_minus = energy(x_plus), energy(x)
+    loss = (alpha * (e_plus**2 + e_minus**2) + e_plus - e_minus).mean()
+    return torch.cat([v.flatten() for v in torch.autograd.grad(loss, list(energy.parameters()))]), x, slots
+
+
+def test_a_step_is_the_algorithm_s(digits_data):
+    trainer = helpers.build(helpers.params(), digits_data)
+    for _ in range(3):
+        expected = [transcript(trainer, shard) for shard in trainer.data]
+        mean = torch.stack([gradient for gradient, _, _ in expected]).mean(0)
+        seen = {}
+        update = trainer.update
+        trainer.update = lambda player, gradient, update=update, seen=seen: (
+            seen.update({player: gradient.clone()}),
+            update(player, gradient),
+        )
+        trainer.advance()
+        trainer.update = update
+        torch.testing.assert_close(seen["energy"], mean, rtol=1e-4, atol=1e-6)
+        for shard, (_, negatives, slots) in zip(trainer.data, expected, strict=True):
+            torch.testing.assert_close(trainer.replay[shard].position[slots], negatives, rtol=1e-4, atol=1e-6)
+        trainer.step += 1
+
+
+def test_the_gradient_raises_likelihood():
+    """On a space small enough to sum over: with exact negatives, the step ascends the exact log-likelihood; a wrong sign descends."""
+    from ebm_dist.energies import mlp
+
+    torch.manual_seed(0)
+    points = torch.tensor(list(itertools.product([0.0, 1.0], repeat=4)))
+    energy = mlp.build(mlp.Config(hidden=(16,)), shape=(4,), num_classes=0)
+    data = points[[0, 3, 3, 9]]
+
+    def log_likelihood():
+        return (-energy(data) - torch.logsumexp(-energy(points), 0)).mean()
+
+    before = log_likelihood()
+    exact = torch.autograd.grad(-before, list(energy.parameters()))
+    weights = (-energy(points)).softmax(0).detach()
+    loss = energy(data).mean() - (weights * energy(points)).sum()  # E+ - E-, with negatives from the model
+    ours = torch.autograd.grad(loss, list(energy.parameters()))
+    for a, b in zip(exact, ours, strict=True):
+        torch.testing.assert_close(a, b)
+    with torch.no_grad():
+        for parameter, gradient in zip(energy.parameters(), ours, strict=True):
+            parameter.sub_(0.05 * gradient)
+    assert log_likelihood() > before
+
+
+def test_training_lowers_the_energy_of_data_against_noise(digits_data):
+    chosen = helpers.params(train={"num_steps": 60, "batch_size": 64, "log_every": 60}, replay={"capacity": 256})
+    trainer = helpers.build(chosen, digits_data)
+    for _ in range(60):
+        trainer.advance()
+        trainer.step += 1
+    real = torch.cat([trainer.data[s].batch(0)[0] for s in trainer.data])
+    with torch.no_grad():
+        energy = trainer.objective.players["energy"]
+        assert energy(real).mean() < energy(torch.rand_like(real)).mean() - 1
+
+
+@pytest.mark.parametrize("start", ["data", "noise"])
+def test_where_chains_start(digits_data, start):
+    """With a vanishing step the negatives are where the chains start."""
+    sampler = {"name": "langevin", "step_size": 1e-12, "noise_scale": 0.0, "num_steps": 1}
+    objective = {"name": "contrastive_divergence", "start": start, "energy_penalty": 0.0}
+    trainer = helpers.build(helpers.params(sampler=sampler, objective=objective, replay={"reinit_prob": 0.0}), digits_data)
+    row = trainer.mean_over_shards(trainer.advance())
+    if start == "data":
+        assert row["energy_gap"] == pytest.approx(0, abs=1e-6)
+    else:
+        assert abs(row["energy_gap"]) > 1e-3
+    assert all(chains.age.sum() == 0 for chains in trainer.replay.values())
+
+
+def test_a_conditional_model_keeps_each_chain_s_label(digits_data):
+    objective = {"name": "contrastive_divergence", "conditional": True}
+    trainer = helpers.build(helpers.params(objective=objective, replay={"reinit_prob": 0.0}), digits_data)
+    before = {s: chains.label.clone() for s, chains in trainer.replay.items()}
+    trainer.advance()
+    assert all(torch.equal(before[s], chains.label) for s, chains in trainer.replay.items())
+    with torch.no_grad():
+        x = torch.rand(2, 1, 8, 8)
+        energy = trainer.objective.players["energy"]
+        assert not torch.equal(energy(x, torch.tensor([0, 0])), energy(x, torch.tensor([1, 1])))

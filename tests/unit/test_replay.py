@@ -1,0 +1,65 @@
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ebm_dist.replay import ReplayShard, deal
+from ebm_dist.rng import stream
+
+
+@given(st.integers(1, 64), st.integers(1, 64))
+def test_every_shard_is_dealt_to_exactly_one_rank_and_evenly(num_shards, world_size):
+    hands = [deal(num_shards, world_size, rank) for rank in range(world_size)]
+    assert [shard for hand in hands for shard in hand] == list(range(num_shards))
+    assert max(map(len, hands)) - min(map(len, hands)) <= 1
+
+
+def shard(capacity: int = 40, num_classes: int = 3) -> ReplayShard:
+    return ReplayShard(capacity, (2, 3), (0.0, 1.0), num_classes, stream(0, "chains"))
+
+
+@given(st.integers(1, 40), st.floats(0, 1), st.integers(0, 1000))
+@settings(deadline=None, max_examples=50)
+def test_drawn_slots_differ_and_only_they_change(n, reinit_prob, step):
+    chains = shard()
+    before = chains.position.clone()
+    draw = chains.draw(n, reinit_prob, stream(0, "replay", 0, step))
+    assert len(draw.slots.unique()) == n
+    assert torch.equal(chains.position, before)  # nothing changes before put
+    chains.put(draw, torch.full((n, 2, 3), 9.0))
+    assert torch.equal(chains.position[draw.slots], torch.full((n, 2, 3), 9.0))
+    others = torch.ones(40, dtype=torch.bool)
+    others[draw.slots] = False
+    assert torch.equal(chains.position[others], before[others])
+    assert chains.age.sum() == n
+
+
+def test_chains_go_on_with_label_and_age_unless_restarted():
+    chains = shard()
+    for step in range(3):
+        draw = chains.draw(40, 0.0, stream(0, "replay", 0, step))
+        chains.put(draw, draw.position)
+    assert chains.age.tolist() == [3] * 40
+    old = chains.label.clone()
+    draw = chains.draw(40, 0.0, stream(0, "replay", 0, 9))
+    assert torch.equal(draw.label, old[draw.slots])
+    draw = chains.draw(40, 1.0, stream(0, "replay", 0, 9))
+    assert draw.age.tolist() == [0] * 40
+    assert not torch.equal(draw.position, chains.position[draw.slots])
+
+
+def test_restart_share_and_fresh_positions():
+    chains = ReplayShard(20000, (1,), (-1.0, 3.0), 2, stream(0, "chains"))
+    chains.age += 5
+    draw = chains.draw(20000, 0.1, stream(0, "replay"))
+    share = (draw.age == 0).float().mean().item()
+    assert abs(share - 0.1) < 4 * (0.09 / 20000) ** 0.5
+    fresh = draw.position[draw.age == 0]
+    assert -1 <= fresh.min() < -0.9 and 2.9 < fresh.max() <= 3
+    assert ReplayShard(9, (1,), None, 2, stream(0, "chains")).position.min() < 0  # unbounded data: normal
+
+
+def test_state_goes_through_a_dict():
+    one, other = shard(), ReplayShard(40, (2, 3), (0.0, 1.0), 3, stream(1, "chains"))
+    one.put(one.draw(10, 0.5, stream(0, "replay")), torch.zeros(10, 2, 3))
+    other.load_state_dict(one.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
