@@ -10,15 +10,13 @@ import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import safetensors.torch
-from safetensors import SafetensorError
-from torch import Tensor
-
-from ebm_dist.comm import Comm
 from ebm_dist.errors import CheckpointError, DataError
-from ebm_dist.files import write_whole
+from ebm_dist.files import encode, write_whole
+
+if TYPE_CHECKING:
+    from ebm_dist.comm import Comm
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -27,14 +25,7 @@ _PREFIX = "step-"
 log = logging.getLogger(__name__)
 
 
-def encode(content: Mapping[str, Tensor] | dict[str, Any] | list[Any]) -> bytes:
-    """Tensors as safetensors, anything else as JSON."""
-    if isinstance(content, Mapping) and content and all(isinstance(value, Tensor) for value in content.values()):
-        return safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in content.items()})
-    return (json.dumps(content, sort_keys=True) + "\n").encode()
-
-
-def save(root: Path, step: int, files: Mapping[str, bytes], comm: Comm, *, digest: str, keep: int) -> Path:
+def save(root: Path, step: int, files: Mapping[str, bytes], comm: "Comm", *, digest: str, keep: int) -> Path:
     """Write a checkpoint together: every rank gives its own files. Then delete all but the newest ``keep``."""
     folder = root / f"{_PREFIX}{step:08d}"
     if comm.rank == 0:
@@ -93,21 +84,6 @@ def latest(root: Path, digest: str | None = None) -> Path | None:
     if complaints and any((folder / MANIFEST).exists() for folder in _folders(root)):
         raise CheckpointError("no whole checkpoint: " + "; ".join(complaints) + f"; remove {root} to start from the beginning")
     return None
-
-
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of one file of a verified checkpoint or exported model."""
-    try:
-        return safetensors.torch.load(path.read_bytes())
-    except (OSError, SafetensorError, ValueError, KeyError) as failed:
-        raise CheckpointError(f"{path}: not readable as safetensors ({failed}); run the stage that makes it again") from None
-
-
-def load_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError) as failed:
-        raise CheckpointError(f"{path}: not readable as JSON ({failed}); run the stage that makes it again") from None
 
 
 def _folders(root: Path) -> list[Path]:

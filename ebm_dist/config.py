@@ -38,6 +38,9 @@ Count = Annotated[int, Field(ge=1)]
 Index = Annotated[int, Field(ge=0)]
 
 T = TypeVar("T")
+TRAINING = ("seed", "dataset", "energy", "sampler", "objective", "train", "replay", "optimizer")
+"""The sections that decide the result of training."""
+
 _MAX_BYTES = 1 << 20
 _PLAIN = [f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str")]
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)

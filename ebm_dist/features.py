@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ebm_dist import checkpoint, shards
+from ebm_dist import shards
 from ebm_dist.config import Count, Positive, section
 from ebm_dist.errors import DataError
-from ebm_dist.files import sha256, write_json, write_whole
+from ebm_dist.files import encode, read_json, read_tensors, sha256, write_json, write_whole
 from ebm_dist.rng import numpy_stream, seeded
 
 WEIGHTS, CARD = "classifier.safetensors", "classifier.json"
@@ -87,7 +87,7 @@ def train(config: Config, index: shards.Index, folder: Path) -> dict[str, Any]:
     test_x, test_y = shards.read_split(index, "test")
     correct = (classify(model, test_x)[1].argmax(axis=1) == test_y.numpy()).sum()
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / WEIGHTS, checkpoint.encode(model.state_dict()))
+    write_whole(folder / WEIGHTS, encode(model.state_dict()))
     card = {
         "shape": index.shape,
         "num_classes": index.num_classes,
@@ -107,14 +107,16 @@ def _batches(count: int, config: Config) -> Iterator[Tensor]:
         yield torch.from_numpy(rows.choice(count, min(config.batch_size, count), replace=False))
 
 
-def load(folder: Path) -> tuple[Classifier, dict[str, Any]]:
-    """The classifier of a folder and its card; its weights are checked against the card."""
-    card = checkpoint.load_json(folder / CARD)
+def load(folder: Path) -> Classifier | None:
+    """The classifier of a folder, checked against its card; None where the data had no labelled images."""
+    card = read_json(folder / CARD, "classifier")
+    if card is None:
+        return None
     model = Classifier(tuple(card["shape"]), card["num_classes"], card["dim"])
     if sha256(folder / WEIGHTS) != card["weights_sha256"]:
         raise DataError(f"{folder / WEIGHTS}: differs from {CARD}: altered; run 'dvc repro -f classifier'")
-    model.load_state_dict(checkpoint.load_tensors(folder / WEIGHTS))
-    return model.requires_grad_(False), card
+    model.load_state_dict(read_tensors(folder / WEIGHTS, "classifier"))
+    return model.requires_grad_(False)
 
 
 class Scored(NamedTuple):

@@ -1,16 +1,22 @@
 """Raw files and small helpers for what lies on disk: fetched once, checked by hash, written whole or not at all."""
 
+import csv
 import gzip
 import hashlib
+import io
 import json
 import os
 import urllib.error
 import urllib.request
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
 
 from ebm_dist.errors import DataError
 
@@ -54,6 +60,32 @@ def write_json(path: Path, value: Any) -> None:
     """Sorted keys and one value a line, so that equal content is equal bytes and a difference is readable."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A table with a header; all rows have the keys of the first."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, out.getvalue().encode())
+
+
+def encode(content: Mapping[str, Tensor] | dict[str, Any] | list[Any]) -> bytes:
+    """Tensors as safetensors, anything else as JSON."""
+    if isinstance(content, Mapping) and content and all(isinstance(value, Tensor) for value in content.values()):
+        return safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in content.items()})
+    return (json.dumps(content, sort_keys=True) + "\n").encode()
+
+
+def read_tensors(path: Path, made_by: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file of ours; ``made_by`` as in :func:`read_json`."""
+    try:
+        return safetensors.torch.load(path.read_bytes())
+    except FileNotFoundError:
+        raise DataError(f"{path}: missing; run 'dvc repro {made_by}'") from None
+    except (OSError, SafetensorError, ValueError, KeyError) as failed:
+        raise DataError(f"{path}: not readable as safetensors ({failed}); run 'dvc repro -f {made_by}'") from None
 
 
 def read_json(path: Path, made_by: str) -> Any:

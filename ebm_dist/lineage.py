@@ -11,10 +11,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from ebm_dist.config import Params, module_of
+from ebm_dist.config import TRAINING, Params, module_of
 from ebm_dist.files import sha256
-from ebm_dist.model import SECTIONS
-from ebm_dist.shards import Index
 
 ROOT = Path(__file__).resolve().parent.parent
 _MATHEMATICS = "ebm_dist.trainer"
@@ -71,9 +69,9 @@ def code_digest(params: Params) -> str:
     return _sha256({str(path): sha256(ROOT / path) for path in files})
 
 
-def run_digest(params: Params, index: Index) -> str:
+def run_digest(params: Params, data_digest: str) -> str:
     """Names a training run: the same settings, data and code give the same digest, hence the same run."""
-    return _sha256([params.digest(*SECTIONS), index.digest, code_digest(params)])
+    return _sha256([params.digest(*TRAINING), data_digest, code_digest(params)])
 
 
 def _sha256(value: Any) -> str:

@@ -6,20 +6,21 @@ needed to build the network again, and the lineage. Nothing in it can run code.
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ebm_dist import checkpoint, config, trainer
-from ebm_dist.config import Params, module_of
-from ebm_dist.energies import EnergyModel, iterate_power
+from ebm_dist import checkpoint, config
+from ebm_dist.config import TRAINING, Params, module_of
+from ebm_dist.energies import EnergyModel, build_energy, iterate_power
 from ebm_dist.errors import DataError
-from ebm_dist.files import sha256, write_json, write_whole
+from ebm_dist.files import encode, read_json, read_tensors, sha256, write_json, write_whole
 from ebm_dist.samplers import Kernel
-from ebm_dist.shards import Index
 
-SECTIONS = ("seed", "dataset", "energy", "sampler", "objective", "replay", "optimizer", "train")  # what training depends on
+if TYPE_CHECKING:
+    from ebm_dist.shards import Index
+
 _CARD, _ENERGY, _CHAINS = "model.json", "energy.safetensors", "chains.safetensors"
 _POWER_ITERATIONS = 15  # the average's own largest singular values; the buffers come from the last weights
 
@@ -48,19 +49,19 @@ class TrainedModel(NamedTuple):
         return kernel
 
 
-def export(run: Path, folder: Path, params: Params, index: Index, digest: str) -> dict[str, Any]:
+def export(run: Path, folder: Path, params: Params, index: "Index", digest: str) -> dict[str, Any]:
     """Write the model of a finished run: bitwise a function of its final checkpoint. Returns the final row of metrics."""
     final = checkpoint.latest(run, digest)
     if final is None or checkpoint.verify(final, digest) < params.train.num_steps:
         raise DataError(f"{run}: training has not ended; run 'dvc repro train'")
-    averages = checkpoint.load_tensors(final / "average.safetensors")
-    energy = trainer.build_energy(params, index.shape, index.num_classes)
+    averages = read_tensors(final / "average.safetensors", "train")
+    energy = build_energy(params, index.shape, index.num_classes)
     energy.load_state_dict({name.removeprefix("energy."): v for name, v in averages.items() if name.startswith("energy.")})
     iterate_power(energy, _POWER_ITERATIONS)
-    chains = [checkpoint.load_tensors(path) for path in sorted(final.glob("chains-*.safetensors"))]
+    chains = [read_tensors(path, "train") for path in sorted(final.glob("chains-*.safetensors"))]
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / _ENERGY, checkpoint.encode(energy.state_dict()))
-    write_whole(folder / _CHAINS, checkpoint.encode({name: torch.cat([c[name] for c in chains]) for name in chains[0]}))
+    write_whole(folder / _ENERGY, encode(energy.state_dict()))
+    write_whole(folder / _CHAINS, encode({name: torch.cat([c[name] for c in chains]) for name in chains[0]}))
     write_json(
         folder / _CARD,
         {
@@ -73,12 +74,12 @@ def export(run: Path, folder: Path, params: Params, index: Index, digest: str) -
             "data_digest": index.digest,
             "run_digest": digest,
             "num_steps": params.train.num_steps,
-            "params": params.as_dict(*SECTIONS),
+            "params": params.as_dict(*TRAINING),
             "sha256": {name: sha256(folder / name) for name in (_ENERGY, _CHAINS)},
         },
     )
-    history: list[dict[str, Any]] = checkpoint.load_json(final / "history.json")
-    return {"history": history, "seconds": checkpoint.load_json(final / "state.json")["seconds"]}
+    history: list[dict[str, Any]] = read_json(final / "history.json", "train")
+    return {"history": history, "seconds": read_json(final / "state.json", "train")["seconds"]}
 
 
 def load(folder: Path) -> TrainedModel:
@@ -89,9 +90,9 @@ def load(folder: Path) -> TrainedModel:
             if sha256(folder / Path(name).name) != digest:
                 raise DataError(f"{folder / name}: differs from {_CARD}: altered; run 'dvc repro -f train'")
         params = config.from_values(card["params"], folder / _CARD)
-        energy = trainer.build_energy(params, tuple(card["shape"]), card["num_classes"])
+        energy = build_energy(params, tuple(card["shape"]), card["num_classes"])
     except (OSError, ValueError, KeyError, TypeError) as failed:
         raise DataError(f"{folder}: not a model of ours ({type(failed).__name__}: {failed}); run 'dvc repro train'") from None
-    energy.load_state_dict(checkpoint.load_tensors(folder / _ENERGY))
-    chains = checkpoint.load_tensors(folder / _CHAINS)
+    energy.load_state_dict(read_tensors(folder / _ENERGY, "train"))
+    chains = read_tensors(folder / _CHAINS, "train")
     return TrainedModel(energy.eval().requires_grad_(False), chains["position"], chains["label"], params, card)

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import logging
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -127,7 +128,8 @@ def _log_model(run_id: str, trained: model.TrainedModel, folder: Path) -> Any:
         Schema([TensorSpec(np.dtype(np.float32), (-1,), "energy")]),
     )
     logging.getLogger("mlflow").setLevel(logging.ERROR)
-    with mlflow.start_run(run_id=run_id), contextlib.redirect_stdout(io.StringIO()):
+    with mlflow.start_run(run_id=run_id), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about type hints of predict; the signature is given
         return mlflow.pyfunc.log_model(
             name="model",
             python_model=str(ROOT / "ebm_dist" / "serving.py"),

@@ -8,9 +8,10 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ebm_dist.trainer import Row
+if TYPE_CHECKING:
+    from ebm_dist.trainer import Row
 
 METRICS, EVENTS, STOP = "metrics.jsonl", "events.jsonl", "stop"
 
@@ -21,7 +22,7 @@ class FileReporter:
     def __init__(self, run: Path, rank: int = 0, facts: dict[str, Any] | None = None, now: Callable[[], float] = time.time) -> None:
         self.run, self.rank, self.facts, self.now = run, rank, facts or {}, now
 
-    def started(self, step: int, history: list[Row]) -> None:
+    def started(self, step: int, history: "list[Row]") -> None:
         if self.rank:
             return
         self.run.mkdir(parents=True, exist_ok=True)
@@ -32,9 +33,12 @@ class FileReporter:
         part.replace(self.run / METRICS)
         self._append(EVENTS, {"event": "start", "step": step, "time": self.now()} | self.facts)
 
-    def metrics(self, row: Row, seconds: float) -> None:
+    def metrics(self, row: "Row", seconds: float) -> None:
         if self.rank == 0:
             self._append(METRICS, row | {"seconds": seconds, "time": self.now()})
+
+    def saved(self, row: "Row") -> None:
+        pass
 
     def should_stop(self) -> bool:
         return (self.run / STOP).exists()

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from ebm_dist import checkpoint, optim, shards
 from ebm_dist.comm import REDUCTIONS, Comm, assign_gradient
 from ebm_dist.config import Count, Mismatch, Params, module_of, section
-from ebm_dist.energies import EnergyModel, iterate_power
+from ebm_dist.energies import build_energy, iterate_power
 from ebm_dist.errors import CheckpointError, NonFiniteError
+from ebm_dist.files import encode, read_json, read_tensors
 from ebm_dist.objectives import Batch, Objective, StepContext, Turn
 from ebm_dist.replay import ReplayShard, deal
-from ebm_dist.rng import seeded, stream
+from ebm_dist.rng import stream
 
 
 @section
@@ -55,6 +56,9 @@ class Reporter(Protocol):
 
     def metrics(self, row: Row, seconds: float) -> None:
         """A row of metrics, equal on all ranks and in every repetition; ``seconds`` of training so far are not."""
+
+    def saved(self, row: Row) -> None:
+        """A checkpoint is on disk; ``row`` has the latest metrics, if any yet."""
 
     def should_stop(self) -> bool:
         """Whether this rank has been asked to stop at the next step boundary."""
@@ -95,6 +99,7 @@ class Trainer:
                 reporter.metrics(self.history[-1], self.seconds)
             if self.due(self.config.checkpoint_every):
                 self.save(folder)
+                reporter.saved(self.history[-1] if self.history else {})
         if self.step < self.config.num_steps and stopped:
             self.save(folder)
         return self.step
@@ -154,14 +159,14 @@ class Trainer:
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint; rank 0 gives weights and state, every rank the chains of its shards."""
-        files = {f"chains-{shard:05d}.safetensors": checkpoint.encode(chains.state_dict()) for shard, chains in self.replay.items()}
+        files = {f"chains-{shard:05d}.safetensors": encode(chains.state_dict()) for shard, chains in self.replay.items()}
         if self.comm.rank == 0:
             files |= {
-                "weights.safetensors": checkpoint.encode(_named(self.objective.players)),
-                "average.safetensors": checkpoint.encode(_named(self.averages)),
-                "optimizer.safetensors": checkpoint.encode(_moments(self.optimizers)),
-                "history.json": checkpoint.encode(self.history),
-                "state.json": checkpoint.encode({"step": self.step, "seconds": self.seconds}),
+                "weights.safetensors": encode(_named(self.objective.players)),
+                "average.safetensors": encode(_named(self.averages)),
+                "optimizer.safetensors": encode(_moments(self.optimizers)),
+                "history.json": encode(self.history),
+                "state.json": encode({"step": self.step, "seconds": self.seconds}),
             }
         keep = 2  # the newest, and one to fall back on should its disk block go bad
         checkpoint.save(folder, self.step, files, self.comm, digest=self.digest, keep=keep)
@@ -173,17 +178,17 @@ class Trainer:
             return
         try:
             for name, networks in (("weights", self.objective.players), ("average", self.averages)):
-                tensors = checkpoint.load_tensors(folder / f"{name}.safetensors")
+                tensors = read_tensors(folder / f"{name}.safetensors", "train")
                 for player, network in networks.items():
                     network.load_state_dict(_of(tensors, player))
-            moments = checkpoint.load_tensors(folder / "optimizer.safetensors")
+            moments = read_tensors(folder / "optimizer.safetensors", "train")
             for player, optimizer in self.optimizers.items():
                 _load_moments(optimizer, _of(moments, player))
             for shard, chains in self.replay.items():
-                chains.load_state_dict(checkpoint.load_tensors(folder / f"chains-{shard:05d}.safetensors"))
-            state = checkpoint.load_json(folder / "state.json")
+                chains.load_state_dict(read_tensors(folder / f"chains-{shard:05d}.safetensors", "train"))
+            state = read_json(folder / "state.json", "train")
             self.step, self.seconds = int(state["step"]), float(state["seconds"])
-            self.history = checkpoint.load_json(folder / "history.json")
+            self.history = read_json(folder / "history.json", "train")
         except (KeyError, ValueError, RuntimeError) as failed:
             raise CheckpointError(f"{folder}: does not fit this model ({failed}); remove {root} to start anew") from None
 
@@ -211,14 +216,6 @@ def _load_moments(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def build_energy(params: Params, shape: tuple[int, ...], num_classes: int) -> EnergyModel:
-    """The energy network of a parameter file, with the initial weights of its seed."""
-    classes = num_classes if getattr(params.objective, "conditional", False) else 0
-    with seeded(params.seed, "energy"):
-        energy: EnergyModel = module_of(params.energy).build(params.energy, shape=shape, num_classes=classes)
-    return energy
 
 
 def build(params: Params, index: shards.Index, comm: Comm, device: torch.device, digest: str) -> Trainer:

@@ -3,11 +3,10 @@
 The run's record and checkpoints are kept in runs/<digest>/; the digest is of settings, data and code.
 """
 
-import csv
 from pathlib import Path
 
 from ebm_dist import cluster, config, lineage, model, progress, shards, tracking
-from ebm_dist.files import write_json
+from ebm_dist.files import write_csv, write_json
 from pipelines import parser, run
 
 
@@ -20,7 +19,7 @@ def main() -> None:
     given = options.parse_args()
     params, index = config.load(given.params, seed=given.seed), shards.read_index(given.data / "dataset")
     shards.verify(index)
-    digest = lineage.run_digest(params, index)
+    digest = lineage.run_digest(params, index.digest)
     folder, name = given.runs / digest[:16], f"{index.dataset}-{digest[:8]}"
     with cluster.exclusive(folder), tracking.following(params, digest, name, folder):
         if not cluster.is_finished(folder, digest, params.train.num_steps):
@@ -30,12 +29,9 @@ def main() -> None:
     history = exported["history"]
     given.report.mkdir(parents=True, exist_ok=True)
     write_json(given.report / "metrics.json", history[-1])
-    with (given.report / "curves.csv").open("w", newline="") as out:
-        writer = csv.DictWriter(out, history[-1])
-        writer.writeheader()
-        writer.writerows(history)
+    write_csv(given.report / "curves.csv", history)
     timing = {"seconds": round(exported["seconds"], 1), "workers": params.cluster.workers, "hardware": lineage.hardware()}
-    write_json(folder / "timing.json", timing)  # not an output: it differs from run to run
+    write_json(given.report / "timing.json", timing)  # no output of the stage: it differs from run to run
     print(f"{given.out}: {params.train.num_steps} steps in {exported['seconds']:.0f} s; record in {folder}")
 
 

@@ -52,6 +52,9 @@ class Silent:
     def metrics(self, row: Row, seconds: float) -> None:
         self.rows.append(row)
 
+    def saved(self, row: Row) -> None:
+        pass
+
     def should_stop(self) -> bool:
         self.asked += 1
         return self.stop_after is not None and self.asked > self.stop_after

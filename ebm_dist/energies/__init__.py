@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
+from ebm_dist.config import Params, module_of
+from ebm_dist.rng import seeded
+
 EnergyFn = Callable[[Tensor], Tensor]
 
 
@@ -65,3 +68,11 @@ def iterate_power(model: nn.Module, num_iterations: int = 1) -> None:
                 for _ in range(num_iterations):
                     normalised()
                 normalised.eval()
+
+
+def build_energy(params: Params, shape: tuple[int, ...], num_classes: int) -> EnergyModel:
+    """The energy of a parameter file, with the initial weights of its seed; unconditional unless the objective says otherwise."""
+    classes = num_classes if getattr(params.objective, "conditional", False) else 0
+    with seeded(params.seed, "energy"):
+        energy: EnergyModel = module_of(params.energy).build(params.energy, shape=shape, num_classes=classes)
+    return energy

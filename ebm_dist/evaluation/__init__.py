@@ -3,7 +3,8 @@
 A suite reads the model and data and writes nothing; what it returns is deterministic for given weights and settings.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ebm_dist import shards
 from ebm_dist.features import Classifier
+from ebm_dist.files import write_csv, write_json, write_whole
 from ebm_dist.model import TrainedModel
 
 
@@ -40,9 +42,32 @@ class Report(NamedTuple):
     metrics: dict[str, Any]
     """numbers, possibly nested by set"""
     tables: dict[str, list[dict[str, Any]]]
-    """rows for ``<name>.tsv``"""
+    """rows for ``<name>.csv``"""
     figures: dict[str, bytes]
     """``<name>.png`` or ``.gif``"""
 
+    def write(self, folder: Path) -> None:
+        """``metrics.json``, and tables and pictures under ``plots/``."""
+        plots = folder / "plots"
+        plots.mkdir(parents=True, exist_ok=True)
+        for name, content in self.figures.items():
+            write_whole(plots / name, content)
+        for name, rows in self.tables.items():
+            write_csv(plots / f"{name}.csv", rows)
+        write_json(folder / "metrics.json", self.metrics)
 
-Evaluate = Callable[[Any, Subject], Report]
+
+def over_seeds(reports: Mapping[int, Report]) -> Report:
+    """One report of several replicates: metrics are means, with each under ``seeds``; tables and pictures are the first's."""
+    first = next(iter(reports.values()))
+    if len(reports) == 1:
+        return first
+    each = {str(seed): report.metrics for seed, report in reports.items()}
+    return first._replace(metrics=_mean(list(each.values())) | {"seeds": each})
+
+
+def _mean(metrics: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        key: _mean([m[key] for m in metrics]) if isinstance(value, dict) else sum(m[key] for m in metrics) / len(metrics)
+        for key, value in metrics[0].items()
+    }

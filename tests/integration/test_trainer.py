@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from ebm_dist import checkpoint
+from ebm_dist import checkpoint, files
 from ebm_dist.energies import iterate_power
 from ebm_dist.errors import CheckpointError, NonFiniteError
 from ebm_dist.reporting import EVENTS, METRICS, FileReporter, read_lines
@@ -70,7 +70,7 @@ def test_ddp_agrees_with_ordered(digits_data, tmp_path):
     spawn(2, tmp_path / "ddp", digits_data, settings | {"train": settings["train"] | {"reduce": "ddp"}})
     spawn(2, tmp_path / "ordered", digits_data, settings)
     folders = [checkpoint.latest(tmp_path / name) for name in ("ddp", "ordered")]
-    ours, theirs = (checkpoint.load_tensors(folder / "weights.safetensors") for folder in folders)
+    ours, theirs = (files.read_tensors(folder / "weights.safetensors", "train") for folder in folders)
     for name, weight in ours.items():
         torch.testing.assert_close(weight, theirs[name], rtol=0, atol=1e-5)
 

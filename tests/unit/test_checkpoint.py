@@ -11,8 +11,8 @@ from ebm_dist.errors import CheckpointError, DataError
 
 def save(root, step, digest="d", keep=9):
     content = {
-        "a.safetensors": checkpoint.encode({"w": torch.full((3,), float(step))}),
-        "b.json": checkpoint.encode({"step": step}),
+        "a.safetensors": files.encode({"w": torch.full((3,), float(step))}),
+        "b.json": files.encode({"step": step}),
     }
     return checkpoint.save(root, step, content, LocalComm(), digest=digest, keep=keep)
 
@@ -23,8 +23,8 @@ def test_round_trip_and_the_newest_is_found(tmp_path):
         save(tmp_path, step)
     folder = checkpoint.latest(tmp_path, "d")
     assert folder is not None and checkpoint.verify(folder) == 100
-    assert checkpoint.load_tensors(folder / "a.safetensors")["w"].tolist() == [100.0] * 3
-    assert checkpoint.load_json(folder / "b.json") == {"step": 100}
+    assert files.read_tensors(folder / "a.safetensors", "train")["w"].tolist() == [100.0] * 3
+    assert files.read_json(folder / "b.json", "train") == {"step": 100}
 
 
 def test_only_the_newest_are_kept(tmp_path):
@@ -108,8 +108,8 @@ def test_a_full_disk_is_one_message_and_the_old_checkpoint_stays(tmp_path, monke
 
 def test_encoding_takes_no_objects(tmp_path):
     with pytest.raises(TypeError):
-        checkpoint.encode({"x": object()})
+        files.encode({"x": object()})
     (tmp_path / "m").write_bytes(b"\x80\x04K\x01.")
-    with pytest.raises(CheckpointError):
-        checkpoint.load_tensors(tmp_path / "m")
-    assert json.loads(checkpoint.encode([])) == []
+    with pytest.raises(DataError):
+        files.read_tensors(tmp_path / "m", "train")
+    assert json.loads(files.encode([])) == []

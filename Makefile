@@ -1,0 +1,29 @@
+# The two commands of the README: `make run` and `make test`. Both install first, into .venv, with the versions of constraints.txt.
+VENV ?= .venv
+PYTHON ?= python3
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export OMP_NUM_THREADS ?= 2
+
+.PHONY: run test slow lint install
+
+run: install ## prepare, train on Ray, evaluate, register; run again to resume
+	dvc repro
+
+test: install ## the fast tests
+	pytest
+
+slow: install ## real Ray, MLflow and DVC, and faults
+	pytest -m slow
+
+lint: install ## style, types, import contracts
+	ruff check
+	ruff format --check
+	mypy
+	lint-imports --no-logo
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@

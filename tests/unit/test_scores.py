@@ -1,0 +1,111 @@
+"""Scores against closed forms and against other implementations."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import linalg
+from sklearn.metrics import roc_auc_score
+
+from ebm_dist import evaluation_sets, features, shards
+from ebm_dist.evaluation import ood, samples
+
+RNG = np.random.default_rng(0)
+
+
+def test_frechet_distance_of_gaussians_is_the_closed_form():
+    a, b = RNG.normal(size=(500, 5)) @ RNG.normal(size=(5, 5)), RNG.normal(size=(400, 5)) + 1
+    sa, sb = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    cross = linalg.sqrtm(sa @ sb).real
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(sa + sb - 2 * cross)
+    assert features.frechet_distance(a, b) == pytest.approx(expected, rel=1e-8)
+    assert features.frechet_distance(a, a) == pytest.approx(0, abs=1e-8)
+    assert features.frechet_distance(a, a + 3) == pytest.approx(9 * 5)
+    flat = np.concatenate([a, np.zeros((500, 2))], axis=1)  # a feature that never fires
+    assert features.frechet_distance(flat, flat + 1) == pytest.approx(7)
+
+
+def test_inception_score_between_one_and_the_number_of_classes():
+    certain = np.eye(4)[np.arange(40) % 4]
+    assert features.inception_score(certain) == pytest.approx(4)
+    assert features.inception_score(np.full((9, 4), 0.25)) == pytest.approx(1)
+    assert features.inception_score(np.eye(4)[np.zeros(9, int)]) == pytest.approx(1)
+    assert features.class_shares(certain).tolist() == [0.25] * 4
+
+
+@given(st.lists(st.integers(0, 6), min_size=2, max_size=30), st.lists(st.integers(0, 6), min_size=2, max_size=30))
+@settings(deadline=None, max_examples=60)
+def test_auroc_is_scikit_learn_s_with_ties(inside, outside):
+    a, b = np.array(inside, float), np.array(outside, float)
+    value, low, high = ood.auroc(a, b, 20)
+    assert value == pytest.approx(roc_auc_score(np.r_[np.ones(len(a)), np.zeros(len(b))], np.r_[a, b]))
+    assert 0 <= low <= high <= 1
+
+
+def test_the_bootstrap_interval_has_the_right_width():
+    """Against the standard error of Hanley & McNeil (1982) for a binormal model."""
+    a, b = RNG.normal(1, 1, 400), RNG.normal(0, 1, 400)
+    value, low, high = ood.auroc(a, b, 2000)
+    q1, q2 = value / (2 - value), 2 * value**2 / (1 + value)
+    error = np.sqrt((value * (1 - value) + 399 * (q1 - value**2) + 399 * (q2 - value**2)) / 400**2)
+    assert (high - low) / 2 / 1.96 == pytest.approx(error, rel=0.15)
+
+
+def test_nearest_neighbours():
+    train = torch.tensor([[0.0, 0.0], [1.0, 1.0], [5.0, 5.0]])
+    distance, which = samples.nearest_neighbours(torch.tensor([[0.0, 1.0], [5.0, 5.0]]), train)
+    assert distance.tolist() == [1.0, 0.0] and which.tolist()[1] == 2
+
+
+def test_the_gaussian_baseline_has_the_data_s_moments():
+    x = torch.from_numpy(RNG.beta(4, 4, size=(2000, 3)) @ np.array([[1, 0.5, 0], [0, 0.5, 0.3], [0, 0, 0.7]])).float()
+    y = samples._gaussian(x, 20000)
+    torch.testing.assert_close(y.mean(0), x.mean(0), atol=0.01, rtol=0)
+    np.testing.assert_allclose(np.cov(y.T), np.cov(x.T), atol=2e-3)
+
+
+def test_out_of_distribution_sets_are_what_they_say(digits_data, photos_data):
+    index = shards.read_index(digits_data)
+    real = shards.read_split(index, "test")[0]
+    sets = evaluation_sets.synthetic(real, index) | evaluation_sets.others_like(
+        index, {"photos": shards.read_index(photos_data)}, 100
+    )
+    assert list(sets) == ["uniform", "constant", "interpolation", "shuffled", "photos"]
+    for name, x in sets.items():
+        assert x.shape[1:] == (1, 8, 8) and x.min() >= 0 and x.max() <= 1, name
+        torch.testing.assert_close(x * 16, (x * 16).round(), msg=f"{name} has grey levels that the data has not")
+    assert (sets["constant"].flatten(1).std(1) == 0).all()
+    torch.testing.assert_close(sets["shuffled"].flatten(1).sort().values, real.flatten(1).sort().values)
+    mean = (real[1] + real[0]) / 2
+    assert (sets["interpolation"][1] - mean).abs().max() <= 1 / 32 + 1e-6
+    assert abs(sets["uniform"].mean() - 0.5) < 0.02
+
+
+def test_others_are_resized_by_averaging(tmp_path, digits_data):
+    from ebm_dist.datasets import Arrays, Dataset
+
+    big = np.zeros((40, 3, 16, 16), np.uint8)
+    big[:, :, ::2] = 255
+    other = shards.write(tmp_path, "big", Dataset({"test": Arrays(big, None)}, 255.0, (0.0, 1.0), 0, "", False))
+    x = evaluation_sets.others_like(shards.read_index(digits_data), {"big": other}, 99)["big"]
+    assert x.shape == (40, 1, 8, 8) and (x == 0.5).all()
+
+
+def test_the_classifier_learns_and_comes_back(digits_data, tmp_path):
+    index = shards.read_index(digits_data)
+    card = features.train(features.Config(num_steps=150, num_threads=1), index, tmp_path)
+    assert card["accuracy"] > 0.85
+    model = features.load(tmp_path)
+    x, y = shards.read_split(index, "test")
+    seen = features.classify(model, x)
+    assert (seen.probabilities.argmax(1) == y.numpy()).mean() == pytest.approx(card["accuracy"])
+    assert seen.features.shape == (360, 64)
+    (tmp_path / features.WEIGHTS).write_bytes((tmp_path / features.WEIGHTS).read_bytes()[:-1] + b"x")
+    with pytest.raises(features.DataError, match="altered"):
+        features.load(tmp_path)
+
+
+def test_images_of_every_size_have_a_classifier():
+    for shape in ((1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 17, 20)):
+        assert features.Classifier(shape, 3, 16)(torch.rand(2, *shape)).shape == (2, 3)
