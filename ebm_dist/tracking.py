@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 RUN_TAG = "ebm.run_digest"
 _NOT_METRICS = ("step", "time")
+_ROWS_A_CALL = 40  # MLflow takes at most 1,000 metrics a call
 
 
 @section
@@ -81,21 +82,21 @@ def sync(mlflow: "MlflowClient", run_id: str, run: Path) -> int:
     """Bring the rows of the record that MLflow does not have yet; return how many. No step is logged twice."""
     from mlflow.entities import Metric
 
-    last = mlflow.get_run(run_id).data.tags.get("ebm.synced_step")
-    rows = [row for row in read_lines(run / METRICS) if row["step"] > float(last or 0)]
-    for start in range(0, len(rows), 40):
-        block = rows[start : start + 40]
-        previous = rows[start - 1] if start else None
+    last = float(mlflow.get_run(run_id).data.tags.get("ebm.synced_step", 0))
+    rows = list(read_lines(run / METRICS))
+    fresh = [(before, row) for before, row in zip([None, *rows], rows, strict=False) if row["step"] > last]
+    for start in range(0, len(fresh), _ROWS_A_CALL):
+        block = fresh[start : start + _ROWS_A_CALL]
         metrics = [
             Metric(key, value, int(row.get("time", 0) * 1000), int(row["step"]))
-            for before, row in zip([previous, *block], block, strict=False)
+            for before, row in block
             for key, value in {**row, **_speed(before, row)}.items()
             if key not in _NOT_METRICS
         ]
-        # a repeated block after a crash between these two calls is the same key, time, step and value: the store keeps one
+        # a block repeated after a crash between these two calls has the same keys, times, steps and values: the store keeps one
         mlflow.log_batch(run_id, metrics=metrics)
-        mlflow.set_tag(run_id, "ebm.synced_step", str(int(block[-1]["step"])))
-    return len(rows)
+        mlflow.set_tag(run_id, "ebm.synced_step", str(int(block[-1][1]["step"])))
+    return len(fresh)
 
 
 def _speed(before: dict[str, Any] | None, row: dict[str, Any]) -> dict[str, float]:

@@ -30,8 +30,9 @@ def main() -> None:
     given.report.mkdir(parents=True, exist_ok=True)
     write_json(given.report / "metrics.json", history[-1])
     write_csv(given.report / "curves.csv", history)
-    timing = {"seconds": round(exported["seconds"], 1), "workers": params.cluster.workers, "hardware": lineage.hardware()}
-    write_json(given.report / "timing.json", timing)  # no output of the stage: it differs from run to run
+    facts = {"dataset": index.dataset, "is_official": index.is_official, "data_digest": index.digest, "run_digest": digest}
+    facts |= {"seconds": round(exported["seconds"], 1), "workers": params.cluster.workers, "hardware": lineage.hardware()}
+    write_json(given.report / "run.json", facts)  # no output of the stage: times differ from run to run
     print(f"{given.out}: {params.train.num_steps} steps in {exported['seconds']:.0f} s; record in {folder}")
 
 

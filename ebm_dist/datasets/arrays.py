@@ -4,6 +4,7 @@ Unsigned bytes are read as images, ``(n, h, w)``, ``(n, h, w, channels)`` or, as
 kept as they are. Results on such data carry the mark "own files" and the digest of the index.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +23,23 @@ _MAX_CHANNELS = 4
 @section
 class Config:
     path: str
-    """The file or folder. An ``.npz`` has ``images`` and may have ``labels``; or both with ``train_`` and ``test_`` before."""
+    """The file or folder, as given or in the folder that EBM_DATA_DIR names. An ``.npz`` has ``images`` and may have ``labels``; or both with ``train_`` and ``test_`` before."""
     val_fraction: Fraction = 0.1
     """Share of the training samples to choose settings by; drawn at random, always the same."""
     test_fraction: Fraction = 0.2
-    """Share of all samples to report on, where the file has no test part of its own."""
+    """Share of all samples to report on, where the file has no test part of its own; 1 for a set that is only compared with."""
     max_samples: Count | None = None
     """At most this many of each part, drawn at random; all if absent."""
 
     def check(self, params: Params) -> None:
-        if self.val_fraction + self.test_fraction >= 1:
-            raise Mismatch("dataset.val_fraction", "validation and test leave no samples for training")
+        if self.val_fraction + self.test_fraction > 1:
+            raise Mismatch("dataset.val_fraction", "validation and test together are more than all samples")
 
 
 def load(config: Config) -> Dataset:
     path = Path(config.path)
+    if not path.exists():
+        path = Path(os.environ.get("EBM_DATA_DIR", ".")) / config.path
     if not path.exists():
         raise DataError(f"{path}: no such file or folder; set dataset.path to your .npz, .npy or folder of images")
     parts = _read_folder(path) if path.is_dir() else _read_file(path)
@@ -54,7 +57,7 @@ def load(config: Config) -> Dataset:
         splits=splits,
         scale=255.0 if is_image else 1.0,
         bounds=(0.0, 1.0) if is_image else None,
-        num_classes=0 if train.y is None else 1 + max(int(part.y.max()) for part in splits.values() if part.y is not None),
+        num_classes=max((int(part.y.max()) + 1 for part in splits.values() if part.y is not None), default=0),
         source=f"own files: {path.name}",
         is_official=False,
     )

@@ -1,0 +1,28 @@
+"""Write docs/results.md and docs/results.json from the committed metrics of the recipes."""
+
+import argparse
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from ebm_dist import results
+from ebm_dist.files import write_json, write_whole
+from pipelines import run
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--rows", type=Path, default=Path("pipelines/recipes/results.yaml"), help="what the rows are")
+    options.add_argument("--reports", type=Path, default=Path("reports"), help="folder of the committed metrics")
+    options.add_argument("--out", type=Path, default=Path("docs"), help="folder to write results.md and results.json to")
+    given = options.parse_args()
+    entries = YAML(typ="safe", pure=True).load(given.rows.read_text())
+    rows = [results.row(name, entry, given.reports) for name, entry in entries.items()]
+    given.out.mkdir(parents=True, exist_ok=True)
+    write_json(given.out / "results.json", rows)
+    write_whole(given.out / "results.md", results.markdown(rows).encode())
+    print(f"{given.out}/results.md: {len(rows)} rows")
+
+
+if __name__ == "__main__":
+    run(main)

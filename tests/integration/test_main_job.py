@@ -1,0 +1,332 @@
+"""The main job for real: dvc, Ray Train, MLflow, in a copy of the project with small settings."""
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ruamel.yaml import YAML
+
+from ebm_dist import checkpoint, config, lineage, model, shards
+from ebm_dist.reporting import EVENTS, METRICS, read_lines
+from tests.helpers import ROOT
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+SMALL = {
+    "train": {"num_steps": 400, "batch_size": 32, "num_shards": 4, "log_every": 10, "checkpoint_every": 20},
+    "energy": {"name": "mlp", "hidden": [64, 32]},
+    "replay": {"capacity": 128},
+    "features": {"num_steps": 100, "num_threads": 1},
+    "evaluation": {"samples": {"num_samples": 100, "num_steps": 40}, "histogram": {}, "ood": {"num_bootstrap": 50}},
+    "register": {"model": "ebm-digits", "gates": [{"metric": "ood.uniform.auroc", "at_least": 0.5}]},
+}
+ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW", "EBM", "RAY", "DVC"))} | {
+    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+def copy_project(folder: Path) -> Path:
+    """The tracked files, as they are now, with the small settings: what a fresh clone is."""
+    for name in subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0"):
+        if name and (ROOT / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    yaml = YAML()
+    values = yaml.load(folder / "params.yaml")
+    values.update(SMALL)
+    yaml.dump(values, folder / "params.yaml")
+    (folder / "dvc.lock").unlink(missing_ok=True)
+    shutil.rmtree(folder / "reports", ignore_errors=True)
+    for command in (["git", "init", "-q"], ["git", "add", "-A"]):
+        subprocess.run(command, cwd=folder, check=True)
+    subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "copy"], cwd=folder, check=True)
+    return folder
+
+
+def start(folder: Path, *command: str, **environment: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        command, cwd=folder, env=ENVIRONMENT | {"PYTHONPATH": str(folder)} | environment, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def finish(folder: Path, *command: str, **environment: str) -> tuple[int, str]:
+    process = start(folder, *command, **environment)
+    try:
+        output, _ = process.communicate(timeout=400)
+    finally:
+        kill(process)
+    return process.returncode, output
+
+
+def kill(process: subprocess.Popen) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """An undisturbed run of the whole pipeline, and what it printed."""
+    folder = copy_project(tmp_path_factory.mktemp("undisturbed"))
+    code, output = finish(folder, "dvc", "repro")
+    assert code == 0, output
+    return folder, output
+
+
+def run_folder(folder: Path) -> Path:
+    (found,) = (p for p in (folder / "runs").iterdir() if p.name != "ray")
+    return found
+
+
+def test_it_ends_and_says_where_to_look(done):
+    _, output = done
+    assert "models:/ebm-digits/1  @candidate @champion" in output
+    assert "mlflow ui" in output and "dvc plots show" in output
+    assert "Traceback" not in output
+    noise = [line for line in output.splitlines() if "ray::" in line or "(pid=" in line or "WARNING" in line]
+    assert not noise, noise
+
+
+def test_a_second_repro_does_nothing(done):
+    folder, _ = done
+    before = (folder / "dvc.lock").read_bytes()
+    code, output = finish(folder, "dvc", "repro")
+    assert code == 0 and "up to date" in output and "Running stage" not in output
+    assert (folder / "dvc.lock").read_bytes() == before
+
+
+def test_killed_at_any_time_and_run_again_ends_with_the_same_lock(done, tmp_path):
+    """SIGKILL to the whole process group: while training (twice, before and after checkpoints), and in any stage."""
+    golden, _ = done
+    folder, chance = copy_project(tmp_path / "killed"), random.Random(5)
+    (folder / ".dvc").mkdir(exist_ok=True)
+    reached = []
+    for attempt in range(3):
+        process = start(folder, "dvc", "repro")
+        deadline = time.monotonic() + 200
+        if attempt < 2:  # after the next few checkpoints
+            seen = max(reached, default=0)
+            while time.monotonic() < deadline and process.poll() is None and latest_step(folder) <= seen:
+                time.sleep(0.05)
+            time.sleep(chance.random())
+            reached.append(latest_step(folder))
+        else:  # in an evaluation or in register
+            wanted = chance.choice(["reports/main/samples/metrics.json", "mlflow.db"])
+            while time.monotonic() < deadline and process.poll() is None and not (folder / wanted).exists():
+                time.sleep(0.05)
+            time.sleep(3 * chance.random())
+        kill(process)
+    assert 0 < reached[0] < 400
+    code, output = finish(folder, "dvc", "repro")
+    assert code == 0, output
+    assert (folder / "dvc.lock").read_text() == (golden / "dvc.lock").read_text()
+    events = list(read_lines(run_folder(folder) / EVENTS))
+    assert len(events) >= 2 and events[-1]["step"] > 0
+    assert [r["step"] for r in read_lines(run_folder(folder) / METRICS)] == list(range(10, 401, 10))
+    check_tracking(folder, starts=len(events))
+
+
+def latest_step(folder: Path) -> int:
+    steps = [int(p.parent.name.removeprefix("step-")) for p in (folder / "runs").glob("*/step-*/manifest.json")]
+    return max(steps, default=0)
+
+
+def check_tracking(folder: Path, starts: int) -> None:
+    """One run, one version, each step once, pictures, lineage."""
+    script = f"""
+import json, mlflow
+client = mlflow.MlflowClient("sqlite:///{folder}/mlflow.db")
+(experiment,) = [e for e in client.search_experiments() if e.name == "ebm-dist"]
+(run,) = client.search_runs([experiment.experiment_id])
+names = ["energy_pos", "energy_neg", "energy_gap", "loss_energy", "grad_norm_energy", "chain_score_norm", "chain_age_mean", "chain_at_bounds"]
+steps = {{n: [m.step for m in client.get_metric_history(run.info.run_id, n)] for n in names}}
+speed = [m.value for m in client.get_metric_history(run.info.run_id, "steps_per_second")]
+(version,) = client.search_model_versions("name = 'ebm-digits'")
+files = [f.path for d in ("reports/samples/plots", "reports/ood/plots", "reports/histogram/plots", "record") for f in client.list_artifacts(run.info.run_id, d)]
+print(json.dumps(dict(steps=steps, speed=speed, params=run.data.params, tags=run.data.tags, version_tags=version.tags, aliases=client.get_registered_model("ebm-digits").aliases, files=files, status=run.info.status, metrics=run.data.metrics)))
+"""
+    code, output = finish(folder, sys.executable, "-c", script)
+    assert code == 0, output
+    found = json.loads(output.splitlines()[-1])
+    assert all(sorted(steps) == list(range(10, 401, 10)) for steps in found["steps"].values()), found["steps"]
+    assert len(found["speed"]) > 30 and min(found["speed"]) > 0
+    assert float(found["params"]["sampler.temperature"]) == pytest.approx(0.25)
+    assert found["params"]["sampler.step_size"] == "0.02"
+    assert found["aliases"] == {"candidate": "1", "champion": "1"} and found["status"] == "FINISHED"
+    assert "reports/samples/plots/samples.png" in found["files"] and "reports/samples/plots/chains.gif" in found["files"]
+    assert "record/metrics.jsonl" in found["files"]
+    for tags in (found["tags"], found["version_tags"]):
+        assert tags["train.starts"] == str(starts)
+        assert {
+            "git.commit",
+            "data.digest",
+            "config.digest",
+            "train.workers",
+            "train.ray_jobs",
+            "dvc.data/main",
+            "dvc.model/energy",
+        } <= tags.keys()
+    assert found["metrics"]["eval.ood.uniform.auroc"] > 0.5
+
+
+def test_one_run_one_version_every_step_once(done):
+    check_tracking(done[0], starts=1)
+
+
+def test_the_champion_loads_in_a_new_process_without_pickle_and_agrees(done, tmp_path):
+    folder, _ = done
+    trained = model.load(folder / "model/energy")
+    x = shards.read_split(shards.read_index(folder / "data/main/dataset"), "test")[0][:50]
+    np.save(tmp_path / "x.npy", x.numpy())
+    script = f"""
+import sys, numpy as np, mlflow
+mlflow.set_tracking_uri("sqlite:///{folder}/mlflow.db")
+loaded = mlflow.pyfunc.load_model("models:/ebm-digits@champion")
+x = np.load(r"{tmp_path}/x.npy")
+np.save(r"{tmp_path}/e.npy", loaded.predict(x))
+for bad in (x[:, :, :4], np.full_like(x[:1], np.nan)):
+    try:
+        loaded.predict(bad)
+    except mlflow.exceptions.MlflowException as refused:
+        print("refused:", str(refused).splitlines()[0][:80])
+print("signature", loaded.metadata.signature.inputs, loaded.metadata.get_input_schema().input_types())
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env=ENVIRONMENT | {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"},
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.count("refused:") == 2 and "(-1, 1, 8, 8)" in process.stdout
+    expected = trained.energy(x).numpy()
+    assert np.array_equal(np.load(tmp_path / "e.npy"), expected)
+    files = [p for p in (folder / "mlruns").rglob("*") if p.suffix in (".pkl", ".pickle", ".pth", ".pt", ".bin")]
+    assert not files
+
+
+def train(folder: Path, params: Path, *more: str, **environment: str) -> tuple[int, str]:
+    return finish(folder, sys.executable, "-m", "pipelines.train", "--params", str(params), "--data", str(folder / "data/main"),
+                  "--out", "out", "--report", "report", "--runs", "other-runs", *more, **environment)  # fmt: skip
+
+
+def variant(folder: Path, **sections: dict) -> Path:
+    yaml = YAML()
+    values = yaml.load(folder / "params.yaml")
+    for name, section in sections.items():
+        values.setdefault(name, {}).update(section)
+    path = folder / f"variant-{random.getrandbits(32)}.yaml"
+    yaml.dump(values, path)
+    return path
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_ray_with_any_number_of_workers_gives_the_same_model(done, workers):
+    folder, _ = done
+    shutil.rmtree(folder / "other-runs", ignore_errors=True)
+    code, output = train(folder, variant(folder, cluster={"workers": workers, "cpus_per_worker": 0.5}))
+    assert code == 0, output
+    for name in ("energy.safetensors", "chains.safetensors", "model.json"):
+        assert (folder / "out" / name).read_bytes() == (folder / "model/energy" / name).read_bytes()
+
+
+def test_a_killed_worker_is_restarted_and_the_model_is_the_same(done):
+    folder, _ = done
+    shutil.rmtree(folder / "other-runs", ignore_errors=True)
+    process = start(folder, sys.executable, "-m", "pipelines.train", "--params", "params.yaml", "--data", "data/main",
+                    "--out", "out", "--report", "report", "--runs", "other-runs")  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list((folder / "other-runs").glob("*/step-0000004*/manifest.json")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    victims = [pid for pid in descendants(process.pid) if "RayTrainWorker" in command_of(pid)]
+    assert victims, "no worker found"
+    os.kill(victims[0], signal.SIGKILL)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert (folder / "out/energy.safetensors").read_bytes() == (folder / "model/energy/energy.safetensors").read_bytes()
+    (run,) = (p for p in (folder / "other-runs").iterdir() if p.name != "ray")
+    events = list(read_lines(run / EVENTS))
+    assert len(events) == 2 and events[1]["step"] >= 40
+    assert "1 restarts" in output
+
+
+def descendants(pid: int) -> list[int]:
+    found, queue = [], [pid]
+    while queue:
+        parent = queue.pop()
+        for task in Path(f"/proc/{parent}/task").glob("*/children"):
+            try:
+                children = [int(child) for child in task.read_text().split()]
+            except OSError:
+                continue
+            found += children
+            queue += children
+    return found
+
+
+def command_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return ""
+
+
+def test_training_does_not_notice_that_the_tracking_server_is_away_and_register_brings_it_up_to_date(done):
+    """Nothing listens at the address; the record is complete, and goes to the database later."""
+    folder, _ = done
+    shutil.rmtree(folder / "other-runs", ignore_errors=True)
+    params = variant(folder, train={"num_steps": 60}, register={"gates": []})
+    code, output = train(folder, params, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    assert code == 0 and "is away" in output and output.count("is away") == 1, output
+    (run,) = (p for p in (folder / "other-runs").iterdir() if p.name != "ray")
+    assert [row["step"] for row in read_lines(run / METRICS)] == [10, 20, 30, 40, 50, 60]
+    register = (sys.executable, "-m", "pipelines.register", "--params", str(params), "--model", "out", "--reports", "reports/main",
+                "--out", "registered.json", "--runs", "other-runs")  # fmt: skip
+    code, output = finish(folder, *register, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    assert code == 7 and "cannot be reached" in output and "Traceback" not in output, output
+    code, output = finish(folder, *register, MLFLOW_TRACKING_URI=f"sqlite:///{folder}/later.db")
+    assert code == 0, output
+    assert json.loads((folder / "registered.json").read_text())["aliases"] == ["candidate"]  # no gates: no champion
+
+
+def test_bad_input_is_one_message_and_an_exit_code_and_nothing_is_lost(done):
+    folder, _ = done
+    shutil.rmtree(folder / "other-runs", ignore_errors=True)
+
+    def fails(expected_code, *texts, params=folder / "params.yaml", **environment):
+        code, output = train(folder, params, **environment)
+        assert code == expected_code, output
+        assert "Traceback" not in output and output.count("error: ") == 1, output
+        assert all(text in output for text in texts), output
+
+    fails(2, "sampler.step_size", "greater than 0", params=variant(folder, sampler={"step_size": -1}))
+    fails(6, "need 64 CPUs", "lower cluster.workers", params=variant(folder, cluster={"workers": 4, "cpus_per_worker": 16.0}))
+    fails(6, "GPUs", params=variant(folder, cluster={"use_gpu": True}))
+    fails(3, "is not finite", "no weight was changed", "optimizer.lr", params=variant(folder, optimizer={"lr": 1e30}))
+    tar = folder / "data/main/dataset/train-000002.tar"
+    content = tar.read_bytes()
+    tar.unlink()
+    tar.write_bytes(content[:-1000] + b"\x01" + content[-999:])
+    fails(4, "train-000002.tar", "altered", "prepare")
+    tar.write_bytes(b"")
+    fails(4, "train-000002.tar", "truncated")
+    tar.write_bytes(content)
+    params = variant(folder, train={"num_steps": 40})
+    assert train(folder, params)[0] == 0
+    chosen = config.load(params)
+    index = shards.read_index(folder / "data/main/dataset")
+    run = folder / "other-runs" / lineage.run_digest(chosen, index.digest)[:16]
+    for path in run.glob("step-*/weights.safetensors"):
+        path.write_bytes(b"broken")
+    fails(5, "no whole checkpoint", "weights.safetensors", "start from the beginning", params=params)
+    assert len(list(run.glob("step-*"))) == 2, "broken checkpoints are kept for whoever wants to look"
+    assert checkpoint.MANIFEST in [p.name for p in next(run.glob("step-*")).iterdir()]

@@ -1,0 +1,45 @@
+import json
+
+import pytest
+from ruamel.yaml import YAML
+from scipy import stats
+
+from ebm_dist import results
+from ebm_dist.errors import DataError
+from tests.helpers import ROOT
+
+
+@pytest.fixture
+def reports(tmp_path):
+    def put(path, value):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(json.dumps(value))
+
+    seeds = {str(s): {"fid": v, "floor": 4.0} for s, v in enumerate((10.0, 12.0, 14.0))}
+    put("r/samples/metrics.json", {"fid": 12.0, "floor": 4.0, "seeds": seeds})
+    facts = {"seconds": 60.0, "workers": 2, "hardware": {"cpu": "c", "cores": 2, "memory_gib": 8}}
+    put("r/train/0/run.json", facts | {"dataset": "d", "is_official": False, "data_digest": "ab" * 32, "run_digest": "x"})
+    return tmp_path
+
+
+ENTRY = {"recipe": "r", "system": "S", "source": "P", "what": "w", "metric": "samples.fid", "published": None, "beside": {"floor": "samples.floor", "chance": 0.5}}  # fmt: skip
+
+
+def test_a_row_is_the_mean_with_a_t_interval_and_what_to_read_it_by(reports):
+    row = results.row("id", ENTRY, reports)
+    expected = stats.t.interval(0.95, 2, 12.0, stats.sem([10, 12, 14]))
+    assert row["reached"] == 12.0 and row["interval"] == pytest.approx(expected)
+    assert row["seeds"] == {"0": 10.0, "1": 12.0, "2": 14.0} and row["beside"] == {"floor": 4.0, "chance": 0.5}
+    page = results.markdown([row])
+    assert "own files" in page and "| `id` | w | none | **12** |" in page and "floor 4; chance 0.5" in page
+
+
+def test_a_missing_report_names_the_command_that_makes_it(reports):
+    with pytest.raises(DataError, match=r"dvc repro pipelines/recipes/dvc\.yaml:results@gone"):
+        results.row("id", ENTRY | {"recipe": "gone"}, reports)
+
+
+def test_the_committed_page_is_what_the_committed_metrics_give():
+    entries = YAML(typ="safe", pure=True).load((ROOT / "pipelines/recipes/results.yaml").read_text())
+    rows = [results.row(name, entry, ROOT / "reports") for name, entry in entries.items()]
+    assert (ROOT / "docs/results.md").read_text() == results.markdown(rows)
