@@ -58,7 +58,7 @@ def interval(values: list[float]) -> tuple[float, float] | None:
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """The table as a page, a section for each system."""
+    """The table as a page, a section a system."""
     lines = [
         "# Results",
         "",

@@ -23,7 +23,8 @@ _MAX_CHANNELS = 4
 @section
 class Config:
     path: str
-    """The file or folder, as given or in the folder that EBM_DATA_DIR names. An ``.npz`` has ``images`` and may have ``labels``; or both with ``train_`` and ``test_`` before."""
+    """The file or folder, as given or in the folder that EBM_DATA_DIR names. An ``.npz`` has ``images`` and may have ``labels``, or the
+    same with ``train_`` and ``test_`` before."""
     val_fraction: Fraction = 0.1
     """Share of the training samples to choose settings by; drawn at random, always the same."""
     test_fraction: Fraction = 0.2
@@ -85,6 +86,8 @@ def _read_file(path: Path) -> dict[str, Arrays]:
         if labels is not None and (labels.shape != (len(x),) or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0):
             raise DataError(f"{path}: {prefix}labels must be {len(x)} whole numbers from 0, found {labels.dtype} {labels.shape}")
         parts[split] = Arrays(x, None if labels is None else labels.astype(np.int64))
+    if len({part.y is None for part in parts.values()}) > 1:
+        raise DataError(f"{path}: has labels for one of train and test only; give both or none")
     return parts
 
 
