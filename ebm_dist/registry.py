@@ -124,8 +124,8 @@ def _log_model(run_id: str, trained: model.TrainedModel, folder: Path) -> Any:
 
     shape = tuple(trained.card["shape"])
     signature = ModelSignature(
-        Schema([TensorSpec(np.dtype(np.float32), (-1, *shape), "x")]),
-        Schema([TensorSpec(np.dtype(np.float32), (-1,), "energy")]),
+        Schema([TensorSpec(np.dtype(np.float32), (-1, *shape))]),
+        Schema([TensorSpec(np.dtype(np.float32), (-1,))]),
     )
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     with mlflow.start_run(run_id=run_id), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():

@@ -62,7 +62,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     lines = [
         "# Results",
         "",
-        "Made by `python -m pipelines.results` from the committed `reports/<recipe>/*/metrics.json`; nothing here is typed by hand.",
+        "Made by `python -m pipelines.results` from the committed `reports/<recipe>/*/metrics.json`; nothing is typed by hand.",
         "Means over seeds with 95 % t-intervals. FID-clf is in the features of the pipeline's own classifier and is not comparable",
         "with published FID: read it against real images (the floor) and the Gaussian beside it.",
     ]

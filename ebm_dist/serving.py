@@ -8,7 +8,6 @@ from typing import Any
 
 import mlflow
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from ebm_dist import model
@@ -20,7 +19,7 @@ class EnergyService(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined,mis
     def load_context(self, context: Any) -> None:
         self.model = model.load(Path(context.artifacts["model"]))
 
-    def predict(self, context: Any, model_input: npt.NDArray[np.float32], params: dict[str, Any] | None = None) -> Any:
+    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> Any:
         shape = tuple(self.model.card["shape"])
         x = np.asarray(model_input, np.float32)
         if x.ndim != len(shape) + 1 or x.shape[1:] != shape:

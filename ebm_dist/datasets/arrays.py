@@ -23,8 +23,8 @@ _MAX_CHANNELS = 4
 @section
 class Config:
     path: str
-    """The file or folder, as given or in the folder that EBM_DATA_DIR names. An ``.npz`` has ``images`` and may have ``labels``, or the
-    same with ``train_`` and ``test_`` before."""
+    """The file or folder, as given or in the folder that EBM_DATA_DIR names. An ``.npz`` has ``images`` and,
+    perhaps, ``labels``; or the same with ``train_`` and ``test_`` before."""
     val_fraction: Fraction = 0.1
     """Share of the training samples to choose settings by; drawn at random, always the same."""
     test_fraction: Fraction = 0.2
