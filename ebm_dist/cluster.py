@@ -5,6 +5,7 @@ worker is killed, and ties a checkpoint to the number of workers.
 """
 
 import fcntl
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -71,7 +72,7 @@ def fit(params: Params, data: Path, run: Path, digest: str) -> int:
     if address == "local":
         _check_resources(cluster, {"CPU": float(len(os.sched_getaffinity(0)))} | ({} if not cluster.use_gpu else _gpus()))
     threads = {name: str(params.train.num_threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    local: dict[str, Any] = {"num_cpus": max(1, -(-cluster.workers * cluster.cpus_per_worker // 1)), "include_dashboard": False}
+    local: dict[str, Any] = {"num_cpus": math.ceil(cluster.workers * cluster.cpus_per_worker), "include_dashboard": False}
     ray.init(
         address,
         log_to_driver=False,
