@@ -68,7 +68,7 @@ def animation(frames: Sequence[Array], labels: Sequence[str], columns: int, mill
         picture = Image.new("RGB", (sheet.width, sheet.height + 22), "white")
         picture.paste(sheet, (0, 0))
         ImageDraw.Draw(picture).text((6, sheet.height + 4), label, fill="black", font_size=13)
-        pictures.append(picture.quantize(64))
+        pictures.append(picture.quantize(32, dither=Image.Dither.NONE))  # few flat colours: a tenth of the size
     out = io.BytesIO()
     durations = [milliseconds] * (len(pictures) - 1) + [2000]
     pictures[0].save(out, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0)

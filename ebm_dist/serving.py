@@ -19,7 +19,8 @@ class EnergyService(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined,mis
     def load_context(self, context: Any) -> None:
         self.model = model.load(Path(context.artifacts["model"]))
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> Any:
+    # without type hints: MLflow would take them for a schema in place of the signature
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         shape = tuple(self.model.card["shape"])
         x = np.asarray(model_input, np.float32)
         if x.ndim != len(shape) + 1 or x.shape[1:] != shape:
