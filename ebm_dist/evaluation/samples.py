@@ -27,7 +27,7 @@ class Config:
     """Chains from noise; the floor and the baselines have as many samples."""
     num_steps: Count = 200
     """Steps of the chains from noise, of the sampler that the model was trained with."""
-    num_frames: Count = 40
+    num_frames: Count = 20
     """Frames of the animated chains."""
     split: str = "test"
     """The real images to compare with: ``val`` to choose settings by, ``test`` to report."""
