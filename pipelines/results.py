@@ -12,7 +12,7 @@ from pipelines import run
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--rows", type=Path, default=Path("pipelines/recipes/results.yaml"), help="what the rows are")
+    options.add_argument("--rows", type=Path, default=Path("pipelines/results.yaml"), help="what the rows are")
     options.add_argument("--reports", type=Path, default=Path("reports"), help="folder of the committed metrics")
     options.add_argument("--out", type=Path, default=Path("docs"), help="folder to write results.md and results.json to")
     given = options.parse_args()

@@ -40,6 +40,6 @@ def test_a_missing_report_names_the_command_that_makes_it(reports):
 
 
 def test_the_committed_page_is_what_the_committed_metrics_give():
-    entries = YAML(typ="safe", pure=True).load((ROOT / "pipelines/recipes/results.yaml").read_text())
+    entries = YAML(typ="safe", pure=True).load((ROOT / "pipelines/results.yaml").read_text())
     rows = [results.row(name, entry, ROOT / "reports") for name, entry in entries.items()]
     assert (ROOT / "docs/results.md").read_text() == results.markdown(rows)
