@@ -13,13 +13,14 @@ import torch
 from ebm_dist import model
 
 
-class EnergyService(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined,misc]
-    """``predict``: samples ``(n, *shape)`` float32 in the model's range to energies ``(n,)``; low = likely."""
+class _Predict:
+    """Apart from the class that MLflow knows: it would take this method's type hints for a schema, in place of the signature."""
+
+    model: model.TrainedModel
 
     def load_context(self, context: Any) -> None:
         self.model = model.load(Path(context.artifacts["model"]))
 
-    # without type hints: MLflow would take them for a schema in place of the signature
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         shape = tuple(self.model.card["shape"])
         x = np.asarray(model_input, np.float32)
@@ -31,6 +32,10 @@ class EnergyService(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined,mis
             raise mlflow.exceptions.MlflowException.invalid_parameter_value("samples must be finite; found NaN or infinity")
         with torch.no_grad():
             return self.model.energy(torch.from_numpy(x)).numpy()
+
+
+class EnergyService(_Predict, mlflow.pyfunc.PythonModel):  # type: ignore[name-defined,misc]
+    """``predict``: samples ``(n, *shape)`` float32 in the model's range to energies ``(n,)``; low = likely."""
 
 
 mlflow.models.set_model(EnergyService())
