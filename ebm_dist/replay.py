@@ -19,6 +19,8 @@ class Config:
     """Chains in the whole buffer, over all shards."""
     reinit_prob: Fraction = 0.05
     """Probability that a drawn chain starts afresh from noise."""
+    max_age: Count | None = None
+    """Draws after which a chain starts afresh, so that none is longer than those drawn from the model; no limit if absent."""
 
     def check(self, params: Params) -> None:
         if self.capacity % params.train.num_shards or self.capacity < params.train.batch_size:
@@ -45,21 +47,32 @@ class Draw(NamedTuple):
 class ReplayShard:
     """The chains of one logical shard: position ``(capacity, *shape)``, label and age ``(capacity,)``.
 
-    All start from noise (:func:`ebm_dist.samplers.noise`) with labels uniform over ``max(num_classes, 1)`` classes.
+    All start from noise (:func:`ebm_dist.samplers.noise`) with labels uniform over ``max(num_classes, 1)`` classes, and at age 0;
+    with a ``max_age`` at ages uniform below it, or else all would end together.
     """
 
-    def __init__(self, capacity: int, shape: tuple[int, ...], bounds: Bounds, num_classes: int, generator: Generator) -> None:
-        self.bounds, self.num_classes = bounds, max(num_classes, 1)
+    def __init__(
+        self,
+        capacity: int,
+        shape: tuple[int, ...],
+        bounds: Bounds,
+        num_classes: int,
+        generator: Generator,
+        max_age: int | None = None,
+    ) -> None:
+        self.bounds, self.num_classes, self.max_age = bounds, max(num_classes, 1), max_age
         device = generator.device
         self.position = noise((capacity, *shape), bounds, generator)
         self.label = torch.randint(self.num_classes, (capacity,), generator=generator, device=device)
-        self.age = torch.zeros(capacity, dtype=torch.int64, device=device)
+        self.age = torch.randint(max_age or 1, (capacity,), generator=generator, device=device)
 
     def draw(self, n: int, reinit_prob: float, generator: Generator) -> Draw:
-        """``n`` different chains, each started afresh (noise, new label) with probability ``reinit_prob``."""
+        """``n`` different chains, each started afresh (noise, new label) with probability ``reinit_prob`` or at ``max_age``."""
         device = self.position.device
         slots = torch.randperm(len(self.age), generator=generator, device=device)[:n]
         restart = torch.rand(n, generator=generator, device=device) < reinit_prob
+        if self.max_age is not None:
+            restart |= self.age[slots] >= self.max_age
         fresh = noise((n, *self.position.shape[1:]), self.bounds, generator)
         label = torch.randint(self.num_classes, (n,), generator=generator, device=device)
         keep = ~restart.view(-1, *[1] * (fresh.ndim - 1))

@@ -226,14 +226,12 @@ def build(params: Params, index: shards.Index, comm: Comm, device: torch.device,
     kernel = module_of(params.sampler).build(params.sampler, bounds=index.bounds)
     objective = module_of(params.objective).build(params, networks={"energy": energy}, kernel=kernel, bounds=index.bounds)
     capacity, batch_size = params.replay.capacity // config.num_shards, config.batch_size // config.num_shards
+    chains = partial(ReplayShard, capacity, index.shape, index.bounds, index.num_classes, max_age=params.replay.max_age)
     return Trainer(
         params=params,
         objective=objective,
         data={s: shards.LogicalShard(index, "train", s, config.num_shards, batch_size, params.seed) for s in mine},
-        replay={
-            s: ReplayShard(capacity, index.shape, index.bounds, index.num_classes, stream(params.seed, "chains", s, device=device))
-            for s in mine
-        },
+        replay={s: chains(stream(params.seed, "chains", s, device=device)) for s in mine},
         comm=comm,
         device=device,
         digest=digest,

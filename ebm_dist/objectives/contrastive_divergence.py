@@ -15,7 +15,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from ebm_dist.config import Mismatch, NonNegative, Params, section
+from ebm_dist.config import Index, Mismatch, NonNegative, Params, section
 from ebm_dist.energies import EnergyModel, frozen
 from ebm_dist.objectives import Batch, Objective, StepContext, Turn
 from ebm_dist.replay import Draw
@@ -30,12 +30,18 @@ class Config:
     """Where chains start: ``replay`` is persistent (PCD, Algorithm 1), ``data`` is CD-k, ``noise`` is short-run."""
     data_noise: NonNegative = 0.0
     """Standard deviation of the noise added to the data, clamped like a chain's positions."""
+    burn_in: Index = 0
+    """Draws for which a chain that started afresh only runs; after them it counts as a negative."""
     conditional: bool = False
     """Learn E(x, y): data come with their labels, and each chain keeps the label that it was started with."""
 
     def check(self, params: Params) -> None:
         if self.conditional and self.start == "data" and params.replay.reinit_prob:
             raise Mismatch("objective.start", "chains that start at the data do not use replay; set replay.reinit_prob to 0")
+        if self.burn_in and self.start != "replay":
+            raise Mismatch("objective.burn_in", f"chains that start at {self.start} have no age; use start: replay, or burn_in: 0")
+        if params.replay.max_age is not None and self.burn_in >= params.replay.max_age:
+            raise Mismatch("objective.burn_in", f"no chain would ever count: they end at replay.max_age = {params.replay.max_age}")
 
 
 class ContrastiveDivergence:
@@ -68,15 +74,18 @@ class ContrastiveDivergence:
         x = torch.cat([positive, negative])
         y = torch.cat([batch.y, draw.label]) if self.config.conditional else None
         energy_pos, energy_neg = context.players["energy"](x, y).split(n)  # one forward pass: DDP allows one a backward pass
-        penalty = (energy_pos**2 + energy_neg**2).mean()
-        loss = energy_pos.mean() - energy_neg.mean() + self.config.energy_penalty * penalty
+        counts = (draw.age >= self.config.burn_in).float()
+        weight = counts / counts.sum().clamp(min=1)
+        mean_pos, mean_neg = energy_pos.mean(), weight @ energy_neg
+        penalty = (energy_pos**2).mean() + weight @ energy_neg**2
+        loss = mean_pos - mean_neg + self.config.energy_penalty * penalty
 
         metrics = {
-            "energy_pos": energy_pos.mean(),
-            "energy_neg": energy_neg.mean(),
-            "energy_gap": energy_pos.mean() - energy_neg.mean(),
-            "energy_pos_sd": energy_pos.std(),
-            "energy_neg_sd": energy_neg.std(),
+            "energy_pos": mean_pos,
+            "energy_neg": mean_neg,
+            "energy_gap": mean_pos - mean_neg,
+            "energy_pos_sd": energy_pos.std(correction=0),
+            "energy_neg_sd": (weight @ (energy_neg - mean_neg) ** 2).sqrt(),
             "chain_score_norm": chains.score_norm,
             "chain_distance": chains.distance,
             "chain_acceptance": chains.acceptance_rate,
@@ -96,7 +105,8 @@ class ContrastiveDivergence:
         if self.config.start == "replay":
             return context.replay.draw(n, self.reinit_prob, context.stream("replay"))
         position = batch.x if self.config.start == "data" else noise(tuple(batch.x.shape), self.bounds, context.stream("noise"))
-        return Draw(torch.arange(n), position, batch.y, torch.zeros(n, dtype=torch.int64))
+        slots = torch.arange(n, device=position.device)
+        return Draw(slots, position, batch.y, torch.zeros_like(slots))
 
     def _perturb(self, x: Tensor, context: StepContext) -> Tensor:
         if not self.config.data_noise:

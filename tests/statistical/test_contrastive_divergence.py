@@ -1,6 +1,7 @@
 """The learning rule against exact gradients and against a plain transcript of Algorithm 1."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -114,3 +115,8 @@ def test_a_conditional_model_keeps_each_chain_s_label(digits_data):
         x = torch.rand(2, 1, 8, 8)
         energy = trainer.objective.players["energy"]
         assert not torch.equal(energy(x, torch.tensor([0, 0])), energy(x, torch.tensor([1, 1])))
+
+
+def test_metrics_are_finite_with_one_sample_a_shard(digits_data):
+    trainer = helpers.build(helpers.params(train={"batch_size": 2, "num_shards": 2}), digits_data)
+    assert all(math.isfinite(value) for value in trainer.mean_over_shards(trainer.advance()).values())
