@@ -19,6 +19,8 @@ def transcript(trainer, shard):
     g = draws("replay")
     slots = torch.randperm(len(chains.age), generator=g)[:n]
     restart = torch.rand(n, generator=g) < p.replay.reinit_prob
+    restart |= chains.age[slots] >= (p.replay.max_age or math.inf)
+    counts = torch.where(restart, 0, chains.age[slots]) >= p.objective.burn_in
     fresh = torch.rand(n, *x_data.shape[1:], generator=g)
     x = chains.position[slots].clone()
     x[restart] = fresh[restart]
@@ -30,13 +32,14 @@ def transcript(trainer, shard):
     g = draws("data_noise")
     x_plus = (x_data + p.objective.data_noise * torch.randn(x_data.shape, generator=g)).clamp(0, 1)
     alpha = p.objective.energy_penalty
-    e_plus, e_minus = energy(x_plus), energy(x)
-    loss = (alpha * (e_plus**2 + e_minus**2) + e_plus - e_minus).mean()
+    e_plus, e_minus = energy(x_plus), energy(x[counts])
+    loss = (alpha * e_plus**2 + e_plus).mean() + (alpha * e_minus**2 - e_minus).mean()
     return torch.cat([v.flatten() for v in torch.autograd.grad(loss, list(energy.parameters()))]), x, slots
 
 
-def test_a_step_is_the_algorithm_s(digits_data):
-    trainer = helpers.build(helpers.params(), digits_data)
+@pytest.mark.parametrize("limits", [{}, {"replay": {"max_age": 4}, "objective": {"burn_in": 2}}], ids=["plain", "ages"])
+def test_a_step_is_the_algorithm_s(digits_data, limits):
+    trainer = helpers.build(helpers.params(**limits), digits_data)
     for _ in range(3):
         expected = [transcript(trainer, shard) for shard in trainer.data]
         mean = torch.stack([gradient for gradient, _, _ in expected]).mean(0)

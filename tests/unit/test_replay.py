@@ -47,6 +47,20 @@ def test_chains_go_on_with_label_and_age_unless_restarted():
     assert not torch.equal(draw.position, chains.position[draw.slots])
 
 
+def test_no_chain_is_older_than_the_limit():
+    chains = ReplayShard(400, (1,), (0.0, 1.0), 2, stream(0, "chains"), max_age=3)
+    assert chains.age.unique().tolist() == [0, 1, 2]  # spread from the start
+    for step in range(6):
+        before = chains.age.clone()
+        draw = chains.draw(400, 0.0, stream(0, "replay", 0, step))
+        ended = before[draw.slots] == 3
+        assert torch.equal(draw.age, torch.where(ended, 0, before[draw.slots]))
+        assert torch.equal(draw.position[~ended], chains.position[draw.slots][~ended])
+        assert not (draw.position[ended] == chains.position[draw.slots][ended]).any()
+        chains.put(draw, draw.position)
+        assert chains.age.max() == 3
+
+
 def test_restart_share_and_fresh_positions():
     chains = ReplayShard(20000, (1,), (-1.0, 3.0), 2, stream(0, "chains"))
     chains.age += 5
