@@ -55,7 +55,11 @@ def test_every_parameter_file_loads_and_comes_back(path):
         ("workers: 2", "workers: 5", r":\d+: cluster\.workers: 5 workers cannot share train.num_shards = 4"),
         ("capacity: 2048", "capacity: 2047", r":\d+: replay\.capacity: 2047 chains cannot be dealt"),
         ("data_noise: 0.1}", "start: noise, burn_in: 1}", r":\d+: objective\.burn_in: chains that start at noise have no age"),
-        ("data_noise: 0.1}\n\nreplay: {", "burn_in: 4}\nreplay: {max_age: 4, ", r":\d+: objective\.burn_in: no chain would ever count"),
+        (
+            "data_noise: 0.1}\n\nreplay: {",
+            "burn_in: 4}\nreplay: {max_age: 4, ",
+            r":\d+: objective\.burn_in: no chain would ever count",
+        ),
         ("reduce: ordered", "reduce: fast", r":\d+: train\.reduce: .*'ordered' or 'ddp'"),
         ("metric: samples.fid", "metric: sample.fid", r":\d+: register\.gates\.0\.metric: no suite 'sample'"),
         ("at_most: 2.5", "at_most: 2.5, at_leas: 1", r":\d+: register\.gates\.0\.at_leas: unknown key; did you mean 'at_least'\?"),
