@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ebm_dist import faults
 from ebm_dist.errors import CheckpointError, DataError
 from ebm_dist.files import encode, write_whole
 
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 def save(root: Path, step: int, files: Mapping[str, bytes], comm: "Comm", *, digest: str, keep: int) -> Path:
     """Write a checkpoint together: every rank gives its own files. Then delete all but the newest ``keep``."""
     folder = root / f"{_PREFIX}{step:08d}"
+    faults.point("checkpoint.begin")
     if comm.rank == 0:
         _delete(folder)  # the remains of a save that was cut off, perhaps by other workers
         folder.mkdir(parents=True)
@@ -37,12 +39,14 @@ def save(root: Path, step: int, files: Mapping[str, bytes], comm: "Comm", *, dig
     own = {name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)} for name, content in files.items()}
     part = f"part-{comm.rank:05d}.json"
     write_whole(folder / part, encode(own))
+    faults.point("checkpoint.parts")
     comm.agree(False)
     if comm.rank == 0:
         listed: dict[str, Any] = {}
         for path in sorted(folder.glob("part-*.json")):
             listed |= json.loads(path.read_bytes())
             path.unlink()
+        faults.point("checkpoint.manifest")
         write_whole(folder / MANIFEST, encode({"schema": SCHEMA, "digest": digest, "step": step, "files": listed}))
         for old in _folders(root)[keep:]:
             _delete(old)
@@ -94,6 +98,7 @@ def _folders(root: Path) -> list[Path]:
 def _delete(folder: Path) -> None:
     try:
         (folder / MANIFEST).unlink(missing_ok=True)
+        faults.point("checkpoint.delete")
         shutil.rmtree(folder, ignore_errors=False) if folder.exists() else None
     except OSError as failed:
         raise DataError(f"{folder}: cannot be deleted ({failed.strerror})") from None

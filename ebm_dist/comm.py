@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ebm_dist import faults
 from ebm_dist.replay import deal
 
 
@@ -81,7 +82,9 @@ class Ordered:
     def gradient(self, player: str, losses: list[Tensor]) -> Tensor:
         parameters = self.parameters[player]
         rows = torch.stack([_flat(torch.autograd.grad(loss, parameters)) for loss in losses])
+        faults.point("reduce.before")
         rows = self.comm.gather(rows, self.num_shards)
+        faults.point("reduce.after")
         total = rows[0].clone()
         for row in rows[1:]:
             total += row

@@ -18,6 +18,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from ebm_dist import faults
 from ebm_dist.errors import DataError
 
 _IDX_UINT8 = 0x08
@@ -40,11 +41,18 @@ def write_whole(path: Path, content: bytes) -> None:
     """Write a file durably so that it appears whole or not at all. Raises :class:`DataError` where the disk refuses."""
     part = path.with_name(path.name + ".part")
     try:
+        faults.point("write.open")
         with part.open("wb") as stream:
-            stream.write(content)
+            stream.write(content[: len(content) // 2])
             stream.flush()
+            faults.point("write.content")
+            stream.write(content[len(content) // 2 :])
+            stream.flush()
+            faults.point("write.sync")
             os.fsync(stream.fileno())
+        faults.point("write.rename")
         part.replace(path)
+        faults.point("write.folder")
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)

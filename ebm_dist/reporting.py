@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ebm_dist import faults
+
 if TYPE_CHECKING:
     from ebm_dist.trainer import Row
 
@@ -44,6 +46,7 @@ class FileReporter:
         return (self.run / STOP).exists()
 
     def _append(self, name: str, line: dict[str, Any]) -> None:
+        faults.point("record.append")
         with (self.run / name).open("a") as out:
             out.write(json.dumps(line) + "\n")
 

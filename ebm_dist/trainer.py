@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from ebm_dist import checkpoint, optim, shards
+from ebm_dist import checkpoint, faults, optim, shards
 from ebm_dist.comm import REDUCTIONS, Comm, assign_gradient
 from ebm_dist.config import Count, Mismatch, Params, module_of, section
 from ebm_dist.energies import build_energy, iterate_power
@@ -112,7 +112,9 @@ class Trainer:
             player = turns[0].player
             gradient = self.reduction.gradient(player, [turn.loss for turn in turns])
             self.guard(player, turns, gradient)
+            faults.point("update.before")
             self.update(player, gradient)
+            faults.point("update.after")
             row |= {f"loss_{player}": torch.stack([turn.loss.detach() for turn in turns])}
             row |= {f"grad_norm_{player}": gradient.norm().expand(len(turns))}
             row |= {name: torch.stack([turn.metrics[name].detach() for turn in turns]) for name in turns[0].metrics}

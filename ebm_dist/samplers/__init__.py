@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Generator, Tensor
 
+from ebm_dist import faults
 from ebm_dist.energies import EnergyFn
 
 Bounds = tuple[float, float] | None
@@ -81,6 +82,7 @@ def run_chain(
     with torch.no_grad():
         start, state, accepted = position, kernel.init(target, position), torch.zeros(())
         for step in range(num_steps):
+            faults.point("chain.step")
             state, info = kernel.step(target, state, generator)
             accepted = accepted + info.is_accepted.float().mean()
             if observe is not None:

@@ -1,0 +1,85 @@
+"""The fault points, and what survives them."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from ebm_dist import checkpoint, faults
+from ebm_dist.errors import DataError
+from tests import helpers
+from tests.faults import storm
+from tests.helpers import ROOT, Silent, state_of
+
+
+@pytest.fixture(autouse=True)
+def disarmed():
+    yield
+    faults.arm(None)
+
+
+def test_the_list_is_of_the_points_in_the_source_and_the_storm_passes_each():
+    named = [
+        name for path in (ROOT / "ebm_dist").rglob("*.py") for name in re.findall(r'faults\.point\("(.+?)"\)', path.read_text())
+    ]
+    assert sorted(named) == sorted(faults.POINTS)
+    assert set(storm.PASSES) == set(faults.POINTS)
+
+
+@pytest.mark.parametrize("text", ["no.such:1:kill", "write.open:0:kill", "write.open:1:explode"])
+def test_a_wrong_plan_is_refused(text):
+    with pytest.raises(ValueError, match="EBM_FAULT"):
+        faults.arm(text)
+
+
+def test_a_plan_from_the_environment_is_for_its_rank_only(monkeypatch, caplog):
+    monkeypatch.setenv("EBM_FAULT", "chain.step:2:broken")
+    monkeypatch.setenv("EBM_FAULT_RANK", "1")
+    faults.arm_from_environment(0)
+    faults.point("chain.step")
+    assert not caplog.text
+    faults.arm_from_environment(1)
+    assert "a fault is armed" in caplog.text
+    faults.point("chain.step")
+    faults.point("reduce.before")
+    with pytest.raises(OSError, match="Input/output error"):
+        faults.point("chain.step")
+
+
+@pytest.mark.parametrize("action", ["full", "broken"])
+@pytest.mark.parametrize("name", [name for name in faults.POINTS if name.startswith("write.")])
+@pytest.mark.parametrize("count", [1, 5, 10])
+def test_a_disk_that_fails_leaves_the_older_checkpoint_whole(digits_data, tmp_path, name, action, count):
+    """At each system call of the second checkpoint's files, the manifest among them; then the disk is mended."""
+    trainer = helpers.build(helpers.params(), digits_data)
+    assert trainer.fit(tmp_path, Silent(4)) == 4
+    before = state_of(tmp_path)
+    faults.arm(f"{name}:{count}:{action}")
+    with pytest.raises(DataError, match=r"No space left|Input/output error"):
+        trainer.fit(tmp_path, Silent())
+    faults.arm(None)
+    assert checkpoint.latest(tmp_path).name == "step-00000004"
+    assert state_of(tmp_path) == before
+    again = helpers.build(helpers.params(), digits_data)
+    assert again.fit(tmp_path, Silent()) == 12
+    reference = tmp_path / "reference"
+    helpers.build(helpers.params(), digits_data).fit(reference, Silent())
+    assert state_of(tmp_path) == state_of(reference)
+
+
+def run_storm(kills: int, seed: int) -> str:
+    command = [sys.executable, "-m", "tests.faults.storm", "--kills", str(kills), "--seed", str(seed)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_kills_at_random_points_change_nothing():
+    assert "30 SIGKILLs" in run_storm(30, 11)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_storm_of_kills_changes_nothing():
+    assert "200 SIGKILLs" in run_storm(200, 7)
