@@ -7,14 +7,14 @@ written last and deleted first, so a folder without it is not a checkpoint, when
 import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ebm_dist import faults
 from ebm_dist.errors import CheckpointError, DataError
-from ebm_dist.files import encode, write_whole
+from ebm_dist.files import encode
+from ebm_dist.storage import remove_tree, write_whole
 
 if TYPE_CHECKING:
     from ebm_dist.comm import Comm
@@ -32,15 +32,15 @@ def save(root: Path, step: int, files: Mapping[str, bytes], comm: "Comm", *, dig
     faults.point("checkpoint.begin")
     if comm.rank == 0:
         _delete(folder)  # the remains of a save that was cut off, perhaps by other workers
-        folder.mkdir(parents=True)
-    comm.agree(False)
+        folder.mkdir(parents=True, exist_ok=True)
+    comm.agree(0)  # wait for all
     for name, content in files.items():
         write_whole(folder / name, content)
     own = {name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)} for name, content in files.items()}
     part = f"part-{comm.rank:05d}.json"
     write_whole(folder / part, encode(own))
     faults.point("checkpoint.parts")
-    comm.agree(False)
+    comm.agree(0)  # wait for all
     if comm.rank == 0:
         listed: dict[str, Any] = {}
         for path in sorted(folder.glob("part-*.json")):
@@ -67,7 +67,7 @@ def verify(folder: Path, digest: str | None = None) -> int:
                 raise CheckpointError(f"{folder / name}: differs from the manifest: truncated or altered")
         return int(manifest["step"])
     except FileNotFoundError as missing:
-        raise CheckpointError(f"{missing.filename}: missing, so this checkpoint is not whole") from None
+        raise CheckpointError(f"{missing.filename or missing}: missing, so this checkpoint is not whole") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as failed:
         raise CheckpointError(f"{folder / MANIFEST}: not readable ({type(failed).__name__}: {failed})") from None
 
@@ -99,6 +99,6 @@ def _delete(folder: Path) -> None:
     try:
         (folder / MANIFEST).unlink(missing_ok=True)
         faults.point("checkpoint.delete")
-        shutil.rmtree(folder, ignore_errors=False) if folder.exists() else None
+        remove_tree(folder)
     except OSError as failed:
-        raise DataError(f"{folder}: cannot be deleted ({failed.strerror})") from None
+        raise DataError(f"{folder}: cannot be deleted ({failed.strerror or failed})") from None

@@ -2,30 +2,39 @@
 
 Ray starts and restarts the workers. What a worker resumes from is our own checkpoints, because Ray may forget the newest one when a
 worker is killed, and ties a checkpoint to the number of workers.
+
+Without ``RAY_ADDRESS`` a cluster is started on this machine for the time of the training. With it (``ray job submit`` sets it) the
+workers are on other machines, so data and run must lie where all can reach them: in the object store that ``EBM_STORE`` names.
 """
 
 import fcntl
 import math
 import os
+import signal
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-from ebm_dist import checkpoint, config
+from ebm_dist import checkpoint, config, faults, storage
 from ebm_dist.config import Count, Index, Params, Positive, section
-from ebm_dist.errors import ClusterError, EbmError, NonFiniteError
-from ebm_dist.reporting import STOP, FileReporter
-from ebm_dist.trainer import Row
+from ebm_dist.errors import ClusterError, DivergedError, EbmError, Stopped
+from ebm_dist.reporting import STOP, Asked, FileReporter, Row
 
 _LOCK_WAIT_S = 10
+_NAMESPACE = "ebm-dist"
+_LOOK_EVERY_STEPS = 10  # for a preemption notice: the look is a barrier of all workers
 
 
 @section
 class Config:
-    workers: Count = 2
-    """Training processes. The result does not depend on it, so it is in no digest; at most train.num_shards."""
+    workers: Count | tuple[Count, Count] = 2
+    """Training processes, or the fewest and most, [1, 4], to follow machines as they come and go. At most train.num_shards. The
+    result does not depend on it, so it is in no digest."""
     cpus_per_worker: Positive = 1.0
     """CPUs that Ray reserves for each worker."""
     use_gpu: bool = False
@@ -33,13 +42,20 @@ class Config:
     max_failures: Index = 3
     """How often Ray restarts the workers after one has died."""
     timeout_s: Count = 120
-    """How long a collective may take before the workers are restarted, in seconds."""
+    """How long a worker may be silent before all are restarted, in seconds."""
+
+    @property
+    def fewest_and_most(self) -> tuple[int, int]:
+        return self.workers if isinstance(self.workers, tuple) else (self.workers, self.workers)
 
     def check(self, params: Params) -> None:
-        if self.workers > params.train.num_shards:
+        fewest, most = self.fewest_and_most
+        if fewest > most:
+            raise config.Mismatch("cluster.workers", f"the fewest come first, found [{fewest}, {most}]")
+        if most > params.train.num_shards:
             raise config.Mismatch(
                 "cluster.workers",
-                f"{self.workers} workers cannot share train.num_shards = {params.train.num_shards} logical shards",
+                f"{most} workers cannot share train.num_shards = {params.train.num_shards} logical shards",
             )
 
 
@@ -49,68 +65,94 @@ class RayReporter(FileReporter):
     Not oftener: a report waits until the controller has fetched the one before, which it does every two seconds.
     """
 
+    _num_asked, _is_warned = 0, False
+
     def saved(self, row: Row) -> None:
         import ray.train
 
+        super().saved(row)
         ray.train.report(row)
 
+    def asked(self) -> Asked:
+        """Stop if the stop file is there; save once when a machine is about to be taken away."""
+        import ray.train
 
-def fit(params: Params, data: Path, run: Path, digest: str) -> int:
-    """Train in the run's folder, from where it stands, and return the step reached.
+        stops = self.stops()
+        self._num_asked += 1
+        if not self._is_warned and self._num_asked % _LOOK_EVERY_STEPS == 0:  # at the same steps on all ranks
+            self._is_warned = ray.train.get_preemption_info() is not None
+            if self._is_warned and not stops:
+                return Asked.SAVE
+        return Asked.STOP if stops else Asked.NOTHING
 
-    Uses the cluster that ``RAY_ADDRESS`` names, else starts one on this machine and ends it afterwards. Raises
-    :class:`ClusterError` where resources are missing or workers keep dying, and whatever error of ours a worker raised.
+
+def fit(params: Params, data: Path, run: Path, digest: str) -> None:
+    """Train in the run's folder, from where it stands, to the end; at once if it is there already.
+
+    SIGTERM and SIGINT lead to an agreed stop with a checkpoint, a second one to the end at once. Raises :class:`Stopped` after such
+    a stop, :class:`ClusterError` where resources are missing or workers keep dying, and whatever error of ours a worker raised.
     """
+    cluster: Config = params.cluster
+    fewest, most = cluster.fewest_and_most
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning on machines without GPUs
+    os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(cluster.timeout_s))
+    os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
     import ray
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    cluster: Config = params.cluster
     address = os.environ.get("RAY_ADDRESS", "local")
     if address == "local":
         _check_resources(cluster, {"CPU": float(len(os.sched_getaffinity(0)))} | ({} if not cluster.use_gpu else _gpus()))
     threads = {name: str(params.train.num_threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    local: dict[str, Any] = {"num_cpus": math.ceil(cluster.workers * cluster.cpus_per_worker), "include_dashboard": False}
+    local: dict[str, Any] = {"num_cpus": math.ceil(most * cluster.cpus_per_worker), "include_dashboard": False}
     ray.init(
         address,
+        namespace=_NAMESPACE,
         log_to_driver=False,
         logging_level="ERROR",
         runtime_env={"env_vars": threads},
         **({"object_store_memory": 200 << 20} | local if address == "local" else {}),
     )
     try:
-        if address != "local":
-            _check_resources(cluster, ray.cluster_resources())
-        trainer = TorchTrainer(
-            _worker,
-            train_loop_config={
-                "params": params.as_dict(),
-                "data": str(data.resolve()),
-                "run": str(run.resolve()),
-                "digest": digest,
-            },
-            torch_config=TorchConfig(backend="nccl" if cluster.use_gpu else "gloo", timeout_s=cluster.timeout_s),
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=cluster.workers,
-                use_gpu=cluster.use_gpu,
-                resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.use_gpu else {}),
-            ),
-            run_config=ray.train.RunConfig(
-                name=digest,
-                storage_path=str((run.parent / "ray").resolve()),
-                failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
-            ),
-        )
-        outcome: Any = trainer.fit().return_value
+        with _lease(digest), _stop_by_signal(run):
+            if is_finished(run, digest, params.train.num_steps):
+                return
+            if address != "local":
+                _check_resources(cluster, ray.cluster_resources())
+            (run / STOP).unlink(missing_ok=True)
+            path, filesystem = _ray_storage(run)
+            trainer = TorchTrainer(
+                _worker,
+                train_loop_config={
+                    "params": params.as_dict(),
+                    "data": str(data.absolute()),
+                    "run": str(run.absolute()),
+                    "digest": digest,
+                },
+                torch_config=TorchConfig(backend="nccl" if cluster.use_gpu else "gloo", timeout_s=cluster.timeout_s),
+                scaling_config=ray.train.ScalingConfig(
+                    num_workers=fewest if fewest == most else (fewest, most),
+                    use_gpu=cluster.use_gpu,
+                    resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.use_gpu else {}),
+                ),
+                run_config=ray.train.RunConfig(
+                    name=digest,
+                    storage_path=path,
+                    storage_filesystem=filesystem,
+                    failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
+                ),
+            )
+            outcome: Any = trainer.fit().return_value
     except ray.train.TrainingFailedError as failed:
         raise _our_error(failed) from None
     finally:
         ray.shutdown()
     if outcome["error"]:
-        raise NonFiniteError(outcome["error"])
-    return int(outcome["step"])
+        raise DivergedError(outcome["error"])
+    if outcome["step"] < params.train.num_steps:
+        raise Stopped(f"stopped at step {outcome['step']} of {params.train.num_steps}; run the same command again to go on")
 
 
 def _worker(job: dict[str, Any]) -> dict[str, Any]:
@@ -125,25 +167,30 @@ def _worker(job: dict[str, Any]) -> dict[str, Any]:
 
     params, device, context = config.from_values(job["params"], Path("job")), get_device(), ray.train.get_context()
     torch.set_num_threads(params.train.num_threads)
-    run = Path(job["run"])
+    faults.arm_from_environment(context.get_world_rank())
+    run, data = storage.location(job["run"]), storage.location(job["data"])
     facts = {"world_size": context.get_world_size(), "ray_job": ray.get_runtime_context().get_job_id()}
-    own = trainer.build(params, shards.read_index(Path(job["data"])), TorchComm(device), device, job["digest"])
+    own = trainer.build(params, shards.read_index(data), TorchComm(device), device, job["digest"])
     try:
         step = own.fit(run, RayReporter(run, context.get_world_rank(), facts))
-    except NonFiniteError as error:  # all ranks together; doing it again would end in the same way, so Ray is not to retry
+    except DivergedError as error:  # all ranks together; doing it again would end in the same way, so Ray is not to retry
         return {"step": own.step, "error": str(error)}
     return {"step": step, "error": None}
 
 
 @contextmanager
-def exclusive(run: Path) -> Iterator[None]:
-    """Hold the run's folder, so that two commands do not train the same thing at once. Raises :class:`ClusterError` if it is held.
+def exclusive(run: Path, digest: str) -> Iterator[None]:
+    """Hold the run on this machine, so that two commands do not train the same thing at once; raises :class:`ClusterError`.
 
-    A held lock is waited for a little: workers of a driver that was just killed may live for some seconds.
+    A held lock is waited for a little: workers of a driver that was just killed may live for some seconds. On a cluster
+    commands wait for each other there instead, see :func:`_lease`.
     """
-    run.mkdir(parents=True, exist_ok=True)
-    (run / STOP).unlink(missing_ok=True)
-    with (run / "lock").open("w") as lock:
+    if "RAY_ADDRESS" in os.environ:
+        yield
+        return
+    path = run / "lock" if storage.is_local(run) else Path(tempfile.gettempdir()) / f"ebm-dist-{digest[:16]}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
         for attempt in range(_LOCK_WAIT_S):
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -153,6 +200,64 @@ def exclusive(run: Path) -> Iterator[None]:
                     raise ClusterError(f"{run}: this very training is running already; wait for it or stop it") from None
                 time.sleep(1)
         yield
+
+
+@contextmanager
+def _lease(digest: str) -> Iterator[None]:
+    """Hold this training on the whole cluster: an actor of its name, which goes when its driver does. Waits for another's end."""
+    import ray
+
+    class Lease:
+        def ping(self) -> None:
+            pass
+
+    said = False
+    while True:
+        try:
+            lease = ray.remote(num_cpus=0)(Lease).options(name=f"lease-{digest}", namespace=_NAMESPACE).remote()
+            ray.get(lease.ping.remote())
+            break
+        except ValueError:  # the name is taken
+            if not said:
+                print("this very training is running already on the cluster; waiting for it", file=sys.stderr, flush=True)
+            said = True
+            time.sleep(2)
+    try:
+        yield
+    finally:
+        ray.kill(lease)
+
+
+@contextmanager
+def _stop_by_signal(run: Path) -> Iterator[None]:
+    """SIGTERM and SIGINT ask the workers to stop together; after the first, they do again what they did before."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def ask(_number: int, _frame: FrameType | None) -> None:
+        restore()
+        storage.write_whole(run / STOP, b"")
+        print("stopping at the next step, with a checkpoint; once more to end at once", file=sys.stderr, flush=True)
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield
+    finally:
+        restore()
+
+
+def _ray_storage(run: Path) -> tuple[str, Any]:
+    """Where Ray keeps its own notes: beside the runs, as a path and, for an object store, a file system of Arrow's."""
+    folder = run.parent / "ray"
+    if storage.is_local(folder):
+        return str(folder.absolute()), None
+    from pyarrow.fs import FSSpecHandler, PyFileSystem  # type: ignore[import-untyped]
+
+    return folder.path, PyFileSystem(FSSpecHandler(folder.fs))  # type: ignore[attr-defined]
 
 
 def is_finished(run: Path, digest: str, num_steps: int) -> bool:
@@ -168,12 +273,14 @@ def _gpus() -> dict[str, float]:
 
 
 def _check_resources(cluster: Config, available: dict[str, float]) -> None:
-    asked = {"CPU": cluster.workers * cluster.cpus_per_worker} | ({"GPU": float(cluster.workers)} if cluster.use_gpu else {})
+    fewest, _ = cluster.fewest_and_most
+    asked = {"CPU": fewest * cluster.cpus_per_worker} | ({"GPU": float(fewest)} if cluster.use_gpu else {})
     for kind, amount in asked.items():
         if amount > available.get(kind, 0.0):
+            key = "use_gpu" if kind == "GPU" else "cpus_per_worker"
             raise ClusterError(
-                f"cluster.workers = {cluster.workers} workers need {amount:g} {kind}s, {available.get(kind, 0.0):g} are there:"
-                f" lower cluster.workers (the result stays the same) or cluster.{'use_gpu' if kind == 'GPU' else 'cpus_per_worker'}"
+                f"cluster.workers = {cluster.workers}: {fewest} workers need {amount:g} {kind}s, {available.get(kind, 0.0):g} are"
+                f" there: lower cluster.workers (the result stays the same) or cluster.{key}"
             )
 
 

@@ -18,8 +18,8 @@ class Comm(Protocol):
     rank: int
     world_size: int
 
-    def agree(self, flag: bool) -> bool:
-        """True on all ranks if it is true on any."""
+    def agree(self, value: int) -> int:
+        """The largest of what the ranks say."""
 
     def gather(self, rows: Tensor, num_shards: int) -> Tensor:
         """Rows of my shards ``(n, *)`` to rows of all shards ``(num_shards, *)``, in shard order."""
@@ -30,8 +30,8 @@ class LocalComm:
 
     rank, world_size = 0, 1
 
-    def agree(self, flag: bool) -> bool:
-        return flag
+    def agree(self, value: int) -> int:
+        return value
 
     def gather(self, rows: Tensor, num_shards: int) -> Tensor:
         return rows
@@ -43,10 +43,10 @@ class TorchComm:
     def __init__(self, device: torch.device) -> None:
         self.rank, self.world_size, self.device = dist.get_rank(), dist.get_world_size(), device
 
-    def agree(self, flag: bool) -> bool:
-        vote = torch.tensor(int(flag), device=self.device)
+    def agree(self, value: int) -> int:
+        vote = torch.tensor(value, device=self.device)
         dist.all_reduce(vote, dist.ReduceOp.MAX)
-        return bool(vote.item())
+        return int(vote.item())
 
     def gather(self, rows: Tensor, num_shards: int) -> Tensor:
         counts = [len(deal(num_shards, self.world_size, rank)) for rank in range(self.world_size)]

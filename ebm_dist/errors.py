@@ -17,8 +17,8 @@ class ConfigError(EbmError):
     exit_code = 2
 
 
-class NonFiniteError(EbmError):
-    """A loss, gradient or chain became NaN or infinite; no weight was touched by it."""
+class DivergedError(EbmError):
+    """A loss or gradient became NaN or infinite, or energies ran away; no weight was touched by it."""
 
     exit_code = 3
 
@@ -45,3 +45,9 @@ class RegistryError(EbmError):
     """The tracking server or registry cannot be reached, or refused."""
 
     exit_code = 7
+
+
+class Stopped(EbmError):
+    """Training was asked to stop, and has, with a checkpoint; the exit code is that of a process ended by SIGTERM."""
+
+    exit_code = 143

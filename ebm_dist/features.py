@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from ebm_dist import shards
 from ebm_dist.config import Count, Positive, section
 from ebm_dist.errors import DataError
-from ebm_dist.files import encode, read_json, read_tensors, sha256, write_json, write_whole
+from ebm_dist.files import encode, read_json, read_tensors, sha256, write_json
 from ebm_dist.rng import numpy_stream, seeded
+from ebm_dist.storage import write_whole
 
 WEIGHTS, CARD = "classifier.safetensors", "classifier.json"
 

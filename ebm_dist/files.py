@@ -1,4 +1,4 @@
-"""Raw files and small helpers for what lies on disk: fetched once, checked by hash, written whole or not at all."""
+"""Raw files, fetched once and checked by hash; tensors, JSON and tables as bytes and back."""
 
 import csv
 import gzip
@@ -18,8 +18,8 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ebm_dist import faults
 from ebm_dist.errors import DataError
+from ebm_dist.storage import write_whole
 
 _IDX_UINT8 = 0x08
 
@@ -35,33 +35,6 @@ class RawFile(NamedTuple):
 def sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file durably so that it appears whole or not at all. Raises :class:`DataError` where the disk refuses."""
-    part = path.with_name(path.name + ".part")
-    try:
-        faults.point("write.open")
-        with part.open("wb") as stream:
-            stream.write(content[: len(content) // 2])
-            stream.flush()
-            faults.point("write.content")
-            stream.write(content[len(content) // 2 :])
-            stream.flush()
-            faults.point("write.sync")
-            os.fsync(stream.fileno())
-        faults.point("write.rename")
-        part.replace(path)
-        faults.point("write.folder")
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as failed:
-        raise DataError(
-            f"{path}: cannot be written ({failed.strerror}); free space or choose another disk, and run again"
-        ) from None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -80,8 +53,8 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def encode(content: Mapping[str, Tensor] | dict[str, Any] | list[Any]) -> bytes:
-    """Tensors as safetensors, anything else as JSON."""
-    if isinstance(content, Mapping) and content and all(isinstance(value, Tensor) for value in content.values()):
+    """Tensors, or none at all, as safetensors; anything else as JSON."""
+    if isinstance(content, Mapping) and all(isinstance(value, Tensor) for value in content.values()):
         return safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in content.items()})
     return (json.dumps(content, sort_keys=True) + "\n").encode()
 

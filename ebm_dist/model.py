@@ -15,8 +15,9 @@ from ebm_dist import checkpoint, config
 from ebm_dist.config import TRAINING, Params, module_of
 from ebm_dist.energies import EnergyModel, build_energy, iterate_power
 from ebm_dist.errors import DataError
-from ebm_dist.files import encode, read_json, read_tensors, sha256, write_json, write_whole
+from ebm_dist.files import encode, read_json, read_tensors, sha256, write_json
 from ebm_dist.samplers import Kernel
+from ebm_dist.storage import write_whole
 
 if TYPE_CHECKING:
     from ebm_dist.shards import Index

@@ -21,7 +21,9 @@ def line(run: Path, num_steps: int, waiting: str) -> str:
     if not starts:
         return waiting
     workers = starts[-1].get("world_size", 1)
-    tail = f"{workers} worker{'s' if workers != 1 else ''}  {len(starts) - 1} restarts"
+    rollbacks = starts[-1].get("rollbacks", 0)
+    restarts = sum(event["event"] == "resumed" for event in starts)
+    tail = f"{workers} worker{'s' if workers != 1 else ''}  {restarts} restarts" + (f"  {rollbacks} rollbacks" if rollbacks else "")
     timed = [row for row in rows if "seconds" in row]
     if not timed:
         return f"step {starts[-1]['step']}/{num_steps}  {tail}"

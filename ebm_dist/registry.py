@@ -161,7 +161,7 @@ def _log_results(mlflow: Any, run_id: str, metrics: dict[str, Any], reports: Pat
     mlflow.log_artifacts(run_id, str(reports), "reports")
     for record in (METRICS, EVENTS):
         if (run / record).exists():
-            mlflow.log_artifact(run_id, str(run / record), "record")
+            mlflow.log_text(run_id, (run / record).read_text(), f"record/{record}")
 
 
 def _metric_name(key: str) -> str:
@@ -179,6 +179,7 @@ def _lineage(params: Params, trained: model.TrainedModel, run: Path) -> dict[str
         "data.is_official": str(trained.card["is_official"]).lower(),
         "train.starts": str(len(starts)),
         "train.resumed_from": ",".join(str(event["step"]) for event in starts if event["step"]),
+        "train.rollbacks": str(max((event.get("rollbacks", 0) for event in starts), default=0)),
         "train.workers": ",".join(str(event.get("world_size", 1)) for event in starts),
         "train.ray_jobs": ",".join(str(event.get("ray_job", "")) for event in starts),
         "hardware": json.dumps(hardware()),

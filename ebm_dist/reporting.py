@@ -1,54 +1,115 @@
-"""The record of a run on disk: metrics and events as JSON lines, complete whatever else is away.
+"""What training tells and is asked, and the record of a run: metrics and events as JSON lines, complete whatever else is away.
 
 ``metrics.jsonl`` has one row for each logged step, none twice; a restart cuts off what came after its checkpoint and
-does it again. ``events.jsonl`` has a line for each start. A file ``stop`` asks the run to end at the next step boundary.
+does it again. ``events.jsonl`` has a line for each start, restart and rollback. A file ``stop`` asks the run to end at the next
+step boundary.
 """
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from ebm_dist import faults
-
-if TYPE_CHECKING:
-    from ebm_dist.trainer import Row
+from ebm_dist.storage import is_local, write_whole
 
 METRICS, EVENTS, STOP = "metrics.jsonl", "events.jsonl", "stop"
+_LOOK_EVERY_S = 1.0
+_UPLOAD_EVERY_S = 5.0
+
+
+Row = dict[str, float]
+
+
+class Asked(IntEnum):
+    """What a platform may ask of training between two steps."""
+
+    NOTHING = 0
+    SAVE = 1
+    """a checkpoint, because this machine is about to go"""
+    STOP = 2
+    """a checkpoint, and to end"""
+
+
+class Reporter(Protocol):
+    """What a platform does with news from training; called on every rank at the same steps."""
+
+    def started(self, step: int, history: list[Row], rollbacks: int, reason: str) -> None:
+        """Training starts, goes on or goes back to after this step, with the metrics up to it, and why."""
+
+    def metrics(self, row: Row, seconds: float) -> None:
+        """A row of metrics, equal on all ranks and in every repetition; ``seconds`` of training so far are not."""
+
+    def saved(self, row: Row) -> None:
+        """A checkpoint is on disk; ``row`` has the latest metrics, if any yet."""
+
+    def asked(self) -> Asked:
+        """What this rank has been asked to do at the next step boundary."""
+
+
+class Lines:
+    """A file of JSON lines that grows. An object store cannot append, so there it is written anew, every few seconds at most."""
+
+    def __init__(self, path: Path, now: Callable[[], float]) -> None:
+        self.path, self.now = path, now
+        self._lines: list[str] = []
+        self._num_written, self._written_at = 0, 0.0
+
+    def replace(self, rows: Sequence[dict[str, Any]]) -> None:
+        self._lines, self._num_written = [json.dumps(row) + "\n" for row in rows], -1
+        self.flush()
+
+    def append(self, row: dict[str, Any]) -> None:
+        faults.point("record.append")
+        self._lines.append(json.dumps(row) + "\n")
+        if is_local(self.path):
+            with self.path.open("a") as out:
+                out.write(self._lines[-1])
+            self._num_written = len(self._lines)
+        elif self.now() - self._written_at >= _UPLOAD_EVERY_S:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._num_written != len(self._lines):
+            write_whole(self.path, "".join(self._lines).encode())
+            self._num_written, self._written_at = len(self._lines), self.now()
 
 
 class FileReporter:
-    """A :class:`ebm_dist.trainer.Reporter` that keeps the record; only rank 0 writes it."""
+    """A :class:`Reporter` that keeps the record; only rank 0 writes it and looks for the stop file."""
 
     def __init__(self, run: Path, rank: int = 0, facts: dict[str, Any] | None = None, now: Callable[[], float] = time.time) -> None:
         self.run, self.rank, self.facts, self.now = run, rank, facts or {}, now
+        self._metrics, self._events = Lines(run / METRICS, now), Lines(run / EVENTS, now)
+        self._looked_at, self._stops = 0.0, False
 
-    def started(self, step: int, history: "list[Row]") -> None:
+    def started(self, step: int, history: list[Row], rollbacks: int, reason: str) -> None:
         if self.rank:
             return
         self.run.mkdir(parents=True, exist_ok=True)
         known = {row["step"]: row for row in read_lines(self.run / METRICS) if row["step"] <= step}
-        rows = [known.get(row["step"], row) for row in history]  # rows that the disk lost come back from the checkpoint
-        part = self.run / (METRICS + ".part")
-        part.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        part.replace(self.run / METRICS)
-        self._append(EVENTS, {"event": "start", "step": step, "time": self.now()} | self.facts)
+        self._metrics.replace([known.get(row["step"], row) for row in history])  # what the disk lost comes from the checkpoint
+        event = {"event": reason, "step": step, "rollbacks": rollbacks, "time": self.now()} | self.facts
+        self._events.replace([*read_lines(self.run / EVENTS), event])
 
-    def metrics(self, row: "Row", seconds: float) -> None:
+    def metrics(self, row: Row, seconds: float) -> None:
         if self.rank == 0:
-            self._append(METRICS, row | {"seconds": seconds, "time": self.now()})
+            self._metrics.append(row | {"seconds": seconds, "time": self.now()})
 
-    def saved(self, row: "Row") -> None:
-        pass
+    def saved(self, row: Row) -> None:
+        if self.rank == 0:
+            self._metrics.flush()
 
-    def should_stop(self) -> bool:
-        return (self.run / STOP).exists()
+    def stops(self) -> bool:
+        """Whether the stop file is there."""
+        if self.rank == 0 and not self._stops and abs(self.now() - self._looked_at) >= _LOOK_EVERY_S:
+            self._stops, self._looked_at = (self.run / STOP).exists(), self.now()
+        return self._stops
 
-    def _append(self, name: str, line: dict[str, Any]) -> None:
-        faults.point("record.append")
-        with (self.run / name).open("a") as out:
-            out.write(json.dumps(line) + "\n")
+    def asked(self) -> Asked:
+        return Asked.STOP if self.stops() else Asked.NOTHING
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -20,6 +20,7 @@ from ebm_dist.datasets import Arrays, Dataset
 from ebm_dist.errors import DataError
 from ebm_dist.files import read_json, write_json
 from ebm_dist.rng import numpy_stream
+from ebm_dist.storage import is_local, write_whole
 
 SCHEMA = 1
 NUM_TARS = 16  # tars of each split: logical shards read whole tars, so their number must divide this
@@ -168,6 +169,22 @@ def _plain_name(name: str) -> str:
 def _place(value: Any) -> tuple[int, int]:
     offset, size = value
     return int(offset), int(size)
+
+
+def publish(index: Index, root: Path) -> Index:
+    """Copy a data set to an object store, under its digest, unless it is there; a local root leaves it where it is.
+
+    The index is written last. Workers of a cluster read the copy.
+    """
+    if is_local(root):
+        return index
+    folder = root / index.digest[:16]
+    if not (folder / INDEX).exists():
+        for tars in index.splits.values():
+            for tar in tars:
+                write_whole(folder / tar.file, (index.folder / tar.file).read_bytes())
+        write_whole(folder / INDEX, (index.folder / INDEX).read_bytes())
+    return index._replace(folder=folder)
 
 
 def verify(index: Index) -> None:

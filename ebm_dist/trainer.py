@@ -5,19 +5,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from ebm_dist import checkpoint, faults, optim, shards
 from ebm_dist.comm import REDUCTIONS, Comm, assign_gradient
-from ebm_dist.config import Count, Mismatch, Params, module_of, section
+from ebm_dist.config import Count, Fraction, Index, Mismatch, Params, Positive, module_of, section
 from ebm_dist.energies import build_energy, iterate_power
-from ebm_dist.errors import CheckpointError, NonFiniteError
+from ebm_dist.errors import CheckpointError, DivergedError
 from ebm_dist.files import encode, read_json, read_tensors
 from ebm_dist.objectives import Batch, Objective, StepContext, Turn
 from ebm_dist.replay import ReplayShard, deal
+from ebm_dist.reporting import Asked, Reporter, Row
 from ebm_dist.rng import stream
 
 
@@ -37,31 +38,18 @@ class Config:
     """Steps between two checkpoints: what an interruption can cost."""
     num_threads: Count = 1
     """CPU threads of each worker. Not with the cluster's settings, because another number gives other bits."""
+    max_energy: Positive = 1e4
+    """Mean energies of a shard's batch beyond plus or minus this are a divergence, as NaN is."""
+    max_rollbacks: Index = 0
+    """How often a divergence leads back to the last checkpoint, to go on with other random streams and a smaller learning rate."""
+    rollback_lr: Fraction = 0.5
+    """Factor of the learning rate at each of them."""
 
     def check(self, params: Params) -> None:
         if shards.NUM_TARS % self.num_shards:
             raise Mismatch("train.num_shards", f"{self.num_shards} does not divide the {shards.NUM_TARS} tars of a data set")
         if self.batch_size % self.num_shards:
             raise Mismatch("train.batch_size", f"{self.batch_size} is not divisible by train.num_shards = {self.num_shards}")
-
-
-Row = dict[str, float]
-
-
-class Reporter(Protocol):
-    """What a platform does with news from training; called on every rank at the same steps."""
-
-    def started(self, step: int, history: list[Row]) -> None:
-        """Training (re)starts after this step, with the metrics up to it."""
-
-    def metrics(self, row: Row, seconds: float) -> None:
-        """A row of metrics, equal on all ranks and in every repetition; ``seconds`` of training so far are not."""
-
-    def saved(self, row: Row) -> None:
-        """A checkpoint is on disk; ``row`` has the latest metrics, if any yet."""
-
-    def should_stop(self) -> bool:
-        """Whether this rank has been asked to stop at the next step boundary."""
 
 
 @dataclass
@@ -80,7 +68,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.config: Config = self.params.train
-        self.step, self.seconds, self.history = 0, 0.0, list[Row]()
+        self.step, self.seconds, self.history, self.rollbacks = 0, 0.0, list[Row](), 0
         players = self.objective.players
         self.averages = {name: optim.average_of(player) for name, player in players.items()}
         self.optimizers = {name: optim.adam(self.params.optimizer, player) for name, player in players.items()}
@@ -88,20 +76,23 @@ class Trainer:
 
     def fit(self, folder: Path, reporter: Reporter) -> int:
         """Train until the last step or an agreed stop, from the latest checkpoint in the folder; return the step reached."""
-        self.restore(folder)
-        reporter.started(self.step, self.history)
+        self.start(folder)
+        reporter.started(self.step, self.history, self.rollbacks, "resumed" if self.step else "start")
         began = self.clock() - self.seconds
-        while self.step < self.config.num_steps and not (stopped := self.comm.agree(reporter.should_stop())):
-            row = self.advance()
+        while self.step < self.config.num_steps and (asked := self.comm.agree(reporter.asked())) < Asked.STOP:
+            try:
+                row = self.advance()
+            except DivergedError as diverged:
+                self.roll_back(folder, reporter, diverged)
+                continue
             self.step, self.seconds = self.step + 1, self.clock() - began
             if self.due(self.config.log_every):
                 self.history.append({"step": self.step, **self.mean_over_shards(row)})
                 reporter.metrics(self.history[-1], self.seconds)
-            if self.due(self.config.checkpoint_every):
-                self.save(folder)
-                reporter.saved(self.history[-1] if self.history else {})
-        if self.step < self.config.num_steps and stopped:
-            self.save(folder)
+            if self.due(self.config.checkpoint_every) or asked == Asked.SAVE:
+                self.save(folder, reporter)
+        if self.step < self.config.num_steps:
+            self.save(folder, reporter)
         return self.step
 
     def advance(self) -> dict[str, Tensor]:
@@ -126,22 +117,45 @@ class Trainer:
         if config.max_grad_norm is not None:
             gradient = gradient * (config.max_grad_norm / gradient.norm().clamp(min=config.max_grad_norm))
         assign_gradient(network, gradient)
-        optimizer.param_groups[0]["lr"] = optim.learning_rate(config, self.step, self.config.num_steps)
+        rate = optim.learning_rate(config, self.step, self.config.num_steps)
+        optimizer.param_groups[0]["lr"] = rate * self.config.rollback_lr**self.rollbacks
         optimizer.step()
         iterate_power(network)
         optim.update_average(self.averages[player], network, config.ema_decay, self.step)
 
     def guard(self, player: str, turns: tuple[Turn, ...], gradient: Tensor) -> None:
-        """Stop all ranks together, before the update, where a gradient is not finite. Raises :class:`NonFiniteError`."""
-        if torch.isfinite(gradient).all():
+        """Stop all ranks together, before the update, where one of them diverges. Raises :class:`DivergedError`."""
+        losses = torch.stack([turn.loss.detach() for turn in turns])
+        energies = torch.stack([_largest_energy(turn) for turn in turns])
+        is_sound = torch.isfinite(gradient).all() and (energies <= self.config.max_energy).all()  # NaN is not smaller
+        if not self.comm.agree(not is_sound):
             return
-        losses = self.comm.gather(torch.stack([turn.loss.detach() for turn in turns]), self.config.num_shards)
-        bad = [str(shard) for shard, loss in enumerate(losses.tolist()) if not torch.isfinite(torch.tensor(loss))]
-        where = f"loss of logical shard {', '.join(bad)}" if bad else "gradient, with finite losses"
-        raise NonFiniteError(
-            f"step {self.step + 1}, player {player}: {where} is not finite; no weight was changed. Try a smaller"
-            " optimizer.lr or sampler.step_size, more sampler.num_steps, or a larger objective.energy_penalty"
+        losses, energies = self.comm.gather(torch.stack([losses, energies], dim=1), self.config.num_shards).T
+        for complaint, is_bad in (
+            ("loss of logical shard {} is not finite", ~torch.isfinite(losses)),
+            (
+                f"energies of logical shard {{}} are beyond train.max_energy = {self.config.max_energy:g}",
+                energies > self.config.max_energy,
+            ),
+        ):
+            if is_bad.any():
+                where = complaint.format(", ".join(str(shard) for shard in is_bad.nonzero().flatten().tolist()))
+                break
+        else:
+            where = "gradient is not finite, with finite losses"
+        raise DivergedError(
+            f"step {self.step + 1}, player {player}: {where}; no weight was changed. Try a smaller optimizer.lr or"
+            " sampler.step_size, more sampler.num_steps, or a larger objective.energy_penalty; or allow train.max_rollbacks"
         )
+
+    def roll_back(self, folder: Path, reporter: Reporter, diverged: DivergedError) -> None:
+        """Go back to the last checkpoint, with other random streams and a smaller step; give up after ``max_rollbacks``."""
+        count = self.rollbacks + 1
+        if count > self.config.max_rollbacks:
+            raise diverged
+        self.restore(folder)
+        self.rollbacks = count
+        reporter.started(self.step, self.history, self.rollbacks, f"rolled back: {diverged}")
 
     def due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.config.num_steps
@@ -151,7 +165,11 @@ class Trainer:
         return Batch(x.to(self.device), y.to(self.device))
 
     def context(self, shard: int) -> StepContext:
-        streams = partial(stream, self.params.seed, shard=shard, step=self.step, device=self.device)
+        again = f"/rollback-{self.rollbacks}" if self.rollbacks else ""
+
+        def streams(purpose: str) -> torch.Generator:
+            return stream(self.params.seed, purpose + again, shard, self.step, device=self.device)
+
         return StepContext(self.step, self.replay[shard], self.reduction.players, streams)
 
     def mean_over_shards(self, row: dict[str, Tensor]) -> Row:
@@ -159,7 +177,12 @@ class Trainer:
         means = self.comm.gather(mine, self.config.num_shards).double().mean(dim=0)
         return dict(zip(row, means.tolist(), strict=True))
 
-    def save(self, folder: Path) -> None:
+    def start(self, folder: Path) -> None:
+        """Go on from the latest checkpoint, if there is one; else write one to go back to, if that may be needed."""
+        if not self.restore(folder) and self.config.max_rollbacks:
+            self.save(folder)
+
+    def save(self, folder: Path, reporter: Reporter | None = None) -> None:
         """Write a checkpoint; rank 0 gives weights and state, every rank the chains of its shards."""
         files = {f"chains-{shard:05d}.safetensors": encode(chains.state_dict()) for shard, chains in self.replay.items()}
         if self.comm.rank == 0:
@@ -168,16 +191,18 @@ class Trainer:
                 "average.safetensors": encode(_named(self.averages)),
                 "optimizer.safetensors": encode(_moments(self.optimizers)),
                 "history.json": encode(self.history),
-                "state.json": encode({"step": self.step, "seconds": self.seconds}),
+                "state.json": encode({"step": self.step, "seconds": self.seconds, "rollbacks": self.rollbacks}),
             }
         keep = 2  # the newest, and one to fall back on should its disk block go bad
         checkpoint.save(folder, self.step, files, self.comm, digest=self.digest, keep=keep)
+        if reporter:
+            reporter.saved(self.history[-1] if self.history else {})
 
-    def restore(self, root: Path) -> None:
-        """Load the latest whole checkpoint of this run, if there is one."""
+    def restore(self, root: Path) -> bool:
+        """Load the latest whole checkpoint of this run; False if there is none."""
         folder = checkpoint.latest(root, self.digest)
         if folder is None:
-            return
+            return False
         try:
             for name, networks in (("weights", self.objective.players), ("average", self.averages)):
                 tensors = read_tensors(folder / f"{name}.safetensors", "train")
@@ -189,10 +214,17 @@ class Trainer:
             for shard, chains in self.replay.items():
                 chains.load_state_dict(read_tensors(folder / f"chains-{shard:05d}.safetensors", "train"))
             state = read_json(folder / "state.json", "train")
-            self.step, self.seconds = int(state["step"]), float(state["seconds"])
+            self.step, self.seconds, self.rollbacks = int(state["step"]), float(state["seconds"]), int(state["rollbacks"])
             self.history = read_json(folder / "history.json", "train")
         except (KeyError, ValueError, RuntimeError) as failed:
             raise CheckpointError(f"{folder}: does not fit this model ({failed}); remove {root} to start anew") from None
+        return True
+
+
+def _largest_energy(turn: Turn) -> Tensor:
+    """The largest absolute value among a turn's metrics of energies; of its loss if it has none."""
+    energies = [value.detach().abs() for name, value in turn.metrics.items() if name.startswith("energy")]
+    return torch.stack(energies).max() if energies else turn.loss.detach().abs()
 
 
 def _named(networks: Mapping[str, nn.Module]) -> dict[str, Tensor]:

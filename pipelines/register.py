@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ebm_dist import config, model, registry, tracking
+from ebm_dist import config, model, registry, storage, tracking
 from ebm_dist.files import write_json
 from pipelines import parser, run
 
@@ -12,12 +12,13 @@ def main() -> None:
     options.add_argument("--model", type=Path, required=True, help="folder of the trained model")
     options.add_argument("--reports", type=Path, required=True, help="folder of the evaluations' reports")
     options.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    options.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs' records (default: runs)")
+    options.add_argument("--runs", type=storage.location, help="folder of the runs' records (default: $EBM_STORE/runs or runs)")
     given = options.parse_args()
     params, card = config.load(given.params, seed=given.seed), model.load(given.model).card
     digest = card["run_digest"]
     name = f"{card['dataset']}-{digest[:8]}"
-    result = registry.register(params, given.model, given.reports, given.runs / digest[:16], name)
+    runs = given.runs or storage.store("runs")
+    result = registry.register(params, given.model, given.reports, runs / digest[:16], name)
     write_json(given.out, result)
     for gate in result["gates"]:
         print(f"gate {gate['metric']} = {gate['value']:.4g} ({gate['bound']}): {'pass' if gate['passes'] else 'FAIL'}")

@@ -6,7 +6,8 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from ebm_dist import results
-from ebm_dist.files import write_json, write_whole
+from ebm_dist.files import write_json
+from ebm_dist.storage import write_whole
 from pipelines import run
 
 

@@ -1,11 +1,12 @@
 """Stage train: train on Ray, from where an earlier attempt stopped, and export model, metrics and curves.
 
-The run's record and checkpoints are kept in runs/<digest>/; the digest is of settings, data and code.
+The run's record and checkpoints are kept in runs/<digest>/, in the working folder or in the object store that EBM_STORE names; the
+digest is of settings, data and code.
 """
 
 from pathlib import Path
 
-from ebm_dist import cluster, config, lineage, model, progress, shards, tracking
+from ebm_dist import cluster, config, lineage, model, progress, shards, storage, tracking
 from ebm_dist.files import write_csv, write_json
 from pipelines import parser, run
 
@@ -15,16 +16,18 @@ def main() -> None:
     options.add_argument("--data", type=Path, required=True, help="prepared data: what stage prepare wrote")
     options.add_argument("--out", type=Path, required=True, help="folder to write the model to")
     options.add_argument("--report", type=Path, required=True, help="folder to write metrics.json and curves.csv to")
-    options.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs' records (default: runs)")
+    options.add_argument("--runs", type=storage.location, help="folder of the runs' records (default: $EBM_STORE/runs or runs)")
     given = options.parse_args()
-    params, index = config.load(given.params, seed=given.seed), shards.read_index(given.data / "dataset")
+    params, runs = config.load(given.params, seed=given.seed), given.runs or storage.store("runs")
+    index = shards.read_index(given.data / "dataset")
     shards.verify(index)
+    storage.check(runs)
     digest = lineage.run_digest(params, index.digest)
-    folder, name = given.runs / digest[:16], f"{index.dataset}-{digest[:8]}"
-    with cluster.exclusive(folder), tracking.following(params, digest, name, folder):
+    folder, name = runs / digest[:16], f"{index.dataset}-{digest[:8]}"
+    with cluster.exclusive(folder, digest), tracking.following(params, digest, name, folder):
         if not cluster.is_finished(folder, digest, params.train.num_steps):
             with progress.live(folder, params.train.num_steps):
-                cluster.fit(params, given.data / "dataset", folder, digest)
+                cluster.fit(params, shards.publish(index, storage.store("shards")).folder, folder, digest)
     exported = model.export(folder, given.out, params, index, digest)
     history = exported["history"]
     given.report.mkdir(parents=True, exist_ok=True)

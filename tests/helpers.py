@@ -12,7 +12,7 @@ import torch
 
 from ebm_dist import checkpoint, config, shards, trainer
 from ebm_dist.comm import Comm, LocalComm
-from ebm_dist.trainer import Row
+from ebm_dist.reporting import Asked, Row
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -41,23 +41,25 @@ def params(**sections: dict[str, Any]) -> config.Params:
 
 
 class Silent:
-    """A reporter that keeps what it hears; stops after a number of steps, if asked to."""
+    """A reporter that keeps what it hears; stops after a number of steps, or asks for a checkpoint then, if told to."""
 
-    def __init__(self, stop_after: int | None = None) -> None:
-        self.starts, self.rows, self.stop_after, self.asked = list[int](), list[Row](), stop_after, 0
+    def __init__(self, stop_after: int | None = None, asks: Asked = Asked.STOP) -> None:
+        self.starts, self.rollbacks, self.rows, self.saves = list[int](), list[int](), list[Row](), 0
+        self.stop_after, self.asks, self.count = stop_after, asks, 0
 
-    def started(self, step: int, history: list[Row]) -> None:
+    def started(self, step: int, history: list[Row], rollbacks: int, reason: str) -> None:
         self.starts.append(step)
+        self.rollbacks.append(rollbacks)
 
     def metrics(self, row: Row, seconds: float) -> None:
         self.rows.append(row)
 
     def saved(self, row: Row) -> None:
-        pass
+        self.saves += 1
 
-    def should_stop(self) -> bool:
-        self.asked += 1
-        return self.stop_after is not None and self.asked > self.stop_after
+    def asked(self) -> Asked:
+        self.count += 1
+        return self.asks if self.stop_after is not None and self.count > self.stop_after else Asked.NOTHING
 
 
 def build(chosen: config.Params, data: Path, comm: Comm | None = None, digest: str = "digest") -> trainer.Trainer:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ebm_dist import shards
 from ebm_dist.features import Classifier
-from ebm_dist.files import write_csv, write_json, write_whole
+from ebm_dist.files import write_csv, write_json
 from ebm_dist.model import TrainedModel
+from ebm_dist.storage import write_whole
 
 
 class Subject(NamedTuple):

@@ -10,8 +10,8 @@ import torch
 
 from ebm_dist import checkpoint, files
 from ebm_dist.energies import iterate_power
-from ebm_dist.errors import CheckpointError, NonFiniteError
-from ebm_dist.reporting import EVENTS, METRICS, FileReporter, read_lines
+from ebm_dist.errors import CheckpointError, DivergedError
+from ebm_dist.reporting import EVENTS, METRICS, Asked, FileReporter, read_lines
 from tests import helpers
 from tests.helpers import Silent, spawn, state_of
 
@@ -81,9 +81,65 @@ def test_a_non_finite_gradient_stops_before_the_update_and_names_step_player_and
     trainer.step += 1
     trainer.data[2].scale = float("nan")
     before = [p.clone() for p in trainer.objective.players["energy"].parameters()]
-    with pytest.raises(NonFiniteError, match="step 2, player energy: loss of logical shard 2 is not finite; no weight was changed"):
+    with pytest.raises(DivergedError, match="step 2, player energy: loss of logical shard 2 is not finite; no weight was changed"):
         trainer.advance()
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.objective.players["energy"].parameters(), strict=True))
+
+
+def test_energies_that_run_away_stop_before_the_update(digits_data):
+    trainer = helpers.build(helpers.params(train={"max_energy": 1e-6}), digits_data)
+    with pytest.raises(DivergedError, match="step 1, player energy: energies of logical shard 0, 1, 2, 3 are beyond"):
+        trainer.advance()
+
+
+def diverge_at(trainer, step, times):
+    """The data of one shard are not finite at this step, so many times."""
+    batch, left = trainer.data[2].batch, iter(range(times))
+    trainer.data[2].batch = lambda at: (
+        (torch.full((4, 1, 8, 8), torch.nan), batch(at)[1]) if at == step and next(left, None) is not None else batch(at)
+    )
+    return trainer
+
+
+@pytest.mark.parametrize(("step", "back_to"), [(2, 0), (7, 4)])
+def test_a_divergence_leads_back_to_the_last_checkpoint_with_other_streams_and_a_smaller_step(
+    digits_data, tmp_path, golden, step, back_to
+):
+    chosen = helpers.params(train={"max_rollbacks": 2, "rollback_lr": 0.25})
+    trainer = diverge_at(helpers.build(chosen, digits_data), step, 2)
+    rates = []
+    update = trainer.optimizers["energy"].step
+    trainer.optimizers["energy"].step = lambda: (rates.append(trainer.optimizers["energy"].param_groups[0]["lr"]), update())
+    reporter = Silent()
+    assert trainer.fit(tmp_path, reporter) == 12
+    assert reporter.starts == [0, back_to, back_to] and reporter.rollbacks == [0, 1, 2]
+    assert rates[step] == pytest.approx(rates[back_to] / 4)  # the first step after going back
+    assert [row["step"] for row in trainer.history] == [2, 4, 6, 8, 10, 12]
+    assert state_of(tmp_path)["chains-00000.safetensors"] != golden["chains-00000.safetensors"]
+    assert json.loads((checkpoint.latest(tmp_path) / "state.json").read_text())["rollbacks"] == 2
+
+
+def test_rollbacks_are_bounded_and_survive_a_restart(digits_data, tmp_path):
+    chosen = helpers.params(train={"max_rollbacks": 2})
+    trainer = diverge_at(helpers.build(chosen, digits_data), 5, 99)
+    with pytest.raises(DivergedError, match="step 6"):
+        trainer.fit(tmp_path, Silent())
+    assert trainer.rollbacks == 2
+    interrupted = tmp_path / "interrupted"
+    assert diverge_at(helpers.build(chosen, digits_data), 5, 1).fit(interrupted, Silent(8)) == 6  # at step 5 it went back to 4
+    reporter = Silent()
+    helpers.build(chosen, digits_data).fit(interrupted, reporter)
+    whole = tmp_path / "whole"
+    diverge_at(helpers.build(chosen, digits_data), 5, 1).fit(whole, Silent())
+    assert reporter.rollbacks == [1] and state_of(interrupted) == state_of(whole)
+
+
+def test_a_checkpoint_is_written_when_asked_for_and_training_goes_on(digits_data, tmp_path, golden):
+    reporter = Silent(5, asks=Asked.SAVE)
+    trainer = helpers.build(helpers.params(), digits_data)
+    trainer.fit(tmp_path, reporter)
+    assert reporter.saves == 8  # at step 4, and after every step from the sixth on
+    assert state_of(tmp_path) == golden
 
 
 def test_logical_shards_differ(digits_data):
@@ -162,9 +218,9 @@ class Stopping(FileReporter):
         super().__init__(run)
         self.after = after
 
-    def should_stop(self):
+    def asked(self):
         self.after -= 1
-        return self.after < 0
+        return Asked.STOP if self.after < 0 else Asked.NOTHING
 
 
 def test_a_stop_file_ends_the_run_at_the_next_step(digits_data, tmp_path):

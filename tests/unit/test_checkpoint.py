@@ -4,7 +4,7 @@ import shutil
 import pytest
 import torch
 
-from ebm_dist import checkpoint, files
+from ebm_dist import checkpoint, files, storage
 from ebm_dist.comm import LocalComm
 from ebm_dist.errors import CheckpointError, DataError
 
@@ -74,7 +74,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
 def test_cut_off_at_every_write_leaves_the_old_or_the_new_one(tmp_path, monkeypatch):
     """As if the power went at each file of a save in turn."""
     save(tmp_path, 10)
-    whole = files.write_whole
+    whole = storage.write_whole
     for fatal in range(5):
         count = iter(range(99))
 

@@ -97,7 +97,7 @@ def test_the_live_line_says_what_matters(tmp_path):
         out.writelines(json.dumps({"step": s, "seconds": s / 10, "energy_gap": -0.5}) + "\n" for s in (10, 20, 40))
         out.write('{"step": 60, "sec')  # being written
     with (tmp_path / EVENTS).open("a") as out:
-        out.write('{"event": "start", "step": 20, "world_size": 1}\n')
+        out.write('{"event": "resumed", "step": 20, "world_size": 1}\n')
     line = progress.line(tmp_path, 100, "")
     assert line == "step 40/100  E+ - E- -0.500  10.0 steps/s  0:06 left  1 worker  1 restarts"
     assert len(line) <= 100
