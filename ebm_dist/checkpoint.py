@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ebm_dist import faults
 from ebm_dist.errors import CheckpointError, DataError
 from ebm_dist.files import encode
-from ebm_dist.storage import remove_tree, write_whole
+from ebm_dist.storage import read_bytes, remove_tree, write_whole
 
 if TYPE_CHECKING:
     from ebm_dist.comm import Comm
@@ -44,7 +44,7 @@ def save(root: Path, step: int, files: Mapping[str, bytes], comm: "Comm", *, dig
     if comm.rank == 0:
         listed: dict[str, Any] = {}
         for path in sorted(folder.glob("part-*.json")):
-            listed |= json.loads(path.read_bytes())
+            listed |= json.loads(read_bytes(path))
             path.unlink()
         faults.point("checkpoint.manifest")
         write_whole(folder / MANIFEST, encode({"schema": SCHEMA, "digest": digest, "step": step, "files": listed}))
@@ -56,13 +56,13 @@ def save(root: Path, step: int, files: Mapping[str, bytes], comm: "Comm", *, dig
 def verify(folder: Path, digest: str | None = None) -> int:
     """Check every file of a checkpoint against its manifest and return its step. Raises :class:`CheckpointError`."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
+        manifest = json.loads(read_bytes(folder / MANIFEST))
         if manifest["schema"] != SCHEMA:
             raise CheckpointError(f"{folder}: schema {manifest['schema']}, this version reads {SCHEMA}")
         if digest is not None and manifest["digest"] != digest:
             raise CheckpointError(f"{folder}: of run {manifest['digest'][:12]}, not {digest[:12]}: settings, data or code differ")
         for name, entry in manifest["files"].items():
-            content = (folder / Path(name).name).read_bytes()
+            content = read_bytes(folder / Path(name).name)
             if len(content) != entry["bytes"] or hashlib.sha256(content).hexdigest() != entry["sha256"]:
                 raise CheckpointError(f"{folder / name}: differs from the manifest: truncated or altered")
         return int(manifest["step"])

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ebm_dist.errors import DataError
-from ebm_dist.storage import write_whole
+from ebm_dist.storage import read_bytes, write_whole
 
 _IDX_UINT8 = 0x08
 
@@ -62,7 +62,7 @@ def encode(content: Mapping[str, Tensor] | dict[str, Any] | list[Any]) -> bytes:
 def read_tensors(path: Path, made_by: str) -> dict[str, Tensor]:
     """The tensors of a safetensors file of ours; ``made_by`` as in :func:`read_json`."""
     try:
-        return safetensors.torch.load(path.read_bytes())
+        return safetensors.torch.load(read_bytes(path))
     except FileNotFoundError:
         raise DataError(f"{path}: missing; run 'dvc repro {made_by}'") from None
     except (OSError, SafetensorError, ValueError, KeyError) as failed:
@@ -72,7 +72,7 @@ def read_tensors(path: Path, made_by: str) -> dict[str, Tensor]:
 def read_json(path: Path, made_by: str) -> Any:
     """Parse a JSON file of ours; ``made_by`` is the stage to run where it is missing or broken."""
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(read_bytes(path))
     except FileNotFoundError:
         raise DataError(f"{path}: missing; run 'dvc repro {made_by}'") from None
     except (OSError, ValueError, RecursionError) as failed:

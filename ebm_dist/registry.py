@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ebm_dist import model, tracking
+from ebm_dist import model, storage, tracking
 from ebm_dist.config import Mismatch, Params, section
 from ebm_dist.errors import DataError, RegistryError
 from ebm_dist.lineage import ROOT, dvc_hashes, git_state, hardware
@@ -161,7 +161,7 @@ def _log_results(mlflow: Any, run_id: str, metrics: dict[str, Any], reports: Pat
     mlflow.log_artifacts(run_id, str(reports), "reports")
     for record in (METRICS, EVENTS):
         if (run / record).exists():
-            mlflow.log_text(run_id, (run / record).read_text(), f"record/{record}")
+            mlflow.log_text(run_id, storage.read_bytes(run / record).decode(), f"record/{record}")
 
 
 def _metric_name(key: str) -> str:

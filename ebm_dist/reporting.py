@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ebm_dist import faults
-from ebm_dist.storage import is_local, write_whole
+from ebm_dist.storage import is_local, read_bytes, write_whole
 
 METRICS, EVENTS, STOP = "metrics.jsonl", "events.jsonl", "stop"
 _LOOK_EVERY_S = 1.0
@@ -114,9 +114,12 @@ class FileReporter:
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The lines of a JSON-lines file; nothing if it is missing, and not the last line if it was cut off while being written."""
-    if path.exists():
-        for line in path.read_text().splitlines():
-            try:
-                yield json.loads(line)
-            except ValueError:
-                return
+    try:
+        lines = read_bytes(path).decode().splitlines()
+    except FileNotFoundError:
+        return
+    for line in lines:
+        try:
+            yield json.loads(line)
+        except ValueError:
+            return

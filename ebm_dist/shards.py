@@ -20,7 +20,7 @@ from ebm_dist.datasets import Arrays, Dataset
 from ebm_dist.errors import DataError
 from ebm_dist.files import read_json, write_json
 from ebm_dist.rng import numpy_stream
-from ebm_dist.storage import is_local, write_whole
+from ebm_dist.storage import is_local, read_bytes, write_whole
 
 SCHEMA = 1
 NUM_TARS = 16  # tars of each split: logical shards read whole tars, so their number must divide this
@@ -154,7 +154,7 @@ def read_index(folder: Path) -> Index:
         return Index(
             folder, str(raw["dataset"]), str(raw["source"]), bool(raw["is_official"]), tuple(int(n) for n in raw["shape"]),
             float(raw["scale"]), bounds, int(raw["num_classes"]), splits, dict(raw["statistics"]),
-            hashlib.sha256(path.read_bytes()).hexdigest(),
+            hashlib.sha256(read_bytes(path)).hexdigest(),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as failed:
         raise DataError(f"{path}: not an index of ours ({type(failed).__name__}: {failed}); run 'dvc repro -f {STAGE}'") from None
@@ -198,9 +198,9 @@ def _read_tar(index: Index, tar: Tar) -> tuple[npt.NDArray[Any], npt.NDArray[np.
     """The samples of one tar, read at the places that the index gives; nothing is unpacked to disk."""
     path, mend = index.folder / tar.file, f"run 'dvc repro -f {STAGE}'"
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
     except OSError as failed:
-        raise DataError(f"{path}: cannot be read ({failed.strerror}); {mend}") from None
+        raise DataError(f"{path}: cannot be read ({failed.strerror or failed}); {mend}") from None
     if len(content) != tar.bytes:
         raise DataError(f"{path}: {len(content)} bytes, the index says {tar.bytes}: truncated or another file; {mend}")
     if hashlib.sha256(content).hexdigest() != tar.sha256:

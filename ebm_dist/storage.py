@@ -5,15 +5,18 @@ credentials and address come from the environment (``AWS_ACCESS_KEY_ID``, ``AWS_
 machine and are never put into a job's description.
 """
 
+import errno
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from ebm_dist import faults
 from ebm_dist.errors import DataError
 
 SCHEMES = ("s3",)
+T = TypeVar("T")
 _ATTEMPTS = 10  # of one request, with growing pauses: together they outlast a store that is away for a minute
 
 
@@ -61,6 +64,21 @@ def check(path: Path) -> None:
         ) from None
 
 
+def read_bytes(path: Path) -> bytes:
+    """The content of a file. Raises :class:`OSError`, and nothing else, where it cannot be read."""
+    return path.read_bytes() if is_local(path) else _remote(path.read_bytes)
+
+
+def _remote(call: Callable[..., T], *arguments: Any) -> T:
+    """Errors of the libraries below as the :class:`OSError` that a disk would raise."""
+    try:
+        return call(*arguments)
+    except OSError:
+        raise
+    except Exception as failed:
+        raise OSError(errno.EIO, f"object store: {type(failed).__name__}: {failed}") from failed
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file durably so that it appears whole or not at all. Raises :class:`DataError` where disk or store refuses."""
     try:
@@ -68,7 +86,7 @@ def write_whole(path: Path, content: bytes) -> None:
         if is_local(path):
             _write_local(path, content)
         else:
-            path.write_bytes(content)  # an object is there when its upload is complete, not before
+            _remote(path.write_bytes, content)  # an object is there when its upload is complete, not before
     except OSError as failed:
         mend = "free space or choose another disk" if is_local(path) else "see that the object store is up"
         raise DataError(f"{path}: cannot be written ({failed.strerror or failed}); {mend}, and run again") from None

@@ -1,0 +1,14 @@
+"""``ray start`` that keeps to loopback: ``python -m infra.local.node start --head ...``.
+
+Ray replaces 127.0.0.1 by the machine's outer address and then listens on every interface. With its setting for desktops
+(``RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0``, see :meth:`infra.local.Stack.settings`) it keeps 127.0.0.1, but then refuses to let a
+second node join; so here that one refusal is lifted.
+"""
+
+from ray._private import ray_constants, services
+from ray.scripts.scripts import main
+
+if __name__ == "__main__":
+    ray_constants.ENABLE_RAY_CLUSTER = True
+    services.get_node_ip_address = lambda _address=None: "127.0.0.1"
+    main()
