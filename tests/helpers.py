@@ -3,12 +3,14 @@
 import copy
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from ruamel.yaml import YAML
 
 from ebm_dist import checkpoint, config, shards, trainer
 from ebm_dist.comm import Comm, LocalComm
@@ -87,3 +89,30 @@ def spawn(world_size: int, run: Path, data: Path, settings: dict[str, Any], *ext
     if wait:
         assert [process.wait(timeout=100) for process in group] == [0] * world_size
     return group
+
+
+SMALL_PIPELINE = {
+    "train": {"num_steps": 400, "batch_size": 32, "num_shards": 4, "log_every": 10, "checkpoint_every": 20},
+    "energy": {"name": "mlp", "hidden": [64, 32]},
+    "replay": {"capacity": 128},
+    "features": {"num_steps": 100, "num_threads": 1},
+    "evaluation": {"samples": {"num_samples": 100, "num_steps": 40}, "histogram": {}, "ood": {"num_bootstrap": 50}},
+    "register": {"model": "ebm-digits", "gates": [{"metric": "ood.uniform.auroc", "at_least": 0.5}]},
+}
+
+
+def copy_project(folder: Path) -> Path:
+    """The tracked files, as they are now, with the small settings: what a fresh clone is (dvc.lock included: its order stays)."""
+    for name in subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0"):
+        if name and (ROOT / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    yaml = YAML()
+    values = yaml.load(folder / "params.yaml")
+    values.update(SMALL_PIPELINE)
+    yaml.dump(values, folder / "params.yaml")
+    shutil.rmtree(folder / "reports", ignore_errors=True)
+    for command in (["git", "init", "-q"], ["git", "add", "-A"]):
+        subprocess.run(command, cwd=folder, check=True)
+    subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "copy"], cwd=folder, check=True)
+    return folder

@@ -25,6 +25,15 @@ BUCKET = "ebm"
 _BIN = Path(sys.executable).parent
 _ROOT = Path(__file__).resolve().parents[2]
 _START_S = 90
+_RAY_QUICK = {  # a node that does not answer is given up after about 5 s, not 60; an idle stop of a job may take a minute
+    "RAY_health_check_initial_delay_ms": "5000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_failure_threshold": "3",
+    "RAY_JOB_STOP_WAIT_TIME_S": "60",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
+}
 
 
 class Stack:
@@ -121,6 +130,10 @@ class Stack:
         """PostgreSQL, which refuses to run as root."""
         data, is_root = self.folder / "postgres", os.getuid() == 0
         become = ["runuser", "-u", "postgres", "--"] if is_root else []
+        if subprocess.run([*become, "test", "-x", str(self.folder)], check=False).returncode:
+            raise SystemExit(
+                f"{self.folder}: the user postgres cannot enter it; choose another --folder, or do not run this as root"
+            )
         if not (data / "PG_VERSION").exists():
             data.mkdir(exist_ok=True)
             password = write_private(self.folder / "postgres.password", self.secrets["postgres"])
@@ -184,7 +197,7 @@ admin_password = {self.secrets["mlflow"]}
         self._start(name, [*command, "--temp-dir", str(folder), *arguments])
 
     def _start(self, name: str, command: list[str], more: Mapping[str, str] | None = None) -> None:
-        own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(_ROOT), "PATH": f"{_BIN}:{os.environ['PATH']}"}
+        own = {"OMP_NUM_THREADS": "1", **_RAY_QUICK, "PYTHONPATH": str(_ROOT), "PATH": f"{_BIN}:{os.environ['PATH']}"}
         environment = self.environment() | own | dict(more or {})
         with (self.folder / f"{name}.log").open("ab") as log:
             pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}

@@ -17,39 +17,14 @@ from ruamel.yaml import YAML
 
 from ebm_dist import checkpoint, config, lineage, model, shards
 from ebm_dist.reporting import EVENTS, METRICS, read_lines
-from tests.helpers import ROOT
+from tests.helpers import copy_project
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-SMALL = {
-    "train": {"num_steps": 400, "batch_size": 32, "num_shards": 4, "log_every": 10, "checkpoint_every": 20},
-    "energy": {"name": "mlp", "hidden": [64, 32]},
-    "replay": {"capacity": 128},
-    "features": {"num_steps": 100, "num_threads": 1},
-    "evaluation": {"samples": {"num_samples": 100, "num_steps": 40}, "histogram": {}, "ood": {"num_bootstrap": 50}},
-    "register": {"model": "ebm-digits", "gates": [{"metric": "ood.uniform.auroc", "at_least": 0.5}]},
-}
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW", "EBM", "RAY", "DVC"))} | {
     "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     "OMP_NUM_THREADS": "1",
 }
-
-
-def copy_project(folder: Path) -> Path:
-    """The tracked files, as they are now, with the small settings: what a fresh clone is (dvc.lock included: its order stays)."""
-    for name in subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0"):
-        if name and (ROOT / name).exists():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
-    yaml = YAML()
-    values = yaml.load(folder / "params.yaml")
-    values.update(SMALL)
-    yaml.dump(values, folder / "params.yaml")
-    shutil.rmtree(folder / "reports", ignore_errors=True)
-    for command in (["git", "init", "-q"], ["git", "add", "-A"]):
-        subprocess.run(command, cwd=folder, check=True)
-    subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "copy"], cwd=folder, check=True)
-    return folder
 
 
 def start(folder: Path, *command: str, **environment: str) -> subprocess.Popen:
