@@ -73,10 +73,12 @@ class Drill:
 
     def submit(self, name: str, **environment: str) -> str:
         variables = {"EBM_STORE": f"{self.stack.settings()['EBM_STORE']}/{name}"} | environment
-        job: str = self.client.submit_job(
-            entrypoint=f"sh -c '{PREPARE} && exec {TRAIN}'", runtime_env={"working_dir": str(self.project), "env_vars": variables}
-        )
-        return job
+        entrypoint, runtime = f"sh -c '{PREPARE} && exec {TRAIN}'", {"working_dir": str(self.project), "env_vars": variables}
+        for _ in range(20):
+            with contextlib.suppress(RuntimeError):  # the job server answers before the agent that starts jobs is there
+                return str(self.client.submit_job(entrypoint=entrypoint, runtime_env=runtime))
+            time.sleep(1)
+        raise AssertionError(f"{name}: the job server takes no job")
 
     def run_folder(self, name: str) -> Path:
         """The run in the store's own folder on this host."""
