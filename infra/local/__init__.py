@@ -23,7 +23,6 @@ from typing import Any
 HOST = "127.0.0.1"
 BUCKET = "ebm"
 _BIN = Path(sys.executable).parent
-_ROOT = Path(__file__).resolve().parents[2]
 _START_S = 90
 _RAY_QUICK = {  # a node that does not answer is given up after about 5 s, not 60; an idle stop of a job may take a minute
     "RAY_health_check_initial_delay_ms": "5000",
@@ -193,11 +192,14 @@ admin_password = {self.secrets["mlflow"]}
         """A raylet with a folder of its own, as if on a machine of its own."""
         folder = Path(self.ray_folder) / name  # short: Ray makes sockets below it
         memory = ["--object-store-memory", str(150 << 20)]
-        command = [sys.executable, "-m", "infra.local.node", "start", "--block", "--node-ip-address", HOST, *memory]
+        node = Path(__file__).with_name("node.py")
+        (agent,) = free_ports(1)  # the default is the same for every cluster of a machine
+        own = ["--node-ip-address", HOST, "--dashboard-agent-listen-port", str(agent)]
+        command = [sys.executable, str(node), "start", "--block", *own, *memory]
         self._start(name, [*command, "--temp-dir", str(folder), *arguments])
 
     def _start(self, name: str, command: list[str], more: Mapping[str, str] | None = None) -> None:
-        own = {"OMP_NUM_THREADS": "1", **_RAY_QUICK, "PYTHONPATH": str(_ROOT), "PATH": f"{_BIN}:{os.environ['PATH']}"}
+        own = {"OMP_NUM_THREADS": "1", **_RAY_QUICK, "PATH": f"{_BIN}:{os.environ['PATH']}"}
         environment = self.environment() | own | dict(more or {})
         with (self.folder / f"{name}.log").open("ab") as log:
             pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}

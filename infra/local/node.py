@@ -1,4 +1,4 @@
-"""``ray start`` that keeps to loopback: ``python -m infra.local.node start --head ...``.
+"""``ray start`` that keeps to loopback: ``python infra/local/node.py start --head ...``.
 
 Ray replaces 127.0.0.1 by the machine's outer address and then listens on every interface. With its setting for desktops
 (``RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0``, see :meth:`infra.local.Stack.settings`) it keeps 127.0.0.1, but then refuses to let a

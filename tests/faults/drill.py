@@ -8,6 +8,7 @@ PostgreSQL. The job must end with the weights and chains of an undisturbed one, 
 import argparse
 import contextlib
 import json
+import logging
 import os
 import shutil
 import signal
@@ -363,6 +364,7 @@ def _last_worker(d: Drill) -> str:
 
 @contextlib.contextmanager
 def drill() -> Iterator[Drill]:
+    logging.disable(logging.INFO)  # of the uploads
     folder = Path(tempfile.mkdtemp(prefix="ebm-drill-"))
     folder.chmod(0o755)  # for PostgreSQL, which does not run as root
     ready = Drill(folder)

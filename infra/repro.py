@@ -1,0 +1,37 @@
+"""The whole pipeline as a job: ``python infra/submit.py -- python infra/repro.py``; arguments go to ``dvc repro``.
+
+The job works in a copy of the project without its git history and without data. What DVC has in the store of ``EBM_STORE`` is taken
+from there, what is made is pushed there, and ``dvc.lock`` and the reports are left in ``<store>/results/<job>/``.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from ebm_dist import storage
+
+
+def dvc(*arguments: str) -> int:
+    return subprocess.run(["dvc", *arguments], check=False).returncode
+
+
+def main() -> int:
+    if "EBM_STORE" not in os.environ:
+        sys.exit("error: EBM_STORE is not set on the cluster: where are data and runs to lie? e.g. s3://bucket/prefix")
+    if not Path(".git").exists():
+        dvc("config", "--local", "core.no_scm", "true")
+    dvc("remote", "add", "--local", "--quiet", "--force", "--default", "store", str(storage.store("dvc")))
+    code = dvc("repro", "--pull", "--allow-missing", *sys.argv[1:]) or dvc("push", "--quiet")
+    results = storage.store("results") / os.environ.get("RAY_JOB_SUBMISSION_ID", "local")
+    for path in [Path("dvc.lock"), *Path("reports").rglob("*")]:
+        if path.is_file():
+            target = results / str(path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            storage.write_whole(target, path.read_bytes())
+    print(f"dvc.lock and reports: {results}", flush=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

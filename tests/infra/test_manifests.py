@@ -1,0 +1,152 @@
+"""What cannot run here is held against the published schemas, and against our own rules."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import kubernetes_validate
+import pytest
+from ruamel.yaml import YAML
+
+from ebm_dist import errors
+from tests.helpers import ROOT
+
+KUBERNETES = "1.31"
+INFRA = ROOT / "infra"
+MANIFESTS = sorted((INFRA / "kuberay").glob("*.yaml"))
+KUBERAY = json.loads((ROOT / "tests/infra/kuberay-1.7.0.json").read_text())
+BIN = Path(sys.executable).parent
+
+
+def documents(path):
+    return [json.loads(json.dumps(document)) for document in YAML(typ="safe", pure=True).load_all(path.read_text())]
+
+
+DOCUMENTS = [
+    pytest.param(document, id=f"{path.stem}-{document['kind']}-{i}")
+    for path in MANIFESTS
+    for i, document in enumerate(documents(path))
+]
+
+
+def pods(document):
+    """Every pod template in a document."""
+    found = [document["template"]] if isinstance(document.get("template"), dict) else []
+    for value in document.values():
+        for entry in value if isinstance(value, list) else [value]:
+            found += pods(entry) if isinstance(entry, dict) else []
+    return found
+
+
+def validate(document):
+    """Raises where a document does not fit its published schema."""
+    if document["apiVersion"] != "ray.io/v1":
+        kubernetes_validate.validate(document, KUBERNETES, strict=True)
+        return
+    jsonschema.validate(document, KUBERAY)
+    for template in pods(document):
+        pod = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": "pod"} | template.get("metadata", {}),
+            "spec": template["spec"],
+        }
+        kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_manifests_fit_the_published_schemas(document):
+    validate(document)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("rayStartParams", "rayStartParam"),
+        ("workerGroupSpecs", "workerGroups"),
+        ("authOptions: {mode: token}", "authOptions: {mode: tokens}"),
+        ("maxReplicas: 4", "maxReplicas: four"),
+        ("terminationGracePeriodSeconds", "terminationGracePeriod"),
+        ("capabilities: {drop: [ALL]}", "capabilities: {drops: [ALL]}"),
+        ("maxUnavailable", "maxUnavailables"),
+        ("podSelector: {matchLabels: {app: ebm}}", "podSelectors: {matchLabels: {app: ebm}}"),
+    ],
+)
+def test_a_slip_is_noticed(right, wrong, tmp_path):
+    text = (INFRA / "kuberay/cluster.yaml").read_text()
+    assert right in text
+    path = tmp_path / "broken.yaml"
+    path.write_text(text.replace(right, wrong))
+    with pytest.raises((jsonschema.ValidationError, kubernetes_validate.ValidationError)):
+        [validate(document) for document in documents(path)]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_pods_are_locked_down_and_have_time_for_a_checkpoint(document):
+    for template in pods(document):
+        spec = template["spec"]
+        assert spec["securityContext"]["runAsNonRoot"] and spec["securityContext"]["runAsUser"] >= 1000
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert spec["terminationGracePeriodSeconds"] >= 60
+        for container in spec["containers"]:
+            assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+            assert {"requests", "limits"} <= container["resources"].keys() and not container["image"].endswith("latest")
+            secret = re.compile("KEY|SECRET|PASSWORD|TOKEN")
+            plain = [e["name"] for e in container.get("env", []) if "value" in e and secret.search(e["name"])]
+            assert not plain, f"secrets in plain text: {plain}"
+
+
+def test_every_ray_cluster_asks_for_a_token_and_only_its_own_pods_reach_it():
+    clusters = [d for path in MANIFESTS for d in documents(path) if d["apiVersion"] == "ray.io/v1"]
+    specs = [d["spec"].get("rayClusterSpec", d["spec"]) for d in clusters]
+    assert len(specs) == 2 and all(spec["authOptions"] == {"mode": "token"} for spec in specs)
+    (policy,) = [d for d in documents(INFRA / "kuberay/cluster.yaml") if d["kind"] == "NetworkPolicy"]
+    labels = policy["spec"]["podSelector"]["matchLabels"]
+    assert all(labels.items() <= t["metadata"]["labels"].items() for d in clusters for t in pods(d))
+    inside, others = policy["spec"]["ingress"]
+    assert "ports" not in inside and [p["port"] for p in others["ports"]] == [8265]
+
+
+def test_exit_codes_tell_kubernetes_whether_to_try_again():
+    (job,) = documents(INFRA / "kuberay/submit.yaml")
+    rules = {
+        rule["action"]: rule["onExitCodes"]["values"]
+        for rule in reversed(job["spec"]["podFailurePolicy"]["rules"])
+        if "onExitCodes" in rule
+    }
+    final = {errors.ConfigError, errors.DivergedError, errors.DataError, errors.CheckpointError}
+    assert set(rules["FailJob"]) == {error.exit_code for error in final}
+    assert rules["Ignore"] == [errors.Stopped.exit_code]
+    assert not {errors.ClusterError.exit_code, errors.RegistryError.exit_code} & set(rules["FailJob"])
+
+
+def test_compose_file_fits_the_compose_specification():
+    command = [str(BIN / "check-jsonschema"), "--builtin-schema", "vendor.compose-spec", str(INFRA / "mlflow/compose.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    (compose,) = documents(INFRA / "mlflow/compose.yaml")
+    assert compose["services"]["mlflow"]["ports"] == ["127.0.0.1:5000:5000"] and "ports" not in compose["services"]["postgres"]
+    assert all("no-new-privileges:true" in service["security_opt"] for service in compose["services"].values())
+
+
+def test_ray_up_file_fits_ray_s_own_schema():
+    import ray.autoscaler
+
+    (cluster,) = documents(INFRA / "ray-up/cluster.yaml")
+    schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
+    jsonschema.validate(cluster, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(cluster | {"max_worker": 2}, schema)
+    starts = cluster["head_start_ray_commands"] + cluster["worker_start_ray_commands"]
+    assert all("RAY_AUTH_MODE=token" in line for line in starts if "ray start" in line)
+    assert "--dashboard-host=127.0.0.1" in " ".join(starts)
+
+
+def test_dockerfile_has_no_faults_that_hadolint_knows():
+    done = subprocess.run([str(BIN / "hadolint"), str(INFRA / "docker/Dockerfile")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    text = (INFRA / "docker/Dockerfile").read_text()
+    assert text.rindex("USER 1000") > text.rindex("RUN ") and "RAY_AUTH_MODE=token" in text
