@@ -44,6 +44,15 @@ class TrainedModel(NamedTuple):
     def bounds(self) -> tuple[float, float] | None:
         return None if self.card["bounds"] is None else tuple(self.card["bounds"])
 
+    @torch.no_grad()
+    def energies(self, x: Tensor) -> Tensor:
+        """Energies ``(n,)`` of samples ``(n, *shape)``; of a conditional model the lowest over the classes."""
+        if not getattr(self.params.objective, "conditional", False):
+            return torch.cat([self.energy(part) for part in x.split(1000)])
+        labels = range(self.card["num_classes"])
+        per_class = [torch.cat([self.energy(p, torch.full((len(p),), k)) for p in x.split(1000)]) for k in labels]
+        return torch.stack(per_class).amin(dim=0)
+
     def kernel(self) -> Kernel:
         """The sampler that the model was trained with."""
         kernel: Kernel = module_of(self.params.sampler).build(self.params.sampler, bounds=self.bounds)

@@ -30,8 +30,7 @@ class _Predict:
             )
         if not np.isfinite(x).all():
             raise mlflow.exceptions.MlflowException.invalid_parameter_value("samples must be finite; found NaN or infinity")
-        with torch.no_grad():
-            return self.model.energy(torch.from_numpy(x)).numpy()
+        return self.model.energies(torch.from_numpy(x)).numpy()
 
 
 class EnergyService(_Predict, mlflow.pyfunc.PythonModel):  # type: ignore[name-defined,misc]

@@ -7,9 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
-
 from ebm_dist import shards
 from ebm_dist.features import Classifier
 from ebm_dist.files import write_csv, write_json
@@ -26,15 +23,6 @@ class Subject(NamedTuple):
     """real data sets of another kind"""
     classifier: Classifier | None
     """None where the data has no labels or is no images"""
-
-    @torch.no_grad()
-    def energies(self, x: Tensor) -> Tensor:
-        """Energies ``(n,)`` of samples ``(n, *shape)``; of a conditional model the lowest over the classes."""
-        energy, classes = self.model.energy, self.model.card["num_classes"]
-        if not getattr(self.model.params.objective, "conditional", False):
-            return torch.cat([energy(part) for part in x.split(1000)])
-        per_class = [torch.cat([energy(p, torch.full((len(p),), k)) for p in x.split(1000)]) for k in range(classes)]
-        return torch.stack(per_class).amin(dim=0)
 
 
 class Report(NamedTuple):

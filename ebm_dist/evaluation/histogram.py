@@ -24,7 +24,7 @@ def evaluate(config: Config, subject: Subject) -> Report:
         size, subject.data.bounds, stream(0, "histogram/noise")
     )
     sets |= others_like(subject.data, subject.others, config.max_samples)
-    energies = {name: subject.energies(x) for name, x in sets.items()}
+    energies = {name: subject.model.energies(x) for name, x in sets.items()}
     rows = [
         {"set": name, "count": len(e), "mean": e.mean().item(), "sd": e.std().item()}
         | dict(zip(("p05", "median", "p95"), e.quantile(torch.tensor([0.05, 0.5, 0.95])).tolist(), strict=True))

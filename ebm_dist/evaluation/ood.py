@@ -35,7 +35,7 @@ def evaluate(config: Config, subject: Subject) -> Report:
     train = shards.read_split(subject.data, "train")[0][: config.max_samples]
     inside = shards.read_split(subject.data, "test")[0][: config.max_samples]
     sets = synthetic(inside, subject.data) | others_like(subject.data, subject.others, config.max_samples)
-    scorers = {"-E (model)": lambda x: -subject.energies(x).double().numpy(), **_baselines(train)}
+    scorers = {"-E (model)": lambda x: -subject.model.energies(x).double().numpy(), **_baselines(train)}
     known = {name: score(inside) for name, score in scorers.items()}
     rows: list[dict[str, Any]] = []
     for set_name, x in sets.items():

@@ -7,15 +7,19 @@ They are one gradient (Hinton 2002; Tieleman 2008),
 and differ in where the chains of the negatives start: at replayed chains, at the data or at noise. The energy penalty
 ``energy_penalty * (E(x+)^2 + E(x-)^2)`` (Du & Mordatch 2019, section 3.3) keeps energies, which are known only up to a constant,
 from drifting away.
+
+A conditional energy E(x, y) may learn the labels too, as the factor p(y | x) of p(x, y) (Grathwohl et al. 2020, section 3): chains
+that keep their labels never compare the energies of one image under two labels, so without it they are arbitrary.
 """
 
 from collections.abc import Iterator, Mapping
 from typing import Literal, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ebm_dist.config import Index, Mismatch, NonNegative, Params, section
+from ebm_dist.config import Index, Mismatch, NonNegative, Params, Positive, section
 from ebm_dist.energies import EnergyModel, frozen
 from ebm_dist.objectives import Batch, Objective, StepContext, Turn
 from ebm_dist.replay import Draw
@@ -34,8 +38,12 @@ class Config:
     """Draws for which a chain that started afresh only runs; after them it counts as a negative."""
     conditional: bool = False
     """Learn E(x, y): data come with their labels, and each chain keeps the label that it was started with."""
+    label_temperature: Positive | None = None
+    """Of a conditional energy, learn ``p(y | x) = softmax(-E(x, y) / T)`` too, at this T; the cross-entropy's weight is T."""
 
     def check(self, params: Params) -> None:
+        if self.label_temperature and not self.conditional:
+            raise Mismatch("objective.label_temperature", "only a conditional energy has labels; set conditional: true, or leave it")
         if self.conditional and self.start == "data" and params.replay.reinit_prob:
             raise Mismatch("objective.start", "chains that start at the data do not use replay; set replay.reinit_prob to 0")
         if self.burn_in and self.start != "replay":
@@ -71,14 +79,21 @@ class ContrastiveDivergence:
             context.replay.put(draw, negative)
         positive = self._perturb(batch.x, context)
 
-        x = torch.cat([positive, negative])
-        y = torch.cat([batch.y, draw.label]) if self.config.conditional else None
-        energy_pos, energy_neg = context.players["energy"](x, y).split(n)  # one forward pass: DDP allows one a backward pass
+        # one forward pass for all: DDP allows one a backward pass. The data come first under their own labels, then under each other
+        num_classes = context.replay.num_classes
+        shifts = range(num_classes if self.config.label_temperature else 1)
+        x = torch.cat([*[positive] * len(shifts), negative])
+        y = torch.cat([*((batch.y + k) % num_classes for k in shifts), draw.label]) if self.config.conditional else None
+        energy_data, energy_neg = context.players["energy"](x, y).split([len(shifts) * n, n])
+        energy_pos = energy_data[:n]
         counts = (draw.age >= self.config.burn_in).float()
         weight = counts / counts.sum().clamp(min=1)
         mean_pos, mean_neg = energy_pos.mean(), weight @ energy_neg
         penalty = (energy_pos**2).mean() + weight @ energy_neg**2
         loss = mean_pos - mean_neg + self.config.energy_penalty * penalty
+        if temperature := self.config.label_temperature:
+            logits = -energy_data.view(len(shifts), n).T / temperature  # the first is that of the right label
+            loss = loss + temperature * F.cross_entropy(logits, torch.zeros_like(batch.y))
 
         metrics = {
             "energy_pos": mean_pos,

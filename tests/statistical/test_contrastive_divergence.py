@@ -1,5 +1,6 @@
 """The learning rule against exact gradients and against a plain transcript of Algorithm 1."""
 
+import copy
 import itertools
 import math
 
@@ -118,6 +119,24 @@ def test_a_conditional_model_keeps_each_chain_s_label(digits_data):
         x = torch.rand(2, 1, 8, 8)
         energy = trainer.objective.players["energy"]
         assert not torch.equal(energy(x, torch.tensor([0, 0])), energy(x, torch.tensor([1, 1])))
+
+
+def test_the_label_term_is_the_cross_entropy_of_the_energies_over_the_labels(digits_data):
+    """Against all ten energies of each image, computed one label at a time; the rest of the loss stays as it is."""
+    temperature, losses = 0.7, []
+    for chosen in ({}, {"label_temperature": temperature}):
+        objective = {"name": "contrastive_divergence", "conditional": True, **chosen}
+        trainer = helpers.build(helpers.params(objective=objective), digits_data)
+        energy = copy.deepcopy(trainer.objective.players["energy"])
+        batches = [trainer.data[s].batch(0) for s in trainer.data]
+        losses.append(trainer.mean_over_shards(trainer.advance())["loss_energy"])
+    expected = []
+    for x, y in batches:
+        with torch.no_grad():
+            energies = torch.stack([energy(x, torch.full_like(y, k)) for k in range(10)], dim=1)
+        log_p = (-energies / temperature).log_softmax(dim=1)
+        expected.append(-temperature * log_p[torch.arange(len(y)), y].mean())
+    assert losses[1] - losses[0] == pytest.approx(torch.stack(expected).mean().item(), rel=1e-4)
 
 
 def test_metrics_are_finite_with_one_sample_a_shard(digits_data):
