@@ -27,6 +27,7 @@ from ebm_dist.reporting import STOP, Asked, FileReporter, Row
 
 _LOCK_WAIT_S = 10
 _NAMESPACE = "ebm-dist"
+_RESIZE_EVERY_S = 20.0
 _LOOK_EVERY_STEPS = 10  # for a preemption notice: the look is a barrier of all workers
 
 
@@ -134,6 +135,7 @@ def fit(params: Params, data: Path, run: Path, digest: str) -> None:
                 torch_config=TorchConfig(backend="nccl" if cluster.use_gpu else "gloo", timeout_s=cluster.timeout_s),
                 scaling_config=ray.train.ScalingConfig(
                     num_workers=fewest if fewest == most else (fewest, most),
+                    elastic_resize_monitor_interval_s=_RESIZE_EVERY_S,
                     use_gpu=cluster.use_gpu,
                     resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.use_gpu else {}),
                 ),

@@ -135,6 +135,8 @@ def load(path: Path | str, *, seed: int | None = None) -> Params:
 
 def from_values(values: dict[str, Any], origin: Path) -> Params:
     """As :func:`load`, from values that :meth:`Params.as_dict` gave; missing sections have their defaults."""
+    if not isinstance(values, dict):
+        raise ConfigError(f"{origin}: expected sections, found {type(values).__name__}")
     return _typed(_Source(origin, values, {}))
 
 
@@ -153,11 +155,12 @@ def _typed(source: "_Source") -> Params:
         elif "folder" in metadata:
             sections[name] = _section(source, (name,), metadata["folder"], value)
         else:  # several plugins of one folder, each under a key of its own
-            implied = metadata["name_is_key"]
-            sections[name] = {
-                key: _section(source, (name, key), metadata["each"], ({"name": key} if implied else {}) | (entry or {}))
-                for key, entry in value.items()
-            }
+            sections[name] = {}
+            for key, entry in value.items():
+                if not isinstance(entry, dict | None):
+                    raise source.error((name, key), f"expected keys, found {entry!r}")
+                implied = {"name": key} if metadata["name_is_key"] else {}
+                sections[name][key] = _section(source, (name, key), metadata["each"], implied | (entry or {}))
     params = Params(**sections)
     _check_pairs(params, source)
     return params

@@ -101,8 +101,12 @@ def load(folder: Path) -> TrainedModel:
                 raise DataError(f"{folder / name}: differs from {_CARD}: altered; run 'dvc repro -f train'")
         params = config.from_values(card["params"], folder / _CARD)
         energy = build_energy(params, tuple(card["shape"]), card["num_classes"])
-    except (OSError, ValueError, KeyError, TypeError) as failed:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as failed:
         raise DataError(f"{folder}: not a model of ours ({type(failed).__name__}: {failed}); run 'dvc repro train'") from None
-    energy.load_state_dict(read_tensors(folder / _ENERGY, "train"))
-    chains = read_tensors(folder / _CHAINS, "train")
+    try:
+        energy.load_state_dict(read_tensors(folder / _ENERGY, "train"))
+        chains = read_tensors(folder / _CHAINS, "train")
+        chains["position"], chains["label"]
+    except (RuntimeError, KeyError) as failed:
+        raise DataError(f"{folder}: the weights do not fit {_CARD} ({failed}); run 'dvc repro -f train'") from None
     return TrainedModel(energy.eval().requires_grad_(False), chains["position"], chains["label"], params, card)

@@ -23,7 +23,10 @@ class _Predict:
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         shape = tuple(self.model.card["shape"])
-        x = np.asarray(model_input, np.float32)
+        try:
+            x = np.asarray(model_input, np.float32)
+        except (ValueError, TypeError, OverflowError) as failed:
+            raise mlflow.exceptions.MlflowException.invalid_parameter_value(f"not an array of numbers: {failed}") from None
         if x.ndim != len(shape) + 1 or x.shape[1:] != shape:
             raise mlflow.exceptions.MlflowException.invalid_parameter_value(
                 f"expected samples of shape (n, {', '.join(map(str, shape))}), found {x.shape}"

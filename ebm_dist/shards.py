@@ -6,6 +6,7 @@ A tar holds packs of samples, ``<key>.x.npy`` and ``<key>.y.npy`` (reading one s
 
 import hashlib
 import io
+import math
 import tarfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ SCHEMA = 1
 NUM_TARS = 16  # tars of each split: logical shards read whole tars, so their number must divide this
 PACK_SIZE = 256
 INDEX = "index.json"
+_MAX_SIDE = 1 << 20  # of an image, or number of classes: beyond it an index is nonsense
 STAGE = "prepare"
 
 
@@ -151,6 +153,11 @@ def read_index(folder: Path) -> Index:
             for split, tars in raw["splits"].items()
         }  # fmt: skip
         bounds = None if raw["bounds"] is None else (float(raw["bounds"][0]), float(raw["bounds"][1]))
+        _sound("a split without shards", all(splits.values()) and splits)
+        _sound(f"bounds {bounds}", bounds is None or -math.inf < bounds[0] < bounds[1] < math.inf)
+        _sound(f"scale {raw['scale']}", 0 < float(raw["scale"]) < math.inf)
+        _sound(f"shape {raw['shape']}", raw["shape"] and all(isinstance(n, int) and 0 < n < _MAX_SIDE for n in raw["shape"]))
+        _sound(f"{raw['num_classes']} classes", 0 <= int(raw["num_classes"]) < _MAX_SIDE)
         return Index(
             folder, str(raw["dataset"]), str(raw["source"]), bool(raw["is_official"]), tuple(int(n) for n in raw["shape"]),
             float(raw["scale"]), bounds, int(raw["num_classes"]), splits, dict(raw["statistics"]),
@@ -160,6 +167,11 @@ def read_index(folder: Path) -> Index:
         raise DataError(f"{path}: not an index of ours ({type(failed).__name__}: {failed}); run 'dvc repro -f {STAGE}'") from None
 
 
+def _sound(what: str, is_sound: Any) -> None:
+    if not is_sound:
+        raise ValueError(what)
+
+
 def _plain_name(name: str) -> str:
     if not isinstance(name, str) or Path(name).name != name or not name.endswith(".tar"):
         raise ValueError(f"shard name {name!r}")
@@ -167,8 +179,9 @@ def _plain_name(name: str) -> str:
 
 
 def _place(value: Any) -> tuple[int, int]:
-    offset, size = value
-    return int(offset), int(size)
+    offset, size = int(value[0]), int(value[1])
+    _sound(f"place {value}", offset >= 0 and size >= 0)
+    return offset, size
 
 
 def publish(index: Index, root: Path) -> Index:
@@ -209,6 +222,7 @@ def _read_tar(index: Index, tar: Tar) -> tuple[npt.NDArray[Any], npt.NDArray[np.
         xs, ys = [], []
         for pack in tar.packs:
             x, y = (_read_npy(content, place) for place in (pack.x, pack.y))
+            _sound(f"samples of type {x.dtype} with labels of type {y.dtype}", x.dtype.kind in "uf" and y.dtype == np.int64)
             if x.shape != (pack.num_samples, *index.shape) or y.shape != (pack.num_samples,):
                 raise ValueError(f"pack of shape {x.shape} with {y.shape} labels, expected {pack.num_samples} of {index.shape}")
             xs.append(x)
@@ -216,13 +230,16 @@ def _read_tar(index: Index, tar: Tar) -> tuple[npt.NDArray[Any], npt.NDArray[np.
         if not xs:
             return np.empty((0, *index.shape), np.uint8), np.empty(0, np.int64)
         return np.concatenate(xs), np.concatenate(ys)
-    except (ValueError, EOFError, SyntaxError) as failed:
+    except ValueError as failed:
         raise DataError(f"{path}: not a shard of this data set ({failed}); {mend}") from None
 
 
 def _read_npy(content: bytes, place: tuple[int, int]) -> npt.NDArray[Any]:
     offset, size = place
-    return np.lib.format.read_array(io.BytesIO(content[offset : offset + size]), allow_pickle=False)  # type: ignore[no-any-return,no-untyped-call]
+    try:
+        return np.lib.format.read_array(io.BytesIO(content[offset : offset + size]), allow_pickle=False)  # type: ignore[no-any-return,no-untyped-call]
+    except Exception as failed:  # noqa: BLE001 (numpy reads the header as a Python literal: tokenizer, parser and memory errors)
+        raise ValueError(f"{type(failed).__name__}: {failed}") from None
 
 
 def read_split(index: Index, split: str, tars: range | None = None) -> tuple[Tensor, Tensor]:

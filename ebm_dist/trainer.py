@@ -216,7 +216,7 @@ class Trainer:
             state = read_json(folder / "state.json", "train")
             self.step, self.seconds, self.rollbacks = int(state["step"]), float(state["seconds"]), int(state["rollbacks"])
             self.history = read_json(folder / "history.json", "train")
-        except (KeyError, ValueError, RuntimeError) as failed:
+        except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as failed:
             raise CheckpointError(f"{folder}: does not fit this model ({failed}); remove {root} to start anew") from None
         return True
 

@@ -43,7 +43,7 @@ class Config:
 
     def check(self, params: Params) -> None:
         if self.label_temperature and not self.conditional:
-            raise Mismatch("objective.label_temperature", "only a conditional energy has labels; set conditional: true, or leave it")
+            raise Mismatch("objective.label_temperature", "only a conditional energy has labels; set conditional: true")
         if self.conditional and self.start == "data" and params.replay.reinit_prob:
             raise Mismatch("objective.start", "chains that start at the data do not use replay; set replay.reinit_prob to 0")
         if self.burn_in and self.start != "replay":
@@ -79,7 +79,7 @@ class ContrastiveDivergence:
             context.replay.put(draw, negative)
         positive = self._perturb(batch.x, context)
 
-        # one forward pass for all: DDP allows one a backward pass. The data come first under their own labels, then under each other
+        # one forward pass for all: DDP allows one a backward pass. The data come under their own labels, then under each other
         num_classes = context.replay.num_classes
         shifts = range(num_classes if self.config.label_temperature else 1)
         x = torch.cat([*[positive] * len(shifts), negative])

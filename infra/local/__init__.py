@@ -127,21 +127,21 @@ class Stack:
 
     def postgres(self) -> None:
         """PostgreSQL, which refuses to run as root."""
-        data, is_root = self.folder / "postgres", os.getuid() == 0
-        become = ["runuser", "-u", "postgres", "--"] if is_root else []
-        if subprocess.run([*become, "test", "-x", str(self.folder)], check=False).returncode:
+        data, user = self.folder / "postgres", "postgres" if os.getuid() == 0 else None
+        become: dict[str, Any] = {"user": user, "group": user, "extra_groups": []} if user else {}
+        if subprocess.run(["test", "-x", str(self.folder)], check=False, **become).returncode:
             raise SystemExit(
                 f"{self.folder}: the user postgres cannot enter it; choose another --folder, or do not run this as root"
             )
         if not (data / "PG_VERSION").exists():
             data.mkdir(exist_ok=True)
             password = write_private(self.folder / "postgres.password", self.secrets["postgres"])
-            if is_root:
-                shutil.chown(data, "postgres")
-                shutil.chown(password, "postgres")
+            for path in (data, password) if user else ():
+                shutil.chown(path, user)
             own = ["--auth=scram-sha-256", "--username=mlflow", f"--pwfile={password}", "-D", str(data)]
-            subprocess.run([*become, "initdb", *own], check=True, capture_output=True, cwd="/")
-        self._start("postgres", [*become, "postgres", "-D", str(data), "-p", str(self.ports["postgres"]), "-h", HOST, "-k", ""])
+            subprocess.run(["initdb", *own], check=True, capture_output=True, cwd="/", **become)
+        address = ["-p", str(self.ports["postgres"]), "-h", HOST, "-k", ""]
+        self._start("postgres", ["postgres", "-D", str(data), *address], **become)
         self._await("PostgreSQL", lambda: is_open(self.ports["postgres"]))
 
     def mlflow(self) -> None:
@@ -198,12 +198,12 @@ admin_password = {self.secrets["mlflow"]}
         command = [sys.executable, str(node), "start", "--block", *own, *memory]
         self._start(name, [*command, "--temp-dir", str(folder), *arguments])
 
-    def _start(self, name: str, command: list[str], more: Mapping[str, str] | None = None) -> None:
+    def _start(self, name: str, command: list[str], more: Mapping[str, str] | None = None, **how: Any) -> None:
         own = {"OMP_NUM_THREADS": "1", **_RAY_QUICK, "PATH": f"{_BIN}:{os.environ['PATH']}"}
         environment = self.environment() | own | dict(more or {})
         with (self.folder / f"{name}.log").open("ab") as log:
             pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
-            process = subprocess.Popen(command, env=environment, cwd=self.folder, start_new_session=True, **pipes)
+            process = subprocess.Popen(command, env=environment, cwd=self.folder, start_new_session=True, **pipes, **how)
         self.pids[name] = process.pid
         self._save()
 

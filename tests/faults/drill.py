@@ -83,7 +83,7 @@ class Drill:
 
     def run_folder(self, name: str) -> Path:
         """The run in the store's own folder on this host."""
-        found = [p for p in (self.stack.folder / "store/ebm" / name / "runs").glob("*") if p.name != "ray"]
+        found = [p for p in (self.stack.folder / "store/ebm" / name / "runs").glob("*") if p.name != "ray" and p.is_dir()]
         return found[0] if found else Path("none yet")
 
     def rows(self, name: str) -> list[dict[str, Any]]:
