@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -38,21 +38,26 @@ def line(run: Path, num_steps: int, waiting: str) -> str:
 @contextmanager
 def live(run: Path, num_steps: int, waiting: str = "starting Ray ...") -> Iterator[None]:
     """Show the line on the terminal while the block runs."""
-    console, done = Console(stderr=True), threading.Event()
+    console, done, shown_last = Console(stderr=True), threading.Event(), [waiting]
+
+    def current() -> str:
+        with suppress(OSError):  # an object store that is away: the line stands still
+            shown_last[0] = line(run, num_steps, waiting)
+        return shown_last[0]
 
     def show() -> None:
         if console.is_terminal:
             with Live(Text(waiting), console=console, refresh_per_second=4) as display:
                 while not done.wait(0.5):
-                    display.update(Text(line(run, num_steps, waiting), no_wrap=True, overflow="ellipsis"))
-                display.update(Text(line(run, num_steps, waiting), no_wrap=True, overflow="ellipsis"))
+                    display.update(Text(current(), no_wrap=True, overflow="ellipsis"))
+                display.update(Text(current(), no_wrap=True, overflow="ellipsis"))
             return
         shown, last = 0.0, ""
         while not done.wait(0.5):
-            if time.monotonic() - shown >= _PLAIN_EVERY_S and (text := line(run, num_steps, waiting)) != last:
+            if time.monotonic() - shown >= _PLAIN_EVERY_S and (text := current()) != last:
                 print(text, flush=True)
                 shown, last = time.monotonic(), text
-        print(line(run, num_steps, waiting), flush=True)
+        print(current(), flush=True)
 
     thread = threading.Thread(target=show, daemon=True)
     thread.start()

@@ -8,6 +8,7 @@ machine and are never put into a job's description.
 import errno
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -17,6 +18,7 @@ from ebm_dist.errors import DataError
 
 SCHEMES = ("s3",)
 T = TypeVar("T")
+_READS = 3
 _ATTEMPTS = 10  # of one request, with growing pauses: together they outlast a store that is away for a minute
 
 
@@ -66,7 +68,16 @@ def check(path: Path) -> None:
 
 def read_bytes(path: Path) -> bytes:
     """The content of a file. Raises :class:`OSError`, and nothing else, where it cannot be read."""
-    return path.read_bytes() if is_local(path) else _remote(path.read_bytes)
+    if is_local(path):
+        return path.read_bytes()
+    for _ in range(_READS - 1):
+        try:
+            return _remote(path.read_bytes)
+        except FileNotFoundError:
+            raise
+        except OSError:  # such as a checksum that fails because the object was replaced meanwhile
+            time.sleep(0.2)
+    return _remote(path.read_bytes)
 
 
 def _remote(call: Callable[..., T], *arguments: Any) -> T:

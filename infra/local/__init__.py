@@ -76,11 +76,7 @@ class Stack:
 
     def up(self, num_workers: int = 2, cpus: int = 1, say: Callable[[str], None] = lambda _: None) -> None:
         """Start everything and wait until it answers."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.folder.chmod(0o755)  # PostgreSQL may run as another user
-        self.secrets = self.secrets or {name: secrets.token_hex(32) for name in ("ray", "mlflow", "store", "postgres", "flask")}
-        names = ("store", "postgres", "mlflow", "gcs", "dashboard", "client")
-        self.ports = self.ports or dict(zip(names, free_ports(len(names)), strict=True))
+        self.prepare()
         for start in (self.store, self.postgres, self.mlflow, self.head):
             say(f"starting {start.__name__} ...")
             start()
@@ -89,6 +85,14 @@ class Stack:
         self._await("ray workers", lambda: len(self.nodes()) >= num_workers + 1)
         exports = "".join(f"export {name}='{value}'\n" for name, value in self.settings().items())
         write_private(self.folder / "env", exports)
+
+    def prepare(self) -> None:
+        """Folder, ports and secrets."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o755)  # PostgreSQL may run as another user
+        names = ("store", "postgres", "mlflow", "gcs", "dashboard", "client")
+        self.ports = self.ports or dict(zip(names, free_ports(len(names)), strict=True))
+        self.secrets = self.secrets or {name: secrets.token_hex(32) for name in ("ray", "mlflow", "store", "postgres", "flask")}
 
     def down(self) -> None:
         """End what was started here and nothing else; data stay in the folder."""

@@ -113,7 +113,7 @@ class Drill:
         """Processes of the training job, on any node."""
         nodes = [pid for service, pid in self.stack.pids.items() if service.startswith("worker-")]
         family = [child for pid in nodes for child in descendants(pid)]
-        return [pid for pid in family if name in _command(pid)]
+        return [pid for pid in family if name in command_of(pid)]
 
     def check(self, name: str, min_starts: int = 1) -> str:
         """The promises; returns how often training started and from where."""
@@ -145,7 +145,7 @@ print(json.dumps(sorted(m.step for m in client.get_metric_history(run.info.run_i
         return min(row["time"] for row in self.rows(name) if row["step"] > step) - since
 
 
-def _command(pid: int) -> str:
+def command_of(pid: int) -> str:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_text()
     return ""
@@ -253,7 +253,7 @@ def driver_killed(d: Drill, name: str) -> Outcome:
     d.await_step(name, 100, job)
     since, step = time.time(), d.step(name)
     head = d.stack.pids["head"]
-    for pid in [p for p in descendants(head) if "pipelines.train" in _command(p)]:
+    for pid in [p for p in descendants(head) if "pipelines.train" in command_of(p)]:
         os.kill(pid, signal.SIGKILL)
     d.finish(job, "FAILED")
     again = d.submit(name)

@@ -1,0 +1,100 @@
+"""The local cluster: who is let in, what survives. All scenarios of the drill: ``pytest -m drill`` or ``python -m tests.faults.drill``."""
+
+import json
+import os
+import subprocess
+import sys
+import urllib.request
+
+import pytest
+
+from infra.local import HOST, descendants, status
+from tests.faults import drill
+
+pytestmark = pytest.mark.timeout(900)
+ALWAYS = ("node_killed", "job_stopped")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    before = dict(os.environ)
+    with drill.drill() as ready:
+        drill.SCENARIOS["undisturbed"](ready, "undisturbed")
+        yield ready
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def listeners(stack):
+    """Addresses that processes of the stack listen on, and who does."""
+    family = {member for pid in stack.pids.values() for member in (pid, *descendants(pid))}
+    lines = subprocess.run(["ss", "-Hltnp"], capture_output=True, text=True, check=True).stdout.splitlines()
+    return {line.split()[3]: line.split()[-1] for line in lines if any(f"pid={pid}," in line for pid in family)}
+
+
+@pytest.mark.slow
+def test_nothing_listens_on_anything_but_loopback(cluster):
+    found = listeners(cluster.stack)
+    assert len(found) > 10, "Ray, MLflow, PostgreSQL and the store were looked for"
+    outside = {
+        address: who for address, who in found.items() if not address.startswith(("127.0.0.1:", "[::ffff:127.0.0.1]:", "[::1]:"))
+    }
+    assert not outside
+
+
+@pytest.mark.slow
+def test_a_job_without_the_token_is_refused(cluster):
+    url = os.environ["RAY_API_SERVER_ADDRESS"]
+    assert status(f"{url}/api/jobs/") == 401
+    assert status(f"{url}/api/jobs/", "0" * 64) in (401, 403)
+    assert status(f"{url}/api/jobs/", cluster.stack.secrets["ray"]) == 200
+    body = json.dumps({"entrypoint": "touch mark"}).encode()
+    request = urllib.request.Request(f"{url}/api/jobs/", body, {"Content-Type": "application/json"})
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(request, timeout=10)
+
+
+@pytest.mark.slow
+def test_a_driver_without_the_token_is_refused(cluster):
+    script = f"import ray; ray.init('{HOST}:{cluster.stack.ports['gcs']}')"
+    wrong = cluster.stack.environment() | {"RAY_AUTH_TOKEN": "0" * 64}
+    done = subprocess.run([sys.executable, "-c", script], env=wrong, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode != 0
+
+
+@pytest.mark.slow
+def test_the_tracking_server_refuses_strangers_and_foreign_hosts(cluster):
+    url = os.environ["MLFLOW_TRACKING_URI"] + "/api/2.0/mlflow/experiments/get?experiment_id=0"
+    assert status(url) == 401
+    assert status(url, Host="evil.example") == 403
+    assert status(os.environ["MLFLOW_TRACKING_URI"] + "/", Host="evil.example") == 403
+
+
+@pytest.mark.slow
+def test_the_store_refuses_strangers(cluster):
+    assert status(os.environ["AWS_ENDPOINT_URL"] + "/ebm?list-type=2") in (400, 401, 403)
+
+
+@pytest.mark.slow
+def test_no_secret_is_on_a_command_line_in_a_job_or_in_a_log(cluster):
+    secrets = list(cluster.stack.secrets.values())
+    family = [member for pid in cluster.stack.pids.values() for member in (pid, *descendants(pid))]
+    shown = "".join(drill.command_of(pid) for pid in family)
+    shown += "".join(str(job) for job in cluster.client.list_jobs())
+    shown += "".join(cluster.client.get_job_logs(job.submission_id) for job in cluster.client.list_jobs())
+    shown += "".join(path.read_text(errors="replace") for path in cluster.stack.folder.glob("*.log"))
+    assert len(shown) > 1000 and not [secret for secret in secrets if secret in shown]
+    private = [
+        p for p in cluster.stack.folder.iterdir() if p.is_file() and any(s in p.read_text(errors="replace") for s in secrets)
+    ]
+    assert private and all(path.stat().st_mode & 0o077 == 0 for path in private), private
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n in ALWAYS else pytest.mark.drill) for n in drill.SCENARIOS if n != "undisturbed"],
+)
+def test_it_survives(cluster, name):
+    outcome = drill.SCENARIOS[name](cluster, name)
+    assert outcome.recovered == outcome.injected > 0
+    print(outcome)
