@@ -12,7 +12,9 @@ import hashlib
 import importlib
 import json
 import pkgutil
+import re
 import sys
+import types
 import typing
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -176,10 +178,25 @@ def reference() -> Iterator[str]:
             yield title
             config = importlib.import_module(module).Config
             for name, info in config.__pydantic_fields__.items():
-                kind = getattr(info.annotation, "__name__", str(info.annotation)).replace("typing.", "")
+                kind = _kind(info.annotation)
                 default = "required" if info.is_required() else f"default {info.get_default(call_default_factory=True)!r}"
                 yield f"  {name} ({kind}, {default})"
                 yield f"      {' '.join((info.description or '').split())}"
+
+
+def _kind(annotation: Any) -> str:
+    """A type in the words of someone who writes YAML."""
+    arguments = [_kind(argument) for argument in typing.get_args(annotation)]
+    origin = typing.get_origin(annotation)
+    if origin is typing.Annotated:
+        return arguments[0]
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(argument for argument in arguments if argument != "NoneType")
+    if origin is typing.Literal:
+        return " or ".join(map(str, typing.get_args(annotation)))
+    if origin is tuple:
+        return f"[{', '.join(arguments).replace('Ellipsis', '...')}]"
+    return str(getattr(annotation, "__name__", annotation))
 
 
 class _Source:
@@ -224,14 +241,16 @@ def _checked(kind: Any, value: Any, source: _Source, key: tuple[Any, ...]) -> An
         )
     except pydantic.ValidationError as failed:
         first = failed.errors()[0]
-        where = (*key, *first["loc"])
+        tags = [part for part in first["loc"] if re.search(r"\W", str(part))]  # pydantic's names for the members of a union
+        where = (*key, *(part for part in first["loc"] if part not in tags))
         if first["type"] == "unexpected_keyword_argument":
             owner = _owner(kind, first["loc"][:-1])
             message = "unknown key" + _nearest(str(first["loc"][-1]), [f.name for f in fields(owner)])
         elif first["type"] in ("missing", "missing_argument"):
             message = "missing; a value is needed"
         else:
-            message = f"{first['msg'][0].lower()}{first['msg'][1:]}, found {first['input']!r}"
+            several = dict.fromkeys(error["msg"] for error in (failed.errors() if tags else [first]))
+            message = " or ".join(text[0].lower() + text[1:] for text in several) + f", found {first['input']!r}"
         raise source.error(where, message) from None
 
 

@@ -79,7 +79,7 @@ def _sha256(value: Any) -> str:
 
 
 def git_state() -> dict[str, str]:
-    """Commit and whether files differ from it; empty outside a repository."""
+    """Commit and whether files differ from it; in a job, which has no repository, the commit that the submitter names."""
 
     def git(*arguments: str) -> str | None:
         done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -87,7 +87,8 @@ def git_state() -> dict[str, str]:
 
     commit = git("rev-parse", "HEAD")
     if commit is None:
-        return {}
+        named = os.environ.get("EBM_GIT_COMMIT")
+        return {"git.commit": named} if named else {}
     return {"git.commit": commit, "git.dirty": str(bool(git("status", "--porcelain", "--untracked-files=no"))).lower()}
 
 

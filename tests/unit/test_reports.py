@@ -38,6 +38,18 @@ def test_an_exported_model_is_the_average_with_every_chain(exported, digits_data
     assert trained.card["shape"] == [1, 8, 8] and trained.card["data_digest"] == shards.read_index(digits_data).digest
 
 
+def test_the_energy_of_a_conditional_model_is_the_lowest_over_its_classes(digits_data, tmp_path):
+    chosen = helpers.params(objective={"name": "contrastive_divergence", "conditional": True}, train={"num_steps": 2})
+    helpers.build(chosen, digits_data).fit(tmp_path / "run", Silent())
+    model.export(tmp_path / "run", tmp_path / "model", chosen, shards.read_index(digits_data), "digest")
+    trained = model.load(tmp_path / "model")
+    x = torch.rand(1100, 1, 8, 8)
+    with torch.no_grad():
+        each = torch.stack([trained.energy(x, torch.full((1100,), k)) for k in range(10)])
+    torch.testing.assert_close(trained.energies(x), each.min(dim=0).values)
+    assert not torch.equal(trained.energies(x), each[0])
+
+
 def test_export_is_a_function_of_the_checkpoint(exported, digits_data, tmp_path):
     model.export(exported.parent / "run", tmp_path, helpers.params(), shards.read_index(digits_data), "digest")
     assert all((tmp_path / p.name).read_bytes() == p.read_bytes() for p in exported.iterdir())
