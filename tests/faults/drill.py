@@ -63,11 +63,11 @@ class Drill:
 
         return JobSubmissionClient(os.environ["RAY_API_SERVER_ADDRESS"])
 
-    def configure(self, name: str, workers: Any) -> None:
+    def configure(self, name: str, workers: Any, num_steps: int = NUM_STEPS) -> None:
         """Small settings, in an experiment of the scenario's own."""
         yaml = YAML()
         values = yaml.load(self.project / "params.yaml")
-        values["train"] |= {"num_steps": NUM_STEPS, "log_every": LOG_EVERY, "checkpoint_every": 25}
+        values["train"] |= {"num_steps": num_steps, "log_every": LOG_EVERY, "checkpoint_every": 25}
         values["cluster"] = {"workers": workers, "timeout_s": 20, "max_failures": 20}
         values["tracking"] = {"experiment": name}
         yaml.dump(values, self.project / "params.yaml")
@@ -98,6 +98,12 @@ class Drill:
             assert time.monotonic() < deadline, f"{name}: step {step} not reached\n{self.client.get_job_logs(job)[-3000:]}"
             assert self.client.get_job_status(job).name in ("PENDING", "RUNNING"), self.client.get_job_logs(job)[-3000:]
             time.sleep(0.3)
+
+    def await_nodes(self, count: int) -> None:
+        deadline = time.monotonic() + 60
+        while len(self.stack.nodes()) != count:
+            assert time.monotonic() < deadline, f"{len(self.stack.nodes())} nodes, not {count}"
+            time.sleep(0.5)
 
     def finish(self, job: str, expected: str = "SUCCEEDED", limit: float = 300) -> str:
         deadline = time.monotonic() + limit
@@ -184,6 +190,7 @@ def worker_stopped(d: Drill, name: str) -> Outcome:
 def node_killed(d: Drill, name: str) -> Outcome:
     """A machine dies, the run goes on with one worker; another machine comes, and it uses both again."""
     d.configure(name, [1, 2])
+    d.await_nodes(3)
     job = d.submit(name)
     d.await_step(name, 60, job)
     since, step = time.time(), d.step(name)
@@ -193,12 +200,17 @@ def node_killed(d: Drill, name: str) -> Outcome:
     d.stack.worker(d.next_worker)
     d.next_worker += 1
     d.finish(job, limit=400)
-    return Outcome("worker node killed (raylet and all), another joins", 1, 1, seconds, d.check(name, 2))
+    starts = d.check(name, 3)
+    assert starts.startswith("starts 0 (2), ") and "(1)" in starts and starts.endswith("(2)"), (
+        f"not from 2 to 1 to 2 workers: {starts}"
+    )
+    return Outcome("worker node killed (raylet and all), another joins", 1, 1, seconds, starts)
 
 
 def node_cut_off(d: Drill, name: str) -> Outcome:
     """All processes of a machine stop answering, as behind a cut cable."""
     d.configure(name, [1, 2])
+    d.await_nodes(3)
     job = d.submit(name)
     d.await_step(name, 60, job)
     since, step = time.time(), d.step(name)
@@ -217,10 +229,10 @@ def node_cut_off(d: Drill, name: str) -> Outcome:
 def node_drained(d: Drill, name: str) -> Outcome:
     """A preemption notice: a checkpoint at the notice, and on with what is left when the machine goes."""
     d.configure(name, [1, 2])
+    d.await_nodes(3)
     job = d.submit(name)
     d.await_step(name, 60, job)
     since = time.time()
-    training = {pid for service, pid in d.stack.pids.items() if service.startswith("worker-")}
     node = next(n for n in d.stack.nodes() if not n["is_head_node"])
     command = [Path(sys.executable).parent / "ray", "drain-node", "--address", f"127.0.0.1:{d.stack.ports['gcs']}", "--node-id",
                node["node_id"], "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "drill",
@@ -234,7 +246,6 @@ def node_drained(d: Drill, name: str) -> Outcome:
     assert asked_for, f"no checkpoint between the regular ones within 20 s of the notice: {steps()}"
     saved = time.time() - since
     d.finish(job, limit=400)
-    assert training
     d.stack.worker(d.next_worker)
     d.next_worker += 1
     starts = d.check(name)

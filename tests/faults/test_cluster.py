@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import urllib.request
@@ -11,7 +12,12 @@ import pytest
 from infra.local import HOST, descendants, status
 from tests.faults import drill
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(
+        not (shutil.which("postgres") and shutil.which("ss")), reason="needs PostgreSQL's programs and ss (iproute2)"
+    ),
+]
 ALWAYS = ("node_killed", "job_stopped")
 
 
@@ -88,6 +94,40 @@ def test_no_secret_is_on_a_command_line_in_a_job_or_in_a_log(cluster):
         p for p in cluster.stack.folder.iterdir() if p.is_file() and any(s in p.read_text(errors="replace") for s in secrets)
     ]
     assert private and all(path.stat().st_mode & 0o077 == 0 for path in private), private
+
+
+def submit(cluster, *command):
+    """As a user does, from the project's folder."""
+    own = [sys.executable, "infra/submit.py", "--", *command]
+    done = subprocess.run(own, cwd=cluster.project, capture_output=True, text=True, check=False, timeout=400)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_the_whole_pipeline_as_a_job_twice(cluster):
+    """Prepared, trained, judged and registered on the cluster; the second time everything comes from the store."""
+    cluster.configure("pipeline", 2, num_steps=100)
+    code, output = submit(cluster, "python", "infra/repro.py")
+    assert code == 0, output
+    assert "models:/ebm-digits/1  @candidate @champion" in output
+    results = cluster.stack.folder / "store/ebm/results"
+    (first,) = results.iterdir()
+    assert json.loads((first / "reports/main/train/metrics.json").read_text())["step"] == 100
+    code, output = submit(cluster, "python", "infra/repro.py")
+    assert code == 0, output
+    (second,) = [path for path in results.iterdir() if path != first]
+    assert (first / "dvc.lock").read_bytes() == (second / "dvc.lock").read_bytes()
+    runs = [p for p in (cluster.stack.folder / "store/ebm/runs").iterdir() if p.is_dir() and p.name != "ray"]
+    assert len(runs) == 1 and len((runs[0] / "events.jsonl").read_text().splitlines()) == 1, "trained once"
+
+
+@pytest.mark.slow
+def test_the_exit_code_of_a_job_is_the_pipeline_s(cluster):
+    (cluster.project / "wrong.yaml").write_text("sampler: {name: langevin, step_size: -1}\n")
+    code, output = submit(
+        cluster, "python", "-m", "pipelines.train", "--params", "wrong.yaml", "--data", "d", "--out", "o", "--report", "r"
+    )
+    assert code == 2 and "sampler.step_size" in output and "Traceback" not in output, output
 
 
 @pytest.mark.parametrize(
