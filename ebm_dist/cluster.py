@@ -95,33 +95,14 @@ def fit(params: Params, data: Path, run: Path, digest: str) -> None:
     """
     cluster: Config = params.cluster
     fewest, most = cluster.fewest_and_most
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning on machines without GPUs
-    os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(cluster.timeout_s))
-    os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
-    import ray
+    _connect(params)
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    address = os.environ.get("RAY_ADDRESS", "local")
-    if address == "local":
-        _check_resources(cluster, {"CPU": float(len(os.sched_getaffinity(0)))} | ({} if not cluster.use_gpu else _gpus()))
-    threads = {name: str(params.train.num_threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    local: dict[str, Any] = {"num_cpus": math.ceil(most * cluster.cpus_per_worker), "include_dashboard": False}
-    ray.init(
-        address,
-        namespace=_NAMESPACE,
-        log_to_driver=False,
-        logging_level="ERROR",
-        runtime_env={"env_vars": threads},
-        **({"object_store_memory": 200 << 20} | local if address == "local" else {}),
-    )
     try:
-        with _lease(digest), _stop_by_signal(run):
+        with _lease(digest):
             if is_finished(run, digest, params.train.num_steps):
                 return
-            if address != "local":
-                _check_resources(cluster, ray.cluster_resources())
             (run / STOP).unlink(missing_ok=True)
             path, filesystem = _ray_storage(run)
             trainer = TorchTrainer(
@@ -146,7 +127,8 @@ def fit(params: Params, data: Path, run: Path, digest: str) -> None:
                     failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
                 ),
             )
-            outcome: Any = trainer.fit().return_value
+            with _stop_by_signal(run):
+                outcome: Any = trainer.fit().return_value
     except ray.train.TrainingFailedError as failed:
         raise _our_error(failed) from None
     finally:
@@ -155,6 +137,32 @@ def fit(params: Params, data: Path, run: Path, digest: str) -> None:
         raise DivergedError(outcome["error"])
     if outcome["step"] < params.train.num_steps:
         raise Stopped(f"stopped at step {outcome['step']} of {params.train.num_steps}; run the same command again to go on")
+
+
+def _connect(params: Params) -> None:
+    """Connect to the cluster that ``RAY_ADDRESS`` names, else start one here; raises :class:`ClusterError` if it is too small."""
+    cluster: Config = params.cluster
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning on machines without GPUs
+    os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(cluster.timeout_s))
+    os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
+    import ray
+
+    address, own = os.environ.get("RAY_ADDRESS", "local"), dict[str, Any]()
+    if address == "local":
+        cpus, (fewest, most) = len(os.sched_getaffinity(0)), cluster.fewest_and_most
+        _check_resources(cluster, {"CPU": float(cpus)} | (_gpus() if cluster.use_gpu else {}))
+        wanted = math.ceil(max(fewest * cluster.cpus_per_worker, min(most * cluster.cpus_per_worker, cpus)))
+        own = {"num_cpus": wanted, "include_dashboard": False, "object_store_memory": 200 << 20}
+    threads = {name: str(params.train.num_threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    ray.init(address, namespace=_NAMESPACE, runtime_env={"env_vars": threads}, **quiet, **own)
+    if address != "local":
+        try:
+            _check_resources(cluster, ray.cluster_resources())
+        except ClusterError:
+            ray.shutdown()
+            raise
 
 
 def _worker(job: dict[str, Any]) -> dict[str, Any]:

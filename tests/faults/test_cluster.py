@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import urllib.request
@@ -11,7 +12,12 @@ import pytest
 from infra.local import HOST, descendants, status
 from tests.faults import drill
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(
+        not (shutil.which("postgres") and shutil.which("ss")), reason="needs PostgreSQL's programs and ss (iproute2)"
+    ),
+]
 ALWAYS = ("node_killed", "job_stopped")
 
 

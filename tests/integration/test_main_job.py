@@ -236,6 +236,40 @@ def test_a_killed_worker_is_restarted_and_the_model_is_the_same(done):
     assert "1 restarts" in output
 
 
+@pytest.mark.parametrize("whom", ["driver", "group", "driver twice"])
+def test_sigterm_is_a_stop_with_a_checkpoint_and_the_same_command_goes_on(done, whom):
+    """To the driver: all workers stop at the same step, exit code 143. To all processes, or twice: at once, from the last checkpoint."""
+    folder, _ = done
+    shutil.rmtree(folder / "other-runs", ignore_errors=True)
+    process = start(folder, sys.executable, "-m", "pipelines.train", "--params", "params.yaml", "--data", "data/main",
+                    "--out", "out", "--report", "report", "--runs", "other-runs")  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list((folder / "other-runs").glob("*/step-0000004*/manifest.json")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    began = time.monotonic()
+    if whom == "group":
+        os.killpg(process.pid, signal.SIGTERM)
+    else:
+        process.send_signal(signal.SIGTERM)
+        if whom == "driver twice":
+            time.sleep(0.2)
+            process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert "Traceback" not in output, output
+    (run,) = (p for p in (folder / "other-runs").iterdir() if p.name != "ray")
+    stopped = checkpoint.verify(checkpoint.latest(run))
+    assert 40 <= stopped < 400
+    if whom == "driver":
+        assert process.returncode == 143 and f"stopped at step {stopped} of 400" in output, output
+        assert time.monotonic() - began < 20
+    else:
+        assert process.returncode != 0, output
+    code, output = train(folder, folder / "params.yaml")
+    assert code == 0, output
+    assert (folder / "out/energy.safetensors").read_bytes() == (folder / "model/energy/energy.safetensors").read_bytes()
+    assert (folder / "out/chains.safetensors").read_bytes() == (folder / "model/energy/chains.safetensors").read_bytes()
+
+
 def descendants(pid: int) -> list[int]:
     found, queue = [], [pid]
     while queue:
