@@ -1,7 +1,7 @@
 """The whole pipeline as a job: ``python infra/submit.py -- python infra/repro.py``; arguments go to ``dvc repro``.
 
 The job works in a copy of the project without its git history and without data. What DVC has in the store of ``EBM_STORE`` is taken
-from there, what is made is pushed there, and ``dvc.lock`` and the reports are left in ``<store>/results/<job>/``.
+from there, what is made is pushed there, and ``dvc.lock`` and the reports are left in ``<store>/results/<digest of dvc.lock>/``.
 """
 
 import os
@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from ebm_dist import storage
+from ebm_dist.files import sha256
 
 
 def dvc(*arguments: str) -> int:
@@ -22,8 +23,9 @@ def main() -> int:
     if not Path(".git").exists():
         dvc("config", "--local", "core.no_scm", "true")
     dvc("remote", "add", "--local", "--quiet", "--force", "--default", "store", str(storage.store("dvc")))
-    code = dvc("repro", "--pull", "--allow-missing", *sys.argv[1:]) or dvc("push", "--quiet")
-    results = storage.store("results") / os.environ.get("RAY_JOB_SUBMISSION_ID", "local")
+    dvc("pull", "--quiet", "--run-cache", "--allow-missing")  # what is not there is made
+    code = dvc("repro", *sys.argv[1:]) or dvc("push", "--quiet", "--run-cache")
+    results = storage.store("results") / sha256(Path("dvc.lock"))[:16]
     for path in [Path("dvc.lock"), *Path("reports").rglob("*")]:
         if path.is_file():
             target = results / str(path)

@@ -115,8 +115,7 @@ def test_the_whole_pipeline_as_a_job_twice(cluster):
     assert json.loads((first / "reports/main/train/metrics.json").read_text())["step"] == 100
     code, output = submit(cluster, "python", "infra/repro.py")
     assert code == 0, output
-    (second,) = [path for path in results.iterdir() if path != first]
-    assert (first / "dvc.lock").read_bytes() == (second / "dvc.lock").read_bytes()
+    assert list(results.iterdir()) == [first], "the same dvc.lock"
     runs = [p for p in (cluster.stack.folder / "store/ebm/runs").iterdir() if p.is_dir() and p.name != "ray"]
     assert len(runs) == 1 and len((runs[0] / "events.jsonl").read_text().splitlines()) == 1, "trained once"
 
@@ -127,7 +126,7 @@ def test_the_exit_code_of_a_job_is_the_pipeline_s(cluster):
     code, output = submit(
         cluster, "python", "-m", "pipelines.train", "--params", "wrong.yaml", "--data", "d", "--out", "o", "--report", "r"
     )
-    assert code == 2 and "sampler.step_size" in output and "Traceback" not in output, output
+    assert code == 2 and "wrong.yaml:1: dataset: a name is needed" in output and "Traceback" not in output, output
 
 
 @pytest.mark.parametrize(
