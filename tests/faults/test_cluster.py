@@ -18,7 +18,7 @@ pytestmark = [
         not (shutil.which("postgres") and shutil.which("ss")), reason="needs PostgreSQL's programs and ss (iproute2)"
     ),
 ]
-ALWAYS = ("node_killed", "job_stopped")
+ALWAYS = ("job_stopped",)
 
 
 @pytest.fixture(scope="module")
