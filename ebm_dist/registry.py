@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import logging
-import os
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,9 +75,7 @@ def register(params: Params, folder: Path, reports: Path, run: Path, name: str) 
     trained = model.load(folder)
     metrics = tracking.flat({path.parent.name: json.loads(path.read_bytes()) for path in sorted(reports.glob("*/metrics.json"))})
     verdicts = judge(params.register.gates, metrics)
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")  # nothing waits for registration, as training would
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")  # a server may take its time with a model of some megabytes
-    mlflow, run_id = tracking.open_run(params, trained.card["run_digest"], name, run, attempts=2)
+    mlflow, run_id = tracking.open_run(params, trained.card["run_digest"], name, run)
     try:
         version = _version(mlflow, run_id, params, trained, folder)
         _log_results(mlflow, run_id, metrics, reports, run)
