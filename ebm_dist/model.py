@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ebm_dist import checkpoint, config
 from ebm_dist.config import TRAINING, Params, module_of
-from ebm_dist.energies import EnergyModel, build_energy, iterate_power
+from ebm_dist.energies import EnergyModel, build_energy, is_conditional, iterate_power
 from ebm_dist.errors import DataError
 from ebm_dist.files import encode, read_json, read_tensors, sha256, write_json
 from ebm_dist.samplers import Kernel
@@ -46,12 +46,15 @@ class TrainedModel(NamedTuple):
 
     @torch.no_grad()
     def energies(self, x: Tensor) -> Tensor:
-        """Energies ``(n,)`` of samples ``(n, *shape)``; of a conditional model the lowest over the classes."""
-        if not getattr(self.params.objective, "conditional", False):
-            return torch.cat([self.energy(part) for part in x.split(1000)])
-        labels = range(self.card["num_classes"])
-        per_class = [torch.cat([self.energy(p, torch.full((len(p),), k)) for p in x.split(1000)]) for k in labels]
-        return torch.stack(per_class).amin(dim=0)
+        """Energies ``(n,)`` of samples ``(n, *shape)``; of a conditional model ``min_y E(x, y) - c_y``.
+
+        Chains that keep their label leave the energies of each class free by a constant; ``c_y`` is the mean of the class's own
+        training data, so that no class is likelier than another by its constant alone.
+        """
+        if not is_conditional(self.params):
+            return _energies(self.energy, x)
+        classes = enumerate(self.card["class_energies"])
+        return torch.stack([_energies(self.energy, x, torch.full((len(x),), k)) - mean for k, mean in classes]).amin(dim=0)
 
     def kernel(self) -> Kernel:
         """The sampler that the model was trained with."""
@@ -59,8 +62,23 @@ class TrainedModel(NamedTuple):
         return kernel
 
 
-def export(run: Path, folder: Path, params: Params, index: "Index", digest: str) -> dict[str, Any]:
-    """Write the model of a finished run: bitwise a function of its final checkpoint. Returns the final row of metrics."""
+@torch.no_grad()
+def _energies(energy: EnergyModel, x: Tensor, y: Tensor | None = None) -> Tensor:
+    parts = zip(x.split(1000), [None] * len(x) if y is None else y.split(1000), strict=False)
+    return torch.cat([energy(*part) for part in parts])
+
+
+def _class_energies(energy: EnergyModel, x: Tensor, y: Tensor, num_classes: int) -> list[float]:
+    """Mean energy of the data of each class, under its own label."""
+    energies = _energies(energy, x, y).double()
+    return [energies[y == k].mean().item() for k in range(num_classes)]
+
+
+def export(run: Path, folder: Path, params: Params, index: "Index", train: tuple[Tensor, Tensor], digest: str) -> dict[str, Any]:
+    """Write the model of a finished run: bitwise a function of its final checkpoint and the training samples and labels.
+
+    Returns the history of metrics and the seconds of training.
+    """
     final = checkpoint.latest(run, digest)
     if final is None or checkpoint.verify(final, digest) < params.train.num_steps:
         raise DataError(f"{run}: training has not ended; run 'dvc repro train'")
@@ -84,6 +102,7 @@ def export(run: Path, folder: Path, params: Params, index: "Index", digest: str)
             "data_digest": index.digest,
             "run_digest": digest,
             "num_steps": params.train.num_steps,
+            "class_energies": _class_energies(energy, *train, index.num_classes) if is_conditional(params) else [],
             "params": params.as_dict(*TRAINING),
             "sha256": {name: sha256(folder / name) for name in (_ENERGY, _CHAINS)},
         },

@@ -222,8 +222,8 @@ class Trainer:
 
 
 def _largest_energy(turn: Turn) -> Tensor:
-    """The largest absolute value among a turn's metrics of energies; of its loss if it has none."""
-    energies = [value.detach().abs() for name, value in turn.metrics.items() if name.startswith("energy")]
+    """The largest absolute value among a turn's mean energies; of its loss if it has none."""
+    energies = [value.detach().abs() for name, value in turn.metrics.items() if name in ("energy_pos", "energy_neg")]
     return torch.stack(energies).max() if energies else turn.loss.detach().abs()
 
 

@@ -28,7 +28,7 @@ def main() -> None:
         if not cluster.is_finished(folder, digest, params.train.num_steps):
             with progress.live(folder, params.train.num_steps):
                 cluster.fit(params, shards.publish(index, storage.store("shards")).folder, folder, digest)
-    exported = model.export(folder, given.out, params, index, digest)
+    exported = model.export(folder, given.out, params, index, shards.read_split(index, "train"), digest)
     history = exported["history"]
     given.report.mkdir(parents=True, exist_ok=True)
     write_json(given.report / "metrics.json", history[-1])

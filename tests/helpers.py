@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from ruamel.yaml import YAML
 
-from ebm_dist import checkpoint, config, shards, trainer
+from ebm_dist import checkpoint, config, model, shards, trainer
 from ebm_dist.comm import Comm, LocalComm
 from ebm_dist.reporting import Asked, Row
 
@@ -67,6 +67,11 @@ class Silent:
 def build(chosen: config.Params, data: Path, comm: Comm | None = None, digest: str = "digest") -> trainer.Trainer:
     torch.set_num_threads(1)
     return trainer.build(chosen, shards.read_index(data), comm or LocalComm(), torch.device("cpu"), digest)
+
+
+def export(run: Path, folder: Path, chosen: config.Params, data: Path) -> None:
+    index = shards.read_index(data)
+    model.export(run, folder, chosen, index, shards.read_split(index, "train"), "digest")
 
 
 def state_of(run: Path) -> dict[str, bytes]:

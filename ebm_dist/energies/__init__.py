@@ -70,9 +70,14 @@ def iterate_power(model: nn.Module, num_iterations: int = 1) -> None:
                 normalised.eval()
 
 
+def is_conditional(params: Params) -> bool:
+    """Whether the energy of a parameter file takes labels: the objective says so."""
+    return bool(getattr(params.objective, "conditional", False))
+
+
 def build_energy(params: Params, shape: tuple[int, ...], num_classes: int) -> EnergyModel:
     """The energy of a parameter file, with the initial weights of its seed; unconditional unless the objective says otherwise."""
-    classes = num_classes if getattr(params.objective, "conditional", False) else 0
+    classes = num_classes if is_conditional(params) else 0
     with seeded(params.seed, "energy"):
         energy: EnergyModel = module_of(params.energy).build(params.energy, shape=shape, num_classes=classes)
     return energy

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ebm_dist import features, figures, shards
 from ebm_dist.config import Count, section
-from ebm_dist.energies import frozen
+from ebm_dist.energies import frozen, is_conditional
 from ebm_dist.evaluation import Report, Subject
 from ebm_dist.rng import numpy_stream, stream
 from ebm_dist.samplers import Info, State, noise, run_chain
@@ -83,8 +83,7 @@ def sample(config: Config, subject: Subject) -> tuple[Tensor, list[dict[str, Any
     model = subject.model
     size = (config.num_samples, *model.card["shape"])
     start = noise(size, model.bounds, stream(_SEED, "samples/noise"))
-    conditional = getattr(model.params.objective, "conditional", False)
-    labels = torch.arange(config.num_samples) % model.card["num_classes"] if conditional else None
+    labels = torch.arange(config.num_samples) % model.card["num_classes"] if is_conditional(model.params) else None
     every = max(1, config.num_steps // config.num_frames)
     trace, frames = list[dict[str, Any]](), [(0, start[:100])]
 

@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ebm_dist.config import Index, Mismatch, NonNegative, Params, Positive, section
+from ebm_dist.augmentation import augmented
+from ebm_dist.config import Fraction, Index, Mismatch, NonNegative, Params, Positive, section
 from ebm_dist.energies import EnergyModel, frozen
 from ebm_dist.objectives import Batch, Objective, StepContext, Turn
 from ebm_dist.replay import Draw
@@ -34,6 +35,8 @@ class Config:
     """Where chains start: ``replay`` is persistent (PCD, Algorithm 1), ``data`` is CD-k, ``noise`` is short-run."""
     data_noise: NonNegative = 0.0
     """Standard deviation of the noise added to the data, clamped like a chain's positions."""
+    augment_prob: Fraction = 0.0
+    """Probability that an image from the buffer is turned, mirrored, scaled and sheared at random before its chain goes on."""
     burn_in: Index = 0
     """Draws for which a chain that started afresh only runs; after them it counts as a negative."""
     conditional: bool = False
@@ -46,6 +49,10 @@ class Config:
             raise Mismatch("objective.label_temperature", "only a conditional energy has labels; set conditional: true")
         if self.conditional and self.start == "data" and params.replay.reinit_prob:
             raise Mismatch("objective.start", "chains that start at the data do not use replay; set replay.reinit_prob to 0")
+        if self.augment_prob and self.start != "replay":
+            raise Mismatch(
+                "objective.augment_prob", f"only replayed chains are turned, and they start at {self.start}; set it to 0"
+            )
         if self.burn_in and self.start != "replay":
             raise Mismatch("objective.burn_in", f"chains that start at {self.start} have no age; use start: replay, or burn_in: 0")
         if params.replay.max_age is not None and self.burn_in >= params.replay.max_age:
@@ -118,7 +125,11 @@ class ContrastiveDivergence:
     def _start(self, batch: Batch, context: StepContext) -> Draw:
         n = len(batch.x)
         if self.config.start == "replay":
-            return context.replay.draw(n, self.reinit_prob, context.stream("replay"))
+            draw = context.replay.draw(n, self.reinit_prob, context.stream("replay"))
+            if not self.config.augment_prob:
+                return draw
+            moved = augmented(draw.position, self.config.augment_prob, self.bounds, context.stream("augment"))
+            return draw._replace(position=moved)
         position = batch.x if self.config.start == "data" else noise(tuple(batch.x.shape), self.bounds, context.stream("noise"))
         slots = torch.arange(n, device=position.device)
         return Draw(slots, position, batch.y, torch.zeros_like(slots))

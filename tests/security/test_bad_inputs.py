@@ -249,7 +249,7 @@ def test_checkpoints_whose_hashes_are_right(share, run):
 @pytest.fixture(scope="module")
 def exported(run, digits_data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    model.export(run[0], folder, helpers.params(train={"num_steps": 1}), shards.read_index(digits_data), "digest")
+    helpers.export(run[0], folder, helpers.params(train={"num_steps": 1}), digits_data)
     return folder
 
 

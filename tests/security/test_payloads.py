@@ -135,7 +135,7 @@ def test_in_a_model_and_in_a_classifier(digits_data, tmp_path, mark, kind):
     content = payloads(mark)[kind]
     chosen = helpers.params(train={"num_steps": 1})
     helpers.build(chosen, digits_data).fit(tmp_path / "run", Silent())
-    model.export(tmp_path / "run", tmp_path / "model", chosen, shards.read_index(digits_data), "digest")
+    helpers.export(tmp_path / "run", tmp_path / "model", chosen, digits_data)
     card = json.loads((tmp_path / "model/model.json").read_text())
     card["sha256"]["energy.safetensors"] = hashlib.sha256(content).hexdigest()
     (tmp_path / "model/energy.safetensors").write_bytes(content)

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from ebm_dist.augmentation import augmented
 from ebm_dist.rng import stream
 from tests import helpers
 
@@ -25,6 +26,7 @@ def transcript(trainer, shard):
     fresh = torch.rand(n, *x_data.shape[1:], generator=g)
     x = chains.position[slots].clone()
     x[restart] = fresh[restart]
+    x = augmented(x, p.objective.augment_prob, (0.0, 1.0), draws("augment"))
     g = draws("chain")
     for _ in range(p.sampler.num_steps):
         x = x.requires_grad_()
@@ -38,7 +40,14 @@ def transcript(trainer, shard):
     return torch.cat([v.flatten() for v in torch.autograd.grad(loss, list(energy.parameters()))]), x, slots
 
 
-@pytest.mark.parametrize("limits", [{}, {"replay": {"max_age": 4}, "objective": {"burn_in": 2}}], ids=["plain", "ages"])
+VARIANTS = {
+    "plain": {},
+    "ages": {"replay": {"max_age": 4}, "objective": {"burn_in": 2}},
+    "augmented": {"objective": {"augment_prob": 0.5}},
+}
+
+
+@pytest.mark.parametrize("limits", VARIANTS.values(), ids=VARIANTS)
 def test_a_step_is_the_algorithm_s(digits_data, limits):
     trainer = helpers.build(helpers.params(**limits), digits_data)
     for _ in range(3):
