@@ -1,4 +1,4 @@
-"""Random changes of images as a transition of chains (Du et al. 2021, "Improved Contrastive Divergence Training of EBMs", section 3.2).
+"""Random changes of images as a transition of chains (Du et al. 2021, Improved Contrastive Divergence, section 3.2).
 
 A chain that is turned or mirrored lands beside its mode, in a place where the sampler alone would not come from noise: it finds
 the way to other modes, or is a negative there.
@@ -31,13 +31,7 @@ def augmented(x: Tensor, prob: float, bounds: Bounds, generator: Generator) -> T
     chosen, mirror = uniform(1.0).add(1).div(2) < prob, torch.where(uniform(1.0) < 0, -1.0, 1.0)
     angle, scale, shear = uniform(math.pi), uniform(_MAX_LOG_SCALE).exp(), uniform(_MAX_SHEAR)
     cos, sin = angle.cos() * scale, angle.sin() * scale
-    rows = [
-        cos * mirror,
-        shear * cos * mirror - sin,
-        uniform(_MAX_SHIFT),
-        sin * mirror,
-        shear * sin * mirror + cos,
-        uniform(_MAX_SHIFT),
-    ]
-    grid = F.affine_grid(torch.stack(rows, dim=1).view(-1, 2, 3), list(x.shape), align_corners=False)
+    top = torch.stack([cos * mirror, shear * cos * mirror - sin, uniform(_MAX_SHIFT)], dim=1)
+    bottom = torch.stack([sin * mirror, shear * sin * mirror + cos, uniform(_MAX_SHIFT)], dim=1)
+    grid = F.affine_grid(torch.stack([top, bottom], dim=1), list(x.shape), align_corners=False)
     return torch.where(chosen.view(-1, 1, 1, 1), F.grid_sample(x - low, grid, align_corners=False) + low, x)

@@ -50,9 +50,7 @@ class Config:
         if self.conditional and self.start == "data" and params.replay.reinit_prob:
             raise Mismatch("objective.start", "chains that start at the data do not use replay; set replay.reinit_prob to 0")
         if self.augment_prob and self.start != "replay":
-            raise Mismatch(
-                "objective.augment_prob", f"only replayed chains are turned, and they start at {self.start}; set it to 0"
-            )
+            raise Mismatch("objective.augment_prob", f"only replayed chains are turned; these start at {self.start}; set it to 0")
         if self.burn_in and self.start != "replay":
             raise Mismatch("objective.burn_in", f"chains that start at {self.start} have no age; use start: replay, or burn_in: 0")
         if params.replay.max_age is not None and self.burn_in >= params.replay.max_age:
