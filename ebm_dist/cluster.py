@@ -139,6 +139,11 @@ def fit(params: Params, data: Path, run: Path, digest: str) -> None:
         raise Stopped(f"stopped at step {outcome['step']} of {params.train.num_steps}; run the same command again to go on")
 
 
+def _address() -> str:
+    """Of the Ray cluster; ``local`` for one of our own on this machine."""
+    return os.environ.get("RAY_ADDRESS", "local")
+
+
 def _connect(params: Params) -> None:
     """Connect to the cluster that ``RAY_ADDRESS`` names, else start one here; raises :class:`ClusterError` if it is too small."""
     cluster: Config = params.cluster
@@ -148,7 +153,7 @@ def _connect(params: Params) -> None:
     os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
     import ray
 
-    address, own = os.environ.get("RAY_ADDRESS", "local"), dict[str, Any]()
+    address, own = _address(), dict[str, Any]()
     if address == "local":
         cpus, (fewest, most) = len(os.sched_getaffinity(0)), cluster.fewest_and_most
         _check_resources(cluster, {"CPU": float(cpus)} | (_gpus() if cluster.use_gpu else {}))
@@ -195,7 +200,7 @@ def exclusive(run: Path, digest: str) -> Iterator[None]:
     A held lock is waited for a little: workers of a driver that was just killed may live for some seconds. On a cluster
     commands wait for each other there instead, see :func:`_lease`.
     """
-    if "RAY_ADDRESS" in os.environ:
+    if _address() != "local":
         yield
         return
     path = run / "lock" if storage.is_local(run) else Path(tempfile.gettempdir()) / f"ebm-dist-{digest[:16]}.lock"

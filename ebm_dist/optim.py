@@ -1,20 +1,25 @@
-"""Adam, its learning rate as a function of the step, and the moving average of the weights.
+"""Adam or gradient descent, its learning rate as a function of the step, and the moving average of the weights.
 
-Nothing here has a state besides Adam's moments, so nothing else is in a checkpoint.
+Nothing here has a state besides the moments, so nothing else is in a checkpoint.
 """
 
 import copy
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from ebm_dist.config import Fraction, NonNegative, Positive, section
+from ebm_dist.config import Fraction, Mismatch, NonNegative, Params, Positive, section
 
 
 @section
 class Config:
+    method: Literal["adam", "sgd"] = "adam"
+    """``adam`` (Kingma & Ba 2015), or ``sgd``: gradient descent with momentum."""
     lr: Positive = 1e-4
-    """Learning rate of Adam (Kingma & Ba 2015)."""
+    """Learning rate."""
+    momentum: Fraction = 0.0
+    """Of ``sgd``: the velocity that is kept from one step to the next; ``adam`` has ``betas``."""
     betas: tuple[Fraction, Fraction] = (0.0, 0.999)
     """Decay of Adam's two moments. Du & Mordatch use no momentum (0.0): persistent chains and momentum oscillate."""
     weight_decay: NonNegative = 0.0
@@ -28,6 +33,10 @@ class Config:
     ema_decay: Fraction = 0.99
     """Decay of the moving average of the weights, which samples and evaluations use; 0 to use the last weights."""
 
+    def check(self, params: Params) -> None:
+        if self.momentum and self.method == "adam":
+            raise Mismatch("optimizer.momentum", "adam has betas; set method: sgd, or momentum: 0")
+
 
 def learning_rate(config: Config, step: int, num_steps: int) -> float:
     """Trapezium: linear warm-up, plateau, linear decay to 0 at ``num_steps``."""
@@ -37,7 +46,9 @@ def learning_rate(config: Config, step: int, num_steps: int) -> float:
     return config.lr * min(1.0, rise, fall)
 
 
-def adam(config: Config, player: nn.Module) -> torch.optim.Optimizer:
+def optimizer(config: Config, player: nn.Module) -> torch.optim.Optimizer:
+    if config.method == "sgd":
+        return torch.optim.SGD(player.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
     return torch.optim.Adam(player.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
 
 

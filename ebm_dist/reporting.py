@@ -54,27 +54,28 @@ class Lines:
 
     def __init__(self, path: Path, now: Callable[[], float]) -> None:
         self.path, self.now = path, now
-        self._lines: list[str] = []
-        self._num_written, self._written_at = 0, 0.0
+        self._lines, self._is_written, self._written_at = list[str](), True, 0.0
 
     def replace(self, rows: Sequence[dict[str, Any]]) -> None:
-        self._lines, self._num_written = [json.dumps(row) + "\n" for row in rows], -1
+        self._lines, self._is_written = [json.dumps(row) + "\n" for row in rows], False
         self.flush()
 
     def append(self, row: dict[str, Any]) -> None:
         faults.point("record.append")
-        self._lines.append(json.dumps(row) + "\n")
+        line = json.dumps(row) + "\n"
         if is_local(self.path):
             with self.path.open("a") as out:
-                out.write(self._lines[-1])
-            self._num_written = len(self._lines)
-        elif self.now() - self._written_at >= _UPLOAD_EVERY_S:
+                out.write(line)
+            return
+        self._lines.append(line)
+        self._is_written = False
+        if self.now() - self._written_at >= _UPLOAD_EVERY_S:
             self.flush()
 
     def flush(self) -> None:
-        if self._num_written != len(self._lines):
+        if not self._is_written:
             write_whole(self.path, "".join(self._lines).encode())
-            self._num_written, self._written_at = len(self._lines), self.now()
+            self._is_written, self._written_at = True, self.now()
 
 
 class FileReporter:

@@ -71,7 +71,7 @@ class Trainer:
         self.step, self.seconds, self.history, self.rollbacks = 0, 0.0, list[Row](), 0
         players = self.objective.players
         self.averages = {name: optim.average_of(player) for name, player in players.items()}
-        self.optimizers = {name: optim.adam(self.params.optimizer, player) for name, player in players.items()}
+        self.optimizers = {name: optim.optimizer(self.params.optimizer, player) for name, player in players.items()}
         self.reduction = REDUCTIONS[self.config.reduce](players, self.comm, self.config.num_shards)
 
     def fit(self, folder: Path, reporter: Reporter) -> int:

@@ -33,6 +33,8 @@ class Config:
     """Weight of ``E(x+)^2 + E(x-)^2`` (alpha of Algorithm 1). Energies can differ by about 1 / (2 alpha) at most."""
     start: Literal["replay", "data", "noise"] = "replay"
     """Where chains start: ``replay`` is persistent (PCD, Algorithm 1), ``data`` is CD-k, ``noise`` is short-run."""
+    binarise: bool = False
+    """Data are drawn anew at each visit, 1 with the grey level as probability, else 0 (Salakhutdinov & Murray 2008)."""
     data_noise: NonNegative = 0.0
     """Standard deviation of the noise added to the data, clamped like a chain's positions."""
     augment_prob: Fraction = 0.0
@@ -51,6 +53,8 @@ class Config:
             raise Mismatch("objective.start", "chains that start at the data do not use replay; set replay.reinit_prob to 0")
         if self.augment_prob and self.start != "replay":
             raise Mismatch("objective.augment_prob", f"only replayed chains are turned; these start at {self.start}; set it to 0")
+        if self.binarise and self.data_noise:
+            raise Mismatch("objective.data_noise", "binary data take no Gaussian noise; set binarise: false, or data_noise: 0")
         if self.burn_in and self.start != "replay":
             raise Mismatch("objective.burn_in", f"chains that start at {self.start} have no age; use start: replay, or burn_in: 0")
         if params.replay.max_age is not None and self.burn_in >= params.replay.max_age:
@@ -69,6 +73,8 @@ class ContrastiveDivergence:
 
     def turns(self, batch: Batch, context: StepContext) -> Iterator[Turn]:
         """Algorithm 1 of Du & Mordatch 2019."""
+        if self.config.binarise:
+            batch = batch._replace(x=bernoulli(batch.x, context.stream("binarise")))
         n = len(batch.x)
         draw = self._start(batch, context)  # x~0 from the buffer with probability 1 - reinit_prob, else from noise
         labels = draw.label if self.config.conditional else None
