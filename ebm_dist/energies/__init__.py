@@ -5,9 +5,10 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from ebm_dist.config import Params, module_of
@@ -24,6 +25,20 @@ class EnergyModel(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         raise NotImplementedError
+
+
+@runtime_checkable
+class HasConditionals(Protocol):
+    """An energy whose variables can be drawn block by block, each given all others: what Gibbs sampling needs of a target."""
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks whose union is all variables"""
+
+    def resample(self, block: int, x: Tensor, generator: Generator) -> Tensor:
+        """A new ``(B, *shape)``: ``x`` with one block drawn anew, by a step that leaves ``exp(-E)`` as it is."""
+
+    def __call__(self, x: Tensor) -> Tensor: ...
 
 
 def score(energy: EnergyFn, x: Tensor) -> tuple[Tensor, Tensor]:
