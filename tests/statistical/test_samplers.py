@@ -10,7 +10,7 @@ import torch
 from ebm_dist import adaptation, tempering
 from ebm_dist.config import module_of
 from ebm_dist.rng import stream
-from ebm_dist.samplers import gibbs, hmc, langevin, mala, metropolis, noise, run_chain
+from ebm_dist.samplers import gibbs, hmc, langevin, mala, metropolis, noise, reflect, run_chain
 from tests.statistical.targets import (
     Banana,
     EightGaussians,
@@ -163,6 +163,12 @@ def test_bounds_leave_the_sampler_exact(config):
     cell = ((1 - torch.exp(-3 * x)) / (1 - math.exp(-3)) * 20).long().clamp(max=19)  # uniform if x is exact
     for i in range(2):
         assert_counts(cell[:, i], torch.ones(20) / 20)
+
+
+def test_a_path_is_mirrored_as_often_as_it_must():
+    x, turned = reflect(torch.tensor([0.3, -0.2, 1.2, 2.3, -1.4, 5.9]), (0.0, 1.0))
+    torch.testing.assert_close(x, torch.tensor([0.3, 0.2, 0.8, 0.3, 0.6, 0.1]))
+    assert turned.tolist() == [False, True, True, False, False, True]
 
 
 def test_chains_are_independent():
