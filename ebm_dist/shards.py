@@ -287,6 +287,10 @@ class LogicalShard:
         chosen = torch.cat(rows)
         return _to_model(self.x[chosen], self.scale), self.y[chosen]
 
+    def sum(self) -> Tensor:
+        """``(*shape)`` float64: of all samples."""
+        return self.x.sum(dim=0, dtype=torch.float64) / self.scale
+
     def _epoch_order(self, epoch: int) -> Tensor:
         if self._order[0] != epoch:
             order = numpy_stream(self.seed, "order", self.shard, epoch).permutation(len(self.x))

@@ -261,12 +261,21 @@ def build(params: Params, index: shards.Index, comm: Comm, device: torch.device,
     objective = module_of(params.objective).build(params, networks={"energy": energy}, kernel=kernel, bounds=index.bounds)
     capacity, batch_size = params.replay.capacity // config.num_shards, config.batch_size // config.num_shards
     chains = partial(ReplayShard, capacity, index.shape, index.bounds, index.num_classes, max_age=params.replay.max_age)
+    data = {s: shards.LogicalShard(index, "train", s, config.num_shards, batch_size, params.seed) for s in mine}
+    energy.initialise(_mean(data, comm, config.num_shards).to(device))
     return Trainer(
         params=params,
         objective=objective,
-        data={s: shards.LogicalShard(index, "train", s, config.num_shards, batch_size, params.seed) for s in mine},
+        data=data,
         replay={s: chains(stream(params.seed, "chains", s, device=device)) for s in mine},
         comm=comm,
         device=device,
         digest=digest,
     )
+
+
+def _mean(data: Mapping[int, shards.LogicalShard], comm: Comm, num_shards: int) -> Tensor:
+    """Of all training samples ``(*shape)``, bitwise the same for any number of workers."""
+    sums = comm.gather(torch.stack([shard.sum() for shard in data.values()]), num_shards)
+    counts = comm.gather(torch.tensor([len(shard.x) for shard in data.values()]), num_shards)
+    return (sums.sum(dim=0) / counts.sum()).float()

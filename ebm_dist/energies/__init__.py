@@ -5,9 +5,10 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from ebm_dist.config import Params, module_of
@@ -24,6 +25,47 @@ class EnergyModel(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         raise NotImplementedError
+
+    def initialise(self, mean: Tensor) -> None:
+        """Before training: take what a good start needs from the mean ``(*shape)`` of the training data; nothing, as a rule."""
+
+
+@runtime_checkable
+class HasConditionals(Protocol):
+    """An energy whose variables can be drawn block by block, each given all others: what Gibbs sampling needs of a target."""
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks whose union is all variables"""
+
+    def resample(self, block: int, x: Tensor, generator: Generator) -> Tensor:
+        """A new ``(B, *shape)``: ``x`` with one block drawn anew, by a step that leaves ``exp(-E)`` as it is."""
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+
+def given(energy: EnergyModel, y: Tensor | None) -> EnergyFn:
+    """``x -> E(x, y)`` for these labels ``(B,)``, or without any; it has conditionals if the energy has."""
+    if y is None:
+        return energy
+    return _ConditionalsGiven(energy, y) if isinstance(energy, HasConditionals) else _Given(energy, y)
+
+
+class _Given:
+    def __init__(self, energy: Any, y: Tensor) -> None:
+        self.energy, self.y = energy, y
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.energy(x, self.y))
+
+
+class _ConditionalsGiven(_Given):
+    @property
+    def num_blocks(self) -> int:
+        return int(self.energy.num_blocks)
+
+    def resample(self, block: int, x: Tensor, generator: Generator) -> Tensor:
+        return cast(Tensor, self.energy.resample(block, x, generator, self.y))
 
 
 def score(energy: EnergyFn, x: Tensor) -> tuple[Tensor, Tensor]:

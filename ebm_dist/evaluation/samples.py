@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ebm_dist import features, figures, shards
 from ebm_dist.config import Count, section
-from ebm_dist.energies import frozen, is_conditional
+from ebm_dist.energies import frozen, given, is_conditional
 from ebm_dist.evaluation import Report, Subject
 from ebm_dist.rng import numpy_stream, stream
 from ebm_dist.samplers import Info, State, noise, run_chain
@@ -97,7 +97,7 @@ def sample(config: Config, subject: Subject) -> tuple[Tensor, list[dict[str, Any
     with frozen(model.energy):
         end, _ = run_chain(
             model.kernel(),
-            lambda x: model.energy(x, labels),
+            given(model.energy, labels),
             start,
             config.num_steps,
             stream(_SEED, "samples/chain"),

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from ebm_dist.augmentation import augmented
 from ebm_dist.config import Fraction, Index, Mismatch, NonNegative, Params, Positive, section
-from ebm_dist.energies import EnergyModel, frozen
+from ebm_dist.energies import EnergyModel, frozen, given
 from ebm_dist.objectives import Batch, Objective, StepContext, Turn
 from ebm_dist.replay import Draw
+from ebm_dist.rng import bernoulli
 from ebm_dist.samplers import Bounds, Kernel, noise, run_chain
 
 
@@ -79,13 +80,8 @@ class ContrastiveDivergence:
         draw = self._start(batch, context)  # x~0 from the buffer with probability 1 - reinit_prob, else from noise
         labels = draw.label if self.config.conditional else None
         with frozen(self.energy):
-            negative, chains = run_chain(
-                self.kernel,
-                lambda x: cast(Tensor, self.energy(x, labels)),
-                draw.position,
-                self.num_steps,
-                context.stream("chain"),
-            )
+            target, stream = given(self.energy, labels), context.stream("chain")
+            negative, chains = run_chain(self.kernel, target, draw.position, self.num_steps, stream)
         if self.config.start == "replay":
             context.replay.put(draw, negative)
         positive = self._perturb(batch.x, context)

@@ -33,6 +33,8 @@ class Info(NamedTuple):
     """Euclidean norm of the score ``-dE/dx`` there, before any clamp."""
     is_accepted: Tensor
     """Whether the proposal was taken; always true for unadjusted samplers."""
+    is_finite: Tensor | None = None
+    """Whether energy and score of the proposal were finite, without which it is rejected; None if the sampler does not look."""
 
 
 class Kernel(NamedTuple):
@@ -61,6 +63,30 @@ def noise(size: tuple[int, ...], bounds: Bounds, generator: Generator) -> Tensor
         return torch.randn(size, generator=generator, device=generator.device)
     low, high = bounds
     return torch.rand(size, generator=generator, device=generator.device) * (high - low) + low
+
+
+def accept(log_ratio: Tensor, is_finite: Tensor, generator: Generator) -> Tensor:
+    """Which chains take their proposals ``(B,)``: each with probability ``min(1, exp(log_ratio))``, none that is not finite."""
+    uniform = torch.rand(log_ratio.shape, generator=generator, device=log_ratio.device)
+    return is_finite & (uniform.log() < log_ratio)  # false if the ratio is NaN
+
+
+def choose(taken: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """``(B, *shape)``: of each chain the new where ``taken (B,)``, else the old."""
+    return torch.where(taken.view(-1, *[1] * (new.ndim - 1)), new, old)
+
+
+def reflect(x: Tensor, bounds: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    """Where a straight path to ``x`` ends that is mirrored at the bounds, and whether it comes back in the other direction.
+
+    Lengths and volumes are kept and the path can be gone backwards: symmetric proposals stay symmetric (Neal 2011, section 5.5.1).
+    """
+    low, high = bounds
+    width = high - low
+    folded = (x - low) % (2 * width)
+    turned = folded > width
+    mirrored = (low + torch.where(turned, 2 * width - folded, folded)).clamp(low, high)  # for the last bit of rounding
+    return torch.where((x < low) | (x > high), mirrored, x), turned
 
 
 Observer = Callable[[int, State, Info], None]

@@ -12,6 +12,12 @@ from tests.helpers import ROOT
 pytestmark = pytest.mark.slow
 
 LANGEVIN, CD = "tests/statistical/test_langevin.py", "tests/statistical/test_contrastive_divergence.py"
+SAMPLERS, RBM, DIAGNOSTICS = (f"tests/statistical/test_{name}.py" for name in ("samplers", "rbm", "diagnostics"))
+GEWEKE, BOUNDS = f"{SAMPLERS}::test_exact_draws_stay_exact_at_every_step", f"{SAMPLERS}::test_bounds_leave_the_sampler_exact"
+HALF, KEPT = (
+    f"{SAMPLERS}::test_what_is_not_finite_is_rejected_and_counted",
+    f"{SAMPLERS}::test_a_rejected_chain_keeps_position_energy_and_score",
+)
 MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "sign of the score": ("energies/__init__.py", "gradient.neg_()", "gradient", LANGEVIN),
     "no noise": ("samplers/langevin.py", "alpha=config.noise_scale)", "alpha=0.0)", LANGEVIN),
@@ -40,6 +46,45 @@ MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "restarts keep their age": ("replay.py", "torch.where(restart, 0, self.age[slots])", "self.age[slots]", "tests/unit/test_replay.py"),
     "Frechet without the shift": ("features.py", "float(shift @ shift +", "float(0 +", "tests/unit/test_scores.py"),
     "ties count nothing": ("evaluation/ood.py", "below + theirs / 2", "below", "tests/unit/test_scores.py"),
+    "accepts uphill": ("samplers/metropolis.py", "(state.energy - energy) / config", "(energy - state.energy) / config", GEWEKE),
+    "always accepts": ("samplers/__init__.py", "return is_finite & (uniform.log() < log_ratio)", "return is_finite", GEWEKE),
+    "accepts the batch": ("samplers/__init__.py", "uniform.log() < log_ratio)", "uniform.log() < log_ratio.mean())", GEWEKE),
+    "one uniform for all chains": ("samplers/__init__.py", "torch.rand(log_ratio.shape,", "torch.rand(1,", SAMPLERS),
+    "accepts what is not finite": ("samplers/__init__.py", "return is_finite & (", "return (", HALF),
+    "independence without its density": ("samplers/metropolis.py", "(drawn**2 - x**2)", "0 * (drawn**2 - x**2)", GEWEKE),
+    "independence with its density upside down": ("samplers/metropolis.py", "(drawn**2 - x**2)", "(x**2 - drawn**2)", GEWEKE),
+    "walk is clamped": ("samplers/metropolis.py", "reflect(moved, bounds)[0]", "moved.clamp(*bounds)", BOUNDS),
+    "walk at temperature 1": ("samplers/metropolis.py", " / config.temperature + log_q", " + log_q", f"{SAMPLERS}::test_temperature_scales_the_variance"),
+    "MALA without the square": ("samplers/mala.py", "-(distance**2)", "-distance", f"{SAMPLERS}::test_mala_with_the_squared_norm"),
+    "MALA without its proposal density": ("samplers/mala.py", " + log_q(x, new, drift) - log_q(new, x, state.score)", "", GEWEKE),
+    "MALA with its density upside down": ("samplers/mala.py", "log_q(x, new, drift) - log_q(new, x, state.score)", "log_q(new, x, state.score) - log_q(x, new, drift)", GEWEKE),
+    "MALA accepts uphill": ("samplers/mala.py", "(state.energy - energy) / temperature", "(energy - state.energy) / temperature", GEWEKE),
+    "MALA goes uphill": ("samplers/mala.py", "x + a * state.score +", "x - a * state.score +", f"{SAMPLERS}::test_mala_with_the_squared_norm"),
+    "MALA without noise": ("samplers/mala.py", "temperature) ** 0.5 * noise", "temperature) ** 0.5 * 0 * noise", GEWEKE),
+    "MALA with the score of a rejected proposal": ("samplers/mala.py", "choose(taken, drift, state.score)", "drift", KEPT),
+    "MALA outside": ("samplers/mala.py", "is_finite & inside,", "is_finite,", BOUNDS),
+    "HMC accepts uphill": ("samplers/hmc.py", "accept(before - energy / temperature - kinetic(momentum),", "accept(energy / temperature + kinetic(momentum) - before,", GEWEKE),
+    "HMC without kinetic energy": ("samplers/hmc.py", "+ kinetic(momentum)\n", "\n", GEWEKE),
+    "HMC with one momentum": ("samplers/hmc.py", "momentum = torch.randn(x.shape,", "momentum = 0 * torch.randn(x.shape,", GEWEKE),
+    "HMC with a whole step for a half": ("samplers/hmc.py", "momentum + e / (2 * temperature) * drift\n            x =", "momentum + e / temperature * drift\n            x =", f"{SAMPLERS}::test_gaussian_of_condition_number_100"),
+    "HMC does not turn at bounds": ("samplers/hmc.py", "torch.where(turned, -momentum, momentum)", "momentum", BOUNDS),
+    "HMC with the energy of a rejected proposal": ("samplers/hmc.py", "choose(taken, energy, state.energy)", "energy", KEPT),
+    "mirrored once only": ("samplers/__init__.py", "(x - low) % (2 * width)", "x - low", f"{SAMPLERS}::test_a_path_is_mirrored_as_often_as_it_must"),
+    "Gibbs leaves a block out": ("samplers/gibbs.py", "torch.arange(num)", "torch.arange(1)", f"{SAMPLERS}::test_gibbs_on_an_enumerated_ising_lattice"),
+    "swaps the wrong way": ("tempering.py", "(beta[r] - beta[r + 1])", "(beta[r + 1] - beta[r])", f"{SAMPLERS}::test_tempering_keeps_the_target_exact_at_every_temperature"),
+    "swaps always": ("tempering.py", "(beta[r] - beta[r + 1])", "0 * (beta[r] - beta[r + 1])", f"{SAMPLERS}::test_tempering_keeps_the_target_exact_at_every_temperature"),
+    "swaps and keeps the old energy": ("tempering.py", "inner = kernel.init(hot, scaled(x.flatten(0, 1), -0.5))", "inner = inner._replace(position=scaled(x.flatten(0, 1), -0.5))", f"{SAMPLERS}::test_tempering_keeps_the_target_exact_at_every_temperature"),
+    "adapts away": ("adaptation.py", "missing += wanted", "missing -= wanted", f"{SAMPLERS}::test_adaptation_reaches_its_acceptance"),
+    "visible units from the wrong hidden bias": ("energies/rbm.py", "return self.hidden_bias + v", "return -self.hidden_bias + v", RBM),
+    "visible units without bias": ("energies/rbm.py", "return self.visible_bias + h", "return h", f"{RBM}::test_exact_draws_stay_exact_after_sweeps"),
+    "hidden units are not drawn": ("energies/rbm.py", "h = bernoulli(weights.hidden_input(x.flatten(1)).sigmoid(), generator)", "h = weights.hidden_input(x.flatten(1)).sigmoid()", f"{RBM}::test_exact_draws_stay_exact_after_sweeps"),
+    "centre of the wrong sign": ("energies/rbm.py", "self.hidden_bias - self.visible_offset", "self.hidden_bias + self.visible_offset", RBM),
+    "AIS weight of the next state": ("likelihood.py", "(new - old) * (v @", "(old - new) * (v @", RBM),
+    "AIS without 2^hidden": ("likelihood.py", " + len(weights.hidden_bias) * math.log(2)", "", RBM),
+    "AIS without annealed biases": ("likelihood.py", "(1 - new) * base + new * weights.visible_input(h)", "weights.visible_input(h)", RBM),
+    "R-hat without folds": ("diagnostics.py", "_plain_rhat(_normal_scores(folds))", "0", DIAGNOSTICS),
+    "no monotone sequence": ("diagnostics.py", "np.minimum.accumulate(pairs, axis=0)", "pairs", DIAGNOSTICS),
+    "odd autocovariances of a circle": ("diagnostics.py", "2 * n, real=True", "n, real=True", DIAGNOSTICS),
 }  # fmt: skip
 
 

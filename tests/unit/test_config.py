@@ -49,7 +49,7 @@ def test_every_parameter_file_loads_and_comes_back(path):
         ("name: langevin", "name: langevine", r":\d+: sampler\.name: no 'langevine' .*did you mean 'langevin'\?"),
         ("name: langevin", "name: os", r"sampler\.name: no 'os'"),
         ("name: langevin", "name: ../config", r"sampler\.name: no '../config'"),
-        ("name: langevin,", "", r"sampler: a name is needed; one of langevin"),
+        ("name: langevin,", "", r"sampler: a name is needed; one of gibbs, hmc, langevin"),
         ("num_shards: 4", "num_shards: 3", r":\d+: train\.num_shards: 3 does not divide"),
         ("batch_size: 128", "batch_size: 130", r":\d+: train\.batch_size: 130 is not divisible"),
         ("workers: 2", "workers: 5", r":\d+: cluster\.workers: 5 workers cannot share train.num_shards = 4"),

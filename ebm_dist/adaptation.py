@@ -1,0 +1,50 @@
+"""Step size of a sampler by dual averaging in a warm-up (Nesterov 2009; Hoffman & Gelman 2014, section 3.2.1, equation 6).
+
+    log e_t+1 = mu - sqrt(t) / gamma / (t + t0) * sum_i (delta - alpha_i)
+    log ebar_t+1 = t^-kappa log e_t+1 + (1 - t^-kappa) log ebar_t
+
+with ``alpha`` the share of chains that accepted, ``delta`` the acceptance that is wanted, ``mu = log(10 e_1)``, gamma = 0.05,
+t0 = 10, kappa = 0.75. The sampler itself stays as it is: what comes out is another ``Config``.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from ebm_dist.config import module_of
+from ebm_dist.energies import EnergyFn
+from ebm_dist.samplers import Bounds
+
+_GAMMA, _T0, _KAPPA = 0.05, 10, 0.75
+
+
+@torch.no_grad()
+def adapt(
+    config: Any,
+    target: EnergyFn,
+    position: Tensor,
+    num_steps: int,
+    generator: Generator,
+    *,
+    bounds: Bounds,
+    acceptance: float | None = None,
+) -> tuple[Any, Tensor]:
+    """The sampler's ``config`` with the ``step_size`` that reaches ``acceptance`` (its own best if None), and where the chains are.
+
+    Positions of the warm-up are no samples: the kernel changes while they are drawn.
+    """
+    module = module_of(config)
+    wanted = module.ACCEPTANCE if acceptance is None else acceptance
+    state = module.build(config, bounds=bounds).init(target, position)
+    shrink, missing, averaged, size = math.log(10 * config.step_size), 0.0, 0.0, config.step_size
+    for t in range(1, num_steps + 1):
+        kernel = module.build(dataclasses.replace(config, step_size=size), bounds=bounds)
+        state, info = kernel.step(target, state, generator)
+        missing += wanted - info.is_accepted.float().mean().item()
+        log_size = shrink - math.sqrt(t) / _GAMMA / (t + _T0) * missing
+        weight = t**-_KAPPA
+        averaged, size = weight * log_size + (1 - weight) * averaged, math.exp(log_size)
+    return dataclasses.replace(config, step_size=math.exp(averaged)), state.position

@@ -1,0 +1,165 @@
+"""Have the chains converged, and how much are their draws worth: R-hat and effective sample size (Vehtari et al. 2021).
+
+``draws`` are ``(num_chains, num_draws, *dims)`` and each result has shape ``dims``, NaN where a draw is not finite. Chains of
+different temperatures have different distributions and must not be pooled. All is computed in float64.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import fft, stats
+from torch import Tensor
+
+from ebm_dist.samplers import Bounds, Info, State
+
+Draws = NDArray[np.floating[Any]] | Tensor
+Floats = NDArray[np.float64]
+
+
+def rhat(draws: Draws) -> Floats:
+    """Split, rank-normalised R-hat: the larger of that of the draws and of their folds (section 3.1 and equation 15).
+
+    About 1 if all halves of all chains are alike; above 1.01 do not use the draws. NaN if they do not vary.
+    """
+    halves = _split(_array(draws))
+    folds = np.abs(halves - np.median(halves, axis=(0, 1)))
+    return np.maximum(_plain_rhat(_normal_scores(halves)), _plain_rhat(_normal_scores(folds)))
+
+
+def ess_bulk(draws: Draws) -> Floats:
+    """Effective sample size of the rank-normalised draws: how well their centre is known (section 3.2)."""
+    return _ess(_normal_scores(_split(_array(draws))))
+
+
+def ess_tail(draws: Draws) -> Floats:
+    """Effective sample size of the 5% and the 95% quantile, the smaller one (section 4.3)."""
+    x = _array(draws)
+    flat = x.reshape(-1, *x.shape[2:])
+    at = [percent * (len(flat) - 1) // 100 for percent in (5, 95)]  # in integers: a rounded product may be one rank off
+    low, high = np.partition(flat, at, axis=0)[at]
+    below = (np.where(np.isnan(x), np.nan, x <= threshold) for threshold in (low, high))
+    return np.minimum(*(_ess(_split(indicator)) for indicator in below))
+
+
+def ess_mean(draws: Draws) -> Floats:
+    """Effective sample size of the mean: ``var / ess_mean`` is the square of its standard error (section 3.2, no ranks)."""
+    return _ess(_split(_array(draws)))
+
+
+def _array(draws: Draws) -> Floats:
+    x = np.asarray(draws.detach().cpu() if isinstance(draws, Tensor) else draws, np.float64)
+    if x.ndim < 2 or x.shape[1] < 4:
+        raise ValueError(f"draws must be (num_chains, num_draws >= 4, *dims), not {x.shape}")
+    return np.where(np.isfinite(x).all(axis=(0, 1)), x, np.nan)
+
+
+def _split(x: Floats) -> Floats:
+    """The halves of each chain as chains; of an odd number of draws the middle one is left out."""
+    half = x.shape[1] // 2
+    return np.concatenate([x[:, :half], x[:, -half:]])
+
+
+def _normal_scores(x: Floats) -> Floats:
+    """Normal quantiles of the ranks over all chains; ties have their mean rank (equation 14)."""
+    flat = x.reshape(-1, *x.shape[2:])
+    ranks = stats.rankdata(flat, axis=0, nan_policy="propagate")
+    return np.asarray(stats.norm.ppf((ranks - 3 / 8) / (len(flat) + 1 / 4))).reshape(x.shape)
+
+
+def _variances(x: Floats) -> tuple[Floats, Floats]:
+    """Mean variance within the chains, and the variance of all draws that it and the chains' means tell (equations 1 to 3)."""
+    n = x.shape[1]
+    within = x.var(axis=1, ddof=1).mean(axis=0)
+    between = x.mean(axis=1).var(axis=0, ddof=1) if len(x) > 1 else np.zeros_like(within)
+    return within, within * (n - 1) / n + between
+
+
+def _plain_rhat(x: Floats) -> Floats:
+    within, total = _variances(x)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.sqrt(total / within))
+
+
+def _ess(x: Floats) -> Floats:
+    """Geyer's initial monotone positive sequence over all chains (equations 10 and 13; Geyer 1992, section 3.3).
+
+    Autocorrelations are summed in pairs of lags (2k, 2k + 1) up to the first pair that is negative, each pair at most the one
+    before; of that last pair the even lag counts once if positive. More than ``n log10(n)`` of ``n`` draws is not believed.
+    """
+    num_chains, n = x.shape[:2]
+    within, total = _variances(x)
+    constant = total == 0
+    length = fft.next_fast_len(2 * n, real=True)
+    spectrum = fft.rfft(x - x.mean(axis=1, keepdims=True), length, axis=1)
+    autocovariance = fft.irfft(np.abs(spectrum) ** 2, length, axis=1)[:, :n].mean(axis=0) / n
+    rho = 1 - (within - autocovariance) / np.where(constant, 1, total)
+    rho[0] = 1
+    num_pairs = max((n - 3) // 2, 0)  # the last lags are means of too few products
+    pairs = rho[: 2 * num_pairs].reshape(num_pairs, 2, *rho.shape[1:]).sum(axis=1)
+    positive = np.logical_and.accumulate(pairs > 0, axis=0)
+    monotone = np.where(positive, np.minimum.accumulate(pairs, axis=0), 0)
+    last = np.take_along_axis(rho, 2 * positive.sum(axis=0)[None], axis=0)[0]
+    tau = -1 + 2 * monotone.sum(axis=0) + np.maximum(last, 0)
+    size = num_chains * n
+    effective = np.where(constant, size, size / np.maximum(tau, 1 / np.log10(size)))
+    return np.where(np.isnan(total), np.nan, effective)
+
+
+class Report(NamedTuple):
+    """What a run of chains was worth."""
+
+    acceptance_rate: float
+    """Share of accepted proposals"""
+    num_not_finite: int
+    """Proposals whose energy or score was not finite"""
+    rhat: float
+    """The worst over all dimensions"""
+    ess_bulk: float
+    """The worst over all dimensions"""
+    ess_tail: float
+    """The worst over all dimensions"""
+    moved: float
+    """Mean Euclidean distance between one draw and the next"""
+    at_bounds: float
+    """Share of coordinates that are at a bound; 0 without bounds"""
+    energy: Floats
+    """``(num_draws,)`` mean over the chains"""
+
+
+class Trace:
+    """An observer of :func:`ebm_dist.samplers.run_chain` that keeps every ``every``-th position."""
+
+    def __init__(self, every: int = 1) -> None:
+        self.every = every
+        self.positions: list[Tensor] = []
+        self.energies: list[Tensor] = []
+        self.accepted: list[Tensor] = []
+        self.not_finite: list[Tensor] = []
+
+    def __call__(self, step: int, state: State, info: Info) -> None:
+        self.accepted.append(info.is_accepted.float().mean())
+        if info.is_finite is not None:
+            self.not_finite.append((~info.is_finite).sum())
+        if (step + 1) % self.every == 0:
+            self.positions.append(state.position.clone())
+            self.energies.append(info.energy.mean())
+
+    def draws(self) -> Tensor:
+        """``(num_chains, num_draws, *dims)``"""
+        return torch.stack(self.positions, dim=1)
+
+    def report(self, bounds: Bounds = None) -> Report:
+        x = self.draws()
+        at_bounds = 0.0 if bounds is None else ((x <= bounds[0]) | (x >= bounds[1])).double().mean().item()
+        return Report(
+            acceptance_rate=torch.stack(self.accepted).mean().item(),
+            num_not_finite=int(sum(count.item() for count in self.not_finite)),
+            rhat=float(np.max(rhat(x))),
+            ess_bulk=float(np.min(ess_bulk(x))),
+            ess_tail=float(np.min(ess_tail(x))),
+            moved=x.diff(dim=1).flatten(2).norm(dim=2).mean().item(),
+            at_bounds=at_bounds,
+            energy=torch.stack(self.energies).double().cpu().numpy(),
+        )
