@@ -43,13 +43,13 @@ class Case(NamedTuple):
 
 
 CASES = [
-    Case("gaussian", 32, mala.Config(step_size=0.008), 100, 1000),
-    Case("gaussian", 32, mala.Config(step_size=0.008), 4000, 200),
-    Case("gaussian", 32, hmc.Config(step_size=0.12, num_leapfrog=10, jitter=0.0), 100, 400),
+    Case("gaussian", 32, mala.Config(step_size=0.008), 100, 500),
+    Case("gaussian", 32, mala.Config(step_size=0.008), 4000, 100),
+    Case("gaussian", 32, hmc.Config(step_size=0.12, num_leapfrog=10, jitter=0.0), 100, 200),
     Case("gaussian", 32, hmc.Config(step_size=0.12, num_leapfrog=10, jitter=0.0), 4000, 40),
-    Case("mixture", 2, mala.Config(step_size=0.25), 100, 1000),
-    Case("mixture", 2, mala.Config(step_size=0.25), 4000, 200),
-    Case("mixture", 2, hmc.Config(step_size=0.35, num_leapfrog=6, jitter=0.0), 100, 400),
+    Case("mixture", 2, mala.Config(step_size=0.25), 100, 500),
+    Case("mixture", 2, mala.Config(step_size=0.25), 4000, 100),
+    Case("mixture", 2, hmc.Config(step_size=0.35, num_leapfrog=6, jitter=0.0), 100, 200),
     Case("mixture", 2, hmc.Config(step_size=0.35, num_leapfrog=6, jitter=0.0), 4000, 40),
 ]
 
@@ -128,6 +128,11 @@ def theirs(case: Case) -> tuple[Callable[[int], Run], float]:
     return lambda seed: timed(lambda: work(seed)), first
 
 
+def worst_ess(draws: np.ndarray, most: int = 400) -> float:
+    """Bulk ESS of the worst dimension. Chains are independent, so some of them tell that of all: ranks of millions take long."""
+    return float(np.min(diagnostics.ess_bulk(draws[:most]))) * len(draws) / min(most, len(draws))
+
+
 def compare(case: Case, num_repeats: int) -> dict[str, Any]:
     run_theirs, first = theirs(case)
     runners = {"ebm_dist": ours(case), "blackjax": run_theirs}
@@ -147,7 +152,7 @@ def compare(case: Case, num_repeats: int) -> dict[str, Any]:
     }
     rates = {}
     for name, several in runs.items():
-        ess = [float(np.min(diagnostics.ess_bulk(run.draws))) for run in several]
+        ess = [worst_ess(run.draws) for run in several]
         rates[name] = [e / run.cpu_seconds for e, run in zip(ess, several, strict=True)]
         row[name] = {
             "acceptance": statistics.median(run.acceptance for run in several),
@@ -166,7 +171,7 @@ def funnel(x: Tensor) -> Tensor:
     return x[:, 0] ** 2 / 18 + ((x[:, 1:] ** 2).sum(1) * torch.exp(-x[:, 0]) + 9 * x[:, 0]) / 2
 
 
-def funnel_report(num_chains: int = 500, num_gradients: int = 4000) -> list[dict[str, Any]]:
+def funnel_report(num_chains: int = 500, num_gradients: int = 2000) -> list[dict[str, Any]]:
     """Mean and deviation of x_0, exactly 0 and 3, after equally many evaluations; no fixed step suits all of a funnel."""
     rows = []
     for config in (metropolis.Config(step_size=0.5), mala.Config(step_size=0.1), hmc.Config(step_size=0.2)):
