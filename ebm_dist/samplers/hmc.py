@@ -57,15 +57,16 @@ def build(config: Config, *, bounds: Bounds) -> Kernel:
         momentum = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
         uniform = torch.rand(len(x), generator=generator, device=x.device, dtype=x.dtype).view(-1, *[1] * (x.ndim - 1))
         e = config.step_size * (1 - config.jitter * uniform)
+        half = e / (2 * temperature)
         before = energy / temperature + kinetic(momentum)
         for _ in range(config.num_leapfrog):
-            momentum = momentum + e / (2 * temperature) * drift
-            x = x + e * momentum
+            momentum = torch.addcmul(momentum, half, drift)
+            x = torch.addcmul(x, e, momentum)
             if bounds is not None:
                 x, turned = reflect(x, bounds)
                 momentum = torch.where(turned, -momentum, momentum)
             energy, drift = score(target, x)
-            momentum = momentum + e / (2 * temperature) * drift
+            momentum = torch.addcmul(momentum, half, drift)
         is_finite = energy.isfinite() & drift.isfinite().flatten(1).all(1)
         taken = accept(before - energy / temperature - kinetic(momentum), is_finite, generator)
         state = State(choose(taken, x, state.position), choose(taken, energy, state.energy), choose(taken, drift, state.score))

@@ -1,7 +1,6 @@
 """R-hat and effective sample sizes against arviz, and against chains whose worth is known."""
 
-import logging
-
+import arviz
 import numpy as np
 import pytest
 import torch
@@ -10,10 +9,6 @@ from scipy import signal, stats
 from ebm_dist import diagnostics
 from ebm_dist.rng import numpy_stream, stream
 from ebm_dist.samplers import Info, hmc, langevin, mala, run_chain
-
-with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(logging, "lastResort", None)
-    import arviz
 
 
 def autoregressive(rho, num_chains, num_draws, seed=0):

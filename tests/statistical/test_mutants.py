@@ -66,7 +66,7 @@ MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "HMC accepts uphill": ("samplers/hmc.py", "accept(before - energy / temperature - kinetic(momentum),", "accept(energy / temperature + kinetic(momentum) - before,", GEWEKE),
     "HMC without kinetic energy": ("samplers/hmc.py", "+ kinetic(momentum)\n", "\n", GEWEKE),
     "HMC with one momentum": ("samplers/hmc.py", "momentum = torch.randn(x.shape,", "momentum = 0 * torch.randn(x.shape,", GEWEKE),
-    "HMC with a whole step for a half": ("samplers/hmc.py", "momentum + e / (2 * temperature) * drift\n            x =", "momentum + e / temperature * drift\n            x =", f"{SAMPLERS}::test_gaussian_of_condition_number_100"),
+    "HMC with a whole step for a half": ("samplers/hmc.py", "half, drift)\n            x =", "2 * half, drift)\n            x =", f"{SAMPLERS}::test_gaussian_of_condition_number_100"),
     "HMC does not turn at bounds": ("samplers/hmc.py", "torch.where(turned, -momentum, momentum)", "momentum", BOUNDS),
     "HMC with the energy of a rejected proposal": ("samplers/hmc.py", "choose(taken, energy, state.energy)", "energy", KEPT),
     "mirrored once only": ("samplers/__init__.py", "(x - low) % (2 * width)", "x - low", f"{SAMPLERS}::test_a_path_is_mirrored_as_often_as_it_must"),

@@ -1,0 +1,1 @@
+"""Comparisons with other libraries; none is needed to use this one."""

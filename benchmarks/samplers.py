@@ -1,0 +1,238 @@
+"""Effective draws per second of our MALA and HMC beside blackjax's, and what each of our samplers makes of a funnel.
+
+    pip install -c constraints.txt -e '.[benchmarks]'
+    python -m benchmarks.samplers --out reports/benchmarks/samplers.json
+
+Both libraries run the same algorithm with the same step size, in float32, on one thread, for the same numbers of chains and draws;
+they take turns, several times, and medians are compared. A draw's worth is the bulk ESS of the worst dimension, by one function for
+both. Seconds are the CPU's, of the process, which a busy machine changes little; compilation by jax is told apart.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ebm_dist import adaptation, diagnostics
+from ebm_dist.config import module_of
+from ebm_dist.rng import stream
+from ebm_dist.samplers import hmc, mala, metropolis, run_chain
+
+VARIANCES = np.geomspace(1, 0.01, 32).astype(np.float32)
+ANGLES = np.arange(8) * 2 * np.pi / 8
+CENTRES = 2 * np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1).astype(np.float32)
+
+
+class Case(NamedTuple):
+    name: str
+    dim: int
+    config: Any
+    num_chains: int
+    num_draws: int
+
+
+CASES = [
+    Case("gaussian", 32, mala.Config(step_size=0.008), 100, 500),
+    Case("gaussian", 32, mala.Config(step_size=0.008), 4000, 100),
+    Case("gaussian", 32, hmc.Config(step_size=0.12, num_leapfrog=10, jitter=0.0), 100, 200),
+    Case("gaussian", 32, hmc.Config(step_size=0.12, num_leapfrog=10, jitter=0.0), 4000, 40),
+    Case("mixture", 2, mala.Config(step_size=0.25), 100, 500),
+    Case("mixture", 2, mala.Config(step_size=0.25), 4000, 100),
+    Case("mixture", 2, hmc.Config(step_size=0.35, num_leapfrog=6, jitter=0.0), 100, 200),
+    Case("mixture", 2, hmc.Config(step_size=0.35, num_leapfrog=6, jitter=0.0), 4000, 40),
+]
+
+
+class Run(NamedTuple):
+    draws: np.ndarray
+    """``(num_chains, num_draws, dim)``"""
+    acceptance: float
+    cpu_seconds: float
+    wall_seconds: float
+
+
+def timed(work: Callable[[], tuple[np.ndarray, float]]) -> Run:
+    wall, cpu = time.perf_counter(), time.process_time()
+    draws, acceptance = work()
+    return Run(draws, acceptance, time.process_time() - cpu, time.perf_counter() - wall)
+
+
+def start(case: Case) -> np.ndarray:
+    """Draws of the target, so that no burn-in is timed."""
+    rng = np.random.default_rng(0)
+    z = rng.standard_normal((case.num_chains, case.dim)).astype(np.float32)
+    return z * VARIANCES**0.5 if case.name == "gaussian" else CENTRES[rng.integers(8, size=case.num_chains)] + z / 2
+
+
+def ours(case: Case) -> Callable[[int], Run]:
+    precision, centres = torch.from_numpy(1 / VARIANCES), torch.from_numpy(CENTRES)
+    energies = {
+        "gaussian": lambda x: (x**2 * precision).sum(1) / 2,
+        "mixture": lambda x: -torch.logsumexp(-2 * ((x[:, None] - centres) ** 2).sum(2), dim=1),
+    }
+    kernel, position = module_of(case.config).build(case.config, bounds=None), torch.from_numpy(start(case))
+
+    def work(seed: int) -> tuple[np.ndarray, float]:
+        draws = torch.empty(case.num_draws, *position.shape)
+
+        def keep(step: int, state: Any, info: Any) -> None:
+            draws[step] = state.position
+
+        _, chains = run_chain(kernel, energies[case.name], position, case.num_draws, stream(seed, "chain"), observe=keep)
+        return draws.transpose(0, 1).numpy(), chains.acceptance_rate.item()
+
+    return lambda seed: timed(lambda: work(seed))
+
+
+def theirs(case: Case) -> tuple[Callable[[int], Run], float]:
+    """As :func:`ours`, and the seconds of the first call, in which jax compiles."""
+    import blackjax
+    import jax
+    import jax.numpy as jnp
+
+    logdensities = {
+        "gaussian": lambda x: -(x**2 / VARIANCES).sum() / 2,
+        "mixture": lambda x: jax.nn.logsumexp(-2 * ((x - CENTRES) ** 2).sum(1)),
+    }
+    if isinstance(case.config, mala.Config):
+        kernel = blackjax.mala(logdensities[case.name], case.config.step_size)
+    else:
+        kernel = blackjax.hmc(logdensities[case.name], case.config.step_size, jnp.ones(case.dim), case.config.num_leapfrog)
+    position = jnp.asarray(start(case))
+
+    @jax.jit
+    def chain(key: Any) -> tuple[Any, Any]:
+        def step(states: Any, key: Any) -> tuple[Any, tuple[Any, Any]]:
+            states, info = jax.vmap(kernel.step)(jax.random.split(key, case.num_chains), states)
+            return states, (states.position, info.is_accepted)
+
+        _, (draws, accepted) = jax.lax.scan(step, jax.vmap(kernel.init)(position), jax.random.split(key, case.num_draws))
+        return draws, accepted.mean()
+
+    def work(seed: int) -> tuple[np.ndarray, float]:
+        draws, acceptance = jax.block_until_ready(chain(jax.random.key(seed)))
+        return np.asarray(draws).swapaxes(0, 1), float(acceptance)
+
+    first = timed(lambda: work(0)).wall_seconds
+    return lambda seed: timed(lambda: work(seed)), first
+
+
+def worst_ess(draws: np.ndarray, most: int = 400) -> float:
+    """Bulk ESS of the worst dimension. Chains are independent, so some of them tell that of all: ranks of millions take long."""
+    return float(np.min(diagnostics.ess_bulk(draws[:most]))) * len(draws) / min(most, len(draws))
+
+
+def compare(case: Case, num_repeats: int) -> dict[str, Any]:
+    run_theirs, first = theirs(case)
+    runners = {"ebm_dist": ours(case), "blackjax": run_theirs}
+    runs: dict[str, list[Run]] = {name: [] for name in runners}
+    for repeat in range(num_repeats + 1):
+        for name in sorted(runners, reverse=bool(repeat % 2)):  # interleaved, and neither always first
+            run = runners[name](repeat + 1)
+            if repeat:  # the first is to warm up
+                runs[name].append(run)
+    row: dict[str, Any] = {
+        "target": case.name,
+        "sampler": module_of(case.config).__name__.rpartition(".")[2],
+        "num_chains": case.num_chains,
+        "num_draws": case.num_draws,
+        "step_size": case.config.step_size,
+        "jax_first_call_seconds": first,
+    }
+    rates = {}
+    for name, several in runs.items():
+        ess = [worst_ess(run.draws) for run in several]
+        rates[name] = [e / run.cpu_seconds for e, run in zip(ess, several, strict=True)]
+        row[name] = {
+            "acceptance": statistics.median(run.acceptance for run in several),
+            "ess": statistics.median(ess),
+            "cpu_seconds": statistics.median(run.cpu_seconds for run in several),
+            "wall_seconds": statistics.median(run.wall_seconds for run in several),
+            "ess_per_cpu_second": statistics.median(rates[name]),
+        }
+    ratios = [a / b for a, b in zip(rates["ebm_dist"], rates["blackjax"], strict=True)]
+    row["ratio"] = {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
+    return row
+
+
+def funnel(x: Tensor) -> Tensor:
+    """Neal 2003, section 8: x_0 ~ N(0, 9), the nine others N(0, exp(x_0))."""
+    return x[:, 0] ** 2 / 18 + ((x[:, 1:] ** 2).sum(1) * torch.exp(-x[:, 0]) + 9 * x[:, 0]) / 2
+
+
+def funnel_report(num_chains: int = 500, num_gradients: int = 2000) -> list[dict[str, Any]]:
+    """Mean and deviation of x_0, exactly 0 and 3, after equally many evaluations; no fixed step suits all of a funnel."""
+    rows = []
+    for config in (metropolis.Config(step_size=0.5), mala.Config(step_size=0.1), hmc.Config(step_size=0.2)):
+        num_steps = num_gradients // getattr(config, "num_leapfrog", 1)
+        adapted, x = adaptation.adapt(config, funnel, torch.zeros(num_chains, 10), 300, stream(0, "warmup"), bounds=None)
+        kernel = module_of(config).build(adapted, bounds=None)
+        x, chains = run_chain(kernel, funnel, x, num_steps, stream(1, "chain"))
+        name = module_of(config).__name__.rpartition(".")[2]
+        neck = x[:, 0]
+        rows.append(
+            {
+                "sampler": name,
+                "step_size": adapted.step_size,
+                "acceptance": chains.acceptance_rate.item(),
+                "mean": neck.mean().item(),
+                "standard_error": 3 / math.sqrt(num_chains),
+                "deviation": neck.std().item(),
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, help="write the figures as JSON to this file")
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each, default 5")
+    arguments = parser.parse_args()
+    # before jax is imported; one thread for both
+    os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    torch.set_num_threads(1)
+    try:
+        versions = {name: importlib.metadata.version(name) for name in ("torch", "blackjax", "jax", "jaxlib", "numpy")}
+    except importlib.metadata.PackageNotFoundError as missing:
+        raise SystemExit(f"{missing.name} is not installed; pip install -c constraints.txt -e '.[benchmarks]'") from None
+    machine = {"cores": os.cpu_count(), "load": os.getloadavg()[0], "processor": platform.machine()}
+    print(" ".join(f"{name} {value}" for name, value in (versions | machine).items()))
+    print("\nebm_dist and blackjax; ESS is the bulk ESS of the worst dimension, seconds are the CPU's, the ratio is ours to theirs")
+    print("target   sampler chains draws  accepted     ESS per second           ratio (range)       jax's first call")
+    rows = []
+    for case in CASES:
+        row = compare(case, arguments.repeats)
+        rows.append(row)
+        a, b, ratio = row["ebm_dist"], row["blackjax"], row["ratio"]
+        print(
+            f"{row['target']:9}{row['sampler']:6}{row['num_chains']:8}{row['num_draws']:6}"
+            f"  {a['acceptance']:.3f} {b['acceptance']:.3f}{a['ess_per_cpu_second']:9.0f}{b['ess_per_cpu_second']:9.0f}"
+            f"    {ratio['median']:6.2f} ({ratio['low']:.2f} to {ratio['high']:.2f}){row['jax_first_call_seconds']:14.1f} s",
+            flush=True,
+        )
+    print("\nfunnel (x_0 is N(0, 9)): reported, not required")
+    report = funnel_report()
+    for row in report:
+        print(
+            f"{row['sampler']:11} step {row['step_size']:.3f}  accepted {row['acceptance']:.2f}"
+            f"  mean {row['mean']:+.2f} +- {row['standard_error']:.2f}  deviation {row['deviation']:.2f}"
+        )
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps({"versions": versions, "machine": machine, "rows": rows, "funnel": report}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

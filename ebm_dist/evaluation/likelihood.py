@@ -1,0 +1,107 @@
+"""Log-likelihood of a restricted Boltzmann machine: exact where it can be summed, and by annealed importance sampling, both ways.
+
+Protocol of Salakhutdinov & Murray 2008: grey levels become ones and zeros once, with the grey level as probability. AIS gives a
+log Z that is too small on average, so a likelihood that is too good; reverse AIS errs the other way: the truth lies between, as far
+as the reverse chains have forgotten their start.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ebm_dist import figures, shards
+from ebm_dist.config import Count, Mismatch, Params, plugin_name, section
+from ebm_dist.energies import rbm
+from ebm_dist.evaluation import Report, Subject
+from ebm_dist.likelihood import Estimate, ais, exact_log_z, pseudo_log_likelihood, reconstruction_error, reverse_ais, schedule
+from ebm_dist.rng import bernoulli, stream
+
+
+@section
+class Config:
+    num_betas: Count = 14500
+    """Inverse temperatures of AIS and of reverse AIS."""
+    num_chains: Count = 100
+    """Chains of each."""
+    burn_in: Count = 1000
+    """Sweeps of the replayed chains, with the exported weights, before reverse AIS starts from them."""
+    max_exact_hidden: Count = 20
+    """Up to so many hidden units log Z is summed too: a minute at 20."""
+    split: str = "test"
+    """The data to report: ``val`` to choose settings by, ``test`` to report; training data beside it."""
+
+    def check(self, params: Params) -> None:
+        if plugin_name(params.energy) != "rbm":
+            raise Mismatch("evaluation.likelihood", f"needs energy rbm, not {plugin_name(params.energy)}; leave this suite out")
+        if getattr(params.objective, "conditional", False):
+            raise Mismatch("evaluation.likelihood", "is that of p(x), and a conditional machine has none; leave this suite out")
+        if self.num_chains > params.replay.capacity:
+            raise Mismatch(
+                "evaluation.likelihood.num_chains", f"reverse AIS starts from replay.capacity = {params.replay.capacity}"
+            )
+
+
+def evaluate(config: Config, subject: Subject) -> Report:
+    machine = subject.model.energy
+    assert isinstance(machine, rbm.RBM)
+    weights = machine.weights()
+    data = {name: _binary(shards.read_split(subject.data, split)[0], name) for name, split in _sides(config).items()}
+    mean = data["train"].mean(dim=0).clamp(0.01, 0.99)
+    base, betas = mean.logit(), schedule(config.num_betas)
+    particles = subject.model.chains[: config.num_chains].flatten(1)
+    generator = stream(0, "likelihood/burn_in")
+    for _ in range(config.burn_in):
+        particles = machine.resample(0, particles, generator)
+
+    estimates = {
+        "ais": ais(weights, base, betas, config.num_chains, stream(0, "likelihood/ais")),
+        "reverse_ais": reverse_ais(weights, base, betas, particles, stream(0, "likelihood/reverse")),
+    }
+    if weights.weight.shape[1] <= config.max_exact_hidden:
+        exact = exact_log_z(weights)
+        estimates["exact"] = Estimate(exact, exact, exact, float("inf"))
+    energies = {name: subject.model.energies(x).double().mean().item() for name, x in data.items()}
+    rows = [{"log Z by": name, **e._asdict(), **{s: -f - e.log_z for s, f in energies.items()}} for name, e in estimates.items()]
+
+    metrics: dict[str, Any] = {
+        name: {key: value for key, value in row.items() if key not in ("log Z by", "ess")}
+        for name, row in zip(estimates, rows, strict=True)
+    }
+    metrics["ais"]["ess"], metrics["reverse_ais"]["ess"] = estimates["ais"].ess, estimates["reverse_ais"].ess
+    if "exact" in estimates:
+        metrics["ais_gap"] = abs(estimates["ais"].log_z - estimates["exact"].log_z)
+        metrics["ais_three_sigma"] = (estimates["ais"].high - estimates["ais"].low) / 2
+    last = data[config.split]
+    metrics |= {
+        "pseudo": pseudo_log_likelihood(machine, last, stream(0, "likelihood/pseudo")).double().mean().item(),
+        "reconstruction_error": reconstruction_error(weights, last),
+        "independent_pixels": _bernoulli_log_likelihood(last, mean),
+        "uniform": -len(mean) * torch.log(torch.tensor(2.0)).item(),
+    }
+    report = Report(metrics, {"log_z": rows}, {})
+    if len(subject.data.shape) == 3:
+        shape = (-1, *subject.data.shape)
+        filters = weights.weight.T[:100]
+        spread = filters.abs().quantile(0.995)
+        report.figures["filters.png"] = figures.image_grid(
+            ((filters / spread).clamp(-1, 1) / 2 + 0.5).view(shape).numpy(), 10, f"Filters: weights of {len(filters)} hidden units"
+        )
+        means = weights.visible_input(weights.hidden_input(particles).sigmoid()).sigmoid()
+        title = f"Fantasy particles, {config.burn_in} sweeps: p(v | h)"
+        report.figures["fantasy.png"] = figures.image_grid(means.view(shape).numpy(), 10, title)
+    return report
+
+
+def _sides(config: Config) -> dict[str, str]:
+    return {"train": "train", config.split: config.split}
+
+
+def _binary(x: Tensor, name: str) -> Tensor:
+    """Grey levels to ones and zeros ``(n, num_visible)``, the same draw every time."""
+    return bernoulli(x.flatten(1), stream(0, f"likelihood/{name}"))
+
+
+def _bernoulli_log_likelihood(v: Tensor, mean: Tensor) -> float:
+    """Mean log-likelihood of rows under independent units with these means: what a machine without weights reaches."""
+    return float((v @ mean.log() + (1 - v) @ (1 - mean).log()).double().mean())
