@@ -65,10 +65,11 @@ def evaluate(config: Config, subject: Subject) -> Report:
     rows = [{"log Z by": name, **e._asdict(), **{s: -f - e.log_z for s, f in energies.items()}} for name, e in estimates.items()]
 
     metrics: dict[str, Any] = {
-        name: {key: value for key, value in row.items() if key not in ("log Z by", "ess")}
-        for name, row in zip(estimates, rows, strict=True)
+        name: {"log_z": e.log_z, "low": e.low, "high": e.high, **{s: -f - e.log_z for s, f in energies.items()}}
+        for name, e in estimates.items()
     }
-    metrics["ais"]["ess"], metrics["reverse_ais"]["ess"] = estimates["ais"].ess, estimates["reverse_ais"].ess
+    for name in ("ais", "reverse_ais"):
+        metrics[name]["ess"] = estimates[name].ess
     if "exact" in estimates:
         metrics["ais_gap"] = abs(estimates["ais"].log_z - estimates["exact"].log_z)
         metrics["ais_three_sigma"] = (estimates["ais"].high - estimates["ais"].low) / 2
