@@ -65,7 +65,7 @@ MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "MALA outside": ("samplers/mala.py", "is_finite & inside,", "is_finite,", BOUNDS),
     "HMC accepts uphill": ("samplers/hmc.py", "accept(before - energy / temperature - kinetic(momentum),", "accept(energy / temperature + kinetic(momentum) - before,", GEWEKE),
     "HMC without kinetic energy": ("samplers/hmc.py", "+ kinetic(momentum)\n", "\n", GEWEKE),
-    "HMC with one momentum": ("samplers/hmc.py", "momentum = torch.randn(x.shape,", "momentum = 0 * torch.randn(x.shape,", GEWEKE),
+    "HMC without momentum": ("samplers/hmc.py", "momentum = torch.randn(x.shape,", "momentum = 0 * torch.randn(x.shape,", GEWEKE),
     "HMC with a whole step for a half": ("samplers/hmc.py", "half, drift)\n            x =", "2 * half, drift)\n            x =", f"{SAMPLERS}::test_gaussian_of_condition_number_100"),
     "HMC does not turn at bounds": ("samplers/hmc.py", "torch.where(turned, -momentum, momentum)", "momentum", BOUNDS),
     "HMC with the energy of a rejected proposal": ("samplers/hmc.py", "choose(taken, energy, state.energy)", "energy", KEPT),
@@ -75,16 +75,16 @@ MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "swaps always": ("tempering.py", "(beta[r] - beta[r + 1])", "0 * (beta[r] - beta[r + 1])", f"{SAMPLERS}::test_tempering_keeps_the_target_exact_at_every_temperature"),
     "swaps and keeps the old energy": ("tempering.py", "inner = kernel.init(hot, scaled(x.flatten(0, 1), -0.5))", "inner = inner._replace(position=scaled(x.flatten(0, 1), -0.5))", f"{SAMPLERS}::test_tempering_keeps_the_target_exact_at_every_temperature"),
     "adapts away": ("adaptation.py", "missing += wanted", "missing -= wanted", f"{SAMPLERS}::test_adaptation_reaches_its_acceptance"),
-    "visible units from the wrong hidden bias": ("energies/rbm.py", "return self.hidden_bias + v", "return -self.hidden_bias + v", RBM),
+    "hidden bias of the wrong sign": ("energies/rbm.py", "return self.hidden_bias + v", "return -self.hidden_bias + v", RBM),
     "visible units without bias": ("energies/rbm.py", "return self.visible_bias + h", "return h", f"{RBM}::test_exact_draws_stay_exact_after_sweeps"),
     "hidden units are not drawn": ("energies/rbm.py", "h = bernoulli(weights.hidden_input(x.flatten(1)).sigmoid(), generator)", "h = weights.hidden_input(x.flatten(1)).sigmoid()", f"{RBM}::test_exact_draws_stay_exact_after_sweeps"),
     "centre of the wrong sign": ("energies/rbm.py", "self.hidden_bias - self.visible_offset", "self.hidden_bias + self.visible_offset", RBM),
-    "AIS weight of the next state": ("likelihood.py", "(new - old) * (v @", "(old - new) * (v @", RBM),
+    "AIS with its biases the wrong way": ("likelihood.py", "(new - old) * (v @", "(old - new) * (v @", RBM),
     "AIS without 2^hidden": ("likelihood.py", " + len(weights.hidden_bias) * math.log(2)", "", RBM),
     "AIS without annealed biases": ("likelihood.py", "(1 - new) * base + new * weights.visible_input(h)", "weights.visible_input(h)", RBM),
     "R-hat without folds": ("diagnostics.py", "_plain_rhat(_normal_scores(folds))", "0", DIAGNOSTICS),
     "no monotone sequence": ("diagnostics.py", "np.minimum.accumulate(pairs, axis=0)", "pairs", DIAGNOSTICS),
-    "odd autocovariances of a circle": ("diagnostics.py", "2 * n, real=True", "n, real=True", DIAGNOSTICS),
+    "autocovariances of a circle": ("diagnostics.py", "2 * n, real=True", "n, real=True", DIAGNOSTICS),
 }  # fmt: skip
 
 
