@@ -109,3 +109,14 @@ def intervals(rows: Mapping[str, Mapping[str, tuple[float, float, float]]], xlab
     axes.set(xlabel=xlabel, title=title, xlim=(-0.03, 1.03))
     axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return _png(figure)
+
+
+def curves(lines: Mapping[str, tuple[Sequence[float], ...]], xlabel: str, ylabel: str, title: str) -> bytes:
+    """Values with intervals along a line each: ``{name: (x, value, low, high)}``; the last value stands in the legend."""
+    figure, axes = _figure(7.0, 4.2)
+    for name, (x, value, low, high) in lines.items():
+        axes.plot(x, value, "o-", ms=4, lw=2, label=f"{name}: {value[-1]:.1f}")
+        axes.fill_between(x, np.nan_to_num(low, neginf=min(value)), high, alpha=0.2, lw=0)
+    axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    axes.legend(frameon=False, fontsize=10)
+    return _png(figure)
