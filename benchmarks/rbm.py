@@ -1,8 +1,8 @@
 """PCD-1 against CD-1 and CD-25 at equal compute: ``python -m benchmarks.rbm --data data/rbm-mnist``.
 
 Each trains the same 784 x 500 machine in this process for the same CPU seconds; what its averaged weights make of the validation
-split is measured by AIS on the way, outside the time. The rate falls to 0 over as many steps as the budget pays for, so the ends are
-what is compared. Writes reports/benchmarks/rbm.json and rbm.png.
+split is measured by AIS on the way, outside the time. The rate falls to 0 over as many steps as the budget pays for, so the ends
+are what is compared. Writes reports/benchmarks/rbm.json and rbm.png.
 """
 
 import argparse
