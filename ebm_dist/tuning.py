@@ -1,0 +1,538 @@
+"""The search on Ray Tune: each trial is a training job as :mod:`ebm_dist.cluster` starts it, scored at its rungs.
+
+``runs/tune/<digest>/`` is the record: ``search.json`` and ``final.json`` have the trials with all their scores, ``trial-0007/`` the runs
+of a trial. The digest is of the search's settings, the file's values, data, classifier and code, so the same command goes on where an
+earlier one was interrupted: trials that were over stay as they were and are told to the scheduler, others resume from their own
+checkpoints. Ray's own notes are not read again, because they are pickles.
+
+What is scored is the average of the weights: chains from the same noise each time, under the trial's own sampler, against the
+validation split, by rank 0 as a checkpoint is written. Neither the test split nor any other data set is opened.
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from ebm_dist import checkpoint, cluster, features, lineage, model, search, shards, storage
+from ebm_dist.comm import LocalComm
+from ebm_dist.config import Params, from_values, module_of
+from ebm_dist.errors import ClusterError, ConfigError, DataError, DivergedError, EbmError
+from ebm_dist.evaluation import Subject, samples
+from ebm_dist.files import read_json, sha256, write_json
+from ebm_dist.reporting import Lines, Row, read_lines
+from ebm_dist.rng import numpy_stream
+from ebm_dist.search import WORST, Trial
+
+if TYPE_CHECKING:
+    from ray import tune
+
+SCORES = "scores.jsonl"
+_NOTE = "trial.json"
+_DRIVER_CPUS = 0.01  # Ray Tune takes no 0
+_SLOT = "trial"  # a resource of a cluster of our own: PBT must not have more trials at once than there is room for
+_LOOK_EVERY_S = 0.3
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every trial is to know; plain values, because it is sent to other machines."""
+
+    params: dict[str, Any]
+    data: str
+    classifier: str
+    home: str
+    digest: str
+    rungs: tuple[int, ...]
+    """steps at which trials are scored"""
+    hands_on: bool = False
+    """whether a trial's checkpoints go to Tune, for others to go on from"""
+    seeds: dict[int, int] = field(default_factory=dict)
+    """the seed of each trial"""
+    timeout_s: float = math.inf
+
+
+def start(params: Params, index: shards.Index, classifier: Path, runs: Path) -> Job:
+    """Name the search and lay out its folder. Raises :class:`DataError` or :class:`ConfigError` for what cannot be scored."""
+    if "val" not in index.splits:
+        raise DataError(f"{index.folder}: has no val split to choose settings by, only {', '.join(index.splits)}")
+    if params.tune.metric == "fid_clf" and features.load(classifier) is None:
+        raise ConfigError(f"tune.metric: fid_clf needs labelled images, {index.dataset} has none; use {' or '.join(search.METRICS[1:])}")
+    settings = {k: v for k, v in params.as_dict("tune")["tune"].items() if k not in _NO_RESULT}
+    settings["space"] = {key: repr(chosen) for key, chosen in params.tune.ranges(params).items()}
+    code = {str(path): sha256(lineage.ROOT / path) for path in lineage.import_closure("ebm_dist.search", "ebm_dist.evaluation.samples")}
+    parts = [lineage.run_digest(params, index.digest), settings, params.as_dict("evaluation"), sha256(classifier / features.CARD), code]
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    home = storage.location(os.path.abspath(runs)) if storage.is_local(runs) else runs  # noqa: PTH100 (Tune changes the folder)
+    home = home / "tune" / digest[:16]
+    (home / "classifier").mkdir(parents=True, exist_ok=True)
+    for name in (features.CARD, features.WEIGHTS):
+        if (classifier / name).exists():
+            storage.write_whole(home / "classifier" / name, (classifier / name).read_bytes())
+    data = shards.publish(index, storage.store("shards")).folder
+    rungs = params.tune.rungs
+    if params.tune.scheduler == "pbt":
+        rungs = list(range(rungs[0], params.tune.num_steps + 1, rungs[0]))
+    return Job(
+        params=params.as_dict(), data=str(data.absolute()), classifier=str(home / "classifier"), home=str(home), digest=digest,
+        rungs=tuple(rungs), hands_on=params.tune.scheduler == "pbt", timeout_s=params.tune.trial_timeout_s,
+    )  # fmt: skip
+
+
+_NO_RESULT = ("max_concurrent", "trial_timeout_s", "workers", "finalists", "final_seeds", "final_steps")
+
+
+class Trials:
+    """The trials of one phase, in memory and in a file of the search's folder, written at each change."""
+
+    def __init__(self, job: Job, phase: str, planned: list[Trial]) -> None:
+        self.path = storage.location(job.home) / f"{phase}.json"
+        known = {trial.index: trial for trial in search.read_trials(storage.read_bytes(self.path))} if self.path.exists() else {}
+        self.all = [known.get(trial.index, trial) for trial in planned]
+        for trial in self.all:
+            trial.state = "waiting" if trial.state == "running" else trial.state
+        self.save()
+
+    def save(self) -> None:
+        storage.write_whole(self.path, search.write_trials(self.all))
+
+    def add(self, trial: Trial, row: dict[str, Any]) -> None:
+        """A score has come; one that is known already, told again by a trial that was resumed, changes nothing."""
+        if all((row["step"], row["digest"]) != (known["step"], known["digest"]) for known in trial.rows):
+            trial.rows.append(row | {"order": sum(len(other.rows) for other in self.all)})
+
+    @property
+    def left(self) -> list[Trial]:
+        return [trial for trial in self.all if not trial.is_over]
+
+
+def room(nodes: list[Mapping[str, float]], workers: int, cpus: float, gpus: float = 0.0) -> int:
+    """How many trials fit on machines with these resources at once, each with so many workers, wherever Ray puts what.
+
+    A worker lies on one machine; each trial's driver takes a little of any.
+    """
+
+    def places(node: Mapping[str, float], num_drivers: int) -> int:
+        free = node.get("CPU", 0.0) - num_drivers * _DRIVER_CPUS
+        by_gpu = node.get("GPU", 0.0) // gpus if gpus else math.inf
+        return int(max(0, min(free // cpus, by_gpu)))
+
+    count = 0
+    while sum(places(node, count + 1) for node in nodes) >= (count + 1) * workers:
+        count += 1
+    return count
+
+
+@contextmanager
+def connected(params: Params) -> Iterator[int]:
+    """Connect to the cluster, or start one here, and tell how many trials may run at once.
+
+    Raises :class:`ClusterError` before anything is started if not even one fits.
+    """
+    own, config = params.tune, params.cluster
+    chosen = search.trial_params(params, {}, params.seed, own.num_steps, own.num_steps)
+    need = (own.workers, config.cpus_per_worker, 1.0 if config.use_gpu else 0.0)
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    if os.environ.get("RAY_ADDRESS", "local") == "local":
+        cpus = len(os.sched_getaffinity(0))
+        spare = math.ceil(cpus * _DRIVER_CPUS / config.cpus_per_worker)  # for the drivers, which do next to nothing
+        nodes: list[Mapping[str, float]] = [{"CPU": cpus + cpus * _DRIVER_CPUS / config.cpus_per_worker, **_gpus(config.use_gpu)}]
+        count = _slots(params, nodes, need)
+        cluster.connect(chosen, num_cpus=cpus + spare, resources={_SLOT: float(count)})
+    else:
+        cluster.connect(chosen)
+        import ray
+
+        free = ray.available_resources()
+        try:
+            count = min(_slots(params, [node["Resources"] for node in ray.nodes() if node["Alive"]], need), _slots(params, [free], need))
+            if own.scheduler == "pbt" and count < own.num_trials:
+                raise ClusterError(
+                    f"tune.num_trials = {own.num_trials}: on a cluster a population trains at once, and {count} trials fit; lower it"
+                )
+        except ClusterError:
+            cluster.disconnect()
+            raise
+    try:
+        yield count
+    finally:
+        cluster.disconnect()
+
+
+def _gpus(use_gpu: bool) -> dict[str, float]:
+    import torch
+
+    return {"GPU": float(torch.cuda.device_count())} if use_gpu else {}
+
+
+def _slots(params: Params, nodes: list[Mapping[str, float]], need: tuple[int, float, float]) -> int:
+    count, (workers, cpus, gpus) = room(nodes, *need), need
+    if not count:
+        free = {kind: sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU")}
+        asked = f"{workers * cpus:g} CPUs" + (f" and {workers * gpus:g} GPUs" if gpus else "")
+        there = f"{math.floor(free['CPU'] * 10) / 10:g} CPUs" + (f" and {free['GPU']:g} GPUs" if gpus else "")
+        raise ClusterError(
+            f"tune.workers = {workers}: a trial needs {asked}, {there} are free: lower tune.workers (the result stays the same) or"
+            f" cluster.{'use_gpu' if gpus and free['GPU'] < workers * gpus else 'cpus_per_worker'}"
+        )
+    return min(count, params.tune.max_concurrent or count)
+
+
+_QUIET = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "20",  # an ended trial whose driver does not go is killed, and its workers with it
+    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "100000",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+}
+
+
+def run(job: Job, phase: str, trials: Trials, slots: int) -> None:
+    """Run those trials of a phase that are not over. A trial that crashes or hangs ends alone."""
+    from ray import tune
+
+    params = from_values(job.params, Path("tune"))
+    if not trials.left:
+        return
+    home = storage.location(job.home)
+    job = Job(**{**job.__dict__, "seeds": {trial.index: trial.seed for trial in trials.all}})
+    own = params.tune if phase == "search" else None
+    by_index = {trial.index: trial for trial in trials.all}
+    space = {
+        "trial": tune.grid_search([trial.index for trial in trials.left]),
+        "values": tune.sample_from(lambda spec: by_index[spec["config"]["trial"]].values),
+    }
+    is_pbt, is_optuna = own is not None and own.scheduler == "pbt", own is not None and own.search == "optuna"
+    resources = {"CPU": _DRIVER_CPUS} | ({_SLOT: 1} if "RAY_ADDRESS" not in os.environ else {})
+    path, filesystem = cluster.ray_storage(home / phase)
+    shutil.rmtree(Path(path) / phase, ignore_errors=True) if filesystem is None else None  # Ray's notes of an interrupted session
+    tuner = tune.Tuner(
+        tune.with_resources(partial(_trial, job=job), resources),
+        param_space=None if is_optuna else space,
+        tune_config=tune.TuneConfig(
+            metric=params.tune.metric,
+            mode="min",
+            num_samples=len(trials.left) if is_optuna else 1,
+            scheduler=_scheduler(params, trials) if own else None,
+            search_alg=_proposals(params, trials) if is_optuna else None,
+            max_concurrent_trials=None if is_pbt else slots,
+            trial_name_creator=_name,
+            trial_dirname_creator=_name,
+        ),
+        run_config=tune.RunConfig(
+            name=phase, storage_path=path, storage_filesystem=filesystem, verbose=0, callbacks=[_recorder(trials, by_index)]
+        ),
+    )
+    tuner.fit()
+
+
+def _name(trial: Any) -> str:
+    return f"trial-{trial.config['trial']:04d}"
+
+
+def _index(name: str) -> int:
+    return int(name.rsplit("-", 1)[1])
+
+
+def _trial(point: dict[str, Any], *, job: Job) -> None:
+    """The driver of one trial, in a process of its own: starts the training, and tells Tune the scores as they are written."""
+    from ray import tune
+
+    index, values = _index(tune.get_context().get_trial_name()), point["values"]
+    home = storage.location(job.home) / f"trial-{index:04d}"
+    params = from_values(job.params, Path("tune"))
+    try:
+        chosen = search.trial_params(params, values, job.seeds[index], job.rungs[-1], job.rungs[0])
+        note = _settle(home, values, hashlib.sha256(f"{job.digest}/{index}/{chosen.digest()}".encode()).hexdigest(), tune.get_checkpoint())
+        told, ending = 0, dict[str, Any]()
+        digest, last = str(note["digest"]), {"step": note["inherited"], "values": values, "digest": note["digest"]}
+        run, data = home / digest[:16], storage.location(job.data)
+        judge = Judge(chosen.as_dict(), job.data, job.classifier, digest, job.rungs, params.tune.num_samples)
+        thread = threading.Thread(target=_train, args=(ending, chosen, data, run, digest, partial(ScoringReporter, judge=judge)), daemon=True)
+        deadline = time.monotonic() + job.timeout_s
+        if not cluster.is_finished(run, digest, chosen.train.num_steps) or not (run / SCORES).exists():
+            thread.start()
+        while True:
+            is_over = not thread.is_alive()
+            rows = list(read_lines(run / SCORES))
+            for row in rows[told:]:
+                last |= row | {"inherited": note["inherited"]}
+                newest = checkpoint.latest(run, digest) if job.hands_on else None
+                tune.report(last, checkpoint=tune.Checkpoint.from_directory(newest) if newest and row is rows[-1] else None)
+            told = len(rows)
+            if is_over:
+                break
+            if time.monotonic() > deadline:
+                ending = {"failed": f"not over after tune.trial_timeout_s = {job.timeout_s:g} s, at step {last['step']}"}
+                break
+            thread.join(_LOOK_EVERY_S)
+        if unknown := ending.pop("unknown", None):
+            raise unknown
+    except EbmError as failed:
+        ending = {"failed": str(failed)}
+        last = {"step": 0, "values": values, "digest": ""}
+    if ending:
+        beyond = next((rung for rung in job.rungs if rung > last["step"]), job.rungs[-1])
+        tune.report(last | {**dict.fromkeys(search.METRICS, WORST), "step": beyond, **ending})
+
+
+def _train(ending: dict[str, Any], params: Params, data: Path, run: Path, digest: str, reporter: Callable[..., Any]) -> None:
+    try:
+        cluster.train(params, data, run, digest, reporter)
+    except DivergedError as diverged:
+        ending["diverged"] = str(diverged)
+    except EbmError as failed:
+        ending["failed"] = str(failed)
+    except BaseException as unknown:  # noqa: BLE001 (raised again where Tune sees it)
+        ending["unknown"] = unknown
+
+
+def _settle(home: Path, values: dict[str, Any], digest: str, given: "tune.Checkpoint | None") -> dict[str, Any]:
+    """Which run of a trial this is: ``{values, digest, inherited}``, as noted in its folder.
+
+    A checkpoint of another digest is what PBT gives: the weights, averages, moments and chains of a better trial. They become
+    the first checkpoint of a new run, whose digest tells the settings and where it comes from.
+    """
+    note: dict[str, Any] = read_json(home / _NOTE, "tune") if (home / _NOTE).exists() else {}
+    if given is not None:
+        with given.as_directory() as local:
+            donor = Path(local)
+            manifest = json.loads((donor / checkpoint.MANIFEST).read_bytes())
+            if manifest["digest"] != note.get("digest"):
+                return inherit(home, values, digest, donor)
+    if note.get("values") != values:
+        note = {"values": values, "digest": digest, "inherited": 0}
+        write_json(home / _NOTE, note)
+    return note
+
+
+def inherit(home: Path, values: dict[str, Any], digest: str, donor: Path) -> dict[str, Any]:
+    """Begin a run of a trial with the checkpoint of another; returns its note. Raises :class:`CheckpointError`."""
+    step = checkpoint.verify(donor)
+    manifest = json.loads((donor / checkpoint.MANIFEST).read_bytes())
+    own = hashlib.sha256(f"{digest} from {sha256(donor / checkpoint.MANIFEST)}".encode()).hexdigest()
+    content = {name: (donor / name).read_bytes() for name in manifest["files"]}
+    checkpoint.save(home / own[:16], step, content, LocalComm(), digest=own, keep=2)
+    note = {"values": values, "digest": own, "inherited": step, "from": {"digest": manifest["digest"], "step": step}}
+    write_json(home / _NOTE, note)
+    return note
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Scores the checkpoints of one run."""
+
+    params: dict[str, Any]
+    data: str
+    classifier: str
+    digest: str
+    steps: tuple[int, ...]
+    num_samples: int
+
+    def look(self, run: Path) -> None:
+        """Score the newest checkpoint if its step is one to score, unless that is done. Each is seen before the next is trained."""
+        folder = checkpoint.latest(run, self.digest)
+        step = 0 if folder is None else checkpoint.verify(folder)
+        known = list(read_lines(run / SCORES))
+        if folder is not None and step in self.steps and step > max((row["step"] for row in known), default=0):
+            Lines(run / SCORES, time.time).replace([*known, {"step": step, **self.score(folder)}])
+
+    def score(self, folder: Path) -> dict[str, float]:
+        """The metrics of a checkpoint: FID-clf, E+ - E- and its size, mean of |E|, share of pixels at the bounds; WORST if not finite."""
+        import torch
+
+        params = from_values(self.params, folder)
+        index = shards.read_index(storage.location(self.data))
+        classifier = features.load(storage.location(self.classifier))
+        real, _ = shards.read_split(index, "val")
+        trained = model.from_checkpoint(folder, params, index)
+        config = params.evaluation.get("samples", samples.Config())
+        chosen = samples.Config(num_samples=self.num_samples, num_steps=config.num_steps, split="val")
+        ends, _, _ = module_of(chosen).sample(chosen, Subject(trained, index, {}, classifier))
+        positive, negative = trained.energies(real), trained.energies(ends)
+        gap, size = positive.mean() - negative.mean(), torch.cat([positive, negative]).abs().mean()
+        row = {"energy_gap": gap.item(), "abs_gap": gap.abs().item(), "abs_energy": size.item()}
+        if index.bounds is not None:
+            row["at_bounds"] = ((ends <= index.bounds[0]) | (ends >= index.bounds[1])).float().mean().item()
+        if classifier is not None and torch.isfinite(ends).all():
+            seen, wanted = features.classify(classifier, ends), features.classify(classifier, real)
+            row["fid_clf"] = features.frechet_distance(seen.features, wanted.features)
+        return {"fid_clf": WORST} | {name: value if math.isfinite(value) else WORST for name, value in row.items()}
+
+
+class ScoringReporter(cluster.RayReporter):
+    """A reporter of training that scores each checkpoint on rank 0 before anyone trains on."""
+
+    def __init__(self, *arguments: Any, judge: Judge) -> None:
+        super().__init__(*arguments)
+        self.judge = judge
+
+    def started(self, step: int, history: list[Row], rollbacks: int, reason: str) -> None:
+        super().started(step, history, rollbacks, reason)
+        self._score()  # should the last attempt have ended between a checkpoint and its score
+
+    def saved(self, row: Row) -> None:
+        self._score()
+        super().saved(row)
+
+    def _score(self) -> None:
+        from ray.train.collective import barrier
+
+        if self.rank == 0:
+            self.judge.look(self.run)
+        barrier()  # not one of training's, which would run into cluster.timeout_s
+
+
+def _scheduler(params: Params, trials: Trials) -> Any:
+    from ray.tune import schedulers
+
+    own, rungs = params.tune, params.tune.rungs
+    if own.scheduler == "none":
+        return None
+    if own.scheduler == "pbt":
+        count = iter(range(1 << 62))
+
+        def explore(point: dict[str, Any]) -> dict[str, Any]:
+            generator = numpy_stream(own.seed, "tune/explore", 0, next(count))
+            return {**point, "values": search.perturbed(params, point["values"], generator)}
+
+        return schedulers.PopulationBasedTraining("step", perturbation_interval=rungs[0], custom_explore_fn=explore, log_config=False)
+
+    class Asha(schedulers.ASHAScheduler):  # type: ignore[misc]
+        """Knows the scores of earlier sessions: of trials that are over, and of those that are to go on."""
+
+        is_told = False
+
+        def on_trial_add(self, controller: Any, trial: Any) -> None:
+            if not self.is_told:
+                self.is_told = True
+                for known in trials.all:
+                    if known.is_over:
+                        self.tell(controller, SimpleNamespace(trial_id=f"earlier-{known.index}"), known)
+            self.tell(controller, trial, trials.all[_index(str(trial))])
+
+        def tell(self, controller: Any, trial: Any, known: Trial) -> None:
+            super().on_trial_add(controller, trial)
+            for row in known.rows:
+                super().on_trial_result(controller, trial, {"step": row["step"], own.metric: row[own.metric]})
+
+    return Asha("step", max_t=own.num_steps, grace_period=rungs[0], reduction_factor=max(2, own.reduction_factor))
+
+
+def _proposals(params: Params, trials: Trials) -> Any:
+    """A searcher that asks Optuna for each trial's values; earlier trials are told to it first."""
+    try:
+        import optuna
+    except ImportError:
+        raise ConfigError("tune.search: optuna is not installed; install it with: pip install 'ebm-dist[tune]'") from None
+    from ray.tune.search import Searcher
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    own, known = params.tune, search.keys(params)
+    space = {key: _distribution(chosen, known[key]) for key, chosen in own.ranges(params).items()}
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=own.seed, n_startup_trials=max(4, own.num_trials // 4)))
+
+    def learn(trial: Trial) -> None:
+        score = trial.score(own.metric)
+        if trial.values:
+            shown = {key: _label(value) if own.ranges(params)[key].choice else value for key, value in trial.values.items()}
+            study.add_trial(optuna.trial.create_trial(params=shown, distributions=space, value=WORST if score is None else score))
+
+    class Proposals(Searcher):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__(own.metric, "min")
+            self.waiting = list(trials.left)
+            for trial in trials.all:
+                if trial.is_over:
+                    learn(trial)
+            self.asked = dict[str, Trial]()
+
+        def suggest(self, trial_id: str) -> Any:
+            if not self.waiting:
+                return Searcher.FINISHED
+            trial = self.waiting.pop(0)
+            for _ in range(100 if not trial.values else 0):
+                asked = study.ask(space).params
+                found = {k: json.loads(v) if own.ranges(params)[k].choice else v for k, v in asked.items()}
+                values = {k: search.rounded(v, known[k]) for k, v in found.items()}
+                if search.is_possible(params, values):
+                    trial.values = values
+                    break
+            trial.values = trial.values or search.draw(params, trial.index)
+            trials.save()
+            self.asked[trial_id] = trial
+            return {"trial": trial.index, "values": trial.values}
+
+        def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+            learn(self.asked[trial_id])
+
+    return Proposals()
+
+
+def _label(value: Any) -> str:
+    return json.dumps(value)
+
+
+def _distribution(chosen: search.Range, example: Any) -> Any:
+    from optuna import distributions
+
+    if chosen.choice:
+        return distributions.CategoricalDistribution([_label(value) for value in chosen.choice])
+    ends = chosen.log or chosen.linear
+    assert ends
+    if isinstance(example, int):
+        return distributions.IntDistribution(round(ends[0]), round(ends[1]), log=bool(chosen.log))
+    return distributions.FloatDistribution(*ends, log=bool(chosen.log))
+
+
+def _recorder(trials: Trials, by_index: dict[int, Trial]) -> Any:
+    """What Tune calls in this process: keeps the record of the trials."""
+    from ray import tune
+
+    began = dict[int, float]()
+
+    class Recorder(tune.Callback):  # type: ignore[misc]
+        def on_trial_start(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+            self._change(trial, "running")
+
+        def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any) -> None:
+            own = by_index[_index(str(trial))]
+            kept = ("step", "digest", "inherited", "diverged", "failed", "energy_gap", "at_bounds", *search.METRICS)
+            own.values = result["values"]
+            store.add(own, {name: result[name] for name in kept if name in result})
+            self._change(trial, own.state)
+
+        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+            own = by_index[_index(str(trial))]
+            row = own.rows[-1] if own.rows else {"failed": "it ended without a score"}
+            state = next((state for state in ("diverged", "failed") if state in row), None)
+            own.reason = str(row[state]) if state else ""
+            self._change(trial, state or ("finished" if own.step >= own.num_steps else "stopped"))
+
+        def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+            by_index[_index(str(trial))].reason = "its process ended: killed, or out of memory"
+            self._change(trial, "failed")
+
+        def _change(self, trial: Any, state: Any) -> None:
+            own, now = by_index[_index(str(trial))], time.monotonic()
+            own.seconds += now - began.get(own.index, now)
+            began[own.index] = now
+            if state != "running":
+                began.pop(own.index, None)
+            own.state = state
+            store.save()
+
+    store = trials
+    return Recorder()
