@@ -176,7 +176,12 @@ def connect(params: Params, num_cpus: int | None = None, resources: dict[str, fl
         cpus, (fewest, most) = len(os.sched_getaffinity(0)), cluster.fewest_and_most
         _check_resources(cluster, {"CPU": float(cpus)} | (_gpus() if cluster.use_gpu else {}))
         wanted = math.ceil(max(fewest * cluster.cpus_per_worker, min(most * cluster.cpus_per_worker, cpus)))
-        own = {"num_cpus": num_cpus or wanted, "include_dashboard": bool(resources), "object_store_memory": 200 << 20, "resources": resources}
+        own = {
+            "num_cpus": num_cpus or wanted,
+            "include_dashboard": bool(resources),
+            "object_store_memory": 200 << 20,
+            "resources": resources,
+        }
     threads = {name: str(params.train.num_threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     ray.init(address, namespace=_NAMESPACE, runtime_env={"env_vars": threads}, **quiet, **own)

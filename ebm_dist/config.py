@@ -260,8 +260,16 @@ def _owner(kind: Any, location: tuple[Any, ...]) -> Any:
     for part in location:
         hints = typing.get_type_hints(kind) if is_dataclass(kind) else {}
         kind = hints.get(part, kind)
-        kind = next((arg for arg in typing.get_args(kind) if is_dataclass(arg)), kind)
+        kind = next(_dataclasses(kind), kind)
     return kind
+
+
+def _dataclasses(kind: Any) -> Iterator[Any]:
+    """The dataclasses that a type is made of, such as the entry of a dict that may be absent."""
+    if is_dataclass(kind):
+        yield kind
+    for argument in typing.get_args(kind):
+        yield from _dataclasses(argument)
 
 
 def _check_pairs(params: Params, source: _Source) -> None:

@@ -1,4 +1,4 @@
-"""A search for settings, without the platform that runs it: the space, the draws, the trials and their order, the file that comes out.
+"""A search for settings, without the platform that runs it: the space, the draws, the trials and their order, the resulting file.
 
 A trial is a short training with some values of the parameter file replaced. It is scored at its *rungs*; the scores of a trial that
 diverged or failed count as the worst of all, whatever they were before.
@@ -22,6 +22,7 @@ from ebm_dist.rng import numpy_stream
 WORST = 1e30
 """Stands for the score of what diverged or failed: finite, so that quantiles of scores stay numbers."""
 METRICS = ("fid_clf", "abs_gap", "abs_energy")
+SCORES = (*METRICS, "energy_gap", "at_bounds")
 _SECTIONS = ("energy", "sampler", "objective", "train", "replay", "optimizer")
 _OWN = ("train.num_steps", "train.log_every", "train.checkpoint_every", "train.max_rollbacks")  # set by the search itself
 _KEEP_SHAPES = ("sampler.", "objective.", "optimizer.")  # of weights and chains, which PBT hands on
@@ -55,16 +56,16 @@ class Config:
     num_trials: Count = 16
     """Trials; with pbt the size of the population."""
     scheduler: Literal["asha", "pbt", "none"] = "asha"
-    """``asha`` ends the worse trials at each rung (Li et al. 2020), ``pbt`` lets them go on from a copy of a better one (Jaderberg et
-    al. 2017), ``none`` trains all to the end."""
+    """``asha`` ends the worse trials at each rung (Li et al. 2020), ``pbt`` lets them go on from a copy of a better one (Jaderberg
+    et al. 2017), ``none`` trains all to the end."""
     search: Literal["random", "optuna"] = "random"
     """Where values come from: random draws, or Optuna's model of the scores so far."""
     metric: Literal["fid_clf", "abs_gap", "abs_energy"] = "fid_clf"
-    """What to make small: FID-clf of chains from noise against the validation split, or |E+ - E-|, or the mean of |E|, of the same."""
+    """What to make small, on the validation split: FID-clf of chains from noise, or |E+ - E-| with these, or the mean of |E|."""
     num_steps: Count = 1350
     """Training steps of a trial that is not ended early."""
     reduction_factor: Count = 3
-    """Of the trials that reach a rung, ASHA lets the best one in so many go on; each rung is so many times as far as the one before."""
+    """ASHA lets the best one in so many go on at a rung; each rung is so many times as far as the one before."""
     num_rungs: Count = 3
     """Rungs, the last at num_steps. PBT looks at its population at each multiple of the first."""
     num_samples: Count = 500
@@ -130,7 +131,7 @@ class Config:
 
 
 def keys(params: Params) -> dict[str, Any]:
-    """Dotted key -> value of everything that a search may change: what decides the result of training, but data, seed and length."""
+    """Dotted key -> value of all that a search may change: what decides the result of training, but data, seed and length."""
     found: dict[str, Any] = {}
 
     def walk(prefix: str, values: Mapping[str, Any]) -> None:
@@ -174,7 +175,7 @@ def rounded(value: Any, example: Any) -> Any:
 
 
 def draw(params: Params, index: int) -> dict[str, Any]:
-    """The values of a trial: a function of ``tune.seed`` and the trial's index. Combinations that the settings refuse are redrawn."""
+    """The values of a trial: a function of ``tune.seed`` and its index. Combinations that the settings refuse are redrawn."""
     ranges, known = params.tune.ranges(params), keys(params)
     generator = numpy_stream(params.tune.seed, "tune/draw", index)
     for _ in range(_MAX_DRAWS):
@@ -224,6 +225,7 @@ class Trial:
 
     index: int
     values: dict[str, Any]
+    """of the dotted keys searched; pbt changes them on the way"""
     seed: int
     num_steps: int
     state: State = "waiting"
@@ -241,12 +243,17 @@ class Trial:
     def step(self) -> int:
         return int(self.rows[-1]["step"]) if self.rows else 0
 
+    @staticmethod
+    def scores(row: Mapping[str, Any]) -> dict[str, float]:
+        """What of a row is a score, and counts."""
+        found = {name: row.get(name) for name in SCORES}
+        return {name: value for name, value in found.items() if value is not None and math.isfinite(value) and value < WORST}
+
     def score(self, metric: str) -> float | None:
         """The latest score; None if there is none, or none that counts."""
         if self.state in ("diverged", "failed") or not self.rows:
             return None
-        value = self.rows[-1].get(metric)
-        return float(value) if value is not None and math.isfinite(value) and value < WORST else None
+        return self.scores(self.rows[-1]).get(metric)
 
 
 def read_trials(text: bytes) -> list[Trial]:
@@ -267,6 +274,31 @@ def ranked(trials: Iterable[Trial], metric: str) -> list[Trial]:
     return sorted(trials, key=place)
 
 
+class Found(NamedTuple):
+    """What a search and the comparison after it came to."""
+
+    trials: list[Trial]
+    """of the search"""
+    finals: list[Trial]
+    """of the comparison: the file's own values, then each finalist's, over the seeds"""
+    finalists: list[dict[str, Any]]
+    """values that were compared; the first are the file's own: none"""
+    num_steps: int
+    """training steps of the comparison"""
+    seconds: float
+    """that this session took"""
+
+    def scores(self, metric: str) -> list[list[float | None]]:
+        """Of each that was compared, a score for each seed."""
+        count = len(self.finals) // len(self.finalists)
+        return [[trial.score(metric) for trial in self.finals[i * count : (i + 1) * count]] for i in range(len(self.finalists))]
+
+    def winner(self, metric: str) -> int:
+        """Which finalist has the smallest mean, from 1; one that failed with any seed only if all did."""
+        means = [math.inf if None in scores else sum(s or 0.0 for s in scores) for scores in self.scores(metric)[1:]]
+        return 1 + means.index(min(means))
+
+
 class Progress(NamedTuple):
     """What a search had found when."""
 
@@ -277,16 +309,14 @@ class Progress(NamedTuple):
 
 
 def progress(trials: Sequence[Trial], metric: str) -> Progress:
-    """Best score so far over training steps used, in the order in which scores came. Rows of what later diverged count their steps."""
+    """Best score so far over training steps used, in the order in which scores came."""
     rows = sorted(((row["order"], trial, row) for trial in trials for row in trial.rows), key=lambda entry: entry[0])
     used, best, reached, out = 0, math.inf, dict[tuple[int, str], int](), Progress([], [])
     for _, trial, row in rows:
         run = (trial.index, row["digest"])
         used += max(0, row["step"] - reached.get(run, row.get("inherited", 0)))
         reached[run] = row["step"]
-        value = row.get(metric)
-        if value is not None and math.isfinite(value) and value < WORST:
-            best = min(best, value)
+        best = min(best, Trial.scores(row).get(metric, math.inf))
         if best < math.inf:
             out.used_steps.append(used)
             out.best.append(best)
@@ -295,9 +325,9 @@ def progress(trials: Sequence[Trial], metric: str) -> Progress:
 
 def tuned(source: Path, values: Mapping[str, Any], head: str) -> str:
     """A whole parameter file: the source with some values replaced, its comments kept, under a head comment."""
-    yaml = YAML()
-    yaml.width, yaml.preserve_quotes = 4096, True
-    content = yaml.load(source.read_text())
+    editor = YAML()  # keeps comments and order
+    editor.width, editor.preserve_quotes = 4096, True
+    content = editor.load(source.read_text())
     content.pop("recipe", None)
     for key, value in values.items():
         *path, name = key.split(".")
@@ -306,7 +336,7 @@ def tuned(source: Path, values: Mapping[str, Any], head: str) -> str:
             place = place.setdefault(part, {})
         place[name] = list(value) if isinstance(value, tuple) else value
     out = io.StringIO()
-    yaml.dump(content, out)
+    editor.dump(content, out)
     body = out.getvalue()
     while body.startswith(("#", "\n")):  # the source's own head comment
         body = body.partition("\n")[2]
@@ -315,18 +345,15 @@ def tuned(source: Path, values: Mapping[str, Any], head: str) -> str:
 
 def table(trials: Sequence[Trial], metric: str) -> list[dict[str, Any]]:
     """A row for each trial, for ``trials.csv``: the best first."""
-    scores = list(dict.fromkeys(name for trial in trials for row in trial.rows for name in row if name not in _NOT_SCORES))
     return [
         {
             "trial": trial.index,
             "state": trial.state,
             **trial.values,
             "step": trial.step,
-            **{name: trial.rows[-1].get(name) if trial.rows else None for name in scores},
-            "seconds": round(trial.seconds, 1),
+            **{name: float(f"{value:.6g}") if (value := last.get(name)) is not None else None for name in SCORES},
+            "seconds": round(trial.seconds),
         }
         for trial in ranked(trials, metric)
+        for last in [trial.scores(trial.rows[-1]) if trial.rows else {}]
     ]
-
-
-_NOT_SCORES = ("step", "order", "digest", "inherited", "diverged", "failed", "reason")

@@ -1,9 +1,9 @@
 """The search on Ray Tune: each trial is a training job as :mod:`ebm_dist.cluster` starts it, scored at its rungs.
 
-``runs/tune/<digest>/`` is the record: ``search.json`` and ``final.json`` have the trials with all their scores, ``trial-0007/`` the runs
-of a trial. The digest is of the search's settings, the file's values, data, classifier and code, so the same command goes on where an
-earlier one was interrupted: trials that were over stay as they were and are told to the scheduler, others resume from their own
-checkpoints. Ray's own notes are not read again, because they are pickles.
+``runs/tune/<digest>/`` is the record: ``search.json`` has the trials with all their scores, ``search/trial-0007/`` the runs of one,
+``final-...`` the same of the comparison. The digest is of the search's settings, the file's values, data, classifier and code, so
+the same command goes on where an earlier one was interrupted: trials that were over stay as they were and are told to the
+scheduler, others resume from their own checkpoints. Ray's own notes are not read again, because they are pickles.
 
 What is scored is the average of the weights: chains from the same noise each time, under the trial's own sampler, against the
 validation split, by rank 0 as a checkpoint is written. Neither the test split nor any other data set is opened.
@@ -17,14 +17,14 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from ebm_dist import checkpoint, cluster, features, lineage, model, search, shards, storage
+from ebm_dist import checkpoint, cluster, features, lineage, model, search, search_report, shards, storage, tracking
 from ebm_dist.comm import LocalComm
 from ebm_dist.config import Params, from_values, module_of
 from ebm_dist.errors import ClusterError, ConfigError, DataError, DivergedError, EbmError
@@ -32,7 +32,7 @@ from ebm_dist.evaluation import Subject, samples
 from ebm_dist.files import read_json, sha256, write_json
 from ebm_dist.reporting import Lines, Row, read_lines
 from ebm_dist.rng import numpy_stream
-from ebm_dist.search import WORST, Trial
+from ebm_dist.search import WORST, Found, Trial
 
 if TYPE_CHECKING:
     from ray import tune
@@ -54,11 +54,13 @@ class Job:
     home: str
     digest: str
     rungs: tuple[int, ...]
-    """steps at which trials are scored"""
-    hands_on: bool = False
-    """whether a trial's checkpoints go to Tune, for others to go on from"""
+    """steps at which trials are scored, the last at their end"""
+    every: int
+    """steps between two checkpoints; divides the rungs"""
     seeds: dict[int, int] = field(default_factory=dict)
     """the seed of each trial"""
+    hands_on: bool = False
+    """whether a trial's checkpoints go to Tune, for others to go on from"""
     timeout_s: float = math.inf
 
 
@@ -67,13 +69,23 @@ def start(params: Params, index: shards.Index, classifier: Path, runs: Path) -> 
     if "val" not in index.splits:
         raise DataError(f"{index.folder}: has no val split to choose settings by, only {', '.join(index.splits)}")
     if params.tune.metric == "fid_clf" and features.load(classifier) is None:
-        raise ConfigError(f"tune.metric: fid_clf needs labelled images, {index.dataset} has none; use {' or '.join(search.METRICS[1:])}")
+        raise ConfigError(
+            f"tune.metric: fid_clf needs labelled images, {index.dataset} has none; use {' or '.join(search.METRICS[1:])}"
+        )
     settings = {k: v for k, v in params.as_dict("tune")["tune"].items() if k not in _NO_RESULT}
     settings["space"] = {key: repr(chosen) for key, chosen in params.tune.ranges(params).items()}
-    code = {str(path): sha256(lineage.ROOT / path) for path in lineage.import_closure("ebm_dist.search", "ebm_dist.evaluation.samples")}
-    parts = [lineage.run_digest(params, index.digest), settings, params.as_dict("evaluation"), sha256(classifier / features.CARD), code]
+    code = {
+        str(path): sha256(lineage.ROOT / path) for path in lineage.import_closure("ebm_dist.search", "ebm_dist.evaluation.samples")
+    }
+    parts = [
+        lineage.run_digest(params, index.digest),
+        settings,
+        params.as_dict("evaluation"),
+        sha256(classifier / features.CARD),
+        code,
+    ]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    home = storage.location(os.path.abspath(runs)) if storage.is_local(runs) else runs  # noqa: PTH100 (Tune changes the folder)
+    home = storage.location(os.path.abspath(runs)) if storage.is_local(runs) else runs  # Tune changes the folder
     home = home / "tune" / digest[:16]
     (home / "classifier").mkdir(parents=True, exist_ok=True)
     for name in (features.CARD, features.WEIGHTS):
@@ -85,7 +97,7 @@ def start(params: Params, index: shards.Index, classifier: Path, runs: Path) -> 
         rungs = list(range(rungs[0], params.tune.num_steps + 1, rungs[0]))
     return Job(
         params=params.as_dict(), data=str(data.absolute()), classifier=str(home / "classifier"), home=str(home), digest=digest,
-        rungs=tuple(rungs), hands_on=params.tune.scheduler == "pbt", timeout_s=params.tune.trial_timeout_s,
+        rungs=tuple(rungs), every=rungs[0], hands_on=params.tune.scheduler == "pbt", timeout_s=params.tune.trial_timeout_s,
     )  # fmt: skip
 
 
@@ -156,10 +168,12 @@ def connected(params: Params) -> Iterator[int]:
 
         free = ray.available_resources()
         try:
-            count = min(_slots(params, [node["Resources"] for node in ray.nodes() if node["Alive"]], need), _slots(params, [free], need))
+            count = min(
+                _slots(params, [node["Resources"] for node in ray.nodes() if node["Alive"]], need), _slots(params, [free], need)
+            )
             if own.scheduler == "pbt" and count < own.num_trials:
                 raise ClusterError(
-                    f"tune.num_trials = {own.num_trials}: on a cluster a population trains at once, and {count} trials fit; lower it"
+                    f"tune.num_trials = {own.num_trials}: on a cluster a population trains at once; {count} trials fit; lower it"
                 )
         except ClusterError:
             cluster.disconnect()
@@ -190,6 +204,7 @@ def _slots(params: Params, nodes: list[Mapping[str, float]], need: tuple[int, fl
 
 
 _QUIET = {
+    "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_FORCE_TRIAL_CLEANUP_S": "20",  # an ended trial whose driver does not go is killed, and its workers with it
@@ -199,15 +214,44 @@ _QUIET = {
 }
 
 
-def run(job: Job, phase: str, trials: Trials, slots: int) -> None:
-    """Run those trials of a phase that are not over. A trial that crashes or hangs ends alone."""
-    from ray import tune
+def find(params: Params, job: Job, family: tracking.Family) -> Found:
+    """The whole search: trials, then the best of them and the file's own values trained over several seeds.
 
+    Goes on where an earlier one was interrupted. Raises :class:`DivergedError` if no trial has a score.
+    """
+    own, home, began = params.tune, storage.location(job.home), time.monotonic()
+    draws = [{} if own.search == "optuna" else search.draw(params, i) for i in range(own.num_trials)]
+    first = Trials(job, "search", [Trial(i, values, params.seed, own.num_steps) for i, values in enumerate(draws)])
+    phases = {"search": first.all}
+    with cluster.exclusive(home, job.digest), family.following(phases, first.path), ExitStack() as stack:
+        slots = cache(lambda: stack.enter_context(connected(params)))  # not before there is something to train
+        with search_report.live_trials(first.all, own.metric, home / "search"):
+            run(job, "search", first, slots)
+        best = [trial for trial in search.ranked(first.all, own.metric) if trial.score(own.metric) is not None][: own.finalists]
+        if not best:
+            reasons = "; ".join(dict.fromkeys(trial.reason for trial in first.all if trial.reason))
+            raise DivergedError(f"no trial of the search came to a score: {reasons[:1000]}; see {first.path}")
+        finalists = [dict[str, Any](), *(trial.values for trial in best)]
+        steps, seeds = own.final_steps or params.train.num_steps, range(own.final_seeds)
+        planned = [Trial(i, finalists[i // len(seeds)], i % len(seeds), steps) for i in range(len(finalists) * len(seeds))]
+        chosen = hashlib.sha256(json.dumps([finalists, steps]).encode()).hexdigest()[:8]
+        final = Trials(job, f"final-{chosen}", planned)
+        phases["final"] = final.all
+        with search_report.live_trials(final.all, own.metric, home / final.path.stem):
+            run(replace(job, rungs=(steps,), every=params.train.checkpoint_every, hands_on=False), final.path.stem, final, slots)
+    return Found(first.all, final.all, finalists, steps, time.monotonic() - began)
+
+
+def run(job: Job, phase: str, trials: Trials, slots: Callable[[], int]) -> None:
+    """Run those trials of a phase that are not over, ``slots()`` at once. A trial that crashes or hangs ends alone."""
     params = from_values(job.params, Path("tune"))
     if not trials.left:
         return
-    home = storage.location(job.home)
-    job = Job(**{**job.__dict__, "seeds": {trial.index: trial.seed for trial in trials.all}})
+    most = slots()
+    from ray import tune
+
+    home = storage.location(job.home) / phase
+    job = replace(job, home=str(home), seeds={trial.index: trial.seed for trial in trials.all})
     own = params.tune if phase == "search" else None
     by_index = {trial.index: trial for trial in trials.all}
     space = {
@@ -216,7 +260,7 @@ def run(job: Job, phase: str, trials: Trials, slots: int) -> None:
     }
     is_pbt, is_optuna = own is not None and own.scheduler == "pbt", own is not None and own.search == "optuna"
     resources = {"CPU": _DRIVER_CPUS} | ({_SLOT: 1} if "RAY_ADDRESS" not in os.environ else {})
-    path, filesystem = cluster.ray_storage(home / phase)
+    path, filesystem = cluster.ray_storage(home)
     shutil.rmtree(Path(path) / phase, ignore_errors=True) if filesystem is None else None  # Ray's notes of an interrupted session
     tuner = tune.Tuner(
         tune.with_resources(partial(_trial, job=job), resources),
@@ -227,7 +271,7 @@ def run(job: Job, phase: str, trials: Trials, slots: int) -> None:
             num_samples=len(trials.left) if is_optuna else 1,
             scheduler=_scheduler(params, trials) if own else None,
             search_alg=_proposals(params, trials) if is_optuna else None,
-            max_concurrent_trials=None if is_pbt else slots,
+            max_concurrent_trials=None if is_pbt else most,
             trial_name_creator=_name,
             trial_dirname_creator=_name,
         ),
@@ -254,13 +298,17 @@ def _trial(point: dict[str, Any], *, job: Job) -> None:
     home = storage.location(job.home) / f"trial-{index:04d}"
     params = from_values(job.params, Path("tune"))
     try:
-        chosen = search.trial_params(params, values, job.seeds[index], job.rungs[-1], job.rungs[0])
-        note = _settle(home, values, hashlib.sha256(f"{job.digest}/{index}/{chosen.digest()}".encode()).hexdigest(), tune.get_checkpoint())
+        chosen = search.trial_params(params, values, job.seeds[index], job.rungs[-1], job.every)
+        note = _settle(
+            home, values, hashlib.sha256(f"{job.digest}/{index}/{chosen.digest()}".encode()).hexdigest(), tune.get_checkpoint()
+        )
         told, ending = 0, dict[str, Any]()
         digest, last = str(note["digest"]), {"step": note["inherited"], "values": values, "digest": note["digest"]}
         run, data = home / digest[:16], storage.location(job.data)
         judge = Judge(chosen.as_dict(), job.data, job.classifier, digest, job.rungs, params.tune.num_samples)
-        thread = threading.Thread(target=_train, args=(ending, chosen, data, run, digest, partial(ScoringReporter, judge=judge)), daemon=True)
+        thread = threading.Thread(
+            target=_train, args=(ending, chosen, data, run, digest, partial(ScoringReporter, judge=judge)), daemon=True
+        )
         deadline = time.monotonic() + job.timeout_s
         if not cluster.is_finished(run, digest, chosen.train.num_steps) or not (run / SCORES).exists():
             thread.start()
@@ -350,7 +398,7 @@ class Judge:
             Lines(run / SCORES, time.time).replace([*known, {"step": step, **self.score(folder)}])
 
     def score(self, folder: Path) -> dict[str, float]:
-        """The metrics of a checkpoint: FID-clf, E+ - E- and its size, mean of |E|, share of pixels at the bounds; WORST if not finite."""
+        """FID-clf, E+ - E- and its size, mean of |E|, share of pixels at the bounds, of a checkpoint; WORST what is not finite."""
         import torch
 
         params = from_values(self.params, folder)
@@ -408,7 +456,9 @@ def _scheduler(params: Params, trials: Trials) -> Any:
             generator = numpy_stream(own.seed, "tune/explore", 0, next(count))
             return {**point, "values": search.perturbed(params, point["values"], generator)}
 
-        return schedulers.PopulationBasedTraining("step", perturbation_interval=rungs[0], custom_explore_fn=explore, log_config=False)
+        return schedulers.PopulationBasedTraining(
+            "step", perturbation_interval=rungs[0], custom_explore_fn=explore, log_config=False
+        )
 
     class Asha(schedulers.ASHAScheduler):  # type: ignore[misc]
         """Knows the scores of earlier sessions: of trials that are over, and of those that are to go on."""
@@ -509,7 +559,7 @@ def _recorder(trials: Trials, by_index: dict[int, Trial]) -> Any:
 
         def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any) -> None:
             own = by_index[_index(str(trial))]
-            kept = ("step", "digest", "inherited", "diverged", "failed", "energy_gap", "at_bounds", *search.METRICS)
+            kept = ("step", "digest", "inherited", "diverged", "failed", *search.SCORES)
             own.values = result["values"]
             store.add(own, {name: result[name] for name in kept if name in result})
             self._change(trial, own.state)
