@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 from ruamel.yaml import YAML
 
 from ebm_dist import config
@@ -59,7 +60,7 @@ class Config:
     """``asha`` ends the worse trials at each rung (Li et al. 2020), ``pbt`` lets them go on from a copy of a better one (Jaderberg
     et al. 2017), ``none`` trains all to the end."""
     search: Literal["random", "optuna"] = "random"
-    """Where values come from: random draws, or Optuna's model of the scores so far."""
+    """Where values come from: random draws, evenly spread, or Optuna's model of the scores so far."""
     metric: Literal["fid_clf", "abs_gap", "abs_energy"] = "fid_clf"
     """What to make small, on the validation split: FID-clf of chains from noise, or |E+ - E-| with these, or the mean of |E|."""
     num_steps: Count = 1350
@@ -175,13 +176,23 @@ def rounded(value: Any, example: Any) -> Any:
 
 
 def draw(params: Params, index: int) -> dict[str, Any]:
-    """The values of a trial: a function of ``tune.seed`` and its index. Combinations that the settings refuse are redrawn."""
+    """The values of a trial: a function of ``tune.seed`` and its index. Combinations that the settings refuse are redrawn.
+
+    Trials are spread more evenly than independent draws: they follow an additive recurrence on the generalised golden ratio
+    (Roberts 2018) from a random start. Redraws are independent.
+    """
     ranges, known = params.tune.ranges(params), keys(params)
-    generator = numpy_stream(params.tune.seed, "tune/draw", index)
+    golden = 2.0
+    for _ in range(64):
+        golden = (1 + golden) ** (1 / (len(ranges) + 1))  # the root of x^(d + 1) = x + 1
+    start = numpy_stream(params.tune.seed, "tune/draw").random(len(ranges))
+    places = (start + index * golden ** -np.arange(1.0, len(ranges) + 1)) % 1
+    generator = numpy_stream(params.tune.seed, "tune/redraw", index)
     for _ in range(_MAX_DRAWS):
-        values = {key: _one(chosen, generator.random(), known[key]) for key, chosen in ranges.items()}
+        values = {key: _one(chosen, float(u), known[key]) for u, (key, chosen) in zip(places, ranges.items(), strict=True)}
         if is_possible(params, values):
             return values
+        places = generator.random(len(ranges))
     raise ConfigError(f"tune.space: {_MAX_DRAWS} draws, and no combination that the settings allow; narrow it")
 
 

@@ -14,6 +14,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -156,6 +157,7 @@ def connected(params: Params) -> Iterator[int]:
     need = (own.workers, config.cpus_per_worker, 1.0 if config.use_gpu else 0.0)
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    before = signal.getsignal(signal.SIGTERM)
     if os.environ.get("RAY_ADDRESS", "local") == "local":
         cpus = len(os.sched_getaffinity(0))
         spare = math.ceil(cpus * _DRIVER_CPUS / config.cpus_per_worker)  # for the drivers, which do next to nothing
@@ -178,6 +180,7 @@ def connected(params: Params) -> Iterator[int]:
         except ClusterError:
             cluster.disconnect()
             raise
+    signal.signal(signal.SIGTERM, before)  # Ray has set its own
     try:
         yield count
     finally:
