@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 from ruamel.yaml import YAML
+from scipy.stats.qmc import Sobol
 
 from ebm_dist import config
-from ebm_dist.config import Count, Mismatch, Params, section
+from ebm_dist.config import Count, Index, Mismatch, Params, section
 from ebm_dist.errors import ConfigError
 from ebm_dist.rng import numpy_stream
 
@@ -77,7 +77,7 @@ class Config:
     """Most trials at once; as many as the free CPUs and GPUs can hold if absent."""
     trial_timeout_s: Count = 3600
     """Seconds after which a trial that has not ended is given up."""
-    seed: int = 0
+    seed: Index = 0
     """Of the draws. All trials train with the file's own seed, so that they differ in their values only."""
     finalists: Count = 1
     """So many of the best trials are trained again over several seeds, beside the file's own values."""
@@ -178,15 +178,11 @@ def rounded(value: Any, example: Any) -> Any:
 def draw(params: Params, index: int) -> dict[str, Any]:
     """The values of a trial: a function of ``tune.seed`` and its index. Combinations that the settings refuse are redrawn.
 
-    Trials are spread more evenly than independent draws: they follow an additive recurrence on the generalised golden ratio
-    (Roberts 2018) from a random start. Redraws are independent.
+    Trials are spread more evenly than independent draws: they are points of a scrambled Sobol sequence. Redraws are independent.
     """
     ranges, known = params.tune.ranges(params), keys(params)
-    golden = 2.0
-    for _ in range(64):
-        golden = (1 + golden) ** (1 / (len(ranges) + 1))  # the root of x^(d + 1) = x + 1
-    start = numpy_stream(params.tune.seed, "tune/draw").random(len(ranges))
-    places = (start + index * golden ** -np.arange(1.0, len(ranges) + 1)) % 1
+    sequence = Sobol(len(ranges), rng=params.tune.seed)
+    places = sequence.fast_forward(index).random(1)[0] if index else sequence.random(1)[0]
     generator = numpy_stream(params.tune.seed, "tune/redraw", index)
     for _ in range(_MAX_DRAWS):
         values = {key: _one(chosen, float(u), known[key]) for u, (key, chosen) in zip(places, ranges.items(), strict=True)}
