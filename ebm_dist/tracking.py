@@ -177,7 +177,7 @@ class Family:
     def bring(self, mlflow: "MlflowClient", phases: Mapping[str, Sequence["Trial"]]) -> None:
         values = flat(self.params.as_dict("tune")) | dict(self.facts)
         self._parent = self._parent or _run(mlflow, self.params, self.digest, self.name, values, {"ebm.kind": "search"})
-        for phase, trials in phases.items():
+        for phase, trials in list(phases.items()):  # one is added while we look
             for trial in trials:
                 if trial.rows or trial.state != "waiting":
                     self._child(mlflow, phase, trial)

@@ -217,8 +217,8 @@ _QUIET = {
 }
 
 
-def find(params: Params, job: Job, family: tracking.Family) -> Found:
-    """The whole search: trials, then the best of them and the file's own values trained over several seeds.
+def find(params: Params, job: Job, family: tracking.Family, *, compares: bool = True) -> Found:
+    """The whole search: trials, then (``compares``) the best of them and the file's own values trained over several seeds.
 
     Goes on where an earlier one was interrupted. Raises :class:`DivergedError` if no trial has a score.
     """
@@ -234,14 +234,16 @@ def find(params: Params, job: Job, family: tracking.Family) -> Found:
         if not best:
             reasons = "; ".join(dict.fromkeys(trial.reason for trial in first.all if trial.reason))
             raise DivergedError(f"no trial of the search came to a score: {reasons[:1000]}; see {first.path}")
+        if not compares:
+            return Found(first.all, [], [], 0, time.monotonic() - began)
         finalists = [dict[str, Any](), *(trial.values for trial in best)]
         steps, seeds = own.final_steps or params.train.num_steps, range(own.final_seeds)
         planned = [Trial(i, finalists[i // len(seeds)], i % len(seeds), steps) for i in range(len(finalists) * len(seeds))]
-        chosen = hashlib.sha256(json.dumps([finalists, steps]).encode()).hexdigest()[:8]
-        final = Trials(job, f"final-{chosen}", planned)
+        phase = "final-" + hashlib.sha256(json.dumps([finalists, steps]).encode()).hexdigest()[:8]
+        final = Trials(job, phase, planned)
         phases["final"] = final.all
-        with search_report.live_trials(final.all, own.metric, home / final.path.stem):
-            run(replace(job, rungs=(steps,), every=params.train.checkpoint_every, hands_on=False), final.path.stem, final, slots)
+        with search_report.live_trials(final.all, own.metric, home / phase):
+            run(replace(job, rungs=(steps,), every=params.train.checkpoint_every, hands_on=False), phase, final, slots)
     return Found(first.all, final.all, finalists, steps, time.monotonic() - began)
 
 
