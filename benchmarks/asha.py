@@ -1,7 +1,7 @@
 """ASHA against random search at an equal budget of training steps: ``python -m benchmarks.asha``, after ``dvc repro``.
 
-Random search trains the first trials of the same draws to the end, as many as the steps that ASHA used pay for. Both are scored at the
-same rungs on the validation split. Writes benchmarks/asha.json and benchmarks/asha.png; searches that are done already are not done again.
+Random search trains the first trials of the same draws to the end, as many as the steps that ASHA used pay for. Both are scored
+at the same rungs on the validation split. Writes benchmarks/asha.json and asha.png; what was searched is not searched again.
 """
 
 import argparse
