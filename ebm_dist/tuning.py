@@ -5,8 +5,7 @@
 the same command goes on where an earlier one was interrupted: trials that were over stay as they were and are told to the
 scheduler, others resume from their own checkpoints. Ray's own notes are not read again, because they are pickles.
 
-What is scored is the average of the weights: chains from the same noise each time, under the trial's own sampler, against the
-validation split, by rank 0 as a checkpoint is written. Neither the test split nor any other data set is opened.
+Rank 0 of a trial scores a checkpoint as it is written (:mod:`ebm_dist.judge`).
 """
 
 import hashlib
@@ -25,20 +24,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from ebm_dist import checkpoint, cluster, features, lineage, model, search, search_report, shards, storage, tracking
+from ebm_dist import checkpoint, cluster, features, lineage, search, search_report, shards, storage, tracking
 from ebm_dist.comm import LocalComm
-from ebm_dist.config import Params, from_values, module_of
+from ebm_dist.config import Params, from_values
 from ebm_dist.errors import ClusterError, ConfigError, DataError, DivergedError, EbmError
-from ebm_dist.evaluation import Subject, samples
 from ebm_dist.files import read_json, sha256, write_json
-from ebm_dist.reporting import Lines, Row, read_lines
+from ebm_dist.judge import SCORES, Judge
+from ebm_dist.proposals import Proposals
+from ebm_dist.reporting import Row, read_lines
 from ebm_dist.rng import numpy_stream
 from ebm_dist.search import WORST, Found, Trial
 
 if TYPE_CHECKING:
     from ray import tune
 
-SCORES = "scores.jsonl"
 _NOTE = "trial.json"
 _DRIVER_CPUS = 0.01  # Ray Tune takes no 0
 _SLOT = "trial"  # a resource of a cluster of our own: PBT must not have more trials at once than there is room for
@@ -75,9 +74,7 @@ def start(params: Params, index: shards.Index, classifier: Path, runs: Path) -> 
         )
     settings = {k: v for k, v in params.as_dict("tune")["tune"].items() if k not in _NO_RESULT}
     settings["space"] = {key: repr(chosen) for key, chosen in params.tune.ranges(params).items()}
-    code = {
-        str(path): sha256(lineage.ROOT / path) for path in lineage.import_closure("ebm_dist.search", "ebm_dist.evaluation.samples")
-    }
+    code = {str(path): sha256(lineage.ROOT / path) for path in lineage.import_closure("ebm_dist.judge")}
     parts = [
         lineage.run_digest(params, index.digest),
         settings,
@@ -275,7 +272,7 @@ def run(job: Job, phase: str, trials: Trials, slots: Callable[[], int]) -> None:
             mode="min",
             num_samples=len(trials.left) if is_optuna else 1,
             scheduler=_scheduler(params, trials) if own else None,
-            search_alg=_proposals(params, trials) if is_optuna else None,
+            search_alg=_searcher(params, trials) if is_optuna else None,
             max_concurrent_trials=None if is_pbt else most,
             trial_name_creator=_name,
             trial_dirname_creator=_name,
@@ -383,48 +380,6 @@ def inherit(home: Path, values: dict[str, Any], digest: str, donor: Path) -> dic
     return note
 
 
-@dataclass(frozen=True)
-class Judge:
-    """Scores the checkpoints of one run."""
-
-    params: dict[str, Any]
-    data: str
-    classifier: str
-    digest: str
-    steps: tuple[int, ...]
-    num_samples: int
-
-    def look(self, run: Path) -> None:
-        """Score the newest checkpoint if its step is one to score, unless that is done. Each is seen before the next is trained."""
-        folder = checkpoint.latest(run, self.digest)
-        step = 0 if folder is None else checkpoint.verify(folder)
-        known = list(read_lines(run / SCORES))
-        if folder is not None and step in self.steps and step > max((row["step"] for row in known), default=0):
-            Lines(run / SCORES, time.time).replace([*known, {"step": step, **self.score(folder)}])
-
-    def score(self, folder: Path) -> dict[str, float]:
-        """FID-clf, E+ - E- and its size, mean of |E|, share of pixels at the bounds, of a checkpoint; WORST what is not finite."""
-        import torch
-
-        params = from_values(self.params, folder)
-        index = shards.read_index(storage.location(self.data))
-        classifier = features.load(storage.location(self.classifier))
-        real, _ = shards.read_split(index, "val")
-        trained = model.from_checkpoint(folder, params, index)
-        config = params.evaluation.get("samples", samples.Config())
-        chosen = samples.Config(num_samples=self.num_samples, num_steps=config.num_steps, split="val")
-        ends, _, _ = module_of(chosen).sample(chosen, Subject(trained, index, {}, classifier))
-        positive, negative = trained.energies(real), trained.energies(ends)
-        gap, size = positive.mean() - negative.mean(), torch.cat([positive, negative]).abs().mean()
-        row = {"energy_gap": gap.item(), "abs_gap": gap.abs().item(), "abs_energy": size.item()}
-        if index.bounds is not None:
-            row["at_bounds"] = ((ends <= index.bounds[0]) | (ends >= index.bounds[1])).float().mean().item()
-        if classifier is not None and torch.isfinite(ends).all():
-            seen, wanted = features.classify(classifier, ends), features.classify(classifier, real)
-            row["fid_clf"] = features.frechet_distance(seen.features, wanted.features)
-        return {"fid_clf": WORST} | {name: value if math.isfinite(value) else WORST for name, value in row.items()}
-
-
 class ScoringReporter(cluster.RayReporter):
     """A reporter of training that scores each checkpoint on rank 0 before anyone trains on."""
 
@@ -486,70 +441,27 @@ def _scheduler(params: Params, trials: Trials) -> Any:
     return Asha("step", max_t=own.num_steps, grace_period=rungs[0], reduction_factor=max(2, own.reduction_factor))
 
 
-def _proposals(params: Params, trials: Trials) -> Any:
-    """A searcher that asks Optuna for each trial's values; earlier trials are told to it first."""
-    try:
-        import optuna
-    except ImportError:
-        raise ConfigError("tune.search: optuna is not installed; install it with: pip install 'ebm-dist[tune]'") from None
+def _searcher(params: Params, trials: Trials) -> Any:
+    """What Tune asks for the values of the next trial, where they depend on the scores so far."""
     from ray.tune.search import Searcher
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    own, known = params.tune, search.keys(params)
-    space = {key: _distribution(chosen, known[key]) for key, chosen in own.ranges(params).items()}
-    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=own.seed, n_startup_trials=max(4, own.num_trials // 4)))
-
-    def learn(trial: Trial) -> None:
-        score = trial.score(own.metric)
-        if trial.values:
-            shown = {key: _label(value) if own.ranges(params)[key].choice else value for key, value in trial.values.items()}
-            study.add_trial(optuna.trial.create_trial(params=shown, distributions=space, value=WORST if score is None else score))
-
-    class Proposals(Searcher):  # type: ignore[misc]
+    class Proposing(Searcher):  # type: ignore[misc]
         def __init__(self) -> None:
-            super().__init__(own.metric, "min")
-            self.waiting = list(trials.left)
-            for trial in trials.all:
-                if trial.is_over:
-                    learn(trial)
-            self.asked = dict[str, Trial]()
+            super().__init__(params.tune.metric, "min")
+            self.proposals, self.waiting, self.asked = Proposals(params, trials.all), list(trials.left), dict[str, Trial]()
 
         def suggest(self, trial_id: str) -> Any:
             if not self.waiting:
                 return Searcher.FINISHED
-            trial = self.waiting.pop(0)
-            for _ in range(100 if not trial.values else 0):
-                asked = study.ask(space).params
-                found = {k: json.loads(v) if own.ranges(params)[k].choice else v for k, v in asked.items()}
-                values = {k: search.rounded(v, known[k]) for k, v in found.items()}
-                if search.is_possible(params, values):
-                    trial.values = values
-                    break
-            trial.values = trial.values or search.draw(params, trial.index)
+            trial = self.asked[trial_id] = self.waiting.pop(0)
+            trial.values = trial.values or self.proposals.next(trial.index)
             trials.save()
-            self.asked[trial_id] = trial
             return {"trial": trial.index, "values": trial.values}
 
         def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-            learn(self.asked[trial_id])
+            self.proposals.learn(self.asked[trial_id])
 
-    return Proposals()
-
-
-def _label(value: Any) -> str:
-    return json.dumps(value)
-
-
-def _distribution(chosen: search.Range, example: Any) -> Any:
-    from optuna import distributions
-
-    if chosen.choice:
-        return distributions.CategoricalDistribution([_label(value) for value in chosen.choice])
-    ends = chosen.log or chosen.linear
-    assert ends
-    if isinstance(example, int):
-        return distributions.IntDistribution(round(ends[0]), round(ends[1]), log=bool(chosen.log))
-    return distributions.FloatDistribution(*ends, log=bool(chosen.log))
+    return Proposing()
 
 
 def _recorder(trials: Trials, by_index: dict[int, Trial]) -> Any:

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from ruamel.yaml import YAML
 
-from ebm_dist import checkpoint, config, search, tuning
+from ebm_dist import checkpoint, config, judge, search
 from ebm_dist.comm import LocalComm
 from ebm_dist.reporting import FileReporter
 from ebm_dist.search import Trial
@@ -216,11 +216,11 @@ def undisturbed(folder: Path, trial: Trial, run: Path) -> float:
     chosen = search.trial_params(params, trial.values, trial.seed, trial.num_steps, params.tune.rungs[0])
     torch.set_num_threads(1)
     helpers.build(chosen, folder / "data/main/dataset", LocalComm(), "alone").fit(run, FileReporter(run))
-    judge = tuning.Judge(
+    own = judge.Judge(
         chosen.as_dict(), str(folder / "data/main/dataset"), str(folder / "model/classifier"), "alone", (trial.num_steps,),
         params.tune.num_samples,
     )  # fmt: skip
-    return judge.score(checkpoint.latest(run, "alone"))["fid_clf"]
+    return own.score(checkpoint.latest(run, "alone"))["fid_clf"]
 
 
 @pytest.mark.drill

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from ebm_dist import checkpoint, config, search, search_report, shards, tuning
+from ebm_dist import checkpoint, config, judge, search, search_report, shards, tuning
 from ebm_dist.errors import CheckpointError, ClusterError, ConfigError
 from ebm_dist.search import WORST, Found, Trial
 from tests.helpers import ROOT, Silent, build, params, state_of, values
@@ -296,9 +296,9 @@ def test_a_score_is_made_of_the_validation_split_only(tmp_path, digits_data, mon
     opened.clear()
     trained = build(params(), digits_data, digest="digest")
     trained.fit(tmp_path / "run", Silent())
-    judge = tuning.Judge(params().as_dict(), str(digits_data), str(tmp_path / "classifier"), "digest", (4, 12), 50)
-    judge.look(tmp_path / "run")
-    (row,) = [json.loads(line) for line in (tmp_path / "run" / tuning.SCORES).read_text().splitlines()]
+    own = judge.Judge(params().as_dict(), str(digits_data), str(tmp_path / "classifier"), "digest", (4, 12), 50)
+    own.look(tmp_path / "run")
+    (row,) = [json.loads(line) for line in (tmp_path / "run" / judge.SCORES).read_text().splitlines()]
     assert row["step"] == 12 and set(search.SCORES) < set(row) and all(math.isfinite(v) for v in row.values())
-    judge.look(tmp_path / "run")
-    assert len((tmp_path / "run" / tuning.SCORES).read_text().splitlines()) == 1 and set(opened) == {"val"}
+    own.look(tmp_path / "run")
+    assert len((tmp_path / "run" / judge.SCORES).read_text().splitlines()) == 1 and set(opened) == {"val"}
