@@ -14,7 +14,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -107,10 +107,13 @@ def fit(params: Params, data: Path, run: Path, digest: str) -> None:
         raise Stopped(f"stopped at step {step} of {params.train.num_steps}; run the same command again to go on")
 
 
-def train(params: Params, data: Path, run: Path, digest: str, reporter: Callable[..., FileReporter] = RayReporter) -> int:
+def train(
+    params: Params, data: Path, run: Path, digest: str, reporter: Callable[..., FileReporter] = RayReporter, mark: int | None = None
+) -> int:
     """The training job on the cluster that this process is connected to; returns the step reached.
 
-    ``reporter(run, rank, facts)`` is made on each rank. Raises :class:`DivergedError`, :class:`ClusterError` where workers keep
+    ``reporter(run, rank, facts)`` is made on each rank. ``mark``: bytes of memory to reserve for each worker, by which :func:`free`
+    knows the job. Raises :class:`DivergedError`, :class:`ClusterError` where workers keep
     dying, and whatever error of ours a worker raised.
     """
     import ray.train
@@ -133,7 +136,9 @@ def train(params: Params, data: Path, run: Path, digest: str, reporter: Callable
             num_workers=fewest if fewest == most else (fewest, most),
             elastic_resize_monitor_interval_s=_RESIZE_EVERY_S,
             use_gpu=cluster.use_gpu,
-            resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.use_gpu else {}),
+            resources_per_worker={"CPU": cluster.cpus_per_worker}
+            | ({"GPU": 1} if cluster.use_gpu else {})
+            | ({} if mark is None else {"memory": mark}),
         ),
         run_config=ray.train.RunConfig(
             name=digest,
@@ -151,6 +156,21 @@ def train(params: Params, data: Path, run: Path, digest: str, reporter: Callable
     return int(outcome["step"])
 
 
+def free(marks: Container[int]) -> None:
+    """Take back what jobs with these marks hold, and end their workers.
+
+    Ray does so itself when a job's driver ends, but not when a trial does, unless its dashboard can be asked whether that is alive.
+    """
+    import ray
+    from ray.util import placement_group_table, remove_placement_group
+    from ray.util.placement_group import PlacementGroup
+
+    for name, group in placement_group_table().items():
+        held = {int(bundle.get("memory", 0)) for bundle in group["bundles"].values()}
+        if group["state"] != "REMOVED" and any(mark in marks for mark in held):
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(name))))
+
+
 def disconnect() -> None:
     """Leave the cluster, and end it if it was started here."""
     import ray
@@ -162,7 +182,7 @@ def connect(params: Params, num_cpus: int | None = None, resources: dict[str, fl
     """Connect to the cluster that ``RAY_ADDRESS`` names, else start one here; raises :class:`ClusterError` if it is too small.
 
     A cluster here has as many CPUs as the workers ask for, or the given number, and the given resources of other kinds. With those,
-    that is for a search, it has a dashboard too: Ray asks it which trials have died, to free what they held.
+    that is for a search, it has a dashboard too: watchers of Ray's ask it whether what they watch is gone, and go themselves.
     """
     cluster: Config = params.cluster
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")

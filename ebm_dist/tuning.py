@@ -31,7 +31,7 @@ from ebm_dist.errors import ClusterError, ConfigError, DataError, DivergedError,
 from ebm_dist.files import read_json, sha256, write_json
 from ebm_dist.judge import SCORES, Judge
 from ebm_dist.proposals import Proposals
-from ebm_dist.reporting import Row, read_lines
+from ebm_dist.reporting import STOP, Row, read_lines
 from ebm_dist.rng import numpy_stream
 from ebm_dist.search import WORST, Found, Trial
 
@@ -42,6 +42,7 @@ _NOTE = "trial.json"
 _DRIVER_CPUS = 0.01  # Ray Tune takes no 0
 _SLOT = "trial"  # a resource of a cluster of our own: PBT must not have more trials at once than there is room for
 _LOOK_EVERY_S = 0.3
+_FREE_EVERY_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,10 @@ class Job:
     hands_on: bool = False
     """whether a trial's checkpoints go to Tune, for others to go on from"""
     timeout_s: float = math.inf
+
+    def mark(self, index: int) -> int:
+        """By which the workers of a trial are known on the cluster: a number of bytes, at most 64 MiB, that no other trial has."""
+        return 1 + int.from_bytes(hashlib.sha256(f"{self.home}/{index}".encode()).digest()[:4], "big") % (1 << 26)
 
 
 def start(params: Params, index: shards.Index, classifier: Path, runs: Path) -> Job:
@@ -205,6 +210,7 @@ def _slots(params: Params, nodes: list[Mapping[str, float]], need: tuple[int, fl
 
 _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a report waits for that look, and so does the end of a short training
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_FORCE_TRIAL_CLEANUP_S": "20",  # an ended trial whose driver does not go is killed, and its workers with it
@@ -271,14 +277,14 @@ def run(job: Job, phase: str, trials: Trials, slots: Callable[[], int]) -> None:
             metric=params.tune.metric,
             mode="min",
             num_samples=len(trials.left) if is_optuna else 1,
-            scheduler=_scheduler(params, trials) if own else None,
+            scheduler=_scheduler(params, trials, home) if own else None,
             search_alg=_searcher(params, trials) if is_optuna else None,
             max_concurrent_trials=None if is_pbt else most,
             trial_name_creator=_name,
             trial_dirname_creator=_name,
         ),
         run_config=tune.RunConfig(
-            name=phase, storage_path=path, storage_filesystem=filesystem, verbose=0, callbacks=[_recorder(trials, by_index)]
+            name=phase, storage_path=path, storage_filesystem=filesystem, verbose=0, callbacks=[_recorder(trials, job)]
         ),
     )
     tuner.fit()
@@ -308,11 +314,11 @@ def _trial(point: dict[str, Any], *, job: Job) -> None:
         digest, last = str(note["digest"]), {"step": note["inherited"], "values": values, "digest": note["digest"]}
         run, data = home / digest[:16], storage.location(job.data)
         judge = Judge(chosen.as_dict(), job.data, job.classifier, digest, job.rungs, params.tune.num_samples)
-        thread = threading.Thread(
-            target=_train, args=(ending, chosen, data, run, digest, partial(ScoringReporter, judge=judge)), daemon=True
-        )
+        training = (ending, chosen, data, run, digest, partial(ScoringReporter, judge=judge), job.mark(index))
+        thread = threading.Thread(target=_train, args=training, daemon=True)
         deadline = time.monotonic() + job.timeout_s
-        if not cluster.is_finished(run, digest, chosen.train.num_steps) or not (run / SCORES).exists():
+        is_trained = cluster.is_finished(run, digest, chosen.train.num_steps) and (run / SCORES).exists()
+        if not is_trained and not (run / STOP).exists():
             thread.start()
         while True:
             is_over = not thread.is_alive()
@@ -338,9 +344,9 @@ def _trial(point: dict[str, Any], *, job: Job) -> None:
         tune.report(last | {**dict.fromkeys(search.METRICS, WORST), "step": beyond, **ending})
 
 
-def _train(ending: dict[str, Any], params: Params, data: Path, run: Path, digest: str, reporter: Callable[..., Any]) -> None:
+def _train(ending: dict[str, Any], *training: Any) -> None:
     try:
-        cluster.train(params, data, run, digest, reporter)
+        cluster.train(*training)
     except DivergedError as diverged:
         ending["diverged"] = str(diverged)
     except EbmError as failed:
@@ -403,7 +409,7 @@ class ScoringReporter(cluster.RayReporter):
         barrier()  # not one of training's, which would run into cluster.timeout_s
 
 
-def _scheduler(params: Params, trials: Trials) -> Any:
+def _scheduler(params: Params, trials: Trials, home: Path) -> Any:
     from ray.tune import schedulers
 
     own, rungs = params.tune, params.tune.rungs
@@ -421,9 +427,17 @@ def _scheduler(params: Params, trials: Trials) -> Any:
         )
 
     class Asha(schedulers.ASHAScheduler):  # type: ignore[misc]
-        """Knows the scores of earlier sessions: of trials that are over, and of those that are to go on."""
+        """Knows the scores of earlier sessions: of trials that are over, and of those that are to go on.
+
+        A trial to be ended is asked to stop, as a training is at SIGTERM, so that its workers and what watches them end in order.
+        """
 
         is_told = False
+
+        def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+            if super().on_trial_result(controller, trial, result) == self.STOP and result["digest"]:
+                storage.write_whole(home / str(trial) / result["digest"][:16] / STOP, b"")
+            return str(self.CONTINUE)
 
         def on_trial_add(self, controller: Any, trial: Any) -> None:
             if not self.is_told:
@@ -464,13 +478,21 @@ def _searcher(params: Params, trials: Trials) -> Any:
     return Proposing()
 
 
-def _recorder(trials: Trials, by_index: dict[int, Trial]) -> Any:
-    """What Tune calls in this process: keeps the record of the trials."""
+def _recorder(store: Trials, job: Job) -> Any:
+    """What Tune calls in this process: keeps the record of the trials, and frees what ended ones have left behind."""
     from ray import tune
 
+    by_index = {trial.index: trial for trial in store.all}
     began = dict[int, float]()
 
     class Recorder(tune.Callback):  # type: ignore[misc]
+        looked_at = 0.0
+
+        def on_step_end(self, iteration: int, trials: Any, **_: Any) -> None:
+            if time.monotonic() - self.looked_at >= _FREE_EVERY_S:
+                cluster.free({job.mark(_index(str(trial))) for trial in trials if trial.status != "RUNNING"})
+                self.looked_at = time.monotonic()
+
         def on_trial_start(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
             self._change(trial, "running")
 
@@ -501,5 +523,4 @@ def _recorder(trials: Trials, by_index: dict[int, Trial]) -> Any:
             own.state = state
             store.save()
 
-    store = trials
     return Recorder()

@@ -26,7 +26,7 @@ from tests import helpers
 from tests.helpers import copy_project
 from tests.integration.test_main_job import command_of, descendants, finish, kill, start
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 TUNE = {
     "space": {"sampler.step_size": {"log": [1e-3, 1.0]}, "objective.energy_penalty": {"log": [1e-3, 1.0]}},
@@ -84,6 +84,7 @@ def trials_of(folder: Path, phase: str = "search") -> list[Trial]:
     return search.read_trials(path.read_bytes())
 
 
+@pytest.mark.slow
 def test_a_search_ends_with_a_verdict_and_nothing_else(searched):
     folder, output = searched
     assert "Traceback" not in output and "(pid=" not in output and "WARNING" not in output and "╭" not in output, output
@@ -102,6 +103,7 @@ def test_a_search_ends_with_a_verdict_and_nothing_else(searched):
     assert not list((folder / "runs").glob("*/step-*")), "a search must not touch the runs of the pipeline"
 
 
+@pytest.mark.slow
 def test_the_same_command_again_trains_nothing_and_says_the_same(searched):
     folder, _ = searched
     before, began = (folder / "reports/tune/metrics.json").read_bytes(), time.monotonic()
@@ -110,6 +112,7 @@ def test_the_same_command_again_trains_nothing_and_says_the_same(searched):
     assert (folder / "reports/tune/metrics.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_mlflow_has_a_parent_and_a_child_for_each_trial(searched):
     folder, _ = searched
     script = f"""
@@ -141,6 +144,7 @@ print(json.dumps(dict(children=[[c.info.run_name, c.info.status, c.data.tags, c.
         assert tags["ebm.state"] and "seed" in params and "num_steps" in params
 
 
+@pytest.mark.slow
 def test_one_command_adopts_what_was_found_and_retrains(searched, tmp_path):
     """``dvc exp run -S recipe=tuned.yaml``, here up to the trained model; and a plain ``dvc repro`` starts no search."""
     folder = tmp_path / "adopted"
@@ -168,6 +172,7 @@ def wait_for(what, seconds=120.0):
     raise AssertionError("it did not come")
 
 
+@pytest.mark.slow
 def test_trials_that_crash_hang_and_are_killed_and_a_driver_that_is_killed(prepared, tmp_path):
     """F15: the rest finish, nothing deadlocks, the best is right, and what was resumed has the scores of an undisturbed training."""
     folder = fresh(
@@ -262,6 +267,7 @@ def test_optuna_proposes_and_a_search_with_it_resumes(prepared, tmp_path):
     assert len({t.values["sampler.step_size"] for t in after}) == 5
 
 
+@pytest.mark.slow
 def test_the_mlflow_page_shows_parent_children_and_pictures(searched, tmp_path):
     """In a headless Chromium; the screenshots stay in EBM_ARTIFACTS, if that is set."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
