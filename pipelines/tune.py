@@ -29,18 +29,17 @@ def main() -> None:
     family = tracking.Family(params, job.digest, f"tune-{index.dataset}-{job.digest[:8]}", facts)
     found = tuning.find(params, job, family)
     metrics = search_report.write(params, found, given.out, given.params, given.tuned)
-    write_json(given.out / "run.json", {"seconds": round(found.seconds, 1), "hardware": hardware(), "record": job.home})
+    write_json(given.out / "run.json", {"seconds": round(found.seconds, 1), "hardware": hardware()})
+    words = search_report.verdict(metrics)
     numbers = {"best": metrics["best"]["score"], "used_steps": metrics["used_steps"]}
-    family.finish(
-        {"search": found.trials, "final": found.finals}, numbers, {"ebm.best_trial": str(metrics["best"]["trial"])}, given.out
-    )
-    print(search_report.verdict(metrics))
+    tags = {"ebm.best_trial": str(metrics["best"]["trial"]), "mlflow.note.content": words.replace("\n", "  \n")}
+    family.finish({"search": found.trials, "final": found.finals}, numbers, tags, given.out)
+    print(words)
     counts = f"{metrics['num_trials']} trials, {metrics['num_diverged']} diverged"
     print(f"{given.out}: {counts}, {found.seconds:.0f} s; record in {job.home}")
     print(f"adopt and retrain: dvc exp run -S recipe={given.tuned}")
-    print(
-        f"look at it: mlflow ui --backend-store-uri {tracking.tracking_uri()}   (parent {family.name}, its children, its artifacts)"
-    )
+    where = f"mlflow ui --backend-store-uri {tracking.tracking_uri()}"
+    print(f"look at it: {where}   ({family.name}, its children and artifacts)")
 
 
 if __name__ == "__main__":
