@@ -164,7 +164,7 @@ def pids(process: subprocess.Popen, name: str) -> list[int]:
     return [pid for pid in descendants(process.pid) if name in command_of(pid)]
 
 
-def wait_for(what, seconds=120.0):
+def wait_for(what, seconds=240.0):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if found := what():
@@ -178,7 +178,7 @@ def test_trials_that_crash_hang_and_are_killed_and_a_driver_that_is_killed(prepa
     """F15: the rest finish, nothing deadlocks, the best is right, and what was resumed has the scores of an undisturbed training."""
     folder = fresh(
         prepared, tmp_path / "faults", cluster={"max_failures": 0},
-        tune={"scheduler": "none", "num_trials": 6, "num_steps": 600, "num_rungs": 2, "trial_timeout_s": 45},
+        tune={"scheduler": "none", "num_trials": 6, "num_steps": 600, "num_rungs": 2, "trial_timeout_s": 75},
         train={"checkpoint_every": 20}, energy={"hidden": [128, 128]},
     )  # fmt: skip
 
@@ -189,12 +189,13 @@ def test_trials_that_crash_hang_and_are_killed_and_a_driver_that_is_killed(prepa
 
     process = start(folder, *COMMAND)
     try:
-        worker, other = wait_for(lambda: (w := pids(process, "RayTrainWorker")) and len(w) == 2 and w)
-        wait_for(lambda: len(list(folder.glob("runs/tune/*/search/*/*/step-*"))) >= 2)
-        os.kill(worker, signal.SIGKILL)  # a trial crashes
-        os.kill(other, signal.SIGSTOP)  # another hangs
+        crashed = wait_for(lambda: pids(process, "RayTrainWorker"))[0]
+        wait_for(lambda: list(folder.glob("runs/tune/*/search/*/*/step-*")))
+        os.kill(crashed, signal.SIGKILL)  # a trial crashes
+        hung = wait_for(lambda: [pid for pid in pids(process, "RayTrainWorker") if pid != crashed])[0]
+        os.kill(hung, signal.SIGSTOP)  # another hangs
         wait_for(lambda: states().count("failed") == 2)
-        wait_for(lambda: len(list(folder.glob("runs/tune/*/search/trial-000[2-9]/*/step-*"))) >= 2)
+        wait_for(lambda: [pid for pid in pids(process, "RayTrainWorker") if pid not in (crashed, hung)])
         drivers = pids(process, "ImplicitFunc")
         os.kill(drivers[0], signal.SIGKILL)  # a third is killed, as the kernel does when memory is short
         wait_for(lambda: states().count("failed") == 3)
@@ -209,7 +210,7 @@ def test_trials_that_crash_hang_and_are_killed_and_a_driver_that_is_killed(prepa
     for old, new in zip(before, after, strict=True):
         assert not old.is_over or (old.state, old.rows, old.reason) == (new.state, new.rows, new.reason)
     reasons = " ".join(t.reason for t in after)
-    assert "worker 0 failed" in reasons and "trial_timeout_s = 45" in reasons and "its process ended" in reasons
+    assert "worker 0 failed" in reasons and "trial_timeout_s = 75" in reasons and "its process ended" in reasons
     scores = {t.index: t.rows[-1]["fid_clf"] for t in after if t.state == "finished"}
     assert json.loads((folder / "reports/tune/metrics.json").read_text())["best"]["trial"] == min(scores, key=scores.get)
     (resumed, *_) = [n for o, n in zip(before, after, strict=True) if o.state == "running" and n.state == "finished"]
