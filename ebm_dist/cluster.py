@@ -1,4 +1,4 @@
-"""Training on Ray Train: the only file that knows it.
+"""Training on Ray Train: the only file that knows it (the search on Ray Tune, :mod:`ebm_dist.tuning`, starts its trainings here).
 
 Ray starts and restarts the workers. What a worker resumes from is our own checkpoints, because Ray may forget the newest one when a
 worker is killed, and ties a checkpoint to the number of workers.
@@ -14,7 +14,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -93,59 +93,102 @@ def fit(params: Params, data: Path, run: Path, digest: str) -> None:
     SIGTERM and SIGINT lead to an agreed stop with a checkpoint, a second one to the end at once. Raises :class:`Stopped` after such
     a stop, :class:`ClusterError` where resources are missing or workers keep dying, and whatever error of ours a worker raised.
     """
-    cluster: Config = params.cluster
-    fewest, most = cluster.fewest_and_most
-    _connect(params)
-    import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
-
+    connect(params)
     try:
         with _lease(digest):
             if is_finished(run, digest, params.train.num_steps):
                 return
             (run / STOP).unlink(missing_ok=True)
-            path, filesystem = _ray_storage(run)
-            trainer = TorchTrainer(
-                _worker,
-                train_loop_config={
-                    "params": params.as_dict(),
-                    "data": str(data.absolute()),
-                    "run": str(run.absolute()),
-                    "digest": digest,
-                },
-                torch_config=TorchConfig(backend="nccl" if cluster.use_gpu else "gloo", timeout_s=cluster.timeout_s),
-                scaling_config=ray.train.ScalingConfig(
-                    num_workers=fewest if fewest == most else (fewest, most),
-                    elastic_resize_monitor_interval_s=_RESIZE_EVERY_S,
-                    use_gpu=cluster.use_gpu,
-                    resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.use_gpu else {}),
-                ),
-                run_config=ray.train.RunConfig(
-                    name=digest,
-                    storage_path=path,
-                    storage_filesystem=filesystem,
-                    failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
-                ),
-            )
             with _stop_by_signal(run):
-                outcome: Any = trainer.fit().return_value
+                step = train(params, data, run, digest)
+    finally:
+        disconnect()
+    if step < params.train.num_steps:
+        raise Stopped(f"stopped at step {step} of {params.train.num_steps}; run the same command again to go on")
+
+
+def train(
+    params: Params, data: Path, run: Path, digest: str, reporter: Callable[..., FileReporter] = RayReporter, mark: int | None = None
+) -> int:
+    """The training job on the cluster that this process is connected to; returns the step reached.
+
+    ``reporter(run, rank, facts)`` is made on each rank. ``mark``: bytes of memory to reserve for each worker, by which :func:`free`
+    knows the job. Raises :class:`DivergedError`, :class:`ClusterError` where workers keep
+    dying, and whatever error of ours a worker raised.
+    """
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    cluster: Config = params.cluster
+    fewest, most = cluster.fewest_and_most
+    path, filesystem = ray_storage(run)
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={
+            "params": params.as_dict(),
+            "data": str(data.absolute()),
+            "run": str(run.absolute()),
+            "digest": digest,
+            "reporter": reporter,
+        },
+        torch_config=TorchConfig(backend="nccl" if cluster.use_gpu else "gloo", timeout_s=cluster.timeout_s),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=fewest if fewest == most else (fewest, most),
+            elastic_resize_monitor_interval_s=_RESIZE_EVERY_S,
+            use_gpu=cluster.use_gpu,
+            resources_per_worker={"CPU": cluster.cpus_per_worker}
+            | ({"GPU": 1} if cluster.use_gpu else {})
+            | ({} if mark is None else {"memory": mark}),
+        ),
+        run_config=ray.train.RunConfig(
+            name=digest,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
+        ),
+    )
+    try:
+        outcome: Any = trainer.fit().return_value
     except ray.train.TrainingFailedError as failed:
         raise _our_error(failed) from None
-    finally:
-        ray.shutdown()
     if outcome["error"]:
         raise DivergedError(outcome["error"])
-    if outcome["step"] < params.train.num_steps:
-        raise Stopped(f"stopped at step {outcome['step']} of {params.train.num_steps}; run the same command again to go on")
+    return int(outcome["step"])
 
 
-def _address() -> str:
+def address() -> str:
     """Of the Ray cluster; ``local`` for one of our own on this machine."""
     return os.environ.get("RAY_ADDRESS", "local")
 
 
-def _connect(params: Params) -> None:
-    """Connect to the cluster that ``RAY_ADDRESS`` names, else start one here; raises :class:`ClusterError` if it is too small."""
+def free(marks: Container[int]) -> None:
+    """Take back what jobs with these marks hold, and end their workers.
+
+    Ray does so itself when a job's driver ends, but not when a trial does, unless its dashboard can be asked whether that is alive.
+    """
+    import ray
+    from ray.util import placement_group_table, remove_placement_group
+    from ray.util.placement_group import PlacementGroup
+
+    for name, group in placement_group_table().items():
+        held = {int(bundle.get("memory", 0)) for bundle in group["bundles"].values()}
+        if group["state"] != "REMOVED" and any(mark in marks for mark in held):
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(name))))
+
+
+def disconnect() -> None:
+    """Leave the cluster, and end it if it was started here."""
+    import ray
+
+    ray.shutdown()
+
+
+def connect(params: Params, num_cpus: int | None = None, resources: dict[str, float] | None = None) -> None:
+    """Connect to the cluster that ``RAY_ADDRESS`` names, else start one here; raises :class:`ClusterError` if it is too small.
+
+    A cluster here has as many CPUs as the workers ask for, or the given number, and the given resources of other kinds. With those,
+    that is for a search, it has a dashboard too: watchers of Ray's ask it whether what they watch is gone, and go themselves.
+    """
     cluster: Config = params.cluster
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning on machines without GPUs
@@ -153,16 +196,21 @@ def _connect(params: Params) -> None:
     os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
     import ray
 
-    address, own = _address(), dict[str, Any]()
-    if address == "local":
+    where, own = address(), dict[str, Any]()
+    if where == "local":
         cpus, (fewest, most) = len(os.sched_getaffinity(0)), cluster.fewest_and_most
         _check_resources(cluster, {"CPU": float(cpus)} | (_gpus() if cluster.use_gpu else {}))
         wanted = math.ceil(max(fewest * cluster.cpus_per_worker, min(most * cluster.cpus_per_worker, cpus)))
-        own = {"num_cpus": wanted, "include_dashboard": False, "object_store_memory": 200 << 20}
+        own = {
+            "num_cpus": num_cpus or wanted,
+            "include_dashboard": bool(resources),
+            "object_store_memory": 200 << 20,
+            "resources": resources,
+        }
     threads = {name: str(params.train.num_threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    ray.init(address, namespace=_NAMESPACE, runtime_env={"env_vars": threads}, **quiet, **own)
-    if address != "local":
+    ray.init(where, namespace=_NAMESPACE, runtime_env={"env_vars": threads}, **quiet, **own)
+    if where != "local":
         try:
             _check_resources(cluster, ray.cluster_resources())
         except ClusterError:
@@ -187,7 +235,7 @@ def _worker(job: dict[str, Any]) -> dict[str, Any]:
     facts = {"world_size": context.get_world_size(), "ray_job": ray.get_runtime_context().get_job_id()}
     own = trainer.build(params, shards.read_index(data), TorchComm(device), device, job["digest"])
     try:
-        step = own.fit(run, RayReporter(run, context.get_world_rank(), facts))
+        step = own.fit(run, job["reporter"](run, context.get_world_rank(), facts))
     except DivergedError as error:  # all ranks together; doing it again would end in the same way, so Ray is not to retry
         return {"step": own.step, "error": str(error)}
     return {"step": step, "error": None}
@@ -200,7 +248,7 @@ def exclusive(run: Path, digest: str) -> Iterator[None]:
     A held lock is waited for a little: workers of a driver that was just killed may live for some seconds. On a cluster
     commands wait for each other there instead, see :func:`_lease`.
     """
-    if _address() != "local":
+    if address() != "local":
         yield
         return
     path = run / "lock" if storage.is_local(run) else Path(tempfile.gettempdir()) / f"ebm-dist-{digest[:16]}.lock"
@@ -265,7 +313,7 @@ def _stop_by_signal(run: Path) -> Iterator[None]:
         restore()
 
 
-def _ray_storage(run: Path) -> tuple[str, Any]:
+def ray_storage(run: Path) -> tuple[str, Any]:
     """Where Ray keeps its own notes: beside the runs, as a path and, for an object store, a file system of Arrow's."""
     folder = run.parent / "ray"
     if storage.is_local(folder):

@@ -31,7 +31,7 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from ebm_dist.errors import ConfigError
 
 if TYPE_CHECKING:
-    from ebm_dist import cluster, features, optim, registry, replay, tracking, trainer
+    from ebm_dist import cluster, features, optim, registry, replay, search, tracking, trainer
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -55,11 +55,11 @@ def section(cls: type[T]) -> type[T]:
 
 
 class Mismatch(ValueError):
-    """A value does not fit the rest of the file; raised by a ``check`` with the dotted key to blame."""
+    """A value does not fit the rest of the file; raised by a ``check`` with the dotted key to blame, a tuple if a name has dots."""
 
-    def __init__(self, key: str, message: str) -> None:
+    def __init__(self, key: str | tuple[str, ...], message: str) -> None:
         super().__init__(message)
-        self.key = key
+        self.key = tuple(key.split(".")) if isinstance(key, str) else key
 
 
 def _plugin(folder: str) -> Any:
@@ -88,6 +88,7 @@ class Params:
     evaluation: dict[str, Any] = field(metadata={"each": "ebm_dist.evaluation", "name_is_key": True})
     tracking: "tracking.Config" = _module("tracking")
     register: "registry.Config" = _module("registry")
+    tune: "search.Config" = _module("search")
 
     def as_dict(self, *names: str) -> dict[str, Any]:
         """The values with all defaults filled in, of the named sections or of all, as JSON can hold them."""
@@ -214,10 +215,11 @@ class _Source:
     def only_known(self, key: tuple[Any, ...], values: dict[str, Any], known: list[str]) -> None:
         for name in values:
             if name not in known:
-                raise self.error((*key, name), f"unknown key{_nearest(str(name), known)}")
+                raise self.error((*key, name), f"unknown key{nearest(str(name), known)}")
 
 
-def _nearest(name: str, known: list[str]) -> str:
+def nearest(name: str, known: list[str]) -> str:
+    """What to add to a message about an unknown name: the nearest known one, or all."""
     close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(known)}"
 
@@ -228,7 +230,7 @@ def _section(source: _Source, key: tuple[str, ...], folder: str, value: dict[str
     if not isinstance(value, dict) or "name" not in value:
         raise source.error(key, f"a name is needed; one of {', '.join(names)}")
     if value["name"] not in names:
-        raise source.error((*key, "name"), f"no {value['name']!r} in {folder}{_nearest(str(value['name']), names)}")
+        raise source.error((*key, "name"), f"no {value['name']!r} in {folder}{nearest(str(value['name']), names)}")
     config = importlib.import_module(f"{folder}.{value['name']}").Config
     return _checked(config, {k: v for k, v in value.items() if k != "name"}, source, key)
 
@@ -241,11 +243,11 @@ def _checked(kind: Any, value: Any, source: _Source, key: tuple[Any, ...]) -> An
         )
     except pydantic.ValidationError as failed:
         first = failed.errors()[0]
-        tags = [part for part in first["loc"] if re.search(r"\W", str(part))]  # pydantic's names for the members of a union
+        tags = [part for part in first["loc"] if re.search(r"[^\w.]", str(part))]  # pydantic's names for the members of a union
         where = (*key, *(part for part in first["loc"] if part not in tags))
         if first["type"] == "unexpected_keyword_argument":
             owner = _owner(kind, first["loc"][:-1])
-            message = "unknown key" + _nearest(str(first["loc"][-1]), [f.name for f in fields(owner)])
+            message = "unknown key" + nearest(str(first["loc"][-1]), [f.name for f in fields(owner)])
         elif first["type"] in ("missing", "missing_argument"):
             message = "missing; a value is needed"
         else:
@@ -258,8 +260,16 @@ def _owner(kind: Any, location: tuple[Any, ...]) -> Any:
     for part in location:
         hints = typing.get_type_hints(kind) if is_dataclass(kind) else {}
         kind = hints.get(part, kind)
-        kind = next((arg for arg in typing.get_args(kind) if is_dataclass(arg)), kind)
+        kind = next(_dataclasses(kind), kind)
     return kind
+
+
+def _dataclasses(kind: Any) -> Iterator[Any]:
+    """The dataclasses that a type is made of, such as the entry of a dict that may be absent."""
+    if is_dataclass(kind):
+        yield kind
+    for argument in typing.get_args(kind):
+        yield from _dataclasses(argument)
 
 
 def _check_pairs(params: Params, source: _Source) -> None:
@@ -271,7 +281,7 @@ def _check_pairs(params: Params, source: _Source) -> None:
                 if check:
                     check(params)
             except Mismatch as mismatch:
-                raise source.error(tuple(mismatch.key.split(".")), str(mismatch)) from None
+                raise source.error(mismatch.key, str(mismatch)) from None
 
 
 def _parse(path: Path) -> tuple[dict[str, Any], dict[tuple[Any, ...], int]]:

@@ -2,12 +2,16 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.tri import Triangulation
 from PIL import Image, ImageDraw
 
 _DPI = 110
@@ -120,3 +124,128 @@ def curves(lines: Mapping[str, tuple[Sequence[float], ...]], xlabel: str, ylabel
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
     axes.legend(frameon=False, fontsize=10)
     return _png(figure)
+
+
+def best_so_far(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], xlabel: str, ylabel: str, title: str) -> bytes:
+    """Steps down: the best value found until each x. ``{name: (x, best)}``; the vertical axis is logarithmic."""
+    figure, axes = _figure(7.0, 4.2)
+    end = max((max(x) for x, _ in lines.values() if len(x)), default=1.0)
+    for style, (name, (x, best)) in zip(("-", "--", "-.", ":"), lines.items(), strict=False):
+        label = f"{name}: {best[-1]:.3g}" if best else name
+        axes.step([*x, end] if best else [], [*best, *best[-1:]], style, where="post", lw=2, label=label)
+    axes.set_yscale("log")
+    _plain_ticks(axes.yaxis)
+    axes.set(xlabel=xlabel, ylabel=ylabel, title=title, xlim=(0, end))
+    axes.legend(frameon=False, fontsize=10)
+    return _png(figure)
+
+
+class Column(NamedTuple):
+    """One value of each trial."""
+
+    values: Sequence[Any]
+    is_log: bool
+    ends: tuple[float, float] | None
+    """of the range that it was searched in; those of the values if absent"""
+
+
+def parallel_coordinates(columns: Mapping[str, Column], scores: Array, score_name: str, title: str) -> bytes:
+    """A line a trial through its values, coloured by score; dashed: without a score (NaN). The last axis is the score.
+
+    An axis runs over the range of its value; values that are no numbers stand at equal distances.
+    """
+    figure = Figure(figsize=(8.0, 4.6), dpi=_DPI, layout="constrained")
+    axes = figure.add_subplot()
+    scored = np.isfinite(scores)
+    places = [*(_places(column) for column in columns.values()), _places(Column(scores[scored].tolist(), True, None))]
+    end = np.full(len(scores), 1.12)  # above the axis: worse than anything that has a score
+    end[scored] = places[-1][0]
+    lines = np.column_stack([*(place for place, _ in places[:-1]), end])
+    norm, colours = LogNorm(*_ends(scores[scored])), colormaps["viridis"]
+    for i in np.argsort(-np.where(scored, scores, np.inf), kind="stable"):  # the best on top
+        style = {"color": colours(norm(scores[i])), "lw": 2} if scored[i] else {"color": _CYCLE[1], "lw": 1, "ls": "--"}
+        axes.plot(lines[i], **style)
+    for x, (_, ticks) in enumerate(places):
+        axes.axvline(x, ymax=0.87, color="black", lw=1)
+        for y, text in ticks:
+            box = {"fc": "white", "ec": "none", "alpha": 0.7, "pad": 1}
+            axes.text(x - 0.03, y, text, fontsize=9, va="center", ha="right", bbox=box)
+    if not scored.all():
+        axes.text(len(places) - 0.95, 1.12, "diverged\nor failed", fontsize=9, va="center", color=_CYCLE[1])
+    axes.set_xticks(range(len(places)), [*columns, score_name], fontsize=10)
+    axes.tick_params(length=0)
+    axes.set(title=title, yticks=[], ylim=(-0.06, 1.2), xlim=(-0.35, len(places) - 0.7))
+    axes.spines[:].set_visible(False)
+    return _flat(_png(figure))
+
+
+def _flat(png: bytes) -> bytes:
+    """The picture in 128 colours: a third of the size where there are many thin lines."""
+    out = io.BytesIO()
+    Image.open(io.BytesIO(png)).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
+    return out.getvalue()
+
+
+def surface(x: Column, y: Column, scores: Array, labels: tuple[str, str, str], title: str) -> bytes:
+    """Scores over two values on logarithmic axes: a point a trial, between them a linear interpolation; crosses: no score (NaN)."""
+    figure = Figure(figsize=(7.0, 4.8), dpi=_DPI, layout="constrained")
+    axes = figure.add_subplot()
+    across, up, scored = np.array(x.values, float), np.array(y.values, float), np.isfinite(scores)
+    low, high = _ends(scores[scored])
+    norm = LogNorm(low, high)
+    logs = np.log(np.stack([across, up])[:, scored])
+    if scored.sum() >= 4 and np.linalg.matrix_rank(logs - logs.mean(axis=1, keepdims=True), tol=1e-6) == 2:
+        mesh = Triangulation(across[scored], up[scored], Triangulation(*logs).triangles)  # neighbours are so on the axes as shown
+        levels = np.geomspace(low, high, 12)
+        axes.tricontourf(mesh, scores[scored], levels=levels, norm=norm, cmap="viridis", alpha=0.35)
+    points = axes.scatter(across[scored], up[scored], c=scores[scored], norm=norm, cmap="viridis", s=70, ec="white", zorder=3)
+    if not scored.all():
+        style: dict[str, Any] = {"marker": "x", "s": 60, "lw": 2, "color": _CYCLE[1], "zorder": 3}
+        axes.scatter(across[~scored], up[~scored], label="diverged or failed", **style)
+    if scored.any():
+        best = np.flatnonzero(scored)[scores[scored].argmin()]
+        style = {"s": 220, "fc": "none", "ec": "black", "lw": 1.5, "zorder": 4}
+        axes.scatter(across[best], up[best], label=f"best: {scores[best]:.3g}", **style)
+        bar = figure.colorbar(points, ax=axes, label=labels[2])
+        _plain_ticks(bar.ax.yaxis)
+    for values, ends, scale, limits in (
+        (across, x.ends, axes.set_xscale, axes.set_xlim),
+        (up, y.ends, axes.set_yscale, axes.set_ylim),
+    ):
+        first, last = ends or _ends(values)
+        scale("log")
+        limits(first / (last / first) ** 0.05, last * (last / first) ** 0.05)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
+    axes.set(xlabel=labels[0], ylabel=labels[1], title=title)
+    if len(scores):
+        figure.legend(frameon=False, fontsize=9, loc="outside lower left", ncols=2)
+    return _png(figure)
+
+
+def _places(column: Column) -> tuple[Array, list[tuple[float, str]]]:
+    """Positions of values on an axis from 0 to 1, and its labels."""
+    values = column.values
+    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        names = list(dict.fromkeys(map(str, values)))
+        spots = np.linspace(0, 1, len(names)) if len(names) > 1 else np.array([0.5])
+        return np.array([spots[names.index(str(value))] for value in values]), list(zip(spots.tolist(), names, strict=True))
+    numbers = np.array(values, float)
+    low, high = column.ends or _ends(numbers)
+    scaled = np.log(numbers / low) / np.log(high / low) if column.is_log else (numbers - low) / (high - low)
+    middle = (low * high) ** 0.5 if column.is_log else (low + high) / 2
+    return scaled, [(0.0, f"{low:.3g}"), (0.5, f"{middle:.3g}"), (1.0, f"{high:.3g}")]
+
+
+def _ends(values: Array) -> tuple[float, float]:
+    """Smallest and largest value, apart from each other also where there is one or none."""
+    low, high = (float(values.min()), float(values.max())) if len(values) else (1.0, 2.0)
+    return (low, high) if high > low else (low, low + abs(low) + 1e-9)
+
+
+def _plain_ticks(axis: Any) -> None:
+    """1, 2, 5 of each decade, written out: few scores span whole decades."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())

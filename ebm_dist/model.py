@@ -82,24 +82,14 @@ def export(run: Path, folder: Path, params: Params, index: "Index", train: tuple
     final = checkpoint.latest(run, digest)
     if final is None or checkpoint.verify(final, digest) < params.train.num_steps:
         raise DataError(f"{run}: training has not ended; run 'dvc repro train'")
-    averages = read_tensors(final / "average.safetensors", "train")
-    energy = build_energy(params, index.shape, index.num_classes)
-    energy.load_state_dict({name.removeprefix("energy."): v for name, v in averages.items() if name.startswith("energy.")})
-    iterate_power(energy, _POWER_ITERATIONS)
-    chains = [read_tensors(path, "train") for path in sorted(final.glob("chains-*.safetensors"))]
+    energy, chains = _read(final, params, index)
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / _ENERGY, encode(energy.state_dict()))
-    write_whole(folder / _CHAINS, encode({name: torch.cat([c[name] for c in chains]) for name in chains[0]}))
+    write_whole(folder / _CHAINS, encode(chains))
     write_json(
         folder / _CARD,
         {
-            "dataset": index.dataset,
-            "source": index.source,
-            "is_official": index.is_official,
-            "shape": index.shape,
-            "bounds": index.bounds,
-            "num_classes": index.num_classes,
-            "data_digest": index.digest,
+            **_about(index),
             "run_digest": digest,
             "num_steps": params.train.num_steps,
             "class_energies": _class_energies(energy, *train, index.num_classes) if is_conditional(params) else [],
@@ -109,6 +99,37 @@ def export(run: Path, folder: Path, params: Params, index: "Index", train: tuple
     )
     history: list[dict[str, Any]] = read_json(final / "history.json", "train")
     return {"history": history, "seconds": read_json(final / "state.json", "train")["seconds"]}
+
+
+def from_checkpoint(folder: Path, params: Params, index: "Index") -> TrainedModel:
+    """The model that a checkpoint of these settings holds: the averages of the weights, and the chains.
+
+    Without the training data at hand, the constants of a conditional energy stay as they are.
+    """
+    energy, chains = _read(folder, params, index)
+    card = _about(index) | {"class_energies": [0.0] * index.num_classes}
+    return TrainedModel(energy.eval().requires_grad_(False), chains["position"], chains["label"], params, card)
+
+
+def _read(folder: Path, params: Params, index: "Index") -> tuple[EnergyModel, dict[str, Tensor]]:
+    averages = read_tensors(folder / "average.safetensors", "train")
+    energy = build_energy(params, index.shape, index.num_classes)
+    energy.load_state_dict({name.removeprefix("energy."): v for name, v in averages.items() if name.startswith("energy.")})
+    iterate_power(energy, _POWER_ITERATIONS)
+    chains = [read_tensors(path, "train") for path in sorted(folder.glob("chains-*.safetensors"))]
+    return energy, {name: torch.cat([c[name] for c in chains]) for name in chains[0]}
+
+
+def _about(index: "Index") -> dict[str, Any]:
+    return {
+        "dataset": index.dataset,
+        "source": index.source,
+        "is_official": index.is_official,
+        "shape": index.shape,
+        "bounds": index.bounds,
+        "num_classes": index.num_classes,
+        "data_digest": index.digest,
+    }
 
 
 def load(folder: Path) -> TrainedModel:

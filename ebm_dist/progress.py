@@ -2,11 +2,11 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
@@ -38,26 +38,35 @@ def line(run: Path, num_steps: int, waiting: str) -> str:
 @contextmanager
 def live(run: Path, num_steps: int, waiting: str = "starting Ray ...") -> Iterator[None]:
     """Show the line on the terminal while the block runs."""
-    console, done, shown_last = Console(stderr=True), threading.Event(), [waiting]
+    shown_last = [waiting]
 
     def current() -> str:
         with suppress(OSError):  # an object store that is away: the line stands still
             shown_last[0] = line(run, num_steps, waiting)
         return shown_last[0]
 
+    with showing(lambda: Text(current(), no_wrap=True, overflow="ellipsis"), current):
+        yield
+
+
+@contextmanager
+def showing(picture: Callable[[], RenderableType], line: Callable[[], str]) -> Iterator[None]:
+    """While the block runs, keep the picture on the terminal; without one, print the line now and then."""
+    console, done = Console(stderr=True), threading.Event()
+
     def show() -> None:
         if console.is_terminal:
-            with Live(Text(waiting), console=console, refresh_per_second=4) as display:
+            with Live(picture(), console=console, refresh_per_second=4) as display:
                 while not done.wait(0.5):
-                    display.update(Text(current(), no_wrap=True, overflow="ellipsis"))
-                display.update(Text(current(), no_wrap=True, overflow="ellipsis"))
+                    display.update(picture())
+                display.update(picture())
             return
         shown, last = 0.0, ""
         while not done.wait(0.5):
-            if time.monotonic() - shown >= _PLAIN_EVERY_S and (text := current()) != last:
+            if time.monotonic() - shown >= _PLAIN_EVERY_S and (text := line()) != last:
                 print(text, flush=True)
                 shown, last = time.monotonic(), text
-        print(current(), flush=True)
+        print(line(), flush=True)
 
     thread = threading.Thread(target=show, daemon=True)
     thread.start()

@@ -1,4 +1,4 @@
-"""MLflow runs: one for each training, however often it was restarted.
+"""MLflow runs: one for each training, however often it was restarted; for a search a parent and a child for each trial.
 
 They are fed from the run's record on disk, never by the workers, so training neither waits for a tracking server
 nor notices when it is away.
@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,8 @@ from ebm_dist.reporting import METRICS, read_lines
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+    from ebm_dist.search import Trial
 
 log = logging.getLogger(__name__)
 
@@ -56,17 +58,21 @@ def client() -> "MlflowClient":
 
 def run_of(mlflow: "MlflowClient", params: Params, digest: str, name: str) -> str:
     """The id of the run of this training, made at the first call and found again by its digest afterwards."""
+    values = flat({key: value for key, value in params.as_dict().items() if key != "tune"})
+    temperature = getattr(params.sampler, "temperature", None)
+    return _run(mlflow, params, digest, name, values | ({} if temperature is None else {"sampler.temperature": temperature}), {})
+
+
+def _run(mlflow: "MlflowClient", params: Params, digest: str, name: str, values: Mapping[str, Any], tags: dict[str, str]) -> str:
+    """The id of the run with this digest; made, with these parameters and tags, if there is none yet."""
     experiment = mlflow.get_experiment_by_name(params.tracking.experiment)
     experiment_id = experiment.experiment_id if experiment else mlflow.create_experiment(params.tracking.experiment)
     found = mlflow.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{digest}'", max_results=1)
     if found:
         return str(found[0].info.run_id)
-    run = mlflow.create_run(experiment_id, run_name=name, tags={RUN_TAG: digest})
-    for key, value in flat(params.as_dict()).items():
+    run = mlflow.create_run(experiment_id, run_name=name, tags={RUN_TAG: digest, **tags})
+    for key, value in values.items():
         mlflow.log_param(run.info.run_id, key, str(value)[:6000])
-    temperature = getattr(params.sampler, "temperature", None)
-    if temperature is not None:
-        mlflow.log_param(run.info.run_id, "sampler.temperature", temperature)
     return str(run.info.run_id)
 
 
@@ -108,26 +114,38 @@ def _speed(before: dict[str, Any] | None, row: dict[str, Any]) -> dict[str, floa
 @contextmanager
 def following(params: Params, digest: str, name: str, run: Path) -> Iterator[None]:
     """While the block runs, keep MLflow up to date with the record; if it is away, say so once and go on trying."""
+    ids = list[str]()
+
+    def bring(mlflow: "MlflowClient") -> None:
+        if not ids:
+            ids.append(run_of(mlflow, params, digest, name))
+        sync(mlflow, ids[0], run)
+
+    with _keeping_up(bring, f"metrics are kept in {run / METRICS}", params.tracking.poll_s):
+        yield
+
+
+@contextmanager
+def _keeping_up(bring: Callable[["MlflowClient"], None], where: str, poll_s: float) -> Iterator[None]:
+    """Call ``bring(client)`` now and then while the block runs, and once at its end."""
     done = threading.Event()
 
     def follow() -> None:
-        mlflow = run_id = None
+        mlflow = None
         is_away = False
         while True:
             last_round = done.is_set()
             try:
                 mlflow = mlflow or client()
-                run_id = run_id or run_of(mlflow, params, digest, name)
-                sync(mlflow, run_id, run)
+                bring(mlflow)
                 is_away = False
             except Exception as failed:  # noqa: BLE001 (whatever is wrong with tracking, training goes on)
                 if not is_away:
-                    away = "MLflow at %s is away (%s); metrics are kept in %s and brought there later"
-                    log.warning(away, tracking_uri(), _first_line(failed), run / METRICS)
+                    log.warning("MLflow at %s is away (%s); %s and brought there later", tracking_uri(), _first_line(failed), where)
                 is_away = True
             if last_round:
                 return
-            done.wait(params.tracking.poll_s)
+            done.wait(poll_s)
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
@@ -136,6 +154,81 @@ def following(params: Params, digest: str, name: str, run: Path) -> Iterator[Non
     finally:
         done.set()
         thread.join(timeout=60)
+
+
+class Family:
+    """The runs of a search: a parent, and a child for each trial that has begun.
+
+    Children are brought from the trials as they stand: values as parameters, scores as metrics by step, state as status and tags.
+    """
+
+    _STATUS = {"finished": "FINISHED", "stopped": "KILLED", "diverged": "FAILED", "failed": "FAILED"}
+
+    def __init__(self, params: Params, digest: str, name: str, facts: Mapping[str, Any]) -> None:
+        self.params, self.digest, self.name, self.facts = params, digest, name, facts
+        self._parent, self._children, self._known = "", dict[str, str](), dict[str, Any]()
+
+    @contextmanager
+    def following(self, phases: Mapping[str, Sequence["Trial"]], where: Path) -> Iterator[None]:
+        """While the block runs, keep MLflow up to date with the trials of each phase of the search."""
+        with _keeping_up(lambda mlflow: self.bring(mlflow, phases), f"trials are kept in {where}", self.params.tracking.poll_s):
+            yield
+
+    def bring(self, mlflow: "MlflowClient", phases: Mapping[str, Sequence["Trial"]]) -> None:
+        values = flat(self.params.as_dict("tune")) | dict(self.facts)
+        self._parent = self._parent or _run(mlflow, self.params, self.digest, self.name, values, {"ebm.kind": "search"})
+        for phase, trials in list(phases.items()):  # one is added while we look
+            for trial in trials:
+                if trial.rows or trial.state != "waiting":
+                    self._child(mlflow, phase, trial)
+
+    def _child(self, mlflow: "MlflowClient", phase: str, trial: "Trial") -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        key, now = f"{phase}-{trial.index:04d}", (trial.state, len(trial.rows))
+        if self._known.get(key) == now:
+            return
+        if key not in self._children:
+            tags = {"mlflow.parentRunId": self._parent, "ebm.kind": "trial", "ebm.phase": phase}
+            values = {**trial.values, "seed": trial.seed, "num_steps": trial.num_steps}
+            self._children[key] = _run(mlflow, self.params, f"{self.digest}/{key}", key, values, tags)
+        child = self._children[key]
+        # rows that are there already have the same keys, steps, times and values: the store keeps one
+        metrics = [
+            Metric(name, float(value), row["order"] + 1, row["step"])
+            for row in trial.rows
+            for name, value in (trial.scores(row) | {"step": row["step"]}).items()
+        ]
+        tags = {"ebm.state": trial.state, "ebm.diverged": str(trial.state == "diverged").lower(), "ebm.reason": trial.reason[:5000]}
+        changed = [Param(f"latest.{name}", str(value)) for name, value in trial.values.items()] if trial.is_over else []
+        for start in range(0, len(metrics), 900):
+            mlflow.log_batch(child, metrics=metrics[start : start + 900])
+        mlflow.log_batch(child, params=changed, tags=[RunTag(name, value) for name, value in tags.items()])
+        if trial.is_over:
+            mlflow.set_terminated(child, self._STATUS[trial.state])
+        self._known[key] = now
+
+    def finish(
+        self, phases: Mapping[str, Sequence["Trial"]], metrics: Mapping[str, float], tags: Mapping[str, str], report: Path
+    ) -> bool:
+        """Bring everything, with the report as artifacts of the parent; False, and a warning, if MLflow is away."""
+        try:
+            mlflow = client()
+            self.bring(mlflow, phases)
+            for name, value in metrics.items():
+                mlflow.log_metric(self._parent, name, value)
+            for name, text in tags.items():
+                mlflow.set_tag(self._parent, name, text)
+            mlflow.log_artifacts(self._parent, str(report))
+            mlflow.set_terminated(self._parent)
+        except Exception as failed:  # noqa: BLE001 (whatever is wrong with tracking, the search is done)
+            log.warning(
+                "MLflow at %s is away (%s); run the same command again to bring the search there",
+                tracking_uri(),
+                _first_line(failed),
+            )
+            return False
+        return True
 
 
 def open_run(params: Params, digest: str, name: str, run: Path, *, attempts: int = 3) -> tuple["MlflowClient", str]:

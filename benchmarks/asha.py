@@ -1,0 +1,47 @@
+"""ASHA against random search at an equal budget of training steps: ``python -m benchmarks.asha``, after ``dvc repro``.
+
+Random search trains the first trials of the same draws to the end, as many as the steps that ASHA used pay for. Both are scored
+at the same rungs on the validation split. Writes benchmarks/asha.json and asha.png; what was searched is not searched again.
+"""
+
+import argparse
+from pathlib import Path
+
+from ebm_dist import config, figures, search, shards, tracking, tuning
+from ebm_dist.files import write_json
+from ebm_dist.storage import store, write_whole
+from pipelines import run
+
+
+def curve(params: config.Params, data: Path, classifier: Path, runs: Path) -> search.Progress:
+    index = shards.read_index(data / "dataset")
+    job = tuning.start(params, index, classifier, runs)
+    family = tracking.Family(params, job.digest, f"tune-{index.dataset}-{job.digest[:8]}", {"dataset": index.dataset})
+    found = tuning.find(params, job, family, compares=False)
+    return search.progress(found.trials, params.tune.metric)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--params", type=Path, default=Path("params.yaml"))
+    options.add_argument("--data", type=Path, default=Path("data/main"))
+    options.add_argument("--classifier", type=Path, default=Path("model/classifier"))
+    options.add_argument("--out", type=Path, default=Path("benchmarks"))
+    given = options.parse_args()
+    values = config.load(given.params).as_dict()
+    curves = {}
+    for scheduler, label in (("asha", "ASHA"), ("none", "random")):
+        values["tune"] |= {"scheduler": scheduler}
+        curves[label] = curve(config.from_values(values, given.params), given.data, given.classifier, store("runs"))
+        values["tune"]["num_trials"] = max(1, round(curves["ASHA"].used_steps[-1] / values["tune"]["num_steps"]))
+    budget = max(found.used_steps[-1] for found in curves.values())
+    write_json(given.out / "asha.json", {label: found._asdict() for label, found in curves.items()})
+    metric = values["tune"]["metric"]
+    title = f"Search at equal budget: {budget:,} steps"
+    picture = figures.best_so_far(curves, "training steps used", f"best {metric} so far (validation)", title)
+    write_whole(given.out / "asha.png", picture)
+    print("; ".join(f"{label}: {found.best[-1]:.4g} after {found.used_steps[-1]:,} steps" for label, found in curves.items()))
+
+
+if __name__ == "__main__":
+    run(main)

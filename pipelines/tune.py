@@ -1,0 +1,46 @@
+"""Stage tune: search for better values on Ray Tune, compare the best with the file's own over seeds, write a file that has them.
+
+Only the validation split is looked at. The search's record is kept in runs/tune/<digest>/; the same command goes on where an
+earlier one was interrupted. To adopt what it found and train with it: dvc exp run -S recipe=tuned.yaml
+"""
+
+from pathlib import Path
+
+from ebm_dist import config, search_report, shards, storage, tracking, tuning
+from ebm_dist.files import write_json
+from ebm_dist.lineage import hardware
+from pipelines import parser, run
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--data", type=Path, required=True, help="prepared data: what stage prepare wrote")
+    options.add_argument("--classifier", type=Path, required=True, help="what stage classifier wrote")
+    options.add_argument("--out", type=Path, required=True, help="folder to write metrics.json, trials.csv and plots/ to")
+    options.add_argument("--tuned", type=Path, default=Path("tuned.yaml"), help="parameter file to write (default: tuned.yaml)")
+    options.add_argument("--runs", type=storage.location, help="folder of the runs' records (default: $EBM_STORE/runs or runs)")
+    given = options.parse_args()
+    params, runs = config.load(given.params, seed=given.seed), given.runs or storage.store("runs")
+    index = shards.read_index(given.data / "dataset")
+    shards.verify(index)
+    storage.check(runs)
+    job = tuning.start(params, index, given.classifier, runs)
+    facts = {"dataset": index.dataset, "data.digest": index.digest}
+    family = tracking.Family(params, job.digest, f"tune-{index.dataset}-{job.digest[:8]}", facts)
+    found = tuning.find(params, job, family)
+    metrics = search_report.write(params, found, given.out, given.params, given.tuned)
+    write_json(given.out / "run.json", {"seconds": round(found.seconds, 1), "hardware": hardware()})
+    words = search_report.verdict(metrics)
+    numbers = {"best": metrics["best"]["score"], "used_steps": metrics["used_steps"]}
+    tags = {"ebm.best_trial": str(metrics["best"]["trial"]), "mlflow.note.content": words.replace("\n", "  \n")}
+    family.finish({"search": found.trials, "final": found.finals}, numbers, tags, given.out)
+    print(words)
+    counts = f"{metrics['num_trials']} trials, {metrics['num_diverged']} diverged"
+    print(f"{given.out}: {counts}, {found.seconds:.0f} s; record in {job.home}")
+    print(f"adopt and retrain: dvc exp run -S recipe={given.tuned}")
+    where = f"mlflow ui --backend-store-uri {tracking.tracking_uri()}"
+    print(f"look at it: {where}   ({family.name}, its children and artifacts)")
+
+
+if __name__ == "__main__":
+    run(main)
