@@ -39,7 +39,7 @@ class Config:
     num_threads: Count = 1
     """CPU threads of each worker. Not with the cluster's settings, because another number gives other bits."""
     max_energy: Positive = 1e4
-    """Mean energies of a shard's batch beyond plus or minus this are a divergence, as NaN is."""
+    """Energies of a shard's batch whose mean, gap or standard deviation is beyond plus or minus this diverge, as NaN does."""
     max_rollbacks: Index = 0
     """How often a divergence leads back to the last checkpoint, to go on with other random streams and a smaller learning rate."""
     rollback_lr: Fraction = 0.5
@@ -222,8 +222,8 @@ class Trainer:
 
 
 def _largest_energy(turn: Turn) -> Tensor:
-    """The largest absolute value among a turn's mean energies; of its loss if it has none."""
-    energies = [value.detach().abs() for name, value in turn.metrics.items() if name in ("energy_pos", "energy_neg")]
+    """The largest absolute value among a turn's metrics of energies; of its loss if it has none."""
+    energies = [value.detach().abs() for name, value in turn.metrics.items() if name.startswith("energy")]
     return torch.stack(energies).max() if energies else turn.loss.detach().abs()
 
 
