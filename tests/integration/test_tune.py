@@ -177,8 +177,8 @@ def wait_for(what, seconds=240.0):
 def test_trials_that_crash_hang_and_are_killed_and_a_driver_that_is_killed(prepared, tmp_path):
     """F15: the rest finish, nothing deadlocks, the best is right, and what was resumed has the scores of an undisturbed training."""
     folder = fresh(
-        prepared, tmp_path / "faults", cluster={"max_failures": 0},
-        tune={"scheduler": "none", "num_trials": 6, "num_steps": 600, "num_rungs": 2, "trial_timeout_s": 75},
+        prepared, tmp_path / "faults", cluster={"max_failures": 0, "timeout_s": 45},
+        tune={"scheduler": "none", "num_trials": 6, "num_steps": 300, "num_rungs": 2},
         train={"checkpoint_every": 20}, energy={"hidden": [128, 128]},
     )  # fmt: skip
 
@@ -210,7 +210,7 @@ def test_trials_that_crash_hang_and_are_killed_and_a_driver_that_is_killed(prepa
     for old, new in zip(before, after, strict=True):
         assert not old.is_over or (old.state, old.rows, old.reason) == (new.state, new.rows, new.reason)
     reasons = " ".join(t.reason for t in after)
-    assert "worker 0 failed" in reasons and "trial_timeout_s = 75" in reasons and "its process ended" in reasons
+    assert reasons.count("worker 0 failed") == 2 and "its process ended" in reasons
     scores = {t.index: t.rows[-1]["fid_clf"] for t in after if t.state == "finished"}
     assert json.loads((folder / "reports/tune/metrics.json").read_text())["best"]["trial"] == min(scores, key=scores.get)
     (resumed, *_) = [n for o, n in zip(before, after, strict=True) if o.state == "running" and n.state == "finished"]
