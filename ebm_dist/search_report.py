@@ -93,16 +93,20 @@ def _words(spread: dict[str, Any]) -> str:
 
 
 def write(params: Params, found: Found, folder: Path, source: Path, tuned: Path) -> dict[str, Any]:
-    """Write all files; returns the metrics."""
+    """Write all files; returns the metrics. ``tuned`` has the values that were found, if they are better than the source's."""
     metrics = summary(params, found)
     for name, content in pictures(params, found).items():
         (folder / "plots").mkdir(parents=True, exist_ok=True)
         write_whole(folder / "plots" / name, content)
     write_csv(folder / "trials.csv", search.table(found.trials, params.tune.metric))
     write_json(folder / "metrics.json", metrics)
-    head = f"The values of {source} with those that a search found: {params.tune.scheduler}, {len(found.trials)} trials of at most"
-    head += f" {params.tune.num_steps} steps.\nAdopt and retrain: dvc exp run -S recipe={tuned}\n\n{verdict(metrics)}"
-    write_whole(tuned, search.tuned(source, metrics["comparison"]["values"], head).encode())
+    compared = metrics["comparison"]
+    head = f"The values of {source}" + (
+        " with those that a search found: " if compared["is_better"] else "; a search found none better: "
+    )
+    head += f"{params.tune.scheduler}, {len(found.trials)} trials of at most {params.tune.num_steps} steps.\n"
+    head += f"Adopt and retrain: dvc exp run -S recipe={tuned}\n\n{verdict(metrics)}"
+    write_whole(tuned, search.tuned(source, compared["values"] if compared["is_better"] else {}, head).encode())
     return metrics
 
 

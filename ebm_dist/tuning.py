@@ -239,15 +239,22 @@ def find(params: Params, job: Job, family: tracking.Family, *, compares: bool = 
             raise DivergedError(f"no trial of the search came to a score: {reasons[:1000]}; see {first.path}")
         if not compares:
             return Found(first.all, [], [], 0, time.monotonic() - began)
-        finalists = [dict[str, Any](), *(trial.values for trial in best)]
-        steps, seeds = own.final_steps or params.train.num_steps, range(own.final_seeds)
-        planned = [Trial(i, finalists[i // len(seeds)], i % len(seeds), steps) for i in range(len(finalists) * len(seeds))]
-        phase = "final-" + hashlib.sha256(json.dumps([finalists, steps]).encode()).hexdigest()[:8]
-        final = Trials(job, phase, planned)
-        phases["final"] = final.all
-        with search_report.live_trials(final.all, own.metric, home / phase):
-            run(replace(job, rungs=(steps,), every=params.train.checkpoint_every, hands_on=False), phase, final, slots)
-    return Found(first.all, final.all, finalists, steps, time.monotonic() - began)
+        steps, count = own.final_steps or params.train.num_steps, own.final_seeds
+        whole = replace(job, rungs=(steps,), every=params.train.checkpoint_every, hands_on=False)
+
+        def train_whole(kind: str, pairs: list[tuple[dict[str, Any], int]]) -> list[Trial]:
+            phase = f"{kind}-{hashlib.sha256(json.dumps([pairs, steps]).encode()).hexdigest()[:8]}"
+            trials = Trials(job, phase, [Trial(i, *pair, steps) for i, pair in enumerate(pairs)])
+            phases[kind] = trials.all
+            with search_report.live_trials(trials.all, own.metric, home / phase):
+                run(whole, phase, trials, slots)
+            return trials.all
+
+        if len(best) > 1:  # with a seed of their own, over the whole length: what is good after few steps may not last
+            best = search.ranked(train_whole("heat", [(trial.values, count) for trial in best]), own.metric)
+        compared = [dict[str, Any](), best[0].values]
+        finals = train_whole("final", [(values, seed) for values in compared for seed in range(count)])
+    return Found(first.all, finals, compared, steps, time.monotonic() - began)
 
 
 def run(job: Job, phase: str, trials: Trials, slots: Callable[[], int]) -> None:

@@ -155,13 +155,20 @@ def test_one_command_adopts_what_was_found_and_retrains(searched, tmp_path):
     code, output = finish(folder, "dvc", "exp", "run", "-S", "recipe=tuned.yaml", "train")
     assert code == 0, output
     trained = json.loads((folder / "model/energy/model.json").read_text())
-    best = json.loads((folder / "reports/tune/metrics.json").read_text())["comparison"]["values"]
-    assert trained["params"]["sampler"]["step_size"] == best["sampler.step_size"] and trained["num_steps"] == 400
+    compared = json.loads((folder / "reports/tune/metrics.json").read_text())["comparison"]
+    own = config.load(folder / "params.yaml").sampler.step_size
+    expected = compared["values"]["sampler.step_size"] if compared["is_better"] else own
+    assert trained["params"]["sampler"]["step_size"] == expected and trained["num_steps"] == 400
     assert "pipelines.tune" not in output
 
 
 def pids(process: subprocess.Popen, name: str) -> list[int]:
     return [pid for pid in descendants(process.pid) if name in command_of(pid)]
+
+
+def started_at(pid: int) -> int:
+    """When a process started, in clock ticks."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
 
 
 def wait_for(what, seconds=240.0):
@@ -177,8 +184,8 @@ def wait_for(what, seconds=240.0):
 def test_trials_that_crash_hang_and_are_killed_and_a_driver_that_is_killed(prepared, tmp_path):
     """F15: the rest finish, nothing deadlocks, the best is right, and what was resumed has the scores of an undisturbed training."""
     folder = fresh(
-        prepared, tmp_path / "faults", cluster={"max_failures": 0},
-        tune={"scheduler": "none", "num_trials": 6, "num_steps": 600, "num_rungs": 2, "trial_timeout_s": 75},
+        prepared, tmp_path / "faults", cluster={"max_failures": 0, "timeout_s": 30},
+        tune={"scheduler": "none", "num_trials": 9, "num_steps": 300, "num_rungs": 2, "final_seeds": 1},
         train={"checkpoint_every": 20}, energy={"hidden": [128, 128]},
     )  # fmt: skip
 
@@ -194,23 +201,23 @@ def test_trials_that_crash_hang_and_are_killed_and_a_driver_that_is_killed(prepa
         os.kill(crashed, signal.SIGKILL)  # a trial crashes
         hung = wait_for(lambda: [pid for pid in pids(process, "RayTrainWorker") if pid != crashed])[0]
         os.kill(hung, signal.SIGSTOP)  # another hangs
-        wait_for(lambda: states().count("failed") == 2)
         wait_for(lambda: [pid for pid in pids(process, "RayTrainWorker") if pid not in (crashed, hung)])
-        drivers = pids(process, "ImplicitFunc")
-        os.kill(drivers[0], signal.SIGKILL)  # a third is killed, as the kernel does when memory is short
+        os.kill(
+            max(pids(process, "ImplicitFunc"), key=started_at), signal.SIGKILL
+        )  # a third, as the kernel does when memory is short
         wait_for(lambda: states().count("failed") == 3)
-        wait_for(lambda: "finished" in states() and states().count("running") >= 1)
+        wait_for(lambda: "finished" in states() and "running" in states())
     finally:
         kill(process)  # and the driver, with all its processes
     before = trials_of(folder)
     code, output = finish(folder, *COMMAND)
     assert code == 0 and "Traceback" not in output, output
     after = trials_of(folder)
-    assert [t.state for t in after].count("failed") == 3 and [t.state for t in after].count("finished") == 3
+    assert [t.state for t in after].count("failed") == 3 and [t.state for t in after].count("finished") == 6
     for old, new in zip(before, after, strict=True):
         assert not old.is_over or (old.state, old.rows, old.reason) == (new.state, new.rows, new.reason)
     reasons = " ".join(t.reason for t in after)
-    assert "worker 0 failed" in reasons and "trial_timeout_s = 75" in reasons and "its process ended" in reasons
+    assert reasons.count("worker 0 failed") == 2 and "its process ended" in reasons
     scores = {t.index: t.rows[-1]["fid_clf"] for t in after if t.state == "finished"}
     assert json.loads((folder / "reports/tune/metrics.json").read_text())["best"]["trial"] == min(scores, key=scores.get)
     (resumed, *_) = [n for o, n in zip(before, after, strict=True) if o.state == "running" and n.state == "finished"]

@@ -220,12 +220,15 @@ def test_the_report_is_complete_and_honest(tmp_path):
         assert picture.std() > 15 and (out / "plots" / name).stat().st_size < 100_000
 
 
-def test_it_says_so_when_nothing_better_was_found():
+def test_it_says_so_when_nothing_better_was_found_and_keeps_the_file(tmp_path):
     worse = found()
     for t, score in zip(worse.finals[3:], (60.0, 61.0, 62.0), strict=True):
         t.rows[0]["fid_clf"] = score
     metrics = search_report.summary(tuned_params(), worse)
     assert not metrics["comparison"]["is_better"] and "nothing better" in search_report.verdict(metrics)
+    search_report.write(tuned_params(), worse, tmp_path, ROOT / "params.yaml", tmp_path / "tuned.yaml")
+    own = config.load(ROOT / "params.yaml")
+    assert config.load(tmp_path / "tuned.yaml") == own and "found none better" in (tmp_path / "tuned.yaml").read_text()
     worse.finals[4].state = "diverged"
     metrics = search_report.summary(tuned_params(), worse)
     assert metrics["comparison"]["tuned"]["mean"] is None and not metrics["comparison"]["is_better"]
