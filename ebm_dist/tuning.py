@@ -16,6 +16,7 @@ import shutil
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -294,7 +295,11 @@ def run(job: Job, phase: str, trials: Trials, slots: Callable[[], int]) -> None:
             name=phase, storage_path=path, storage_filesystem=filesystem, verbose=0, callbacks=[_recorder(trials, job)]
         ),
     )
-    tuner.fit()
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "Consider boosting PBT"
+        )  # by actors that outlive a trial; a trial's process is to end with it
+        tuner.fit()
 
 
 def _name(trial: Any) -> str:
