@@ -298,7 +298,7 @@ def run(job: Job, phase: str, trials: Trials, slots: Callable[[], int]) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", "Consider boosting PBT"
-        )  # by actors that outlive a trial; a trial's process is to end with it
+        )  # by actors that outlive a trial, and its process is to end with it
         tuner.fit()
 
 
