@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ruamel.yaml import YAML
-from scipy.stats.qmc import Sobol
 
 from ebm_dist import config
 from ebm_dist.config import Count, Index, Mismatch, Params, section
@@ -181,6 +180,8 @@ def draw(params: Params, index: int) -> dict[str, Any]:
     Trials are spread more evenly than independent draws: they are points of a scrambled Sobol sequence. Redraws are independent.
     """
     ranges, known = params.tune.ranges(params), keys(params)
+    from scipy.stats.qmc import Sobol  # a second to import, and every process reads this file's Config
+
     sequence = Sobol(len(ranges), rng=params.tune.seed)
     places = sequence.fast_forward(index).random(1)[0] if index else sequence.random(1)[0]
     generator = numpy_stream(params.tune.seed, "tune/redraw", index)
