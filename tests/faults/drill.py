@@ -2,7 +2,7 @@
 
 Each fault befalls a training job that runs on two worker nodes, with its shards and checkpoints in the object store and MLflow on
 PostgreSQL. The job must end with the weights and chains of an undisturbed one, bit for bit, in one MLflow run with each step once.
-``docs/reliability.md`` has the table that it prints with ``--write``.
+``docs/reliability.md`` has the table that it prints.
 """
 
 import argparse
