@@ -44,20 +44,13 @@ def test_angles_are_uniform_scale_and_shift_are_bounded():
 
 
 def test_half_are_mirrored():
-    hook = torch.zeros(2000, 1, 33, 33)
-    hook[:, :, 10:23, 15:17] = 1
-    hook[:, :, 21:23, 15:21] = 1  # an L: the foot is on one side of the stem
-    hook[:, :, 10, 15:17] = 5  # and its head is marked
-    moved = augmented(hook, 1.0, (0.0, 5.0), stream(0, "augment"))[:, 0]
-    axis = torch.arange(33.0)
-
-    def centre(weight):
-        total = weight.sum((1, 2))
-        return torch.stack([(weight.sum(2) @ axis) / total, (weight.sum(1) @ axis) / total], 1)
-
-    up, foot = centre(moved * (moved > 1.5)) - 16, centre(moved.clamp(max=1)) - 16
-    is_right_handed = up[:, 0] * foot[:, 1] - up[:, 1] * foot[:, 0] > 0
-    assert abs(is_right_handed.float().mean() - 0.5) < 4 * (0.25 / 2000) ** 0.5
+    corners = torch.zeros(2000, 3, 33, 33)  # a triangle: one corner a channel, all moved alike
+    for channel, (y, x) in enumerate([(12, 14), (20, 14), (20, 19)]):
+        corners[:, channel, y - 1 : y + 2, x - 1 : x + 2] = 1
+    moved = augmented(corners, 1.0, (0.0, 1.0), stream(0, "augment"))
+    a, b, c = (moments(moved[:, i : i + 1])[1] for i in range(3))
+    is_turned_over = (b - a)[0] * (c - a)[1] - (b - a)[1] * (c - a)[0] < 0
+    assert abs(is_turned_over.float().mean() - 0.5) < 4 * (0.25 / 2000) ** 0.5
 
 
 def test_what_comes_in_is_the_low_bound_and_values_stay_within():
