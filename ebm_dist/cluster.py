@@ -93,6 +93,8 @@ def fit(params: Params, data: Path, run: Path, digest: str) -> None:
     SIGTERM and SIGINT lead to an agreed stop with a checkpoint, a second one to the end at once. Raises :class:`Stopped` after such
     a stop, :class:`ClusterError` where resources are missing or workers keep dying, and whatever error of ours a worker raised.
     """
+    from ray.exceptions import RayActorError, RaySystemError, RpcError
+
     connect(params)
     try:
         with _lease(digest):
@@ -101,6 +103,9 @@ def fit(params: Params, data: Path, run: Path, digest: str) -> None:
             (run / STOP).unlink(missing_ok=True)
             with _stop_by_signal(run):
                 step = train(params, data, run, digest)
+    except (RayActorError, RaySystemError, RpcError) as lost:  # SIGTERM to the whole process group ends Ray too
+        reason = str(lost).strip().splitlines() or [type(lost).__name__]
+        raise ClusterError(f"lost the Ray cluster: {reason[0]}; run the same command again to go on") from None
     finally:
         disconnect()
     if step < params.train.num_steps:

@@ -129,7 +129,7 @@ class Report(NamedTuple):
 
 
 class Trace:
-    """An observer of :func:`ebm_dist.samplers.run_chain` that keeps every ``every``-th position."""
+    """An observer of :func:`ebm_dist.samplers.run_chain` that keeps every ``every``-th position, and each chain's energy then."""
 
     def __init__(self, every: int = 1) -> None:
         self.every = every
@@ -144,7 +144,7 @@ class Trace:
             self.not_finite.append((~info.is_finite).sum())
         if (step + 1) % self.every == 0:
             self.positions.append(state.position.clone())
-            self.energies.append(info.energy.mean())
+            self.energies.append(info.energy)
 
     def draws(self) -> Tensor:
         """``(num_chains, num_draws, *dims)``"""
@@ -161,5 +161,5 @@ class Trace:
             ess_tail=float(np.min(ess_tail(x))),
             moved=x.diff(dim=1).flatten(2).norm(dim=2).mean().item(),
             at_bounds=at_bounds,
-            energy=torch.stack(self.energies).double().cpu().numpy(),
+            energy=torch.stack(self.energies).double().mean(dim=1).cpu().numpy(),
         )

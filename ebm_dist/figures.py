@@ -10,7 +10,7 @@ from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import AsinhLocator, FuncFormatter, LogLocator, NullFormatter
 from matplotlib.tri import Triangulation
 from PIL import Image, ImageDraw
 
@@ -123,6 +123,37 @@ def curves(lines: Mapping[str, tuple[Sequence[float], ...]], xlabel: str, ylabel
         axes.fill_between(x, np.nan_to_num(low, neginf=min(value)), high, alpha=0.2, lw=0)
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
     axes.legend(frameon=False, fontsize=10)
+    return _png(figure)
+
+
+def bands(lines: Mapping[str, tuple[Any, Array, Array, Array]], xlabel: str, ylabel: str, title: str) -> bytes:
+    """Lines in a band each: ``{name: (x, middle, low, high)}``; linear around the last line and logarithmic far from it (asinh)."""
+    figure, axes = _figure(7.0, 4.2)
+    for name, (x, middle, low, high) in lines.items():
+        axes.plot(x, middle, lw=1.8, label=name)
+        axes.fill_between(x, low, high, alpha=0.2, lw=0)
+    *_, (_, _, low, high) = lines.values()
+    width = float(np.abs([low.min(), high.max()]).max()) or 1.0
+    axes.set_yscale("asinh", linear_width=width)
+    axes.yaxis.set_major_locator(AsinhLocator(width, numticks=7))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    axes.legend(frameon=False, fontsize=10)
+    return _png(figure)
+
+
+def paths(sets: Mapping[str, Array], dots: Array, labels: tuple[str, str], title: str) -> bytes:
+    """Ways ``(n, length, 2)`` in a plane over dots ``(m, 2)``; a ring where each begins, a disc where it ends."""
+    figure, axes = _figure(6.4, 5.6)
+    axes.scatter(*dots.T, s=4, color="#c3c8d0", label="data")
+    for colour, (name, ways) in zip(_CYCLE, sets.items(), strict=False):
+        for i, way in enumerate(ways):
+            axes.plot(*way.T, lw=0.8, alpha=0.7, color=colour, label="" if i else name)
+        axes.scatter(*ways[:, 0].T, s=40, fc="white", ec=colour, zorder=3)
+        axes.scatter(*ways[:, -1].T, s=40, color=colour, zorder=3)
+    axes.set(xlabel=labels[0], ylabel=labels[1], title=title)
+    axes.legend(frameon=False, fontsize=9, loc="upper right")
     return _png(figure)
 
 

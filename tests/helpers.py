@@ -101,7 +101,12 @@ SMALL_PIPELINE = {
     "energy": {"name": "mlp", "hidden": [64, 32]},
     "replay": {"capacity": 128},
     "features": {"num_steps": 100, "num_threads": 1},
-    "evaluation": {"samples": {"num_samples": 100, "num_steps": 40}, "histogram": {}, "ood": {"num_bootstrap": 50}},
+    "evaluation": {
+        "samples": {"num_samples": 100, "num_steps": 40},
+        "histogram": {},
+        "ood": {"num_bootstrap": 50},
+        "chains": {"num_draws": 20},
+    },
     "register": {"model": "ebm-digits", "gates": [{"metric": "ood.uniform.auroc", "at_least": 0.5}]},
 }
 

@@ -105,4 +105,4 @@ def test_a_trace_keeps_every_so_many_steps():
     state = langevin.State(torch.zeros(2, 1))
     for step in range(7):
         trace(step, state, Info(torch.ones(2) * step, torch.zeros(2), torch.tensor([True, False])))
-    assert torch.stack(trace.energies).tolist() == [2, 5] and trace.draws().shape == (2, 2, 1)
+    assert torch.stack(trace.energies).tolist() == [[2, 2], [5, 5]] and trace.draws().shape == (2, 2, 1)

@@ -73,11 +73,16 @@ def test_an_altered_model_is_refused(exported, tmp_path, harm):
         model.load(tmp_path)
 
 
-@pytest.mark.parametrize("suite", ["samples", "histogram", "ood"])
+@pytest.mark.parametrize("suite", ["samples", "histogram", "ood", "chains"])
 def test_suites_report_numbers_tables_and_readable_pictures(suite, exported, digits_data, photos_data):
     index = shards.read_index(digits_data)
     chosen = helpers.params(
-        evaluation={"samples": {"num_samples": 100, "num_steps": 20}, "histogram": {}, "ood": {"num_bootstrap": 20}}
+        evaluation={
+            "samples": {"num_samples": 100, "num_steps": 20},
+            "histogram": {},
+            "ood": {"num_bootstrap": 20},
+            "chains": {"num_draws": 8, "num_components": 2},
+        }
     )
     torch.manual_seed(0)
     judge = features.Classifier(index.shape, 10, 16)
