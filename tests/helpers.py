@@ -97,7 +97,7 @@ def spawn(world_size: int, run: Path, data: Path, settings: dict[str, Any], *ext
 
 
 SMALL_PIPELINE = {
-    "train": {"num_steps": 400, "batch_size": 32, "num_shards": 4, "log_every": 10, "checkpoint_every": 20},
+    "train": {"num_steps": 200, "batch_size": 32, "num_shards": 4, "log_every": 10, "checkpoint_every": 20},
     "energy": {"name": "mlp", "hidden": [64, 32]},
     "replay": {"capacity": 128},
     "features": {"num_steps": 100, "num_threads": 1},

@@ -28,7 +28,7 @@ from infra.local import Stack, descendants
 from tests import helpers
 from tests.faults.proxy import CUT, PASS, UNAVAILABLE, Proxy
 
-NUM_STEPS, LOG_EVERY = 600, 5
+NUM_STEPS, LOG_EVERY = 900, 5
 PREPARE = "python -m pipelines.prepare --out data/main"
 TRAIN = "python -m pipelines.train --data data/main --out out --report report"
 ROW = "| {} | {} | {} of {} | {:.0f} s | {} |"
@@ -147,8 +147,8 @@ print(json.dumps(sorted(m.step for m in client.get_metric_history(run.info.run_i
         return list(json.loads(done.stdout.splitlines()[-1]))
 
     def recovery(self, name: str, since: float, step: int) -> float:
-        """Seconds from a moment to the first row beyond a step."""
-        return min(row["time"] for row in self.rows(name) if row["step"] > step) - since
+        """Seconds from a moment to the first row beyond a step; 0 if that was there before, though not seen yet in the store."""
+        return max(0.0, min(row["time"] for row in self.rows(name) if row["step"] > step) - since)
 
 
 def command_of(pid: int) -> str:

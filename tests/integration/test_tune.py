@@ -158,7 +158,7 @@ def test_one_command_adopts_what_was_found_and_retrains(searched, tmp_path):
     compared = json.loads((folder / "reports/tune/metrics.json").read_text())["comparison"]
     own = config.load(folder / "params.yaml").sampler.step_size
     expected = compared["values"]["sampler.step_size"] if compared["is_better"] else own
-    assert trained["params"]["sampler"]["step_size"] == expected and trained["num_steps"] == 400
+    assert trained["params"]["sampler"]["step_size"] == expected and trained["num_steps"] == helpers.SMALL_PIPELINE["train"]["num_steps"]
     assert "pipelines.tune" not in output
 
 
