@@ -1,24 +1,26 @@
 """ASHA against random search at an equal budget of training steps: ``python -m benchmarks.asha``, after ``dvc repro``.
 
 Random search trains the first trials of the same draws to the end, as many as the steps that ASHA used pay for. Both are scored
-at the same rungs on the validation split. Writes benchmarks/asha.json and asha.png; what was searched is not searched again.
+at the same rungs on the validation split. Writes reports/benchmarks/asha.json and asha.png. What was searched is not searched
+again.
 """
 
 import argparse
 from pathlib import Path
 
-from ebm_dist import config, figures, search, shards, tracking, tuning
+from ebm_dist import config, figures, shards, tracking
 from ebm_dist.files import write_json
+from ebm_dist.search import study, tuning
 from ebm_dist.storage import store, write_whole
 from pipelines import run
 
 
-def curve(params: config.Params, data: Path, classifier: Path, runs: Path) -> search.Progress:
+def curve(params: config.Params, data: Path, classifier: Path, runs: Path) -> study.Progress:
     index = shards.read_index(data / "dataset")
     job = tuning.start(params, index, classifier, runs)
     family = tracking.Family(params, job.digest, f"tune-{index.dataset}-{job.digest[:8]}", {"dataset": index.dataset})
     found = tuning.find(params, job, family, compares=False)
-    return search.progress(found.trials, params.tune.metric)
+    return study.progress(found.trials, params.tune.metric)
 
 
 def main() -> None:
@@ -26,7 +28,7 @@ def main() -> None:
     options.add_argument("--params", type=Path, default=Path("params.yaml"))
     options.add_argument("--data", type=Path, default=Path("data/main"))
     options.add_argument("--classifier", type=Path, default=Path("model/classifier"))
-    options.add_argument("--out", type=Path, default=Path("benchmarks"))
+    options.add_argument("--out", type=Path, default=Path("reports/benchmarks"))
     given = options.parse_args()
     values = config.load(given.params).as_dict()
     curves = {}

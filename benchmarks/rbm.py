@@ -85,9 +85,7 @@ def main() -> None:
         for section, change in changes.items():
             values[section] |= change
         print(name, flush=True)
-        curves[name] = curve(
-            config.from_values(values, given.params), shards.read_index(given.data / "dataset"), given.seconds, given.points
-        )
+        curves[name] = curve(values, shards.read_index(given.data / "dataset"), given.seconds, given.points)
     write_json(given.out / "rbm.json", {"threads": 1, "curves": curves})
     title = f"RBM 784 x 500 on MNIST: {given.seconds:.0f} CPU seconds each"
     lines = {name: (c["seconds"], c["nats"], c["low"], c["high"]) for name, c in curves.items()}

@@ -1,4 +1,4 @@
-"""Training on Ray Train: the only file that knows it (the search on Ray Tune, :mod:`ebm_dist.tuning`, starts its trainings here).
+"""Training on Ray Train: the only file that knows it (the search, :mod:`ebm_dist.search.tuning`, starts its trainings here).
 
 Ray starts and restarts the workers. What a worker resumes from is our own checkpoints, because Ray may forget the newest one when a
 worker is killed, and ties a checkpoint to the number of workers.

@@ -31,7 +31,8 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from ebm_dist.errors import ConfigError
 
 if TYPE_CHECKING:
-    from ebm_dist import cluster, features, optim, registry, replay, search, tracking, trainer
+    from ebm_dist import cluster, features, optim, registry, replay, tracking, trainer
+    from ebm_dist.search import study
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -88,7 +89,7 @@ class Params:
     evaluation: dict[str, Any] = field(metadata={"each": "ebm_dist.evaluation", "name_is_key": True})
     tracking: "tracking.Config" = _module("tracking")
     register: "registry.Config" = _module("registry")
-    tune: "search.Config" = _module("search")
+    tune: "study.Config" = _module("search.study")
 
     def as_dict(self, *names: str) -> dict[str, Any]:
         """The values with all defaults filled in, of the named sections or of all, as JSON can hold them."""
@@ -117,8 +118,10 @@ def module_of(config: Any) -> ModuleType:
 
 def plugin_name(config: Any) -> str | None:
     """``"langevin"`` for the ``Config`` of ``ebm_dist/samplers/langevin.py``; None if it is not a plugin's."""
-    package, _, name = type(config).__module__.rpartition(".")
-    return name if package.count(".") else None
+    module = type(config).__module__
+    package, _, name = module.rpartition(".")
+    is_named_by_its_section = any(module == f.metadata.get("module") for f in fields(Params))
+    return name if package.count(".") and not is_named_by_its_section else None
 
 
 def plugins(folder: str) -> list[str]:

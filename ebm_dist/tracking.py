@@ -20,7 +20,7 @@ from ebm_dist.reporting import METRICS, read_lines
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from ebm_dist.search import Trial
+    from ebm_dist.search.study import Trial
 
 log = logging.getLogger(__name__)
 

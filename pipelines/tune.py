@@ -6,9 +6,10 @@ earlier one was interrupted. To adopt what it found and train with it: dvc exp r
 
 from pathlib import Path
 
-from ebm_dist import config, search_report, shards, storage, tracking, tuning
+from ebm_dist import config, shards, storage, tracking
 from ebm_dist.files import write_json
 from ebm_dist.lineage import hardware
+from ebm_dist.search import report, tuning
 from pipelines import parser, run
 
 
@@ -28,9 +29,9 @@ def main() -> None:
     facts = {"dataset": index.dataset, "data.digest": index.digest}
     family = tracking.Family(params, job.digest, f"tune-{index.dataset}-{job.digest[:8]}", facts)
     found = tuning.find(params, job, family)
-    metrics = search_report.write(params, found, given.out, given.params, given.tuned)
+    metrics = report.write(params, found, given.out, given.params, given.tuned)
     write_json(given.out / "run.json", {"seconds": round(found.seconds, 1), "hardware": hardware()})
-    words = search_report.verdict(metrics)
+    words = report.verdict(metrics)
     numbers = {"best": metrics["best"]["score"], "used_steps": metrics["used_steps"]}
     tags = {"ebm.best_trial": str(metrics["best"]["trial"]), "mlflow.note.content": words.replace("\n", "  \n")}
     family.finish({"search": found.trials, "final": found.finals}, numbers, tags, given.out)

@@ -18,10 +18,11 @@ import torch
 from PIL import Image
 from ruamel.yaml import YAML
 
-from ebm_dist import checkpoint, config, judge, search
+from ebm_dist import checkpoint, config
 from ebm_dist.comm import LocalComm
 from ebm_dist.reporting import FileReporter
-from ebm_dist.search import Trial
+from ebm_dist.search import judge, study
+from ebm_dist.search.study import Trial
 from tests import helpers
 from tests.helpers import copy_project
 from tests.integration.test_main_job import command_of, descendants, finish, kill, start
@@ -81,7 +82,7 @@ def searched(prepared, tmp_path_factory):
 
 def trials_of(folder: Path, phase: str = "search") -> list[Trial]:
     (path,) = (folder / "runs" / "tune").glob(f"*/{phase}*.json")
-    return search.read_trials(path.read_bytes())
+    return study.read_trials(path.read_bytes())
 
 
 @pytest.mark.slow
@@ -158,7 +159,10 @@ def test_one_command_adopts_what_was_found_and_retrains(searched, tmp_path):
     compared = json.loads((folder / "reports/tune/metrics.json").read_text())["comparison"]
     own = config.load(folder / "params.yaml").sampler.step_size
     expected = compared["values"]["sampler.step_size"] if compared["is_better"] else own
-    assert trained["params"]["sampler"]["step_size"] == expected and trained["num_steps"] == helpers.SMALL_PIPELINE["train"]["num_steps"]
+    assert (
+        trained["params"]["sampler"]["step_size"] == expected
+        and trained["num_steps"] == helpers.SMALL_PIPELINE["train"]["num_steps"]
+    )
     assert "pipelines.tune" not in output
 
 
@@ -227,7 +231,7 @@ def test_trials_that_crash_hang_and_are_killed_and_a_driver_that_is_killed(prepa
 def undisturbed(folder: Path, trial: Trial, run: Path) -> float:
     """The last score of a trial that trains in this process, from the beginning."""
     params = config.load(folder / "params.yaml")
-    chosen = search.trial_params(params, trial.values, trial.seed, trial.num_steps, params.tune.rungs[0])
+    chosen = study.trial_params(params, trial.values, trial.seed, trial.num_steps, params.tune.rungs[0])
     torch.set_num_threads(1)
     helpers.build(chosen, folder / "data/main/dataset", LocalComm(), "alone").fit(run, FileReporter(run))
     own = judge.Judge(

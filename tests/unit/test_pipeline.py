@@ -107,7 +107,7 @@ def test_nothing_happens_at_import(tmp_path):
     import subprocess
     import sys
 
-    code = "import ebm_dist, ebm_dist.cluster, ebm_dist.tracking, ebm_dist.registry, ebm_dist.tuning, pipelines.train, pipelines.register, pipelines.tune, sys; print('ray' in sys.modules, 'mlflow' in sys.modules)"
+    code = "import ebm_dist, ebm_dist.cluster, ebm_dist.tracking, ebm_dist.registry, ebm_dist.search.tuning, pipelines.train, pipelines.register, pipelines.tune, sys; print('ray' in sys.modules, 'mlflow' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from ebm_dist import checkpoint, config, judge, search, search_report, shards, tuning
+from ebm_dist import checkpoint, config, shards
 from ebm_dist.errors import CheckpointError, ClusterError, ConfigError
-from ebm_dist.search import WORST, Found, Trial
+from ebm_dist.search import judge, report, study, tuning
+from ebm_dist.search.study import WORST, Found, Trial
 from tests.helpers import ROOT, Silent, build, params, state_of, values
 
 SPACE = {"sampler.step_size": {"log": [1e-4, 1.0]}, "objective.energy_penalty": {"log": [1e-3, 1.0]}}
@@ -36,13 +37,13 @@ def trial(index, *scores, state="finished", **more):
 
 def test_draws_are_log_uniform_reproducible_and_readable():
     chosen = tuned_params()
-    drawn = [search.draw(chosen, i) for i in range(400)]
-    assert drawn == [search.draw(chosen, i) for i in range(400)]
+    drawn = [study.draw(chosen, i) for i in range(400)]
+    assert drawn == [study.draw(chosen, i) for i in range(400)]
     logs = np.log10([d["sampler.step_size"] for d in drawn])
     assert -4 <= logs.min() < -3.9 and -0.1 < logs.max() <= 0
     assert np.histogram(logs, bins=4, range=(-4, 0))[0].min() > 70  # each decade its share
     assert all(float(f"{d['sampler.step_size']:.4g}") == d["sampler.step_size"] for d in drawn)
-    assert search.draw(tuned_params(seed=1), 0) != drawn[0]
+    assert study.draw(tuned_params(seed=1), 0) != drawn[0]
 
 
 def test_whole_numbers_and_choices():
@@ -52,10 +53,10 @@ def test_whole_numbers_and_choices():
         "optimizer.lr": {"linear": [1e-4, 1e-3]},
     }
     chosen = tuned_params(space=space)
-    drawn = [search.draw(chosen, i) for i in range(50)]
+    drawn = [study.draw(chosen, i) for i in range(50)]
     assert all(isinstance(d["sampler.num_steps"], int) and 2 <= d["sampler.num_steps"] <= 64 for d in drawn)
     assert {len(d["energy.hidden"]) for d in drawn} == {1, 2}
-    own = search.trial_params(chosen, drawn[0], 5, 90, 10)
+    own = study.trial_params(chosen, drawn[0], 5, 90, 10)
     assert (own.seed, own.train.num_steps, own.train.checkpoint_every, own.train.max_rollbacks) == (5, 90, 10, 0)
     assert own.sampler.num_steps == drawn[0]["sampler.num_steps"] and own.tune.space is None
 
@@ -64,7 +65,7 @@ def test_combinations_that_the_settings_refuse_are_drawn_again():
     chosen = tuned_params(
         space={"train.batch_size": {"linear": [16, 64]}}
     )  # must be divisible by four shards, at most the capacity
-    assert all(search.draw(chosen, i)["train.batch_size"] % 4 == 0 for i in range(10))
+    assert all(study.draw(chosen, i)["train.batch_size"] % 4 == 0 for i in range(10))
 
 
 @pytest.mark.parametrize(
@@ -106,8 +107,8 @@ def test_a_bad_search_is_one_message_with_its_line(tmp_path, tune, texts):
 
 def test_the_default_space_is_what_the_file_has():
     chosen = params()
-    assert set(chosen.tune.ranges(chosen)) == set(search.DEFAULT_SPACE) and chosen.tune.space is None
-    low, high = search.DEFAULT_SPACE["sampler.step_size"].log
+    assert set(chosen.tune.ranges(chosen)) == set(study.DEFAULT_SPACE) and chosen.tune.space is None
+    low, high = study.DEFAULT_SPACE["sampler.step_size"].log
     assert math.log10(high / low) == pytest.approx(4)
 
 
@@ -122,26 +123,26 @@ def test_the_order_of_trials_never_prefers_what_diverged_or_is_not_a_number():
         trial(6, -math.inf),
         trial(7, 30.0),
     ]
-    assert [t.index for t in search.ranked(known, "fid_clf")][:3] == [3, 7, 0]  # equal scores: the farther first
+    assert [t.index for t in study.ranked(known, "fid_clf")][:3] == [3, 7, 0]  # equal scores: the farther first
     assert [t.score("fid_clf") for t in known] == [50.0, None, None, 30.0, None, None, None, 30.0]
-    assert search.ranked([], "fid_clf") == []
-    assert search.read_trials(search.write_trials(known[:2])) == known[:2]
+    assert study.ranked([], "fid_clf") == []
+    assert study.read_trials(study.write_trials(known[:2])) == known[:2]
 
 
 def test_progress_counts_each_step_once():
     first, second = trial(0, 50.0, 40.0), trial(1, 60.0, 10.0, WORST)
-    found = search.progress([first, second], "fid_clf")
+    found = study.progress([first, second], "fid_clf")
     assert found.used_steps == [10, 20, 30, 40, 50] and found.best == [50.0, 40.0, 40.0, 10.0, 10.0]
     clone = trial(2, 3.0)
     clone.rows[0] |= {"step": 30, "inherited": 20}
-    assert search.progress([clone], "fid_clf").used_steps == [10]
+    assert study.progress([clone], "fid_clf").used_steps == [10]
 
 
 def test_the_tuned_file_is_whole_and_reads_back(tmp_path):
     source = ROOT / "params.yaml"
     new = {"sampler.step_size": 0.0432, "objective.energy_penalty": 0.5, "sampler.score_clip": 0.1}
     path = tmp_path / "tuned.yaml"
-    path.write_text(search.tuned(source, new, "from a search\n\nof 3 trials"))
+    path.write_text(study.tuned(source, new, "from a search\n\nof 3 trials"))
     before, after = config.load(source), config.load(path)
     assert (after.sampler.step_size, after.objective.energy_penalty, after.sampler.score_clip) == (0.0432, 0.5, 0.1)
     assert after.train == before.train and after.register == before.register and after.tune == before.tune
@@ -151,14 +152,14 @@ def test_the_tuned_file_is_whole_and_reads_back(tmp_path):
     )
     assert "# real data of another kind" in text
     again = tmp_path / "again.yaml"
-    again.write_text(search.tuned(path, {}, "head"))
+    again.write_text(study.tuned(path, {}, "head"))
     assert config.load(again) == after and "from a search" not in again.read_text()
 
 
 def test_perturbed_values_stay_in_their_ranges():
     chosen = tuned_params(scheduler="pbt")
     generator = np.random.default_rng(0)
-    moved = [search.perturbed(chosen, {"sampler.step_size": 0.9, "objective.energy_penalty": 0.0011}, generator) for _ in range(20)]
+    moved = [study.perturbed(chosen, {"sampler.step_size": 0.9, "objective.energy_penalty": 0.0011}, generator) for _ in range(20)]
     assert {m["sampler.step_size"] for m in moved} == {0.72, 1.0}
     assert {m["objective.energy_penalty"] for m in moved} == {0.001, 0.001375}
 
@@ -207,11 +208,11 @@ def found():
 def test_the_report_is_complete_and_honest(tmp_path):
     chosen = tuned_params()
     out, tuned = tmp_path / "out", tmp_path / "tuned.yaml"
-    metrics = search_report.write(chosen, found(), out, ROOT / "params.yaml", tuned)
+    metrics = report.write(chosen, found(), out, ROOT / "params.yaml", tuned)
     compared = metrics["comparison"]
     assert compared["file"]["mean"] == 51 and compared["tuned"]["mean"] == pytest.approx(41.33, abs=0.01)
     assert compared["is_better"] and compared["is_certain"] and metrics["num_diverged"] == 1 and metrics["best"]["trial"] == 3
-    assert "tuned values are better" in search_report.verdict(metrics)
+    assert "tuned values are better" in report.verdict(metrics)
     assert json.loads((out / "metrics.json").read_text()) == metrics
     assert (out / "trials.csv").read_text().splitlines()[1].startswith("3,finished,0.0123,0.2,20,40.0")
     assert config.load(tuned).sampler.step_size == 0.0123
@@ -224,34 +225,34 @@ def test_it_says_so_when_nothing_better_was_found_and_keeps_the_file(tmp_path):
     worse = found()
     for t, score in zip(worse.finals[3:], (60.0, 61.0, 62.0), strict=True):
         t.rows[0]["fid_clf"] = score
-    metrics = search_report.summary(tuned_params(), worse)
-    assert not metrics["comparison"]["is_better"] and "nothing better" in search_report.verdict(metrics)
-    search_report.write(tuned_params(), worse, tmp_path, ROOT / "params.yaml", tmp_path / "tuned.yaml")
+    metrics = report.summary(tuned_params(), worse)
+    assert not metrics["comparison"]["is_better"] and "nothing better" in report.verdict(metrics)
+    report.write(tuned_params(), worse, tmp_path, ROOT / "params.yaml", tmp_path / "tuned.yaml")
     own = config.load(ROOT / "params.yaml")
     assert config.load(tmp_path / "tuned.yaml") == own and "found none better" in (tmp_path / "tuned.yaml").read_text()
     worse.finals[4].state = "diverged"
-    metrics = search_report.summary(tuned_params(), worse)
+    metrics = report.summary(tuned_params(), worse)
     assert metrics["comparison"]["tuned"]["mean"] is None and not metrics["comparison"]["is_better"]
-    assert "no score" in search_report.verdict(metrics)
+    assert "no score" in report.verdict(metrics)
 
 
 @pytest.mark.parametrize("scores", [[], [math.nan], [5.0], [math.nan, 5.0], [5.0, 5.0, 5.0, 5.0, 5.0]])
 def test_pictures_of_few_trials(scores):
     known = [trial(i, score) for i, score in enumerate(scores)]
-    search_report.pictures(tuned_params(), Found(known, [], [{}], 90, 1.0))
+    report.pictures(tuned_params(), Found(known, [], [{}], 90, 1.0))
 
 
 def test_the_live_table_and_line():
     known = [trial(0, 300.0, 90.0), trial(1, WORST, state="diverged"), trial(2, 120.0, state="running"), trial(3, state="waiting")]
     console = Console(width=100, record=True, file=io.StringIO())
-    console.print(search_report.table(known, "fid_clf", 10.0, 75.0, {2: 37}))
+    console.print(report.table(known, "fid_clf", 10.0, 75.0, {2: 37}))
     text = console.export_text()
     rows = [line.split() for line in text.splitlines()]
     assert rows[0][:6] == ["2", "of", "4", "trials", "over,", "1:05"] and "step_size" in rows[1] and "energy_penalty" in rows[1]
     assert rows[2][:4] == ["0", "finished", "20/90", "90"] and rows[3][:4] == ["1", "diverged", "10/90", "-"]
     assert rows[4][:4] == ["2", "running", "37/90", "120"]
     assert max(map(len, text.splitlines())) <= 100
-    line = search_report.trials_line(known, "fid_clf", 65.0)
+    line = report.trials_line(known, "fid_clf", 65.0)
     assert line == "1:05  1 finished, 1 diverged, 1 running, 1 waiting  best fid_clf 90 (trial 0, step 20)"
 
 
@@ -302,6 +303,6 @@ def test_a_score_is_made_of_the_validation_split_only(tmp_path, digits_data, mon
     own = judge.Judge(params().as_dict(), str(digits_data), str(tmp_path / "classifier"), "digest", (4, 12), 50)
     own.look(tmp_path / "run")
     (row,) = [json.loads(line) for line in (tmp_path / "run" / judge.SCORES).read_text().splitlines()]
-    assert row["step"] == 12 and set(search.SCORES) < set(row) and all(math.isfinite(v) for v in row.values())
+    assert row["step"] == 12 and set(study.SCORES) < set(row) and all(math.isfinite(v) for v in row.values())
     own.look(tmp_path / "run")
     assert len((tmp_path / "run" / judge.SCORES).read_text().splitlines()) == 1 and set(opened) == {"val"}

@@ -4,10 +4,10 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from ebm_dist import search
 from ebm_dist.config import Params
 from ebm_dist.errors import ConfigError
-from ebm_dist.search import WORST, Range, Trial
+from ebm_dist.search import study
+from ebm_dist.search.study import WORST, Range, Trial
 
 _ATTEMPTS = 100
 
@@ -21,7 +21,7 @@ class Proposals:
         except ImportError:
             raise ConfigError("tune.search: optuna is not installed; install it with: pip install 'ebm-dist[tune]'") from None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.params, self.ranges, self.known = params, params.tune.ranges(params), search.keys(params)
+        self.params, self.ranges, self.known = params, params.tune.ranges(params), study.keys(params)
         self.space = {key: _distribution(chosen, self.known[key]) for key, chosen in self.ranges.items()}
         own = params.tune
         self.study = optuna.create_study(
@@ -35,10 +35,10 @@ class Proposals:
         """Values that the settings allow; those of a draw should Optuna not come to any."""
         for _ in range(_ATTEMPTS):
             asked = self.study.ask(self.space).params
-            values = {key: search.rounded(self._value(key, value), self.known[key]) for key, value in asked.items()}
-            if search.is_possible(self.params, values):
+            values = {key: study.rounded(self._value(key, value), self.known[key]) for key, value in asked.items()}
+            if study.is_possible(self.params, values):
                 return values
-        return search.draw(self.params, index)
+        return study.draw(self.params, index)
 
     def learn(self, trial: Trial) -> None:
         """Tell the score of a trial that is over; that of one that diverged or failed is the worst."""

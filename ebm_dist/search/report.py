@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from ebm_dist import figures, search
+from ebm_dist import figures
 from ebm_dist.config import Params
 from ebm_dist.files import write_csv, write_json
 from ebm_dist.progress import showing
 from ebm_dist.reporting import METRICS, read_lines
 from ebm_dist.results import interval
-from ebm_dist.search import Found, Trial
+from ebm_dist.search import study
+from ebm_dist.search.study import Found, Trial
 from ebm_dist.storage import is_local, write_whole
 
 _NAMES = {
@@ -31,7 +32,7 @@ _SURFACE = ("sampler.step_size", "objective.energy_penalty")
 
 def summary(params: Params, found: Found) -> dict[str, Any]:
     """What ``metrics.json`` holds: the search, and the comparison of the file's own values with the best over seeds."""
-    own, best = params.tune, search.ranked(found.trials, params.tune.metric)[0]
+    own, best = params.tune, study.ranked(found.trials, params.tune.metric)[0]
     states = {
         f"num_{state}": sum(t.state == state for t in found.trials) for state in ("finished", "stopped", "diverged", "failed")
     }
@@ -45,7 +46,7 @@ def summary(params: Params, found: Found) -> dict[str, Any]:
         "search": own.search,
         "num_trials": len(found.trials),
         **states,
-        "used_steps": search.progress(found.trials, own.metric).used_steps[-1],
+        "used_steps": study.progress(found.trials, own.metric).used_steps[-1],
         "best": {"trial": best.index, "step": best.step, "score": best.score(own.metric), "values": best.values},
         "comparison": {
             "num_steps": found.num_steps,
@@ -98,7 +99,7 @@ def write(params: Params, found: Found, folder: Path, source: Path, tuned: Path)
     for name, content in pictures(params, found).items():
         (folder / "plots").mkdir(parents=True, exist_ok=True)
         write_whole(folder / "plots" / name, content)
-    write_csv(folder / "trials.csv", search.table(found.trials, params.tune.metric))
+    write_csv(folder / "trials.csv", study.table(found.trials, params.tune.metric))
     write_json(folder / "metrics.json", metrics)
     compared = metrics["comparison"]
     head = f"The values of {source}" + (
@@ -106,7 +107,7 @@ def write(params: Params, found: Found, folder: Path, source: Path, tuned: Path)
     )
     head += f"{params.tune.scheduler}, {len(found.trials)} trials of at most {params.tune.num_steps} steps.\n"
     head += f"Adopt and retrain: dvc exp run -S recipe={tuned}\n\n{verdict(metrics)}"
-    write_whole(tuned, search.tuned(source, compared["values"] if compared["is_better"] else {}, head).encode())
+    write_whole(tuned, study.tuned(source, compared["values"] if compared["is_better"] else {}, head).encode())
     return metrics
 
 
@@ -125,7 +126,7 @@ def pictures(params: Params, found: Found) -> dict[str, bytes]:
         name = "surface.png" if (x, y) == _SURFACE else f"surface-{x.split('.')[-1]}-{y.split('.')[-1]}.png"
         across, up = (figures.Column([t.values[key] for t in trials], True, ranges[key].log) for key in (x, y))
         out[name] = figures.surface(across, up, scores, (x, y, metric), title)
-    best = search.progress(found.trials, metric)
+    best = study.progress(found.trials, metric)
     label = _NAMES[metric]
     out["best.png"] = figures.best_so_far({params.tune.scheduler: best}, "training steps used", label, "Best score so far")
     return out
@@ -139,7 +140,7 @@ def table(known: Sequence[Trial], metric: str, started: float, now: float, steps
     )
     for name in ("trial", "state", "step", metric, *(next((list(t.values) for t in known if t.values), [])), "time"):
         shown.add_column(name.split(".")[-1], justify="left" if name == "state" else "right", no_wrap=True)
-    ordered = search.ranked([trial for trial in known if trial.rows or trial.state == "running"], metric)
+    ordered = study.ranked([trial for trial in known if trial.rows or trial.state == "running"], metric)
     running = [trial for trial in ordered if trial.state == "running"]
     for trial in [*[trial for trial in ordered if trial.state != "running"][: max(2, _ROWS - len(running))], *running]:
         score, step = trial.score(metric), steps.get(trial.index, trial.step)
@@ -152,7 +153,7 @@ def table(known: Sequence[Trial], metric: str, started: float, now: float, steps
 def trials_line(known: Sequence[Trial], metric: str, seconds: float) -> str:
     """A search in one line: how many trials are where, and the best so far."""
     counts = {state: sum(trial.state == state for trial in known) for state in dict.fromkeys(trial.state for trial in known)}
-    best = next((trial for trial in search.ranked(known, metric) if trial.score(metric) is not None), None)
+    best = next((trial for trial in study.ranked(known, metric) if trial.score(metric) is not None), None)
     tail = f"  best {metric} {best.score(metric):.4g} (trial {best.index}, step {best.step})" if best else ""
     return f"{_minutes(seconds)}  " + ", ".join(f"{count} {state}" for state, count in counts.items()) + tail
 

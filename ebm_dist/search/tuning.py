@@ -5,7 +5,7 @@
 the same command goes on where an earlier one was interrupted: trials that were over stay as they were and are told to the
 scheduler, others resume from their own checkpoints. Ray's own notes are not read again, because they are pickles.
 
-Rank 0 of a trial scores a checkpoint as it is written (:mod:`ebm_dist.judge`).
+Rank 0 of a trial scores a checkpoint as it is written (:mod:`ebm_dist.search.judge`).
 """
 
 import hashlib
@@ -25,16 +25,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from ebm_dist import checkpoint, cluster, features, lineage, search, search_report, shards, storage, tracking
+from ebm_dist import checkpoint, cluster, features, lineage, shards, storage, tracking
 from ebm_dist.comm import LocalComm
 from ebm_dist.config import Params, from_values
 from ebm_dist.errors import ClusterError, ConfigError, DataError, DivergedError, EbmError
 from ebm_dist.files import read_json, sha256, write_json
-from ebm_dist.judge import SCORES, Judge
-from ebm_dist.proposals import Proposals
 from ebm_dist.reporting import STOP, Row, read_lines
 from ebm_dist.rng import numpy_stream
-from ebm_dist.search import WORST, Found, Trial
+from ebm_dist.search import report, study
+from ebm_dist.search.judge import SCORES, Judge
+from ebm_dist.search.proposals import Proposals
+from ebm_dist.search.study import WORST, Found, Trial
 
 if TYPE_CHECKING:
     from ray import tune
@@ -76,11 +77,11 @@ def start(params: Params, index: shards.Index, classifier: Path, runs: Path) -> 
         raise DataError(f"{index.folder}: has no val split to choose settings by, only {', '.join(index.splits)}")
     if params.tune.metric == "fid_clf" and features.load(classifier) is None:
         raise ConfigError(
-            f"tune.metric: fid_clf needs labelled images, {index.dataset} has none; use {' or '.join(search.METRICS[1:])}"
+            f"tune.metric: fid_clf needs labelled images, {index.dataset} has none; use {' or '.join(study.METRICS[1:])}"
         )
     settings = {k: v for k, v in params.as_dict("tune")["tune"].items() if k not in _NO_RESULT}
     settings["space"] = {key: repr(chosen) for key, chosen in params.tune.ranges(params).items()}
-    code = {str(path): sha256(lineage.ROOT / path) for path in lineage.import_closure("ebm_dist.judge")}
+    code = {str(path): sha256(lineage.ROOT / path) for path in lineage.import_closure("ebm_dist.search.judge")}
     parts = [
         lineage.run_digest(params, index.digest),
         settings,
@@ -113,14 +114,14 @@ class Trials:
 
     def __init__(self, job: Job, phase: str, planned: list[Trial]) -> None:
         self.path = storage.location(job.home) / f"{phase}.json"
-        known = {trial.index: trial for trial in search.read_trials(storage.read_bytes(self.path))} if self.path.exists() else {}
+        known = {trial.index: trial for trial in study.read_trials(storage.read_bytes(self.path))} if self.path.exists() else {}
         self.all = [known.get(trial.index, trial) for trial in planned]
         for trial in self.all:
             trial.state = "waiting" if trial.state == "running" else trial.state
         self.save()
 
     def save(self) -> None:
-        storage.write_whole(self.path, search.write_trials(self.all))
+        storage.write_whole(self.path, study.write_trials(self.all))
 
     def add(self, trial: Trial, row: dict[str, Any]) -> None:
         """A score has come; one that is known already, told again by a trial that was resumed, changes nothing."""
@@ -156,7 +157,7 @@ def connected(params: Params) -> Iterator[int]:
     Raises :class:`ClusterError` before anything is started if not even one fits.
     """
     own, config = params.tune, params.cluster
-    chosen = search.trial_params(params, {}, params.seed, own.num_steps, own.num_steps)
+    chosen = study.trial_params(params, {}, params.seed, own.num_steps, own.num_steps)
     need = (own.workers, config.cpus_per_worker, 1.0 if config.use_gpu else 0.0)
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
@@ -227,14 +228,14 @@ def find(params: Params, job: Job, family: tracking.Family, *, compares: bool = 
     Goes on where an earlier one was interrupted. Raises :class:`DivergedError` if no trial has a score.
     """
     own, home, began = params.tune, storage.location(job.home), time.monotonic()
-    draws = [{} if own.search == "optuna" else search.draw(params, i) for i in range(own.num_trials)]
+    draws = [{} if own.search == "optuna" else study.draw(params, i) for i in range(own.num_trials)]
     first = Trials(job, "search", [Trial(i, values, params.seed, own.num_steps) for i, values in enumerate(draws)])
     phases = {"search": first.all}
     with cluster.exclusive(home, job.digest), family.following(phases, first.path), ExitStack() as stack:
         slots = cache(lambda: stack.enter_context(connected(params)))  # not before there is something to train
-        with search_report.live_trials(first.all, own.metric, home / "search"):
+        with report.live_trials(first.all, own.metric, home / "search"):
             run(job, "search", first, slots)
-        best = [trial for trial in search.ranked(first.all, own.metric) if trial.score(own.metric) is not None][: own.finalists]
+        best = [trial for trial in study.ranked(first.all, own.metric) if trial.score(own.metric) is not None][: own.finalists]
         if not best:
             reasons = "; ".join(dict.fromkeys(trial.reason for trial in first.all if trial.reason))
             raise DivergedError(f"no trial of the search came to a score: {reasons[:1000]}; see {first.path}")
@@ -247,12 +248,12 @@ def find(params: Params, job: Job, family: tracking.Family, *, compares: bool = 
             phase = f"{kind}-{hashlib.sha256(json.dumps([pairs, steps]).encode()).hexdigest()[:8]}"
             trials = Trials(job, phase, [Trial(i, *pair, steps) for i, pair in enumerate(pairs)])
             phases[kind] = trials.all
-            with search_report.live_trials(trials.all, own.metric, home / phase):
+            with report.live_trials(trials.all, own.metric, home / phase):
                 run(whole, phase, trials, slots)
             return trials.all
 
         if len(best) > 1:  # with a seed of their own, over the whole length: what is good after few steps may not last
-            best = search.ranked(train_whole("heat", [(trial.values, count) for trial in best]), own.metric)
+            best = study.ranked(train_whole("heat", [(trial.values, count) for trial in best]), own.metric)
         compared = [dict[str, Any](), best[0].values]
         finals = train_whole("final", [(values, seed) for values in compared for seed in range(count)])
     return Found(first.all, finals, compared, steps, time.monotonic() - began)
@@ -318,7 +319,7 @@ def _trial(point: dict[str, Any], *, job: Job) -> None:
     home = storage.location(job.home) / f"trial-{index:04d}"
     params = from_values(job.params, Path("tune"))
     try:
-        chosen = search.trial_params(params, values, job.seeds[index], job.rungs[-1], job.every)
+        chosen = study.trial_params(params, values, job.seeds[index], job.rungs[-1], job.every)
         note = _settle(
             home, values, hashlib.sha256(f"{job.digest}/{index}/{chosen.digest()}".encode()).hexdigest(), tune.get_checkpoint()
         )
@@ -353,7 +354,7 @@ def _trial(point: dict[str, Any], *, job: Job) -> None:
         last = {"step": 0, "values": values, "digest": ""}
     if ending:
         beyond = next((rung for rung in job.rungs if rung > last["step"]), job.rungs[-1])
-        tune.report(last | {**dict.fromkeys(search.METRICS, WORST), "step": beyond, **ending})
+        tune.report(last | {**dict.fromkeys(study.METRICS, WORST), "step": beyond, **ending})
 
 
 def _train(ending: dict[str, Any], *training: Any) -> None:
@@ -432,7 +433,7 @@ def _scheduler(params: Params, trials: Trials, home: Path) -> Any:
 
         def explore(point: dict[str, Any]) -> dict[str, Any]:
             generator = numpy_stream(own.seed, "tune/explore", 0, next(count))
-            return {**point, "values": search.perturbed(params, point["values"], generator)}
+            return {**point, "values": study.perturbed(params, point["values"], generator)}
 
         return schedulers.PopulationBasedTraining(
             "step", perturbation_interval=rungs[0], custom_explore_fn=explore, log_config=False
@@ -510,7 +511,7 @@ def _recorder(store: Trials, job: Job) -> Any:
 
         def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any) -> None:
             own = by_index[_index(str(trial))]
-            kept = ("step", "digest", "inherited", "diverged", "failed", *search.SCORES)
+            kept = ("step", "digest", "inherited", "diverged", "failed", *study.SCORES)
             own.values = result["values"]
             store.add(own, {name: result[name] for name in kept if name in result})
             self._change(trial, own.state)

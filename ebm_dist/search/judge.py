@@ -16,7 +16,7 @@ from ebm_dist import checkpoint, features, model, shards, storage
 from ebm_dist.config import from_values, module_of
 from ebm_dist.evaluation import Subject, samples
 from ebm_dist.reporting import Lines, read_lines
-from ebm_dist.search import WORST
+from ebm_dist.search.study import WORST
 
 SCORES = "scores.jsonl"
 
