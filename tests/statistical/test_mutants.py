@@ -13,6 +13,7 @@ pytestmark = pytest.mark.slow
 
 LANGEVIN, CD = "tests/statistical/test_langevin.py", "tests/statistical/test_contrastive_divergence.py"
 SAMPLERS, RBM, DIAGNOSTICS = (f"tests/statistical/test_{name}.py" for name in ("samplers", "rbm", "diagnostics"))
+CHAINS = "tests/statistical/test_chains_suite.py"
 GEWEKE, BOUNDS = f"{SAMPLERS}::test_exact_draws_stay_exact_at_every_step", f"{SAMPLERS}::test_bounds_leave_the_sampler_exact"
 HALF, KEPT = (
     f"{SAMPLERS}::test_what_is_not_finite_is_rejected_and_counted",
@@ -84,6 +85,10 @@ MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "AIS without annealed biases": ("likelihood.py", "(1 - new) * base + new * weights.visible_input(h)", "weights.visible_input(h)", RBM),
     "R-hat without folds": ("diagnostics.py", "_plain_rhat(_normal_scores(folds))", "0", DIAGNOSTICS),
     "no monotone sequence": ("diagnostics.py", "np.minimum.accumulate(pairs, axis=0)", "pairs", DIAGNOSTICS),
+    "starts are not compared": ("evaluation/chains.py", '"both": list(runs.values())', '"both": list(runs.values())[:1]', CHAINS),
+    "classes are pooled": ("evaluation/chains.py", "for y in np.unique(classes)]", "for y in [0]] and [draws]", CHAINS),
+    "the warm-up is judged": ("evaluation/chains.py", "config.num_draws // 2 :", "0 :", CHAINS),
+    "components in no order": ("evaluation/chains.py", "values[-num:].flip(0)", "values[-num:]", CHAINS),
     "autocovariances of a circle": ("diagnostics.py", "2 * n, real=True", "n, real=True", DIAGNOSTICS),
 }  # fmt: skip
 
