@@ -35,7 +35,7 @@ def test_persistent_contrastive_divergence_learns_and_its_likelihood_is_estimate
         assert estimate["low"] - 0.05 <= exact["log_z"] <= estimate["high"] + 0.05
         assert estimate["test"] == pytest.approx(exact["test"] + exact["log_z"] - estimate["log_z"])
     assert report.metrics["ais_gap"] == pytest.approx(abs(ais["log_z"] - exact["log_z"]))
-    assert set(report.figures) == {"filters.png", "fantasy.png"}
+    assert set(report.figures) == {"filters.png", "fantasy.png", "noise.png"}
     assert report == likelihood.evaluate(chosen, subject)
 
 

@@ -1,0 +1,51 @@
+"""The suite of likelihoods is not taken in by a mode that the data's chains never see."""
+
+import pytest
+import torch
+
+from ebm_dist import evaluation, shards
+from ebm_dist.energies import rbm
+from ebm_dist.evaluation import likelihood
+from ebm_dist.likelihood import exact_log_z
+from ebm_dist.model import TrainedModel
+from tests import helpers
+
+
+def planted(hidden_bias: float) -> rbm.RBM:
+    """64 x 10; all units off is one mode. All on is another if the hidden bias is high enough."""
+    machine = rbm.RBM(rbm.Config(num_hidden=10, centred=False), 64, 0)
+    with torch.no_grad():
+        machine.weight.fill_(0.6)
+        machine.visible_bias.fill_(-3.0)
+        machine.hidden_bias.fill_(hidden_bias)
+    return machine.requires_grad_(False)
+
+
+def metrics(machine: rbm.RBM, digits_data) -> dict:
+    params = helpers.params(
+        energy={"name": "rbm", "num_hidden": 10},
+        sampler={"name": "gibbs"},
+        objective={"binarise": True, "data_noise": 0.0},
+        evaluation={"likelihood": {"num_betas": 600, "num_chains": 60, "burn_in": 50, "max_exact_hidden": 1}},
+    )
+    index = shards.read_index(digits_data)
+    card = {"shape": index.shape, "bounds": index.bounds, "num_classes": index.num_classes}
+    model = TrainedModel(machine, torch.zeros(64, 1, 8, 8), torch.zeros(64, dtype=torch.long), params, card)
+    return likelihood.evaluate(params.evaluation["likelihood"], evaluation.Subject(model, index, {}, None)).metrics
+
+
+def test_a_heavy_mode_far_from_the_chains_is_found(digits_data):
+    machine = planted(-14.0)
+    exact, found = exact_log_z(machine.weights()), metrics(machine, digits_data)
+    assert found["reverse_ais"]["log_z"] < exact - 10, "the persistent chains know nothing of it"
+    assert found["worst"]["log_z"] == pytest.approx(exact, abs=0.5), found
+    assert found["states"]["log_z"] <= exact and found["states"]["log_z"] > found["reverse_ais"]["log_z"]
+    assert found["worst"]["test"] == min(found[name]["test"] for name in ("ais", "ais_uniform", "reverse_ais", "states"))
+
+
+def test_without_such_a_mode_all_agree(digits_data):
+    machine = planted(-30.0)
+    exact, found = exact_log_z(machine.weights()), metrics(machine, digits_data)
+    for name in ("ais", "ais_uniform", "reverse_ais", "worst"):
+        assert found[name]["log_z"] == pytest.approx(exact, abs=0.3), name
+    assert found["states"]["log_z"] < exact
