@@ -256,7 +256,7 @@ def test_sigterm_is_a_stop_with_a_checkpoint_and_the_same_command_goes_on(done, 
         if whom == "driver twice":
             time.sleep(0.2)
             process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=240)  # Ray looks for its lost head for a minute
     assert "Traceback" not in output, output
     (run,) = (p for p in (folder / "other-runs").iterdir() if p.name != "ray")
     stopped = checkpoint.verify(checkpoint.latest(run))
