@@ -118,12 +118,14 @@ def intervals(rows: Mapping[str, Mapping[str, tuple[float, float, float]]], xlab
 def curves(lines: Mapping[str, tuple[Sequence[float], ...]], xlabel: str, ylabel: str, title: str) -> bytes:
     """Negative values with intervals along a line each: ``{name: (x, value, low, high)}``; the last value stands in the legend.
 
-    The axis is logarithmic in the distance from 0, so that close ones stay apart where others are far away.
+    An infinite end of an interval is not drawn. The axis is logarithmic in the distance from 0, so that close ones stay apart where
+    others are far away.
     """
     figure, axes = _figure(7.0, 4.2)
     for name, (x, value, low, high) in lines.items():
         axes.plot(x, value, "o-", ms=4, lw=2, label=f"{name}: {value[-1]:.1f}")
-        axes.fill_between(x, np.maximum(low, min(value)), np.minimum(high, max(value)), alpha=0.2, lw=0)
+        ends = (np.where(np.isfinite(end), end, value) for end in (low, high))
+        axes.fill_between(x, *ends, alpha=0.2, lw=0)
     axes.set_yscale("function", functions=(lambda y: -np.log(np.maximum(-y, 1e-9)), lambda y: -np.exp(-y)))
     bottom, top = axes.get_ylim()
     ticks = [-round(v, -1) for v in np.geomspace(-top, -bottom, 7)]
