@@ -28,6 +28,8 @@ from ebm_dist.reporting import STOP, Asked, FileReporter, Row
 _LOCK_WAIT_S = 10
 _NAMESPACE = "ebm-dist"
 _RESIZE_EVERY_S = 20.0
+# for glibc: keep freed memory. Each step of a chain allocates its activations anew, and pages from the kernel come zeroed
+_KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
 _LOOK_EVERY_STEPS = 10  # for a preemption notice: the look is a barrier of all workers
 
 
@@ -213,9 +215,10 @@ def connect(params: Params, num_cpus: int | None = None, resources: dict[str, fl
             "object_store_memory": 200 << 20,
             "resources": resources,
         }
-    threads = {name: str(params.train.num_threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    own_env = {name: str(params.train.num_threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    own_env |= _KEEP_MEMORY
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    ray.init(where, namespace=_NAMESPACE, runtime_env={"env_vars": threads}, **quiet, **own)
+    ray.init(where, namespace=_NAMESPACE, runtime_env={"env_vars": own_env}, **quiet, **own)
     if where != "local":
         try:
             _check_resources(cluster, ray.cluster_resources())

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import record_function
 
 from ebm_dist import faults
 from ebm_dist.replay import deal
@@ -43,11 +44,13 @@ class TorchComm:
     def __init__(self, device: torch.device) -> None:
         self.rank, self.world_size, self.device = dist.get_rank(), dist.get_world_size(), device
 
+    @record_function("reduce")
     def agree(self, value: int) -> int:
         vote = torch.tensor(value, device=self.device)
         dist.all_reduce(vote, dist.ReduceOp.MAX)
         return int(vote.item())
 
+    @record_function("reduce")
     def gather(self, rows: Tensor, num_shards: int) -> Tensor:
         counts = [len(deal(num_shards, self.world_size, rank)) for rank in range(self.world_size)]
         padded = rows.new_zeros(max(counts), *rows.shape[1:])

@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from ebm_dist import checkpoint, faults, optim, shards
 from ebm_dist.comm import REDUCTIONS, Comm, assign_gradient
@@ -20,6 +21,7 @@ from ebm_dist.objectives import Batch, Objective, StepContext, Turn
 from ebm_dist.replay import ReplayShard, deal
 from ebm_dist.reporting import Asked, Reporter, Row
 from ebm_dist.rng import stream
+from ebm_dist.sampling import Precision
 
 
 @section
@@ -38,6 +40,10 @@ class Config:
     """Steps between two checkpoints: what an interruption can cost."""
     num_threads: Count = 1
     """CPU threads of each worker. Not with the cluster's settings, because another number gives other bits."""
+    compile: bool = False
+    """Langevin chains run in code made by torch.compile: faster, after some seconds to a minute at each start; other last bits."""
+    precision: Precision = "float32"
+    """Of the network while chains run; their positions, noise and steps are float32 always. bfloat16 is for GPUs."""
     max_energy: Positive = 1e4
     """Energies of a shard's batch whose mean, gap or standard deviation is beyond plus or minus this diverge, as NaN does."""
     max_rollbacks: Index = 0
@@ -50,6 +56,13 @@ class Config:
             raise Mismatch("train.num_shards", f"{self.num_shards} does not divide the {shards.NUM_TARS} tars of a data set")
         if self.batch_size % self.num_shards:
             raise Mismatch("train.batch_size", f"{self.batch_size} is not divisible by train.num_shards = {self.num_shards}")
+        asked = [
+            f"train.{key}" for key, is_asked in (("compile", self.compile), ("precision", self.precision != "float32")) if is_asked
+        ]
+        if asked and module_of(params.sampler).build(params.sampler, bounds=None).steps is None:
+            raise Mismatch(
+                asked[0], f"{module_of(params.sampler).__name__.rpartition('.')[2]} has no steps to compile; use langevin"
+            )
 
 
 @dataclass
@@ -87,8 +100,7 @@ class Trainer:
                 continue
             self.step, self.seconds = self.step + 1, self.clock() - began
             if self.due(self.config.log_every):
-                self.history.append({"step": self.step, **self.mean_over_shards(row)})
-                reporter.metrics(self.history[-1], self.seconds)
+                self.report(row, reporter)
             if self.due(self.config.checkpoint_every) or asked == Asked.SAVE:
                 self.save(folder, reporter)
         if self.step < self.config.num_steps:
@@ -111,6 +123,7 @@ class Trainer:
             row |= {name: torch.stack([turn.metrics[name].detach() for turn in turns]) for name in turns[0].metrics}
         return row
 
+    @record_function("update")
     def update(self, player: str, gradient: Tensor) -> None:
         """Clip, step, and move the average of the weights."""
         config, network, optimizer = self.params.optimizer, self.objective.players[player], self.optimizers[player]
@@ -160,6 +173,7 @@ class Trainer:
     def due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.config.num_steps
 
+    @record_function("data")
     def batch(self, shard: int) -> Batch:
         x, y = self.data[shard].batch(self.step)
         return Batch(x.to(self.device), y.to(self.device))
@@ -172,6 +186,11 @@ class Trainer:
 
         return StepContext(self.step, self.replay[shard], self.reduction.players, streams)
 
+    @record_function("report")
+    def report(self, row: dict[str, Tensor], reporter: Reporter) -> None:
+        self.history.append({"step": self.step, **self.mean_over_shards(row)})
+        reporter.metrics(self.history[-1], self.seconds)
+
     def mean_over_shards(self, row: dict[str, Tensor]) -> Row:
         mine = torch.stack([value.float() for value in row.values()], dim=1)
         means = self.comm.gather(mine, self.config.num_shards).double().mean(dim=0)
@@ -182,6 +201,7 @@ class Trainer:
         if not self.restore(folder) and self.config.max_rollbacks:
             self.save(folder)
 
+    @record_function("checkpoint")
     def save(self, folder: Path, reporter: Reporter | None = None) -> None:
         """Write a checkpoint; rank 0 gives weights and state, every rank the chains of its shards."""
         files = {f"chains-{shard:05d}.safetensors": encode(chains.state_dict()) for shard, chains in self.replay.items()}

@@ -30,14 +30,15 @@ def main() -> None:
     family = tracking.Family(params, job.digest, f"tune-{index.dataset}-{job.digest[:8]}", facts)
     found = tuning.find(params, job, family)
     metrics = report.write(params, found, given.out, given.params, given.tuned)
-    write_json(given.out / "run.json", {"seconds": round(found.seconds, 1), "hardware": hardware()})
+    write_json(given.out / "run.json", {"seconds": found.seconds, "hardware": hardware()})
     words = report.verdict(metrics)
     numbers = {"best": metrics["best"]["score"], "used_steps": metrics["used_steps"]}
     tags = {"ebm.best_trial": str(metrics["best"]["trial"]), "mlflow.note.content": words.replace("\n", "  \n")}
     family.finish({"search": found.trials, "final": found.finals}, numbers, tags, given.out)
     print(words)
     counts = f"{metrics['num_trials']} trials, {metrics['num_diverged']} diverged"
-    print(f"{given.out}: {counts}, {found.seconds:.0f} s; record in {job.home}")
+    took = ", ".join(f"{part} {seconds:.0f} s" for part, seconds in found.seconds.items())
+    print(f"{given.out}: {counts}; {took}; record in {job.home}")
     print(f"adopt and retrain: dvc exp run -S recipe={given.tuned}")
     where = f"mlflow ui --backend-store-uri {tracking.tracking_uri()}"
     print(f"look at it: {where}   ({family.name}, its children and artifacts)")

@@ -68,8 +68,16 @@ class _ConditionalsGiven(_Given):
         return cast(Tensor, self.energy.resample(block, x, generator, self.y))
 
 
+def linear_energy(layer: nn.Linear, h: Tensor) -> Tensor:
+    """``(B,)``: the one output of a layer on features ``(B, n)``; as a vector product, whose gradient is no matrix product."""
+    return torch.mv(h, layer.weight[0]) + layer.bias
+
+
 def score(energy: EnergyFn, x: Tensor) -> tuple[Tensor, Tensor]:
     """Energy ``(B,)`` and score ``-dE/dx`` ``(B, *shape)`` at ``x``, both detached; parameters get no gradient."""
+    if torch.compiler.is_compiling():  # which cannot take torch.autograd apart
+        gradient, value = torch.func.grad(lambda x: ((value := energy(x)).sum(), value.detach()), has_aux=True)(x)
+        return value, -gradient
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         value = energy(x)

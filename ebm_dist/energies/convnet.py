@@ -5,9 +5,10 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from ebm_dist.config import Count, Mismatch, Params, section
-from ebm_dist.energies import EnergyModel, spectral_norm
+from ebm_dist.energies import EnergyModel, linear_energy, spectral_norm
 
 
 @section
@@ -24,6 +25,30 @@ class Config:
             raise Mismatch("energy.channels", "at least one convolution is needed")
 
 
+class Cells(nn.Module):
+    """A 5x5 kernel ``(o, i, 5, 5)`` of stride 2 to that of stride 1 ``(4 o, 16 i, 2, 2)`` taking cells of 4x4 pixels to 2x2."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        shifted = [F.pad(weight, (2 * b, 3 - 2 * b, 2 * a, 3 - 2 * a)) for a in (0, 1) for b in (0, 1)]
+        return F.pixel_unshuffle(torch.cat(shifted), 4).contiguous(memory_format=torch.channels_last)
+
+
+class FirstConv(nn.Conv2d):
+    """5x5, stride 2, padding 4, computed on cells: with a single channel in, its gradient by the image is far faster so."""
+
+    def __init__(self, i: int, o: int) -> None:
+        super().__init__(i, o, 5, stride=2, padding=4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = ((n + 3) // 2 + 1 for n in x.shape[2:])  # of the result
+        below, right = (4 * ((m + 1) // 2) - n for m, n in zip((height, width), x.shape[2:], strict=True))
+        cells = F.pixel_unshuffle(F.pad(x, (4, right, 4, below)), 4)
+        bias = None if self.bias is None else self.bias.repeat(4)
+        h = F.conv2d(cells, self.weight, bias)  # channels are (2, 2, o): a pixel of the result is contiguous in memory
+        h = h.permute(0, 2, 3, 1).unflatten(3, (2, 2, -1)).permute(0, 1, 3, 2, 4, 5).flatten(1, 2).flatten(2, 3)
+        return h[:, :height, :width].permute(0, 3, 1, 2)  # type: ignore[no-any-return]
+
+
 class ConvNet(EnergyModel):
     """``h <- silu(conv(h) + c_y)``, flattened, one hidden layer, ``E = w.h``; the class bias ``c_y`` where there are classes."""
 
@@ -32,9 +57,10 @@ class ConvNet(EnergyModel):
         wrap = spectral_norm if config.spectral_norm else nn.Identity()
         widths = (shape[0], *config.channels)
         self.convolutions = nn.ModuleList(
-            wrap(nn.Conv2d(i, o, 5, stride=2, padding=4) if n == 0 else nn.Conv2d(i, o, 3, stride=2, padding=1))
+            wrap(FirstConv(i, o) if n == 0 else nn.Conv2d(i, o, 3, stride=2, padding=1))
             for n, (i, o) in enumerate(pairwise(widths))
         )
+        parametrize.register_parametrization(self.convolutions[0], "weight", Cells(), unsafe=True)
         self.classes = nn.ModuleList(nn.Embedding(num_classes, o) for o in config.channels if num_classes)
         for embedding in self.classes:
             nn.init.normal_(embedding.weight, std=0.5)  # type: ignore[arg-type]
@@ -42,6 +68,7 @@ class ConvNet(EnergyModel):
             num_features = self._features(torch.zeros(1, *shape), torch.zeros(1, dtype=torch.long)).shape[1]
         self.hidden = wrap(nn.Linear(num_features, config.hidden))
         self.last = nn.Linear(config.hidden, 1)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _features(self, h: Tensor, y: Tensor | None) -> Tensor:
         for i, convolution in enumerate(self.convolutions):
@@ -50,7 +77,7 @@ class ConvNet(EnergyModel):
         return h.flatten(1)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        return self.last(F.silu(self.hidden(self._features(x, y)))).squeeze(1)  # type: ignore[no-any-return]
+        return linear_energy(self.last, F.silu(self.hidden(self._features(x, y))))
 
 
 def build(config: Config, *, shape: tuple[int, ...], num_classes: int) -> EnergyModel:

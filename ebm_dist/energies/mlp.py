@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ebm_dist.config import Count, section
-from ebm_dist.energies import EnergyModel, spectral_norm
+from ebm_dist.energies import EnergyModel, linear_energy, spectral_norm
 
 
 @section
@@ -37,7 +37,7 @@ class MLP(EnergyModel):
         for i, layer in enumerate(self.layers):
             h = layer(h)
             h = F.silu(h + self.classes[i](y) if self.classes else h)
-        return self.last(h).squeeze(1)  # type: ignore[no-any-return]
+        return linear_energy(self.last, h)
 
 
 def build(config: Config, *, shape: tuple[int, ...], num_classes: int) -> EnergyModel:

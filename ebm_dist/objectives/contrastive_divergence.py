@@ -21,11 +21,12 @@ from torch import Tensor, nn
 
 from ebm_dist.augmentation import augmented
 from ebm_dist.config import Fraction, Index, Mismatch, NonNegative, Params, Positive, section
-from ebm_dist.energies import EnergyModel, frozen, given
+from ebm_dist.energies import EnergyModel
 from ebm_dist.objectives import Batch, Objective, StepContext, Turn
 from ebm_dist.replay import Draw
 from ebm_dist.rng import bernoulli
-from ebm_dist.samplers import Bounds, Kernel, noise, run_chain
+from ebm_dist.samplers import Bounds, Kernel, noise
+from ebm_dist.sampling import Chains, chains_of
 
 
 @section
@@ -65,12 +66,9 @@ class Config:
 class ContrastiveDivergence:
     """One player, the energy."""
 
-    def __init__(
-        self, config: Config, energy: EnergyModel, kernel: Kernel, num_steps: int, reinit_prob: float, bounds: Bounds
-    ) -> None:
+    def __init__(self, config: Config, energy: EnergyModel, chains: Chains, reinit_prob: float, bounds: Bounds) -> None:
         self.players: Mapping[str, nn.Module] = {"energy": energy}
-        self.config, self.energy, self.kernel = config, energy, kernel
-        self.num_steps, self.reinit_prob, self.bounds = num_steps, reinit_prob, bounds
+        self.config, self.chains, self.reinit_prob, self.bounds = config, chains, reinit_prob, bounds
 
     def turns(self, batch: Batch, context: StepContext) -> Iterator[Turn]:
         """Algorithm 1 of Du & Mordatch 2019."""
@@ -79,9 +77,7 @@ class ContrastiveDivergence:
         n = len(batch.x)
         draw = self._start(batch, context)  # x~0 from the buffer with probability 1 - reinit_prob, else from noise
         labels = draw.label if self.config.conditional else None
-        with frozen(self.energy):
-            target, stream = given(self.energy, labels), context.stream("chain")
-            negative, chains = run_chain(self.kernel, target, draw.position, self.num_steps, stream)
+        negative, chains = self.chains(draw.position, labels, context.stream("chain"))
         if self.config.start == "replay":
             context.replay.put(draw, negative)
         positive = self._perturb(batch.x, context)
@@ -144,4 +140,5 @@ class ContrastiveDivergence:
 
 def build(params: Params, *, networks: Mapping[str, nn.Module], kernel: Kernel, bounds: Bounds) -> Objective:
     energy = cast(EnergyModel, networks["energy"])
-    return ContrastiveDivergence(params.objective, energy, kernel, params.sampler.num_steps, params.replay.reinit_prob, bounds)
+    chains = chains_of(params.train, energy, kernel, params.sampler.num_steps)
+    return ContrastiveDivergence(params.objective, energy, chains, params.replay.reinit_prob, bounds)

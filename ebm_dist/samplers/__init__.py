@@ -42,6 +42,9 @@ class Kernel(NamedTuple):
 
     init: Callable[[EnergyFn, Tensor], State]
     step: Callable[[EnergyFn, Any, Generator], tuple[State, Info]]
+    steps: Callable[[EnergyFn, Any, Tensor], tuple[State, Info]] | None = None
+    """``steps(target, state, noise)``: one step for each of ``noise (n, B, *shape)``, standard normal, and the info of the last.
+    For kernels that have no other randomness: such code can be compiled."""
 
 
 class ChainStats(NamedTuple):

@@ -43,15 +43,23 @@ def build(config: Config, *, bounds: Bounds) -> Kernel:
     def init(target: EnergyFn, position: Tensor) -> State:
         return State(position)
 
-    def step(target: EnergyFn, state: State, generator: Generator) -> tuple[State, Info]:
+    def move(target: EnergyFn, state: State, noise: Tensor) -> tuple[State, Info]:
         energy, drift = score(target, state.position)
         score_norm = drift.flatten(1).norm(dim=1)
         if config.score_clip is not None:
             drift.clamp_(-config.score_clip, config.score_clip)
         x = torch.add(state.position, drift, alpha=config.step_size)
-        x.add_(torch.randn(x.shape, generator=generator, device=x.device), alpha=config.noise_scale)
+        x.add_(noise, alpha=config.noise_scale)
         if bounds is not None:
             x.clamp_(*bounds)
         return State(x), Info(energy, score_norm, torch.ones_like(energy, dtype=torch.bool))
 
-    return Kernel(init, step)
+    def step(target: EnergyFn, state: State, generator: Generator) -> tuple[State, Info]:
+        return move(target, state, torch.randn(state.position.shape, generator=generator, device=state.position.device))
+
+    def steps(target: EnergyFn, state: State, noise: Tensor) -> tuple[State, Info]:
+        for row in noise:
+            state, info = move(target, state, row)
+        return state, info
+
+    return Kernel(init, step, steps)

@@ -293,8 +293,8 @@ class Found(NamedTuple):
     """values that were compared; the first are the file's own: none"""
     num_steps: int
     """training steps of the comparison"""
-    seconds: float
-    """that this session took"""
+    seconds: dict[str, float]
+    """that this session took: ``search``, and ``comparison`` if there was one"""
 
     def scores(self, metric: str) -> list[list[float | None]]:
         """Of each that was compared, a score for each seed."""

@@ -235,12 +235,13 @@ def find(params: Params, job: Job, family: tracking.Family, *, compares: bool = 
         slots = cache(lambda: stack.enter_context(connected(params)))  # not before there is something to train
         with report.live_trials(first.all, own.metric, home / "search"):
             run(job, "search", first, slots)
+        searched = time.monotonic()
         best = [trial for trial in study.ranked(first.all, own.metric) if trial.score(own.metric) is not None][: own.finalists]
         if not best:
             reasons = "; ".join(dict.fromkeys(trial.reason for trial in first.all if trial.reason))
             raise DivergedError(f"no trial of the search came to a score: {reasons[:1000]}; see {first.path}")
         if not compares:
-            return Found(first.all, [], [], 0, time.monotonic() - began)
+            return Found(first.all, [], [], 0, {"search": searched - began})
         steps, count = own.final_steps or params.train.num_steps, own.final_seeds
         whole = replace(job, rungs=(steps,), every=params.train.checkpoint_every, hands_on=False)
 
@@ -256,7 +257,8 @@ def find(params: Params, job: Job, family: tracking.Family, *, compares: bool = 
             best = study.ranked(train_whole("heat", [(trial.values, count) for trial in best]), own.metric)
         compared = [dict[str, Any](), best[0].values]
         finals = train_whole("final", [(values, seed) for values in compared for seed in range(count)])
-    return Found(first.all, finals, compared, steps, time.monotonic() - began)
+    seconds = {"search": searched - began, "comparison": time.monotonic() - searched}
+    return Found(first.all, finals, compared, steps, seconds)
 
 
 def run(job: Job, phase: str, trials: Trials, slots: Callable[[], int]) -> None:

@@ -14,6 +14,8 @@ STAGES = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())["stag
 # found by name at run time, for every stage alike: the settings file's own checks, which change no result
 CHECKS = {"ebm_dist/__init__.py", "ebm_dist/config.py", "ebm_dist/errors.py", "pipelines/__init__.py"}
 
+FOLDERS = {"energies": "energy", "samplers": "sampler", "objectives": "objective"}
+
 
 def deps(stage: str, suite: str = "samples") -> list[str]:
     return [dep.replace("${item.suite}", suite) for dep in STAGES[stage]["deps"]]
@@ -40,6 +42,19 @@ def test_editing_an_evaluation_retrains_nothing():
 
 def test_every_suite_of_the_parameter_file_is_a_stage():
     assert STAGES["evaluate"]["matrix"]["suite"] == list(config.load(ROOT / "params.yaml").evaluation)
+
+
+def test_recipes_depend_on_their_own_plugins():
+    stages = YAML(typ="safe", pure=True).load((ROOT / "pipelines/recipes/dvc.yaml").read_text())["stages"]
+    for item in stages["train"]["foreach"].values():
+        chosen = config.load(ROOT / f"pipelines/recipes/{item['recipe']}.yaml")
+        for section in ("energy", "sampler", "objective"):
+            assert config.module_of(getattr(chosen, section)).__name__.rpartition(".")[2] == item[section], item
+        listed = [dep.replace("${item.", "{").format(**item) for dep in stages["train"]["do"]["deps"]]
+        modules = [f"ebm_dist.{folder}.{item[section]}" for folder, section in FOLDERS.items()]
+        files = {str(p) for p in lineage.import_closure("ebm_dist.trainer", *modules)}
+        data = {str(p) for p in lineage.import_closure("ebm_dist.shards")} | {"ebm_dist/checkpoint.py", "ebm_dist/reporting.py"}
+        assert not files - CHECKS - data - set(listed), "pipelines/recipes/dvc.yaml: stage train"
 
 
 def test_train_depends_on_the_sections_that_make_the_digest():

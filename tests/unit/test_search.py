@@ -202,7 +202,7 @@ def found():
         trial(5, state="waiting"),
     ]
     finals = [trial(i, score) for i, score in enumerate([50.0, 52.0, 51.0, 40.0, 43.0, 41.0])]
-    return Found(trials, finals, [{}, trials[3].values], 90, 12.0)
+    return Found(trials, finals, [{}, trials[3].values], 90, {"search": 8.0, "comparison": 4.0})
 
 
 def test_the_report_is_complete_and_honest(tmp_path):
@@ -239,7 +239,7 @@ def test_it_says_so_when_nothing_better_was_found_and_keeps_the_file(tmp_path):
 @pytest.mark.parametrize("scores", [[], [math.nan], [5.0], [math.nan, 5.0], [5.0, 5.0, 5.0, 5.0, 5.0]])
 def test_pictures_of_few_trials(scores):
     known = [trial(i, score) for i, score in enumerate(scores)]
-    report.pictures(tuned_params(), Found(known, [], [{}], 90, 1.0))
+    report.pictures(tuned_params(), Found(known, [], [{}], 90, {"search": 1.0}))
 
 
 def test_the_live_table_and_line():

@@ -1,0 +1,29 @@
+"""A training job without Ray: ``torchrun --nproc-per-node 2 -m benchmarks.bare --params FILE --data FOLDER --run FOLDER``."""
+
+import argparse
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from ebm_dist import config, shards, trainer
+from ebm_dist.comm import TorchComm
+from ebm_dist.reporting import FileReporter
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    for name in ("params", "data", "run"):
+        options.add_argument(f"--{name}", type=Path, required=True)
+    given = options.parse_args()
+    params = config.load(given.params)
+    torch.set_num_threads(params.train.num_threads)
+    dist.init_process_group("gloo")
+    comm = TorchComm(torch.device("cpu"))
+    own = trainer.build(params, shards.read_index(given.data), comm, comm.device, "bare")
+    own.fit(given.run, FileReporter(given.run, comm.rank))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

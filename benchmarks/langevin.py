@@ -1,0 +1,251 @@
+"""Langevin sampling and whole training steps beside TorchEBM and the textbook loop: the same networks, the same steps.
+
+    pip install -c constraints.txt -e '.[benchmarks]'
+    python -m benchmarks.langevin
+
+All take turns in one process; a ratio is the median over rounds of the peer's time to ours. Before, chains are run with the same
+noise and compared. The share of the peak counts the operations of the plain algorithm, forward and gradient by the positions.
+Writes reports/benchmarks/langevin.json, keeping in it what was not run again.
+"""
+
+import argparse
+import copy
+import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import circumstances, peak_gflops, take_turns, textbook
+from ebm_dist import config
+from ebm_dist.comm import LocalComm
+from ebm_dist.energies import EnergyModel, convnet, mlp, resnet
+from ebm_dist.files import read_json, write_json
+from ebm_dist.objectives import contrastive_divergence
+from ebm_dist.replay import ReplayShard
+from ebm_dist.rng import stream
+from ebm_dist.samplers import langevin, noise
+from ebm_dist.sampling import Chains, FastChains
+from ebm_dist.trainer import Trainer
+
+Sampling = Callable[[], object]
+
+
+class Case(NamedTuple):
+    name: str
+    build: Callable[[], EnergyModel]
+    shape: tuple[int, ...]
+    num_classes: int
+    num_chains: int
+    sampler: langevin.Config
+    bounds: tuple[float, float] | None
+    rounds: int
+
+
+TOY = langevin.Config(num_steps=100, step_size=0.01, noise_scale=math.sqrt(2 * 0.01))
+COLD = langevin.Config(num_steps=60, step_size=10.0, noise_scale=0.005, score_clip=0.03)
+
+
+def toy() -> EnergyModel:
+    return mlp.build(mlp.Config(hidden=(128, 128)), shape=(2,), num_classes=0)
+
+
+CASES = [
+    Case("2-D MLP", toy, (2,), 0, 1024, TOY, None, 9),
+    Case("2-D MLP", toy, (2,), 0, 16384, TOY, None, 5),
+    Case(
+        "MNIST CNN", lambda: convnet.build(convnet.Config(), shape=(1, 28, 28), num_classes=0), (1, 28, 28), 0, 128, COLD, (0, 1), 7
+    ),
+    Case(
+        "IGEBM net",
+        lambda: resnet.build(resnet.Config(), shape=(3, 32, 32), num_classes=10),
+        (3, 32, 32),
+        10,
+        32,
+        langevin.Config(num_steps=20, step_size=10.0, noise_scale=0.005, score_clip=0.03),
+        (0, 1),
+        3,
+    ),
+]
+
+
+class TorchEBM:
+    """The toy network under TorchEBM's own sampler and loss."""
+
+    def __init__(self, case: Case, network: EnergyModel) -> None:
+        from torchebm.core import BaseModel
+        from torchebm.losses import ContrastiveDivergence
+        from torchebm.samplers import LangevinDynamics
+
+        class Wrapped(BaseModel):
+            def __init__(self) -> None:
+                super().__init__()
+                self.network = network
+
+            def forward(self, x: Tensor, **_: Any) -> Tensor:
+                return self.network(x)
+
+        self.case, self.model = case, Wrapped()
+        self.sampler = LangevinDynamics(self.model, step_size=case.sampler.step_size, noise_scale=1.0)
+        self.loss = ContrastiveDivergence(
+            self.model, self.sampler, k_steps=case.sampler.num_steps, persistent=True, buffer_size=8192, init_steps=0
+        )
+        self.optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, betas=(0.0, 0.999))
+
+    def sample(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return self.sampler.sample(x=x.clone(), n_steps=self.case.sampler.num_steps, generator=generator)
+
+    def step(self, x: Tensor) -> None:
+        self.optimizer.zero_grad()
+        loss, _ = self.loss(x)
+        loss.backward()
+        self.optimizer.step()
+
+
+def textbook_of(case: Case, own: EnergyModel) -> nn.Module:
+    theirs = textbook.ConvNet() if case.name == "MNIST CNN" else textbook.ResNet()
+    weights = own.state_dict()
+    if case.name == "MNIST CNN":  # its first kernel is kept in another form
+        weights = {name.replace("parametrizations.weight.original", "weight"): value for name, value in weights.items()}
+    theirs.load_state_dict(weights)
+    return theirs
+
+
+def gflop(case: Case, network: nn.Module, y: Tensor | None) -> float:
+    """Of one step of all chains, as the plain algorithm does it."""
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    x = torch.rand(case.num_chains, *case.shape, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        (network(x) if y is None else network(x, y)).sum().backward()
+    for parameter in network.parameters():
+        parameter.requires_grad_(True)
+    return counter.get_total_flops() / 1e9
+
+
+class Batches:
+    """A data set that is one batch."""
+
+    def __init__(self, x: Tensor, num_classes: int) -> None:
+        self.x, self.y = x, torch.randint(max(num_classes, 1), (len(x),))
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        return self.x, self.y
+
+
+def our_trainer(case: Case, own: EnergyModel, compiles: bool) -> Trainer:
+    """The trainer of the pipeline, with one shard and data of random numbers."""
+    sampler = {field: getattr(case.sampler, field) for field in ("num_steps", "step_size", "noise_scale", "score_clip")}
+    values = {
+        "dataset": {"name": "digits"},
+        "energy": {"name": "mlp"},
+        "sampler": {"name": "langevin"} | {key: value for key, value in sampler.items() if value is not None},
+        "objective": {"name": "contrastive_divergence", "energy_penalty": 0.1, "conditional": case.num_classes > 0},
+        "train": {"num_steps": 1000, "batch_size": case.num_chains, "num_shards": 1, "compile": compiles, "max_energy": 1e9},
+        "replay": {"capacity": max(8192, case.num_chains)},
+        "optimizer": {"lr": 1e-4, "max_grad_norm": 0.1},
+        "cluster": {"workers": 1},
+    }
+    params = config.from_values(values, Path("benchmark"))
+    kernel = langevin.build(case.sampler, bounds=case.bounds)
+    objective = contrastive_divergence.build(params, networks={"energy": own}, kernel=kernel, bounds=case.bounds)
+    x = noise((case.num_chains, *case.shape), case.bounds, stream(0, "data"))
+    chains = ReplayShard(params.replay.capacity, case.shape, case.bounds, case.num_classes, stream(0, "chains"))
+    data: Any = {0: Batches(x, case.num_classes)}
+    return Trainer(
+        params=params, objective=objective, data=data, replay={0: chains}, comm=LocalComm(), device=torch.device("cpu"), digest=""
+    )
+
+
+def sampling(case: Case) -> tuple[dict[str, Sampling], dict[str, float]]:
+    """Who samples, and how far each one's chains are from ours where the noise is the same."""
+    own, y = case.build(), torch.arange(case.num_chains) % case.num_classes if case.num_classes else None
+    kernel = langevin.build(case.sampler, bounds=case.bounds)
+    start = noise((case.num_chains, *case.shape), case.bounds, stream(0, "start"))
+    plain = Chains(own, kernel, case.sampler.num_steps)
+    compiled = FastChains(own, kernel, case.sampler.num_steps, compiles=True, precision="float32")
+    works: dict[str, Sampling] = {
+        "ours": lambda: compiled(start, y, stream(1, "chain")),
+        "ours, uncompiled": lambda: plain(start, y, stream(1, "chain")),
+    }
+    ends = {"ours": compiled(start, y, stream(1, "chain"))[0], "ours, uncompiled": plain(start, y, stream(1, "chain"))[0]}
+    if case.bounds is None:
+        peer = TorchEBM(case, copy.deepcopy(own))
+        works["TorchEBM"] = lambda: peer.sample(start)
+        ends["TorchEBM"] = peer.sample(start, stream(1, "chain"))
+    else:
+        theirs, generator = textbook_of(case, own), stream(1, "chain")
+        given = torch.stack([torch.randn(start.shape, generator=generator) for _ in range(case.sampler.num_steps)])
+        loop = partial(textbook.sample, theirs, start, y, case.sampler.num_steps, clip=case.sampler.score_clip)
+        works["textbook"] = loop
+        works["textbook, frozen"] = lambda: loop(freezes=True)
+        ends["textbook"] = loop(noise=given)
+    return works, {name: (end - ends["ours"]).abs().max().item() for name, end in ends.items() if name != "ours"}
+
+
+def training(case: Case) -> dict[str, Sampling]:
+    own = case.build()
+    x = noise((case.num_chains, *case.shape), case.bounds, stream(0, "data"))
+    works: dict[str, Sampling] = {}
+    for name, compiles in (("ours", True), ("ours, uncompiled", False)):
+        works[name] = our_trainer(case, copy.deepcopy(own), compiles).advance
+    if case.bounds is None:
+        peer = TorchEBM(case, copy.deepcopy(own))
+        works["TorchEBM"] = lambda: peer.step(x)
+    else:
+        for name, freezes in (("textbook", False), ("textbook, frozen", True)):
+            plain = textbook.Trainer(textbook_of(case, own), case.shape, case.num_classes, case.sampler.num_steps, freezes)
+            works[name] = partial(plain.step, x)
+    return works
+
+
+def row(case: Case, what: str, works: dict[str, Sampling], gflop_a_step: float, rounds: int) -> dict[str, Any]:
+    timing = take_turns(works, "ours", rounds)
+    peak = peak_gflops()
+    reached = gflop_a_step * case.sampler.num_steps / timing.seconds["ours"] / peak
+    return {
+        "work": what, "network": case.name, "chains": case.num_chains, "num_steps": case.sampler.num_steps, "rounds": rounds,
+        "seconds": timing.seconds, "share_of_peak": reached, "peak_gflops": peak,
+        # of each peer's time to ours
+        "ratio": {name: [1 / high, 1 / median, 1 / low] for name, (median, low, high) in timing.ratio.items() if name != "ours"},
+    }  # fmt: skip
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--only", default="", help="only cases whose name has this in it")
+    options.add_argument("--out", type=Path, default=Path("reports/benchmarks/langevin.json"))
+    given = options.parse_args()
+    before = read_json(given.out, "benchmark")["rows"] if given.out.exists() else []
+    found: dict[str, Any] = circumstances("torchebm") | {"rows": [row for row in before if given.only not in row["network"]]}
+    for case in CASES:
+        if given.only not in case.name:
+            continue
+        for what in ("sampling", "training step"):
+            apart: dict[str, float] = {}
+            if what == "sampling":
+                works, apart = sampling(case)
+            else:
+                works = training(case)
+            own = case.build() if case.bounds is None else textbook_of(case, case.build())
+            y = torch.arange(case.num_chains) % case.num_classes if case.num_classes else None
+            found["rows"].append(row(case, what, works, gflop(case, own, y), case.rounds) | {"largest_difference": apart})
+            print(told(found["rows"][-1]), flush=True)
+    write_json(given.out, found)
+
+
+def told(row: dict[str, Any]) -> str:
+    peers = "   ".join(f"{name} x{mid:.2f} ({low:.2f} to {high:.2f})" for name, (low, mid, high) in row["ratio"].items())
+    apart = "".join(f"; {name} within {value:.0e}" for name, value in row["largest_difference"].items())
+    return (
+        f"{row['work']:14}{row['network']:10}{row['chains']:6} chains, K={row['num_steps']:<4}"
+        f"{1e3 * row['seconds']['ours']:9.1f} ms, {row['share_of_peak']:.0%} of peak   {peers}{apart}"
+    )
+
+
+if __name__ == "__main__":
+    main()

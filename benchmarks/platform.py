@@ -1,0 +1,260 @@
+"""What surrounds the mathematics: data, chains, checkpoints, reductions, Ray, the search, DVC.
+
+    EBM_DATA_DIR=<folder with the MNIST files> python -m benchmarks.platform
+
+Parts take turns where they are compared; ratios are medians over rounds. Give --only to run some of them. Writes
+reports/benchmarks/platform.json, keeping in it what was not run again.
+"""
+
+import argparse
+import io
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import webdataset
+from ruamel.yaml import YAML
+
+from benchmarks import circumstances, take_turns
+from ebm_dist import config, shards, trainer
+from ebm_dist.comm import LocalComm
+from ebm_dist.datasets import Arrays, Dataset
+from ebm_dist.files import read_json, write_json
+from ebm_dist.replay import ReplayShard
+from ebm_dist.reporting import METRICS, FileReporter, read_lines
+from ebm_dist.rng import stream
+
+ROOT = Path(__file__).resolve().parent.parent
+MNIST = ROOT / "pipelines/recipes/mnist.yaml"
+
+
+def replay(folder: Path) -> dict[str, Any]:
+    """Chains drawn and put back a second, beside a list of tensors, at 128 of 8,192 images."""
+    rows = {}
+    for shape in ((1, 28, 28), (3, 32, 32)):
+        shard = ReplayShard(8192, shape, (0.0, 1.0), 0, stream(0, "chains"))
+        listed = [torch.rand(1, *shape) for _ in range(8192)]
+
+        def ours(shard: ReplayShard = shard) -> None:
+            for step in range(50):
+                draw = shard.draw(128, 0.05, stream(0, "replay", 0, step))
+                shard.put(draw, draw.position)
+
+        def textbook(shape: tuple[int, ...] = shape, listed: list[torch.Tensor] = listed) -> None:
+            for _ in range(50):
+                drawn = torch.cat([random.choice(listed) if random.random() > 0.05 else torch.rand(1, *shape) for _ in range(128)])
+                listed[:] = (list(drawn.chunk(128)) + listed)[:8192]
+
+        timing = take_turns({"ours": ours, "list of tensors": textbook}, "list of tensors")
+        rows["x".join(map(str, shape))] = {
+            "chains_per_second": {name: 50 * 128 / seconds for name, seconds in timing.seconds.items()},
+            "ratio": timing.ratio["ours"],
+        }
+    return rows
+
+
+def reading(folder: Path) -> dict[str, Any]:
+    """28x28 samples read a second from the files, SHA-256 checked, beside a tar with a member for each sample."""
+    images = np.random.default_rng(0).integers(0, 256, (60000, 1, 28, 28), np.uint8)
+    index = shards.write(
+        folder / "packed",
+        "random",
+        Dataset({"train": Arrays(images, np.zeros(60000, np.int64))}, 255.0, (0, 1), 1, "random numbers", False),
+    )
+    with webdataset.TarWriter(str(folder / "single.tar")) as tar:
+        for i, image in enumerate(images[:6000]):
+            tar.write({"__key__": f"{i:06d}", "x.npy": image})
+
+    def single() -> None:
+        for sample in webdataset.WebDataset(str(folder / "single.tar"), shardshuffle=False):
+            np.load(io.BytesIO(sample["x.npy"]), allow_pickle=False)
+
+    timing = take_turns(
+        {"packed, verified": lambda: shards.read_split(index, "train"), "a member each": single}, "a member each", 5
+    )
+    rates = {
+        "packed, verified": 60000 / timing.seconds["packed, verified"],
+        "a member each": 6000 / timing.seconds["a member each"],
+    }
+    return {"samples_per_second": rates}
+
+
+def checkpoints(folder: Path) -> dict[str, Any]:
+    """Saving and loading a checkpoint of the mnist recipe, one process with all chains."""
+    index = prepared(folder, MNIST)
+    own = trainer.build(config.load(MNIST), index, LocalComm(), torch.device("cpu"), "benchmark")
+    reporter = FileReporter(folder / "run")
+    own.advance()
+
+    def save() -> None:
+        own.step += 1
+        own.save(folder / "run", reporter)
+
+    timing = take_turns({"save": save, "load": lambda: own.restore(folder / "run")}, "save")
+    size = sum(path.stat().st_size for path in max((folder / "run").glob("step-*")).iterdir())
+    return {"seconds": timing.seconds, "bytes": size}
+
+
+def prepared(folder: Path, params: Path) -> shards.Index:
+    where = folder / "data"
+    if not where.exists():
+        call("-m", "pipelines.prepare", "--params", str(params), "--out", str(where))
+    return shards.read_index(where / "dataset")
+
+
+def call(*arguments: str, cwd: Path = ROOT, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, env=os.environ | environment, text=True, capture_output=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"{' '.join(arguments)}:\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def settings(folder: Path, name: str, **changes: dict[str, Any]) -> Path:
+    """The mnist recipe with other values in some sections, as a file."""
+    yaml = YAML(typ="safe", pure=True)
+    values = yaml.load(MNIST.read_text())
+    for section, own in changes.items():
+        values[section] = values.get(section, {}) | own
+    path = folder / f"{name}.yaml"
+    yaml.dump(values, path)
+    return path
+
+
+def rate(run: Path) -> float:
+    """Training steps a second after the first logged one, from a run's own record."""
+    rows = list(read_lines(run / METRICS))
+    return (rows[-1]["step"] - rows[0]["step"]) / (rows[-1]["seconds"] - rows[0]["seconds"])
+
+
+def bare(folder: Path, params: Path, workers: int) -> float:
+    run = Path(tempfile.mkdtemp(dir=folder))
+    threads = str(config.load(params).train.num_threads)
+    call(
+        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers), "-m", "benchmarks.bare",
+        "--params", str(params), "--data", str(folder / "data/dataset"), "--run", str(run), OMP_NUM_THREADS=threads,
+    )  # fmt: skip
+    return rate(run)
+
+
+def on_ray(folder: Path, params: Path) -> float:
+    run = Path(tempfile.mkdtemp(dir=folder))
+    call(
+        "-m", "pipelines.train", "--params", str(params), "--data", str(folder / "data"), "--out", str(run / "model"),
+        "--report", str(run / "report"), "--runs", str(run / "runs"),
+        MLFLOW_TRACKING_URI=f"sqlite:///{run}/mlflow.db",
+    )  # fmt: skip
+    (record,) = (run / "runs").glob(f"*/{METRICS}")
+    return rate(record.parent)
+
+
+def rates(works: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Steps a second of each, by turns."""
+    found: dict[str, list[float]] = {name: [] for name in works}
+    for count in range(rounds):
+        for name in list(works) if count % 2 else reversed(list(works)):
+            found[name].append(works[name]())
+    return found
+
+
+def training(folder: Path) -> dict[str, Any]:
+    """Steps a second of the mnist recipe: on Ray Train, under torchrun, with either reduction, with more and fewer workers."""
+    prepared(folder, MNIST)
+    short = {"num_steps": 130, "log_every": 10, "checkpoint_every": 65}
+    ordered = settings(folder, "ordered", train=short)
+    ddp = settings(folder, "ddp", train=short | {"reduce": "ddp"})
+    threads = settings(folder, "threads", train=short | {"num_threads": 2})
+    four = settings(folder, "four", train=short | {"num_shards": 4}, replay={"capacity": 4096})
+    found = rates(
+        {
+            "Ray Train, ordered, 2 workers": partial(on_ray, folder, ordered),
+            "torchrun, ordered, 2 workers": partial(bare, folder, ordered, 2),
+            "torchrun, ddp, 2 workers": partial(bare, folder, ddp, 2),
+            "torchrun, ordered, 1 worker": partial(bare, folder, ordered, 1),
+            "torchrun, ordered, 1 worker of 2 threads": partial(bare, folder, threads, 1),
+            "torchrun, ordered, 4 shards, 2 workers": partial(bare, folder, four, 2),
+            "torchrun, ordered, 4 shards, 4 workers": partial(bare, folder, four, 4),
+        },
+        rounds=3,
+    )
+    return {"steps_per_second": found}
+
+
+def pipeline(folder: Path) -> dict[str, Any]:
+    """Where the seconds of the default ``dvc repro`` go, and how long it takes when there is nothing to do."""
+    project = folder / "project"
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(project)], check=True)
+    began = time.perf_counter()
+    process = subprocess.Popen(["dvc", "repro", "-f"], cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    starts: list[tuple[str, float]] = []
+    for line in process.stdout:
+        if stage := re.search(r"Running stage '(.+)'", line):
+            starts.append((stage[1], time.perf_counter()))
+    if process.wait():
+        raise SystemExit("dvc repro failed")
+    ended = time.perf_counter()
+    ends = [*(at for _, at in starts[1:]), ended]
+    stages = {name: end - at for (name, at), end in zip(starts, ends, strict=True)}
+    learning = read_json(project / "reports/main/train/run.json", "train")["seconds"]
+    imports = {name: seconds_of(f"import pipelines.{name.partition('@')[0]}", project) for name in stages}
+    imports["evaluate"] = seconds_of("import ebm_dist.evaluation.samples, ebm_dist.evaluation.ood", project)
+    around = starts[0][1] - began + stages["train"] - learning + stages["register"]
+    around += sum(own for name, own in imports.items() if name not in ("train", "register"))
+    nothing = []
+    for _ in range(5):
+        began = time.perf_counter()
+        subprocess.run(["dvc", "repro"], cwd=project, check=True, capture_output=True)
+        nothing.append(time.perf_counter() - began)
+    return {
+        "total": ended - starts[0][1] + starts[0][1] - began, "stages": stages, "training": learning,
+        "platforms_and_imports": around, "nothing_to_do": sorted(nothing)[2],
+    }  # fmt: skip
+
+
+def seconds_of(code: str, cwd: Path) -> float:
+    began = time.perf_counter()
+    call("-c", code, cwd=cwd)
+    return time.perf_counter() - began
+
+
+PARTS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "replay": replay,
+    "reading": reading,
+    "checkpoints": checkpoints,
+    "training": training,
+    "pipeline": pipeline,
+}
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--only", nargs="*", choices=list(PARTS), default=list(PARTS))
+    options.add_argument("--out", type=Path, default=Path("reports/benchmarks/platform.json"))
+    given = options.parse_args()
+    torch.set_num_threads(1)
+    found = read_json(given.out, "benchmark") if given.out.exists() else {}
+    for name in given.only:
+        folder = Path(tempfile.mkdtemp(prefix="ebm-benchmark-"))
+        try:
+            found[name] = circumstances("ray", "dvc", "mlflow") | PARTS[name](folder)
+        finally:
+            shutil.rmtree(folder)
+        print(name, found[name], flush=True)
+        write_json(given.out, found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Where the time of a training goes: ``python -m benchmarks.profile``, after stage prepare.
+
+Trains for some steps in this process and prints what share each part of a step takes. With several workers,
+``torchrun --nproc-per-node 2 -m benchmarks.profile``, a reduction includes waiting for the slower one.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from rich.table import Table
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks import circumstances
+from ebm_dist import config, shards, trainer
+from ebm_dist.comm import Comm, LocalComm, TorchComm
+from ebm_dist.files import write_json
+from ebm_dist.reporting import Asked, FileReporter
+
+PARTS = {  # named in the code by record_function
+    "data": "batches from memory",
+    "sampler": "chains of the negatives",
+    "reduce": "gradients and votes of all workers",
+    "update": "optimizer, spectral norm, average of the weights",
+    "report": "metrics to the record",
+    "checkpoint": "encoded, hashed, written",
+}
+
+
+class Ending(FileReporter):
+    """Stops after some steps."""
+
+    def __init__(self, run: Path, rank: int, num_steps: int) -> None:
+        super().__init__(run, rank)
+        self.left = num_steps
+
+    def asked(self) -> Asked:
+        self.left -= 1
+        return Asked.NOTHING if self.left >= 0 else Asked.STOP
+
+
+def shares(params: config.Params, index: shards.Index, comm: Comm, num_steps: int) -> dict[str, Any]:
+    """Share of the seconds of ``num_steps`` steps, after as many to warm up."""
+    with tempfile.TemporaryDirectory(prefix="ebm-benchmark-") as folder:
+        run = Path(folder)
+        trainer.build(params, index, comm, torch.device("cpu"), "profile").fit(run, Ending(run, comm.rank, num_steps))
+        own = trainer.build(params, index, comm, torch.device("cpu"), "profile")
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            began = time.perf_counter()
+            own.fit(run, Ending(run, comm.rank, num_steps))
+            seconds = time.perf_counter() - began
+    found = {event.key: event.cpu_time_total / 1e6 / seconds for event in profiler.key_averages() if event.key in PARTS}
+    share = {name: found.get(name, 0.0) for name in PARTS}
+    return {"seconds_per_step": seconds / num_steps, "share": share | {"loss and gradient": 1 - sum(share.values())}}
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--params", type=Path, default=Path("params.yaml"))
+    options.add_argument("--data", type=Path, default=Path("data/main"))
+    options.add_argument("--steps", type=int, help="default: from one checkpoint to the next")
+    options.add_argument("--out", type=Path, help="write the figures as JSON to this file")
+    given = options.parse_args()
+    params = config.load(given.params)
+    torch.set_num_threads(params.train.num_threads)
+    comm: Comm = LocalComm()
+    if "WORLD_SIZE" in os.environ:
+        dist.init_process_group("gloo")
+        comm = TorchComm(torch.device("cpu"))
+    found = shares(params, shards.read_index(given.data / "dataset"), comm, given.steps or params.train.checkpoint_every)
+    if comm.rank == 0:
+        table = Table(title=f"{given.params}: {1e3 * found['seconds_per_step']:.1f} ms a step, {comm.world_size} workers")
+        for column in ("part", "share", "what it is"):
+            table.add_column(column, justify="right" if column == "share" else "left")
+        for name, share in found["share"].items():
+            table.add_row(name, f"{share:.1%}", PARTS.get(name, "forward and backward passes of the networks"))
+        Console().print(table)
+        if given.out:
+            write_json(given.out, circumstances() | {"params": str(given.params), "workers": comm.world_size} | found)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

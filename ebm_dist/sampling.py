@@ -1,0 +1,115 @@
+"""The chains of a training step: of a network that has just learnt, and learns again when they are done.
+
+Plainly, or several steps at once in code that ``torch.compile`` made (on a GPU replayed as a CUDA graph), or with the network in
+bfloat16. The algorithm is the same; only the last bits are others.
+"""
+
+import copy
+import logging
+import operator
+from typing import Literal, Protocol
+
+import torch
+from torch import Generator, Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
+from torch.nn.utils import parametrize
+from torch.profiler import record_function
+
+from ebm_dist import faults
+from ebm_dist.energies import EnergyModel, frozen, given
+from ebm_dist.samplers import ChainStats, Kernel, run_chain
+
+Precision = Literal["float32", "bfloat16"]
+
+_MOST_STEPS = 10  # at once: more make no faster code, but take longer to compile
+
+
+class Chains:
+    """Chains of ``energy``, with the weights that it has whenever they are called."""
+
+    def __init__(self, energy: EnergyModel, kernel: Kernel, num_steps: int) -> None:
+        self.energy, self.kernel, self.num_steps = energy, kernel, num_steps
+
+    @record_function("sampler")
+    def __call__(self, position: Tensor, labels: Tensor | None, generator: Generator) -> tuple[Tensor, ChainStats]:
+        """From ``position (B, *shape)``, under ``labels (B,)`` if there are any, to where the chains end, and what they did."""
+        with frozen(self.energy):
+            return run_chain(self.kernel, given(self.energy, labels), position, self.num_steps, generator)
+
+
+class FastChains(Chains):
+    """The same from a copy of the network, with the noise of several steps given at once; for a kernel that has ``steps``.
+
+    ``compiles``: where torch.compile fails, the steps run as they are, after a warning. ``precision``: of the network; positions,
+    noise and steps are float32 always.
+    """
+
+    def __init__(self, energy: EnergyModel, kernel: Kernel, num_steps: int, *, compiles: bool, precision: Precision) -> None:
+        super().__init__(energy, kernel, num_steps)
+        self.dtype: torch.dtype = getattr(torch, precision)
+        self.copy = _plain_copy(energy).to(self.dtype)
+        self.block = max(n for n in range(1, _MOST_STEPS + 1) if num_steps % n == 0)
+        self.several = self._steps
+        if compiles:
+            on_gpu = next(energy.parameters()).is_cuda
+            self.several = torch.compile(self._steps, dynamic=False, mode="reduce-overhead" if on_gpu else None)
+
+    @record_function("sampler")
+    @torch.no_grad()
+    def __call__(self, position: Tensor, labels: Tensor | None, generator: Generator) -> tuple[Tensor, ChainStats]:
+        start, noise = position, position.new_empty(self.block, *position.shape)
+        with parametrize.cached():
+            for name, own in self.copy.state_dict(keep_vars=True).items():
+                own.copy_(operator.attrgetter(name)(self.energy))
+        for _ in range(self.num_steps // self.block):
+            faults.point("chain.step")
+            for row in noise:  # one by one: the bits are those of Chains
+                row.normal_(generator=generator)
+            try:
+                position, energy, score_norm = self.several(position, labels, noise)
+            except TorchDynamoException as failed:
+                logging.getLogger(__name__).warning("torch.compile failed, chains run uncompiled: %s", str(failed).splitlines()[0])
+                self.several = self._steps
+                position, energy, score_norm = self.several(position, labels, noise)
+            position = position.clone() if position.is_cuda else position  # a CUDA graph writes its output in the same place again
+        moved = (position - start).flatten(1).norm(dim=1).mean()
+        return position, ChainStats(energy.mean(), score_norm.mean(), torch.ones(()), moved)
+
+    def _steps(self, position: Tensor, labels: Tensor | None, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        target = given(self.copy, labels)
+        assert self.kernel.steps is not None
+        state, info = self.kernel.steps(lambda x: target(x.to(self.dtype)).float(), self.kernel.init(target, position), noise)
+        return state.position, info.energy, info.score_norm
+
+
+class Options(Protocol):
+    """What section ``train`` says about chains."""
+
+    @property
+    def compile(self) -> bool: ...
+
+    @property
+    def precision(self) -> Precision: ...
+
+
+def chains_of(options: Options, energy: EnergyModel, kernel: Kernel, num_steps: int) -> Chains:
+    """The chains that these options ask for."""
+    if not options.compile and options.precision == "float32":
+        return Chains(energy, kernel, num_steps)
+    return FastChains(energy, kernel, num_steps, compiles=options.compile, precision=options.precision)
+
+
+def _plain_copy(network: EnergyModel) -> EnergyModel:
+    """A copy whose weights are plain tensors with their present values.
+
+    Not by ``remove_parametrizations``: a deep copy shares its class with the original, which would lose its weights.
+    """
+    copied = copy.deepcopy(network)
+    for module in list(copied.modules()):
+        if parametrize.is_parametrized(module):
+            weights = {name: getattr(module, name).detach().clone() for name in module.parametrizations}  # type: ignore[union-attr]
+            module.__class__ = parametrize.type_before_parametrizations(module)
+            del module.parametrizations
+            for name, weight in weights.items():
+                setattr(module, name, nn.Parameter(weight))
+    return copied.requires_grad_(False)
