@@ -73,15 +73,10 @@ class ReplayShard:
         restart = torch.rand(n, generator=generator, device=device) < reinit_prob
         if self.max_age is not None:
             restart |= self.age[slots] >= self.max_age
-        fresh = noise((n, *self.position.shape[1:]), self.bounds, generator)
         label = torch.randint(self.num_classes, (n,), generator=generator, device=device)
-        keep = ~restart.view(-1, *[1] * (fresh.ndim - 1))
-        return Draw(
-            slots,
-            torch.where(keep, self.position[slots], fresh),
-            torch.where(restart, label, self.label[slots]),
-            torch.where(restart, 0, self.age[slots]),
-        )
+        position, fresh = self.position.index_select(0, slots), restart.nonzero().flatten()
+        position[fresh] = noise((len(fresh), *position.shape[1:]), self.bounds, generator)
+        return Draw(slots, position, torch.where(restart, label, self.label[slots]), torch.where(restart, 0, self.age[slots]))
 
     def put(self, draw: Draw, position: Tensor) -> None:
         """Store where the drawn chains have come to, one draw older."""

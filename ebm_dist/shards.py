@@ -285,7 +285,7 @@ class LogicalShard:
             missing -= len(rows[-1])
             epoch, offset = epoch + 1, 0
         chosen = torch.cat(rows)
-        return _to_model(self.x[chosen], self.scale), self.y[chosen]
+        return _to_model(self.x.index_select(0, chosen), self.scale), self.y[chosen]
 
     def sum(self) -> Tensor:
         """``(*shape)`` float64: of all samples."""
