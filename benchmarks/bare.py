@@ -1,4 +1,4 @@
-"""A training job without Ray: ``torchrun --nproc-per-node 2 -m benchmarks.bare --params FILE --data FOLDER --run FOLDER``."""
+"""A training job without Ray: ``torchrun --nproc-per-node 2 -m benchmarks.bare --params FILE --data FOLDER --record FOLDER``."""
 
 import argparse
 from pathlib import Path
@@ -13,7 +13,7 @@ from ebm_dist.reporting import FileReporter
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
-    for name in ("params", "data", "run"):
+    for name in ("params", "data", "record"):
         options.add_argument(f"--{name}", type=Path, required=True)
     given = options.parse_args()
     params = config.load(given.params)
@@ -21,7 +21,7 @@ def main() -> None:
     dist.init_process_group("gloo")
     comm = TorchComm(torch.device("cpu"))
     own = trainer.build(params, shards.read_index(given.data), comm, comm.device, "bare")
-    own.fit(given.run, FileReporter(given.run, comm.rank))
+    own.fit(given.record, FileReporter(given.record, comm.rank))
     dist.destroy_process_group()
 
 

@@ -140,7 +140,8 @@ def main() -> None:
     peers = read_json(given.reports / "langevin.json", "benchmark")
     parts = {
         "langevin": langevin(peers),
-        "training": training(platform["training"]),
+        "ray": training(platform["ray"]),
+        "scaling": training(platform["scaling"]),
         "around": around(platform),
         "pipeline": pipeline(platform["pipeline"]),
         "profile": shares(read_json(given.reports / "profile.json", "benchmark")),
