@@ -6,6 +6,7 @@ Trains for some steps in this process and prints what share each part of a step 
 
 import argparse
 import os
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -47,14 +48,19 @@ class Ending(FileReporter):
 
 def shares(params: config.Params, index: shards.Index, comm: Comm, num_steps: int) -> dict[str, Any]:
     """Share of the seconds of ``num_steps`` steps, after as many to warm up."""
-    with tempfile.TemporaryDirectory(prefix="ebm-benchmark-") as folder:
-        run = Path(folder)
-        trainer.build(params, index, comm, torch.device("cpu"), "profile").fit(run, Ending(run, comm.rank, num_steps))
+    run = Path(tempfile.gettempdir()) / f"ebm-profile-{os.environ.get('MASTER_PORT', os.getpid())}"  # the same on all ranks
+    try:
+        trainer.build(params, index, comm, torch.device("cpu"), "profile").fit(
+            run / "first", Ending(run / "first", comm.rank, num_steps)
+        )
         own = trainer.build(params, index, comm, torch.device("cpu"), "profile")
         with profile(activities=[ProfilerActivity.CPU]) as profiler:
             began = time.perf_counter()
-            own.fit(run, Ending(run, comm.rank, num_steps))
+            own.fit(run / "second", Ending(run / "second", comm.rank, num_steps))
             seconds = time.perf_counter() - began
+    finally:
+        comm.agree(0)  # wait for all
+        shutil.rmtree(run, ignore_errors=True)
     found = {event.key: event.cpu_time_total / 1e6 / seconds for event in profiler.key_averages() if event.key in PARTS}
     share = {name: found.get(name, 0.0) for name in PARTS}
     return {"seconds_per_step": seconds / num_steps, "share": share | {"loss and gradient": 1 - sum(share.values())}}

@@ -82,7 +82,7 @@ def score(energy: EnergyFn, x: Tensor) -> tuple[Tensor, Tensor]:
         x = x.detach().requires_grad_()
         value = energy(x)
         (gradient,) = torch.autograd.grad(value.sum(), x)
-    return value.detach(), gradient.neg_()
+    return value.detach(), -gradient  # not in place: that of a linear energy is one number, seen many times
 
 
 @contextmanager

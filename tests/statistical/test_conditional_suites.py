@@ -1,0 +1,131 @@
+"""Completion and cross-class sampling, on energies whose samples are known."""
+
+import pytest
+import torch
+from torch import nn
+
+from ebm_dist import evaluation, features, shards
+from ebm_dist.errors import ConfigError
+from ebm_dist.evaluation import completion, cross_class
+from ebm_dist.model import TrainedModel
+from tests import helpers
+
+STIFFNESS = 500.0
+
+
+class ClassMeans(nn.Module):
+    """A well at each class's mean image, under a label that is ``shift`` too small."""
+
+    def __init__(self, means: torch.Tensor, shift: int = 0) -> None:
+        super().__init__()
+        self.means = means.roll(shift, dims=0)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
+        return STIFFNESS / 2 * ((x - self.means[y]) ** 2).flatten(1).sum(1)
+
+
+class Flat(nn.Module):
+    def forward(self, x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
+        return 0 * x.flatten(1).sum(1)
+
+
+class Mirror(nn.Module):
+    """The lower half is the upper half upside down, moved towards the middle grey, with variance 1 / STIFFNESS."""
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
+        upper, lower = x.chunk(2, dim=2)
+        return STIFFNESS / 2 * ((lower - mirrored(upper)) ** 2).flatten(1).sum(1)
+
+
+def mirrored(upper: torch.Tensor) -> torch.Tensor:
+    return 0.3 + 0.4 * upper.flip(2)
+
+
+@pytest.fixture(scope="module")
+def classifier(digits_data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("classifier")
+    features.train(features.Config(num_steps=300, num_threads=1), shards.read_index(digits_data), folder)
+    return features.load(folder)
+
+
+def means(digits_data) -> torch.Tensor:
+    x, y = shards.read_split(shards.read_index(digits_data), "train")
+    return torch.stack([x[y == k].mean(dim=0) for k in range(10)])
+
+
+def subject(digits_data, energy, classifier=None, **objective):
+    step_size = 0.0004
+    params = helpers.params(
+        sampler={"name": "langevin", "step_size": step_size, "noise_scale": (2 * step_size) ** 0.5}, objective=objective
+    )
+    index = shards.read_index(digits_data)
+    card = {"shape": index.shape, "bounds": index.bounds, "num_classes": index.num_classes}
+    model = TrainedModel(energy.eval(), torch.zeros(0), torch.zeros(0), params, card)
+    return evaluation.Subject(model, index, {}, classifier)
+
+
+def crossed(digits_data, energy, classifier):
+    config = cross_class.Config(num_samples=200, num_rounds=4, steps_per_round=15)
+    return cross_class.evaluate(config, subject(digits_data, energy, classifier, conditional=True))
+
+
+def test_chains_of_a_class_are_seen_as_that_class(digits_data, classifier):
+    report = crossed(digits_data, ClassMeans(means(digits_data)), classifier)
+    found = report.metrics
+    assert found["hit_rate_of_real"] > 0.9 and found["chance"] == 0.1
+    for start in ("noise", "images"):
+        assert found[start]["hit_rate"] > 0.95 and found[start]["worst_class_hit_rate"] > 0.7, found
+    rows = [row for row in report.tables["rounds"] if row["start"] == "images"]
+    assert [row["steps"] for row in rows] == [0, 15, 30, 45, 60]
+    assert rows[0]["hit_rate"] < 0.05 and rows[0]["stayed"] > 0.9 and rows[0]["distance"] == 0
+    assert rows[-1]["stayed"] < 0.05 and rows[-1]["distance"] > 1
+
+
+def test_a_wrong_label_is_no_hit_and_a_flat_energy_changes_no_class(digits_data, classifier):
+    wrong = crossed(digits_data, ClassMeans(means(digits_data), shift=1), classifier).metrics
+    assert wrong["noise"]["hit_rate"] < 0.05 and wrong["images"]["worst_class_hit_rate"] < 0.05
+    calm = subject(digits_data, Flat(), classifier, conditional=True)
+    tiny = helpers.params(sampler={"name": "langevin", "step_size": 1e-8, "noise_scale": 1e-4}, objective={"conditional": True})
+    calm = calm._replace(model=calm.model._replace(params=tiny))
+    still = cross_class.evaluate(cross_class.Config(num_samples=100, num_rounds=2), calm).metrics
+    assert still["images"]["hit_rate"] < 0.1 and still["images"]["stayed"] > 0.9
+
+
+def test_images_to_start_from_are_of_every_other_class(digits_data):
+    _, y = shards.read_split(shards.read_index(digits_data), "test")
+    asked = torch.arange(180) % 10
+    origin = y[cross_class.other_classes(y, asked, 10)]
+    assert all(set(origin[asked == k].tolist()) == set(range(10)) - {k} for k in range(10))
+
+
+def test_cross_class_needs_labels_and_a_classifier(digits_data, classifier):
+    for own in (subject(digits_data, Flat(), classifier), subject(digits_data, Flat(), None, conditional=True)):
+        with pytest.raises(ConfigError, match="conditional: true"):
+            cross_class.evaluate(cross_class.Config(), own)
+
+
+def test_completions_follow_the_energy_and_keep_what_is_given(digits_data):
+    config, own = completion.Config(num_images=60, num_completions=6, num_steps=60), subject(digits_data, Mirror())
+    report = completion.evaluate(config, own)
+    x, _ = shards.read_split(own.data, "test")
+    upper, lower = x[:60].chunk(2, dim=2)
+    bias = ((mirrored(upper) - lower) ** 2).mean().item()
+    found = report.metrics["test"]
+    assert found["variance"] == pytest.approx(1 / STIFFNESS, rel=0.2)  # the step is a tenth of the well's width: 11 % too wide
+    assert found["mse"] == pytest.approx(bias + 1 / STIFFNESS, rel=0.02)
+    assert found["mse_of_mean_completion"] == pytest.approx(bias + 1 / STIFFNESS / 6, rel=0.02)
+    train = shards.read_split(own.data, "train")[0]
+    mean_image = ((train.mean(dim=0)[:, 4:] - lower) ** 2).mean().item()
+    assert found["mse_mean_image"] == pytest.approx(mean_image, rel=1e-5)
+    assert report.metrics["mse_over_mean_image"] == pytest.approx(found["mse"] / mean_image, rel=1e-5)
+    ratio = found["mse"] / report.metrics["train"]["mse"]
+    assert report.metrics["mse_test_over_train"] == pytest.approx(ratio)
+
+
+def test_a_conditional_model_completes_under_the_label(digits_data):
+    own = subject(digits_data, ClassMeans(means(digits_data)), conditional=True)
+    report = completion.evaluate(completion.Config(num_images=60, num_completions=2, num_steps=60), own)
+    x, y = shards.read_split(own.data, "test")
+    bias = ((means(digits_data)[y[:60]] - x[:60])[:, :, 4:] ** 2).mean().item()
+    assert report.metrics["test"]["mse_of_mean_completion"] == pytest.approx(bias, rel=0.05)
+    assert report.metrics["mse_over_mean_image"] < 0.8
