@@ -27,13 +27,14 @@ import webdataset
 from ruamel.yaml import YAML
 
 from benchmarks import circumstances, take_turns
-from ebm_dist import config, shards, trainer
+from ebm_dist import config, shards, tracking, trainer
 from ebm_dist.comm import LocalComm
 from ebm_dist.datasets import Arrays, Dataset
 from ebm_dist.files import read_json, write_json
 from ebm_dist.replay import ReplayShard
 from ebm_dist.reporting import METRICS, FileReporter, read_lines
 from ebm_dist.rng import stream
+from ebm_dist.search import tuning
 
 ROOT = Path(__file__).resolve().parent.parent
 MNIST = ROOT / "pipelines/recipes/mnist.yaml"
@@ -203,6 +204,18 @@ def scaling(folder: Path) -> dict[str, Any]:
     return {"steps_per_second": found}
 
 
+def search(folder: Path) -> dict[str, Any]:
+    """What a search of two trials at once takes beyond their training: Ray, drivers, scores at the end. After ``dvc repro``."""
+    values = config.load(ROOT / "params.yaml").as_dict()
+    values["tune"] |= {"num_trials": 2, "num_steps": 300, "scheduler": "none"}
+    params, index = config.from_values(values, Path("benchmark")), shards.read_index(ROOT / "data/main/dataset")
+    job = tuning.start(params, index, ROOT / "model/classifier", folder / "runs")
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
+    found = tuning.find(params, job, tracking.Family(params, job.digest, "benchmark", {}), compares=False)
+    trained = [list(read_lines(path))[-1]["seconds"] for path in (Path(job.home) / "search").rglob(METRICS)]
+    return {"seconds": found.seconds["search"], "training": max(trained), "num_trials": len(trained)}
+
+
 def pipeline(folder: Path) -> dict[str, Any]:
     """Where the seconds of the default ``dvc repro`` go, and how long it takes when there is nothing to do."""
     project = folder / "project"
@@ -247,6 +260,7 @@ PARTS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "checkpoints": checkpoints,
     "ray": ray,
     "scaling": scaling,
+    "search": search,
     "pipeline": pipeline,
 }
 

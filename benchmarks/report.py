@@ -83,6 +83,8 @@ def around(found: dict[str, Any]) -> Iterator[str]:
         rows.append(
             [f"checkpoint of the mnist recipe, {what}", f"{1e3 * saved['seconds'][what]:.0f} ms", f"{saved['bytes'] / 1e6:.1f} MB"]
         )
+    own = found["search"]
+    rows.append(["search of two short trials", f"{own['seconds']:.0f} s", f"{own['training']:.0f} s of it training, both at once"])
     yield from table(["what", "measured", "beside"], rows)
 
 

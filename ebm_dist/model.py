@@ -46,15 +46,31 @@ class TrainedModel(NamedTuple):
 
     @torch.no_grad()
     def energies(self, x: Tensor) -> Tensor:
-        """Energies ``(n,)`` of samples ``(n, *shape)``; of a conditional model ``min_y E(x, y) - c_y``.
+        """Energies ``(n,)`` of samples ``(n, *shape)``; of a conditional model ``(E(x, y) - m_y) / s_y`` for the likeliest ``y``.
 
-        Chains that keep their label leave the energies of each class free by a constant; ``c_y`` is the mean of the class's own
-        training data, so that no class is likelier than another by its constant alone.
+        Chains that keep their label leave the energies of each class free by a constant and alike in no scale; ``m_y`` and ``s_y``
+        are mean and standard deviation of the class's own training data. The likeliest class is that of ``p(y | x)`` where the
+        model has learnt it, else the one that gives the least.
         """
         if not is_conditional(self.params):
             return _energies(self.energy, x)
-        classes = enumerate(self.card["class_energies"])
-        return torch.stack([_energies(self.energy, x, torch.full((len(x),), k)) - mean for k, mean in classes]).amin(dim=0)
+        energies = self.energies_by_class(x)
+        mean, sd = (torch.tensor(self.card["class_energies"][name]) for name in ("mean", "sd"))
+        if not self.knows_labels:
+            return ((energies - mean) / sd).amin(dim=1)
+        chosen = energies.argmin(dim=1)
+        return (energies.gather(1, chosen[:, None])[:, 0] - mean[chosen]) / sd[chosen]
+
+    @property
+    def knows_labels(self) -> bool:
+        """Whether it has learnt ``p(y | x) = softmax(-E(x, y) / T)``, with ``T = objective.label_temperature``."""
+        return getattr(self.params.objective, "label_temperature", None) is not None
+
+    @torch.no_grad()
+    def energies_by_class(self, x: Tensor) -> Tensor:
+        """``E(x, y)`` of a conditional model, ``(n, num_classes)``."""
+        labels = (torch.full((len(x),), k) for k in range(self.card["num_classes"]))
+        return torch.stack([_energies(self.energy, x, y) for y in labels], dim=1)
 
     def kernel(self) -> Kernel:
         """The sampler that the model was trained with."""
@@ -68,10 +84,11 @@ def _energies(energy: EnergyModel, x: Tensor, y: Tensor | None = None) -> Tensor
     return torch.cat([energy(*part) for part in parts])
 
 
-def _class_energies(energy: EnergyModel, x: Tensor, y: Tensor, num_classes: int) -> list[float]:
-    """Mean energy of the data of each class, under its own label."""
+def _class_energies(energy: EnergyModel, x: Tensor, y: Tensor, num_classes: int) -> dict[str, list[float]]:
+    """Mean and standard deviation of the energies of the data of each class, under its own label."""
     energies = _energies(energy, x, y).double()
-    return [energies[y == k].mean().item() for k in range(num_classes)]
+    own = [energies[y == k] for k in range(num_classes)]
+    return {"mean": [e.mean().item() for e in own], "sd": [max(e.std(correction=0).item(), 1e-12) for e in own]}
 
 
 def export(run: Path, folder: Path, params: Params, index: "Index", train: tuple[Tensor, Tensor], digest: str) -> dict[str, Any]:
@@ -92,7 +109,7 @@ def export(run: Path, folder: Path, params: Params, index: "Index", train: tuple
             **_about(index),
             "run_digest": digest,
             "num_steps": params.train.num_steps,
-            "class_energies": _class_energies(energy, *train, index.num_classes) if is_conditional(params) else [],
+            "class_energies": _class_energies(energy, *train, index.num_classes) if is_conditional(params) else {},
             "params": params.as_dict(*TRAINING),
             "sha256": {name: sha256(folder / name) for name in (_ENERGY, _CHAINS)},
         },
@@ -104,10 +121,10 @@ def export(run: Path, folder: Path, params: Params, index: "Index", train: tuple
 def from_checkpoint(folder: Path, params: Params, index: "Index") -> TrainedModel:
     """The model that a checkpoint of these settings holds: the averages of the weights, and the chains.
 
-    Without the training data at hand, the constants of a conditional energy stay as they are.
+    Without the training data at hand, the energies of a conditional model stay as they are.
     """
     energy, chains = _read(folder, params, index)
-    card = _about(index) | {"class_energies": [0.0] * index.num_classes}
+    card = _about(index) | {"class_energies": {"mean": [0.0] * index.num_classes, "sd": [1.0] * index.num_classes}}
     return TrainedModel(energy.eval().requires_grad_(False), chains["position"], chains["label"], params, card)
 
 

@@ -2,9 +2,13 @@
 
 AUROC of ``-E`` with the test split as positives. Both sides have the same preparation: images are rounded to the data's own grey
 levels. Beside each figure stand baselines without a model, and nothing is tuned on these sets. Chance is 0.5.
+
+A model that has learnt ``p(y | x)`` knows another sign: digits have one label, other images several. The second score joins both as
+p-values among validation data are joined (Fisher 1925, section 21.1).
 """
 
 import io
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,7 +22,10 @@ from ebm_dist import figures, shards
 from ebm_dist.config import Count, section
 from ebm_dist.evaluation import Report, Subject
 from ebm_dist.evaluation_sets import others_like, synthetic
+from ebm_dist.model import TrainedModel
 from ebm_dist.rng import numpy_stream
+
+_MODEL, _BOTH = "-E (model)", "-E and p(y | x) (model)"
 
 Array = npt.NDArray[np.float64]
 
@@ -35,19 +42,25 @@ def evaluate(config: Config, subject: Subject) -> Report:
     train = shards.read_split(subject.data, "train")[0][: config.max_samples]
     inside = shards.read_split(subject.data, "test")[0][: config.max_samples]
     sets = synthetic(inside, subject.data) | others_like(subject.data, subject.others, config.max_samples)
-    scorers = {"-E (model)": lambda x: -subject.model.energies(x).double().numpy(), **_baselines(train)}
+    scorers: dict[str, Any] = {_MODEL: lambda x: -subject.model.energies(x).double().numpy()}
+    if subject.model.knows_labels and "val" in subject.data.splits:
+        scorers[_BOTH] = _with_labels(subject.model, shards.read_split(subject.data, "val")[0])
+    scorers |= _baselines(train)
     known = {name: score(inside) for name, score in scorers.items()}
     rows: list[dict[str, Any]] = []
     for set_name, x in sets.items():
         for name, score in scorers.items():
             value, low, high = auroc(known[name], score(x), config.num_bootstrap)
             rows.append({"set": set_name, "count": len(x), "score": name, "auroc": value, "low": low, "high": high})
-    ours = {row["set"]: row for row in rows if row["score"] == "-E (model)"}
-    best = {name: max(r["auroc"] for r in rows if r["set"] == name and r["score"] != "-E (model)") for name in ours}
+    ours = {row["set"]: row for row in rows if row["score"] == _MODEL}
+    best = {name: max(r["auroc"] for r in rows if r["set"] == name and r["score"] not in (_MODEL, _BOTH)) for name in ours}
     metrics: dict[str, Any] = {
         name: {"auroc": row["auroc"], "low": row["low"], "high": row["high"], "best_baseline": best[name]}
         for name, row in ours.items()
     }
+    for row in rows:
+        if row["score"] == _BOTH:
+            metrics[row["set"]] |= {f"{key}_with_labels": row[key] for key in ("auroc", "low", "high")}
     metrics["mean_auroc"] = float(np.mean([row["auroc"] for row in ours.values()]))
     shown = {
         f"{name} ({ours[name]['count']:,})": {r["score"]: (r["auroc"], r["low"], r["high"]) for r in rows if r["set"] == name}
@@ -78,6 +91,23 @@ def auroc(inside: Array, outside: Array, num_bootstrap: int) -> tuple[float, flo
         values.append(float((ours * (below + theirs / 2)).sum() / (n * m)))
     low, high = np.quantile(values[1:], [0.025, 0.975])
     return values[0], float(low), float(high)
+
+
+def _with_labels(model: TrainedModel, val: Tensor) -> Callable[[Tensor], Array]:
+    """``log p_1 + log p_2``: of the energy, and of the entropy of ``p(y | x)``, among those of validation data."""
+
+    def signs(x: Tensor) -> tuple[Array, Array]:
+        log_p = (-model.energies_by_class(x).double() / model.params.objective.label_temperature).log_softmax(dim=1)
+        return model.energies(x).double().numpy(), -(log_p.exp() * log_p).sum(dim=1).numpy()
+
+    known = [np.sort(values) for values in signs(val)]
+
+    def score(x: Tensor) -> Array:
+        above = [len(own) - np.searchsorted(own, values) for own, values in zip(known, signs(x), strict=True)]
+        total: Array = np.sum([np.log((count + 0.5) / (len(val) + 1)) for count in above], axis=0)
+        return total
+
+    return score
 
 
 def _baselines(train: Tensor) -> dict[str, Any]:

@@ -13,6 +13,7 @@ pytestmark = pytest.mark.slow
 
 LANGEVIN, CD = "tests/statistical/test_langevin.py", "tests/statistical/test_contrastive_divergence.py"
 SAMPLERS, RBM, DIAGNOSTICS = (f"tests/statistical/test_{name}.py" for name in ("samplers", "rbm", "diagnostics"))
+SAMPLING, CONDITIONAL = "tests/statistical/test_sampling.py", "tests/statistical/test_conditional_suites.py"
 CHAINS = "tests/statistical/test_chains_suite.py"
 GEWEKE, BOUNDS = f"{SAMPLERS}::test_exact_draws_stay_exact_at_every_step", f"{SAMPLERS}::test_bounds_leave_the_sampler_exact"
 HALF, KEPT = (
@@ -20,12 +21,12 @@ HALF, KEPT = (
     f"{SAMPLERS}::test_a_rejected_chain_keeps_position_energy_and_score",
 )
 MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
-    "sign of the score": ("energies/__init__.py", "gradient.neg_()", "gradient", LANGEVIN),
+    "sign of the score": ("energies/__init__.py", "return value.detach(), -gradient", "return value.detach(), gradient", LANGEVIN),
     "no noise": ("samplers/langevin.py", "alpha=config.noise_scale)", "alpha=0.0)", LANGEVIN),
     "noise in variance, not deviation": ("samplers/langevin.py", "alpha=config.noise_scale)", "alpha=config.noise_scale**2)", LANGEVIN),
     "half the drift": ("samplers/langevin.py", "alpha=config.step_size)", "alpha=config.step_size / 2)", LANGEVIN),
     "no clamp": ("samplers/langevin.py", "x.clamp_(*bounds)", "pass", LANGEVIN),
-    "one noise for all chains": ("samplers/langevin.py", "torch.randn(x.shape,", "torch.randn(x.shape[1:],", LANGEVIN),
+    "one noise for all chains": ("samplers/langevin.py", "torch.randn(state.position.shape,", "torch.randn(state.position.shape[1:],", LANGEVIN),
     "wrong temperature": ("samplers/langevin.py", "/ (2 * self.step_size)", "/ self.step_size", LANGEVIN),
     "sign of the loss": ("objectives/contrastive_divergence.py", "loss = mean_pos - mean_neg", "loss = mean_neg - mean_pos", CD),
     "half the penalty": ("objectives/contrastive_divergence.py", "self.config.energy_penalty * penalty", "self.config.energy_penalty * penalty / 2", CD),
@@ -38,7 +39,9 @@ MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "nothing is turned": ("augmentation.py", "uniform(math.pi)", "uniform(0.0)", "tests/unit/test_augmentation.py"),
     "nothing is mirrored": ("augmentation.py", "uniform(1.0) < 0, -1.0, 1.0)", "uniform(1.0) < 9, 1.0, 1.0)", "tests/unit/test_augmentation.py"),
     "every chain is turned": ("augmentation.py", ".div(2) < prob", ".div(2) < 1", "tests/unit/test_augmentation.py"),
-    "classes have constants": ("model.py", "torch.full((len(x),), k)) - mean", "torch.full((len(x),), k))", "tests/unit/test_reports.py"),
+    "classes have constants": ("model.py", "((energies - mean) / sd).amin", "(energies / sd).amin", "tests/unit/test_reports.py"),
+    "classes have scales": ("model.py", "- mean[chosen]) / sd[chosen]", "- mean[chosen])", "tests/unit/test_reports.py"),
+    "labels that were learnt are not used": ("model.py", "if not self.knows_labels:", "if True:", "tests/unit/test_reports.py"),
     "no age is too old": ("replay.py", "restart |= self.age[slots] >= self.max_age", "pass", "tests/unit/test_replay.py"),
     "every shard has the same stream": ("rng.py", "{seed}/{purpose}/{shard}/{step}", "{seed}/{purpose}/{step}", "tests/integration/test_trainer.py::test_logical_shards_differ"),
     "every step has the same stream": ("rng.py", "{seed}/{purpose}/{shard}/{step}", "{seed}/{purpose}/{shard}", "tests/unit/test_rng.py"),
@@ -47,6 +50,7 @@ MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "restarts keep their age": ("replay.py", "torch.where(restart, 0, self.age[slots])", "self.age[slots]", "tests/unit/test_replay.py"),
     "Frechet without the shift": ("features.py", "float(shift @ shift +", "float(0 +", "tests/unit/test_scores.py"),
     "ties count nothing": ("evaluation/ood.py", "below + theirs / 2", "below", "tests/unit/test_scores.py"),
+    "sure labels are strange": ("evaluation/ood.py", "-(log_p.exp() * log_p).sum", "(log_p.exp() * log_p).sum", "tests/unit/test_scores.py"),
     "accepts uphill": ("samplers/metropolis.py", "(state.energy - energy) / config", "(energy - state.energy) / config", GEWEKE),
     "always accepts": ("samplers/__init__.py", "return is_finite & (uniform.log() < log_ratio)", "return is_finite", GEWEKE),
     "accepts the batch": ("samplers/__init__.py", "uniform.log() < log_ratio)", "uniform.log() < log_ratio.mean())", GEWEKE),
@@ -89,6 +93,17 @@ MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "classes are pooled": ("evaluation/chains.py", "for y in np.unique(classes)]", "for y in [0]] and [draws]", CHAINS),
     "the warm-up is judged": ("evaluation/chains.py", "config.num_draws // 2 :", "0 :", CHAINS),
     "components in no order": ("evaluation/chains.py", "values[-num:].flip(0)", "values[-num:]", CHAINS),
+    "compiled chains go uphill": ("energies/__init__.py", "return value, -gradient", "return value, gradient", SAMPLING),
+    "one row of noise for several steps": ("samplers/langevin.py", "for row in noise:", "for row in noise[:1].expand_as(noise):", SAMPLING),
+    "a copy of old weights": ("sampling.py", "own.copy_(operator.attrgetter(name)(self.energy))", "pass", SAMPLING),
+    "steps beyond the last": ("sampling.py", "for n in range(1, _MOST_STEPS + 1) if num_steps % n == 0", "for n in range(1, _MOST_STEPS + 1)", SAMPLING),
+    "pooling sums": ("energies/resnet.py", "F.avg_pool2d(F.pad(weight", "4 * F.avg_pool2d(F.pad(weight", SAMPLING),
+    "gain is added": ("energies/resnet.py", "gain * self.second(", "gain + self.second(", SAMPLING),
+    "cells overlap by one": ("energies/convnet.py", "(2 * b, 3 - 2 * b, 2 * a, 3 - 2 * a)", "(b, 3 - b, a, 3 - a)", SAMPLING),
+    "the upper half is hidden": ("evaluation/completion.py", "x[..., x.shape[-2] // 2 :, :]", "x[..., : x.shape[-2] // 2, :]", CONDITIONAL),
+    "completions of no class": ("evaluation/completion.py", "y if is_conditional(model.params) else None", "0 * y if is_conditional(model.params) else None", CONDITIONAL),
+    "an image of the class itself": ("evaluation/cross_class.py", "(k + 1 + (i //", "(k + (i //", CONDITIONAL),
+    "hits of what it came from": ("evaluation/cross_class.py", '"hit_rate": hits(subject, look, asked)', '"hit_rate": hits(subject, look, y[origin])', CONDITIONAL),
     "autocovariances of a circle": ("diagnostics.py", "2 * n, real=True", "n, real=True", DIAGNOSTICS),
 }  # fmt: skip
 

@@ -38,19 +38,24 @@ def test_an_exported_model_is_the_average_with_every_chain(exported, digits_data
     assert trained.card["shape"] == [1, 8, 8] and trained.card["data_digest"] == shards.read_index(digits_data).digest
 
 
-def test_the_energy_of_a_conditional_model_is_the_lowest_over_its_classes_above_their_own_data(digits_data, tmp_path):
-    chosen = helpers.params(objective={"name": "contrastive_divergence", "conditional": True}, train={"num_steps": 2})
+@pytest.mark.parametrize("temperature", [None, 0.1])
+def test_the_energy_of_a_conditional_model_is_in_deviations_of_the_likeliest_class(digits_data, tmp_path, temperature):
+    objective = {"name": "contrastive_divergence", "conditional": True}
+    objective |= {"label_temperature": temperature} if temperature else {}
+    chosen = helpers.params(objective=objective, train={"num_steps": 2})
     helpers.build(chosen, digits_data).fit(tmp_path / "run", Silent())
     helpers.export(tmp_path / "run", tmp_path / "model", chosen, digits_data)
     trained = model.load(tmp_path / "model")
     x = torch.rand(1100, 1, 8, 8)
     with torch.no_grad():
         data, y = shards.read_split(shards.read_index(digits_data), "train")
-        means = torch.stack([trained.energy(data[y == k], y[y == k]).mean() for k in range(10)])
-        each = torch.stack([trained.energy(x, torch.full((1100,), k)) for k in range(10)]) - means[:, None]
-    torch.testing.assert_close(trained.energies(x), each.min(dim=0).values)
-    assert not torch.equal(trained.energies(x), each[0])
-    assert means.std() > 0.01  # or else nothing is tested
+        own = [trained.energy(data[y == k], y[y == k]) for k in range(10)]
+        means, deviations = (torch.stack([f(e) for e in own]) for f in (torch.mean, lambda e: e.std(correction=0)))
+        each = torch.stack([trained.energy(x, torch.full((1100,), k)) for k in range(10)], dim=1)
+    scaled = (each - means) / deviations
+    likeliest = scaled.amin(dim=1) if temperature is None else scaled[torch.arange(1100), each.argmin(dim=1)]
+    torch.testing.assert_close(trained.energies(x), likeliest, rtol=1e-4, atol=1e-4)
+    assert not torch.equal(scaled.argmin(dim=1), each.argmin(dim=1)) and means.std() > 0.01  # or else nothing is tested
 
 
 def test_export_is_a_function_of_the_checkpoint(exported, digits_data, tmp_path):

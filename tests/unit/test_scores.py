@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from scipy import linalg
 from sklearn.metrics import roc_auc_score
 
-from ebm_dist import evaluation_sets, features, shards
+from ebm_dist import evaluation_sets, features, model, shards
 from ebm_dist.evaluation import ood, samples
+from tests import helpers
 
 RNG = np.random.default_rng(0)
 
@@ -109,3 +110,25 @@ def test_the_classifier_learns_and_comes_back(digits_data, tmp_path):
 def test_images_of_every_size_have_a_classifier():
     for shape in ((1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 17, 20)):
         assert features.Classifier(shape, 3, 16)(torch.rand(2, *shape)).shape == (2, 3)
+
+
+class Wells(torch.nn.Module):
+    """Two classes: a well at 0 and one at 10."""
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return (x.flatten(1) - 10.0 * y[:, None]).abs().sum(1)
+
+
+def test_energy_and_labels_are_joined_as_p_values():
+    params = helpers.params(objective={"conditional": True, "label_temperature": 2.0})
+    card = {"num_classes": 2, "class_energies": {"mean": [0.0, 0.0], "sd": [1.0, 1.0]}}
+    own = model.TrainedModel(Wells(), torch.zeros(0), torch.zeros(0), params, card)
+    val = torch.tensor([[0.0], [0.5], [1.0], [9.0], [9.5], [10.0], [3.0], [7.5]])  # energies 0 .5 1 1 .5 0 3 2.5
+    score = ood._with_labels(own, val)
+    inside, far, between = score(torch.tensor([[0.2], [-4.0], [5.0]]))
+    # -4 has the energy 4, higher than all, and of all the surest label; 5 has the energy 5 and the least sure one
+    count, rest = len(val) + 1, len(val)
+    assert far == pytest.approx(np.log(0.5 / count) + np.log((rest + 0.5) / count))
+    assert between == pytest.approx(2 * np.log(0.5 / count))
+    assert inside == pytest.approx(np.log((6 + 0.5) / count) + np.log((6 + 0.5) / count))
+    assert inside > far > between

@@ -1,0 +1,58 @@
+"""CIFAR-10: 50,000 + 10,000 colour photographs of 32x32 pixels in ten classes (Krizhevsky 2009).
+
+The archive of plain bytes, not the one for Python, which is pickles.
+"""
+
+import tarfile
+from pathlib import Path
+
+import numpy as np
+
+from ebm_dist.config import Count, section
+from ebm_dist.datasets import Arrays, Dataset, hold_out
+from ebm_dist.errors import DataError
+from ebm_dist.files import RawFile, fetch
+
+_FILE = RawFile(
+    "cifar-10-binary.tar.gz",
+    "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+    "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+)
+_SHAPE = (3, 32, 32)
+NUM_CLASSES = 10
+
+
+@section
+class Config:
+    num_val: Count = 5000
+    """Images taken from the training split for choosing settings."""
+
+
+def load(config: Config) -> Dataset:
+    path = fetch(_FILE)
+    train, val = hold_out(read(path, [f"data_batch_{i}.bin" for i in range(1, 6)]), config.num_val, "cifar10/val")
+    return Dataset(
+        splits={"train": train, "val": val, "test": read(path, ["test_batch.bin"])},
+        scale=255.0,
+        bounds=(0.0, 1.0),
+        num_classes=NUM_CLASSES,
+        source="CIFAR-10 (Krizhevsky 2009)",
+        is_official=True,
+    )
+
+
+def read(path: Path, names: list[str]) -> Arrays:
+    """Images and labels of some files of the archive: records of a label and the red, green and blue planes."""
+    records = []
+    try:
+        with tarfile.open(path) as archive:
+            for name in names:
+                member = archive.extractfile(f"cifar-10-batches-bin/{name}")
+                content = member.read() if member else b""
+                records.append(np.frombuffer(content, np.uint8).reshape(-1, 1 + int(np.prod(_SHAPE))))
+    except (OSError, EOFError, KeyError, ValueError, tarfile.TarError) as failed:
+        raise DataError(f"{path}: not the archive of CIFAR-10 in bytes ({failed}); fetch it again") from None
+    rows = np.concatenate(records)
+    if rows[:, 0].max(initial=0) >= NUM_CLASSES:
+        raise DataError(f"{path}: has the label {rows[:, 0].max()}, CIFAR-10 has ten from 0; fetch it again")
+    return Arrays(rows[:, 1:].reshape(-1, *_SHAPE), rows[:, 0].astype(np.int64))
