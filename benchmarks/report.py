@@ -30,11 +30,17 @@ def where(found: dict[str, Any]) -> str:
     return f"{machine['cpu']}, {machine['cores']} cores{threads}, load before {found['load']}; {named}."
 
 
+def in_order(found: dict[str, Any]) -> list[dict[str, Any]]:
+    return sorted(
+        found["rows"], key=lambda row: (row["work"], ["2-D MLP", "MNIST CNN", "IGEBM net"].index(row["network"]), row["chains"])
+    )
+
+
 def langevin(found: dict[str, Any]) -> Iterator[str]:
     yield where(found)
     yield ""
     rows = []
-    for row in found["rows"]:
+    for row in in_order(found):
         peers = "; ".join(f"{name} **{mid:.2f}** ({low:.2f} to {high:.2f})" for name, (low, mid, high) in row["ratio"].items())
         apart = max(row["largest_difference"].values(), default=None)
         milliseconds = f"{1e3 * row['seconds']['ours']:.0f}"
@@ -60,7 +66,8 @@ def training(found: dict[str, Any]) -> Iterator[str]:
 
 def around(found: dict[str, Any]) -> Iterator[str]:
     rows = []
-    for shape, row in found["replay"].items():
+    for shape in ("1x28x28", "3x32x32"):
+        row = found["replay"][shape]
         ours = row["chains_per_second"]
         low, high = row["ratio"][1:]
         rows.append(
@@ -83,15 +90,17 @@ def around(found: dict[str, Any]) -> Iterator[str]:
         rows.append(
             [f"checkpoint of the mnist recipe, {what}", f"{1e3 * saved['seconds'][what]:.0f} ms", f"{saved['bytes'] / 1e6:.1f} MB"]
         )
-    own = found["search"]
-    rows.append(["search of two short trials", f"{own['seconds']:.0f} s", f"{own['training']:.0f} s of it training, both at once"])
+    if own := found.get("search"):
+        rows.append(
+            ["search of two short trials", f"{own['seconds']:.0f} s", f"{own['training']:.0f} s of it training, both at once"]
+        )
     yield from table(["what", "measured", "beside"], rows)
 
 
 def pipeline(found: dict[str, Any]) -> Iterator[str]:
     yield where(found)
     yield ""
-    rows = [[f"stage {name}", f"{seconds:.1f}"] for name, seconds in found["stages"].items()]
+    rows = [[f"stage {name}", f"{seconds:.1f}"] for name, seconds in sorted(found["stages"].items(), key=lambda item: -item[1])]
     rows += [
         ["all stages", f"{sum(found['stages'].values()):.1f}"],
         ["of it training", f"{found['training']:.1f}"],
@@ -104,7 +113,7 @@ def pipeline(found: dict[str, Any]) -> Iterator[str]:
 def shares(found: dict[str, Any]) -> Iterator[str]:
     yield where(found)
     yield ""
-    rows = [[name, f"{share:.1%}"] for name, share in found["share"].items()]
+    rows = [[name, f"{share:.1%}"] for name, share in sorted(found["share"].items(), key=lambda item: -item[1])]
     yield from table(
         [f"`{found['params']}`, {found['workers']} workers, {1e3 * found['seconds_per_step']:.0f} ms a step", "share"], rows
     )
@@ -114,7 +123,7 @@ def picture(found: dict[str, Any]) -> bytes:
     """Ratios to each peer with their ranges, 1 marked."""
     bars = [
         (f"{row['work']}: {row['network']}, {row['chains']:,} chains\n{name}", values)
-        for row in found["rows"]
+        for row in in_order(found)
         for name, values in row["ratio"].items()
         if name != "ours, uncompiled"
     ][::-1]
@@ -142,7 +151,7 @@ def main() -> None:
     peers = read_json(given.reports / "langevin.json", "benchmark")
     parts = {
         "langevin": langevin(peers),
-        "ray": training(platform["ray"]),
+        "ray": training(platform["ray"]) if "ray" in platform else ["Not measured yet."],
         "scaling": training(platform["scaling"]),
         "around": around(platform),
         "pipeline": pipeline(platform["pipeline"]),
