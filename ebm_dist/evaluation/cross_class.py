@@ -47,26 +47,26 @@ def evaluate(config: Config, subject: Subject) -> Report:
         "chance": 1 / num_classes,
         "hit_rate_of_real": hits(subject, x, y).mean().item(),
     }
-    rows, pictures = list[dict[str, Any]](), {}
+    tables, pictures = dict[str, list[dict[str, Any]]](), {}
     for name, start in starts.items():
-        looks = walk(config, subject, start, asked, name)
+        looks, rows = walk(config, subject, start, asked, name), tables.setdefault(f"rounds_from_{name}", [])
         for count, look in enumerate(looks):
             distance = (look - start).flatten(1).norm(dim=1).mean().item()
             row = {"steps": count * config.steps_per_round, "hit_rate": hits(subject, look, asked).mean().item()}
             if name == "images":  # how many still look like what they came from
                 row["stayed"] = hits(subject, look, y[origin]).mean().item()
-            rows.append({"start": name, **row, "distance": distance})
-        metrics[name] = {key: value for key, value in rows[-1].items() if key != "start"}
+            rows.append(row | {"distance": distance})
+        metrics[name] = dict(rows[-1])
         metrics[name]["worst_class_hit_rate"] = min(
             hits(subject, looks[-1][asked == k], asked[asked == k]).mean().item() for k in range(num_classes)
         )
         shown = torch.cat([look[:_SHOWN] for look in looks])
         steps = f"{config.steps_per_round} steps a row"
         pictures[f"{name}.png"] = figures.image_grid(shown.numpy(), _SHOWN, f"Asked for classes 0, 1, 2 ... from {name}; {steps}")
-    lines = {f"from {name}": _band([row for row in rows if row["start"] == name], config.num_samples) for name in starts}
+    lines = {f"from {name}": _band(tables[f"rounds_from_{name}"], config.num_samples) for name in starts}
     title = f"What a classifier sees (chance {1 / num_classes:.2g}, real images {metrics['hit_rate_of_real']:.3f})"
     pictures["hit_rate.png"] = figures.bands(lines, "Langevin steps", "share of the asked class, 95 % interval", title)
-    return Report(metrics, {"rounds": rows}, pictures)
+    return Report(metrics, tables, pictures)
 
 
 def other_classes(y: Tensor, asked: Tensor, num_classes: int) -> Tensor:

@@ -69,16 +69,19 @@ def crossed(digits_data, energy, classifier):
     return cross_class.evaluate(config, subject(digits_data, energy, classifier, conditional=True))
 
 
-def test_chains_of_a_class_are_seen_as_that_class(digits_data, classifier):
+def test_chains_of_a_class_are_seen_as_that_class(digits_data, classifier, tmp_path):
     report = crossed(digits_data, ClassMeans(means(digits_data)), classifier)
     found = report.metrics
     assert found["hit_rate_of_real"] > 0.9 and found["chance"] == 0.1
     for start in ("noise", "images"):
         assert found[start]["hit_rate"] > 0.95 and found[start]["worst_class_hit_rate"] > 0.7, found
-    rows = [row for row in report.tables["rounds"] if row["start"] == "images"]
+    rows = report.tables["rounds_from_images"]
     assert [row["steps"] for row in rows] == [0, 15, 30, 45, 60]
     assert rows[0]["hit_rate"] < 0.05 and rows[0]["stayed"] > 0.9 and rows[0]["distance"] == 0
     assert rows[-1]["stayed"] < 0.05 and rows[-1]["distance"] > 1
+
+    report.write(tmp_path)
+    assert len((tmp_path / "plots/rounds_from_noise.csv").read_text().splitlines()) == 6
 
 
 def test_a_wrong_label_is_no_hit_and_a_flat_energy_changes_no_class(digits_data, classifier):
@@ -104,9 +107,10 @@ def test_cross_class_needs_labels_and_a_classifier(digits_data, classifier):
             cross_class.evaluate(cross_class.Config(), own)
 
 
-def test_completions_follow_the_energy_and_keep_what_is_given(digits_data):
+def test_completions_follow_the_energy_and_keep_what_is_given(digits_data, tmp_path):
     config, own = completion.Config(num_images=60, num_completions=6, num_steps=60), subject(digits_data, Mirror())
     report = completion.evaluate(config, own)
+    report.write(tmp_path)
     x, _ = shards.read_split(own.data, "test")
     upper, lower = x[:60].chunk(2, dim=2)
     bias = ((mirrored(upper) - lower) ** 2).mean().item()
