@@ -172,28 +172,29 @@ def rates(works: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[
 
 
 def ray(folder: Path) -> dict[str, Any]:
-    """Steps a second of the mnist recipe on Ray Train and under torchrun, with either reduction."""
+    """Steps a second of the mnist recipe on Ray Train and under torchrun."""
     prepared(folder, MNIST)
     short = {"num_steps": 300, "log_every": 10, "checkpoint_every": 100}
-    ordered, ddp = settings(folder, "ordered", train=short), settings(folder, "ddp", train=short | {"reduce": "ddp"})
+    ordered = settings(folder, "ordered", train=short)
     works = {
         "Ray Train, ordered, 2 workers": partial(on_ray, folder, ordered),
         "torchrun, ordered, 2 workers": partial(bare, folder, ordered, 2),
-        "torchrun, ddp, 2 workers": partial(bare, folder, ddp, 2),
     }
     return {"steps_per_second": rates(works, rounds=3)}
 
 
 def scaling(folder: Path) -> dict[str, Any]:
-    """Steps a second of the mnist recipe with more and fewer workers, under torchrun."""
+    """Steps a second of the mnist recipe under torchrun, with either reduction, with more and fewer workers."""
     prepared(folder, MNIST)
     short = {"num_steps": 130, "log_every": 10, "checkpoint_every": 65}
     ordered = settings(folder, "ordered", train=short)
     threads = settings(folder, "threads", train=short | {"num_threads": 2})
+    ddp = settings(folder, "ddp", train=short | {"reduce": "ddp"})
     four = settings(folder, "four", train=short | {"num_shards": 4}, replay={"capacity": 4096})
     found = rates(
         {
             "torchrun, ordered, 2 workers": partial(bare, folder, ordered, 2),
+            "torchrun, ddp, 2 workers": partial(bare, folder, ddp, 2),
             "torchrun, ordered, 1 worker": partial(bare, folder, ordered, 1),
             "torchrun, ordered, 1 worker of 2 threads": partial(bare, folder, threads, 1),
             "torchrun, ordered, 4 shards, 2 workers": partial(bare, folder, four, 2),
