@@ -23,9 +23,9 @@ def transcript(trainer, shard):
     restart = torch.rand(n, generator=g) < p.replay.reinit_prob
     restart |= chains.age[slots] >= (p.replay.max_age or math.inf)
     counts = torch.where(restart, 0, chains.age[slots]) >= p.objective.burn_in
-    fresh = torch.rand(n, *x_data.shape[1:], generator=g)
+    torch.randint(chains.num_classes, (n,), generator=g)
     x = chains.position[slots].clone()
-    x[restart] = fresh[restart]
+    x[restart] = torch.rand(int(restart.sum()), *x_data.shape[1:], generator=g)
     x = augmented(x, p.objective.augment_prob, (0.0, 1.0), draws("augment"))
     g = draws("chain")
     for _ in range(p.sampler.num_steps):
