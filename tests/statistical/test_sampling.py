@@ -166,3 +166,15 @@ def test_langevin_steps_use_each_row_of_noise_once():
     for row in rows:
         expected = 0.9 * expected + 0.3 * row
     torch.testing.assert_close(state.position, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_compiled_training_has_the_same_bits_on_one_worker_and_two(digits_data, tmp_path):
+    settings = helpers.values(train={"compile": True})
+    for workers in (1, 2):
+        helpers.spawn(workers, tmp_path / str(workers), digits_data, settings)
+    one, two = (helpers.state_of(tmp_path / str(workers)) for workers in (1, 2))
+    assert one == two
+    helpers.spawn(1, tmp_path / "plain", digits_data, helpers.values())
+    assert helpers.state_of(tmp_path / "plain").keys() == one.keys()
