@@ -6,6 +6,7 @@ from typing import Any
 
 from ebm_dist.config import Params
 from ebm_dist.errors import ConfigError
+from ebm_dist.rng import numpy_stream
 from ebm_dist.search import study
 from ebm_dist.search.study import WORST, Range, Trial
 
@@ -23,16 +24,21 @@ class Proposals:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.params, self.ranges, self.known = params, params.tune.ranges(params), study.keys(params)
         self.space = {key: _distribution(chosen, self.known[key]) for key, chosen in self.ranges.items()}
-        own = params.tune
-        self.study = optuna.create_study(
-            sampler=optuna.samplers.TPESampler(seed=own.seed, n_startup_trials=max(4, own.num_trials // 4))
-        )
+        self.study = optuna.create_study()
         for trial in trials:
             if trial.is_over:
                 self.learn(trial)
 
     def next(self, index: int) -> dict[str, Any]:
-        """Values that the settings allow; those of a draw should Optuna not come to any."""
+        """Values that the settings allow; those of a draw should Optuna not come to any.
+
+        Each trial has random numbers of its own, or a search that was interrupted would make its first proposals again.
+        """
+        import optuna
+
+        own = self.params.tune
+        seed = int(numpy_stream(own.seed, "tune/proposals", 0, index).integers(1 << 31))
+        self.study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(4, own.num_trials // 4))
         for _ in range(_ATTEMPTS):
             asked = self.study.ask(self.space).params
             values = {key: study.rounded(self._value(key, value), self.known[key]) for key, value in asked.items()}

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from ebm_dist import checkpoint, config, shards
 from ebm_dist.errors import CheckpointError, ClusterError, ConfigError
-from ebm_dist.search import judge, report, study, tuning
+from ebm_dist.search import judge, proposals, report, study, tuning
 from ebm_dist.search.study import WORST, Found, Trial
 from tests.helpers import ROOT, Silent, build, params, state_of, values
 
@@ -127,6 +127,18 @@ def test_the_order_of_trials_never_prefers_what_diverged_or_is_not_a_number():
     assert [t.score("fid_clf") for t in known] == [50.0, None, None, 30.0, None, None, None, 30.0]
     assert study.ranked([], "fid_clf") == []
     assert study.read_trials(study.write_trials(known[:2])) == known[:2]
+
+
+def test_proposals_are_reproducible_and_an_interrupted_search_gets_new_ones():
+    pytest.importorskip("optuna")
+    chosen = tuned_params(search="optuna")
+    first = proposals.Proposals(chosen, [])
+    drawn = [first.next(i) for i in range(4)]
+    over = [trial(i, 30.0 + i, values=drawn[i]) for i in range(2)]
+    again = proposals.Proposals(chosen, over)
+    assert [proposals.Proposals(chosen, []).next(i) for i in range(2)] == drawn[:2]
+    later = [again.next(i)["sampler.step_size"] for i in range(2, 6)]
+    assert len({*later, *(values["sampler.step_size"] for values in drawn[:2])}) == 6
 
 
 def test_progress_counts_each_step_once():
