@@ -154,7 +154,7 @@ def our_trainer(case: Case, own: EnergyModel, compiles: bool) -> Trainer:
     kernel = langevin.build(case.sampler, bounds=case.bounds)
     objective = contrastive_divergence.build(params, networks={"energy": own}, kernel=kernel, bounds=case.bounds)
     x = noise((case.num_chains, *case.shape), case.bounds, stream(0, "data"))
-    chains = ReplayShard(params.replay.capacity, case.shape, case.bounds, case.num_classes, stream(0, "chains"))
+    chains = ReplayShard(params.replay.capacity, case.shape, case.bounds, range(case.num_classes), stream(0, "chains"))
     data: Any = {0: Batches(x, case.num_classes)}
     return Trainer(
         params=params, objective=objective, data=data, replay={0: chains}, comm=LocalComm(), device=torch.device("cpu"), digest=""

@@ -44,7 +44,7 @@ def replay(folder: Path) -> dict[str, Any]:
     """Chains drawn and put back a second, beside a list of tensors, at 128 of 8,192 images."""
     rows = {}
     for shape in ((1, 28, 28), (3, 32, 32)):
-        shard = ReplayShard(8192, shape, (0.0, 1.0), 0, stream(0, "chains"))
+        shard = ReplayShard(8192, shape, (0.0, 1.0), range(1), stream(0, "chains"))
         listed = [torch.rand(1, *shape) for _ in range(8192)]
 
         def ours(shard: ReplayShard = shard) -> None:

@@ -135,7 +135,7 @@ def curves(lines: Mapping[str, tuple[Sequence[float], ...]], xlabel: str, ylabel
     return _png(figure)
 
 
-def bands(lines: Mapping[str, tuple[Any, Array, Array, Array]], xlabel: str, ylabel: str, title: str) -> bytes:
+def bands(lines: Mapping[str, tuple[Any, ...]], xlabel: str, ylabel: str, title: str, *, log_x: bool = False) -> bytes:
     """Lines in a band each: ``{name: (x, middle, low, high)}``; linear around the last line and logarithmic far from it (asinh)."""
     figure, axes = _figure(7.0, 4.2)
     for name, (x, middle, low, high) in lines.items():
@@ -144,6 +144,7 @@ def bands(lines: Mapping[str, tuple[Any, Array, Array, Array]], xlabel: str, yla
     *_, (_, _, low, high) = lines.values()
     width = float(np.abs([low.min(), high.max()]).max()) or 1.0
     axes.set_yscale("asinh", linear_width=width)
+    axes.set_xscale("log" if log_x else "linear")
     axes.yaxis.set_major_locator(AsinhLocator(width, numticks=7))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
@@ -163,6 +164,20 @@ def paths(sets: Mapping[str, Array], dots: Array, labels: tuple[str, str], title
         axes.scatter(*ways[:, -1].T, s=40, color=colour, zorder=3)
     axes.set(xlabel=labels[0], ylabel=labels[1], title=title)
     axes.legend(frameon=False, fontsize=9, loc="upper right")
+    return _png(figure)
+
+
+def matrix(values: Array, columns: Sequence[str], rows: Sequence[str], xlabel: str, title: str) -> bytes:
+    """Shares between 0 and 1 as a table of shaded cells ``(rows, columns)``; where a value is NaN the cell stays empty."""
+    figure, axes = _figure(6.4, 0.55 * len(rows) + 1.3)
+    axes.imshow(values, vmin=0, vmax=1, cmap="Blues", aspect="auto")
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.tick_params(length=0)
+    axes.set(xlabel=xlabel, title=title)
+    for (row, column), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            axes.text(column, row, f"{value:.3f}", ha="center", va="center", color="white" if value > 0.6 else "black")
     return _png(figure)
 
 

@@ -1,7 +1,8 @@
 """A trained model as a folder: what training exports and what evaluation, registry and serving load.
 
-``energy.safetensors`` has the weights (moving averages), ``chains.safetensors`` the replayed chains, ``model.json`` everything
-needed to build the network again, and the lineage. Nothing in it can run code.
+``energy.safetensors`` has the weights (moving averages), ``energy-00.safetensors`` those at the end of an earlier task,
+``chains.safetensors`` the replayed chains, ``model.json`` everything needed to build the network again, and the lineage. Nothing in
+it can run code.
 """
 
 import json
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from ebm_dist.shards import Index
 
 _CARD, _ENERGY, _CHAINS = "model.json", "energy.safetensors", "chains.safetensors"
+_EARLIER = "energy-{:02d}.safetensors"
 _POWER_ITERATIONS = 15  # the average's own largest singular values; the buffers come from the last weights
 
 
@@ -39,6 +41,8 @@ class TrainedModel(NamedTuple):
     """the settings that it was trained with"""
     card: dict[str, Any]
     """shape, bounds, number of classes, digests, steps"""
+    earlier: tuple[EnergyModel, ...] = ()
+    """as it was at the end of each earlier task, where classes were learnt in tasks"""
 
     @property
     def bounds(self) -> tuple[float, float] | None:
@@ -100,9 +104,11 @@ def export(run: Path, folder: Path, params: Params, index: "Index", train: tuple
     if final is None or checkpoint.verify(final, digest) < params.train.num_steps:
         raise DataError(f"{run}: training has not ended; run 'dvc repro train'")
     energy, chains = _read(final, params, index)
+    files = {_ENERGY: energy.state_dict(), _CHAINS: chains}
+    files |= {_EARLIER.format(i): one.state_dict() for i, one in enumerate(_read_earlier(final, params, index))}
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / _ENERGY, encode(energy.state_dict()))
-    write_whole(folder / _CHAINS, encode(chains))
+    for name, tensors in files.items():
+        write_whole(folder / name, encode(tensors))
     write_json(
         folder / _CARD,
         {
@@ -111,7 +117,7 @@ def export(run: Path, folder: Path, params: Params, index: "Index", train: tuple
             "num_steps": params.train.num_steps,
             "class_energies": _class_energies(energy, *train, index.num_classes) if is_conditional(params) else {},
             "params": params.as_dict(*TRAINING),
-            "sha256": {name: sha256(folder / name) for name in (_ENERGY, _CHAINS)},
+            "sha256": {name: sha256(folder / name) for name in files},
         },
     )
     history: list[dict[str, Any]] = read_json(final / "history.json", "train")
@@ -129,12 +135,24 @@ def from_checkpoint(folder: Path, params: Params, index: "Index") -> TrainedMode
 
 
 def _read(folder: Path, params: Params, index: "Index") -> tuple[EnergyModel, dict[str, Tensor]]:
-    averages = read_tensors(folder / "average.safetensors", "train")
+    energy = _rebuilt(read_tensors(folder / "average.safetensors", "train"), params, index)
+    chains = [read_tensors(path, "train") for path in sorted(folder.glob("chains-*.safetensors"))]
+    return energy, {name: torch.cat([c[name] for c in chains]) for name in chains[0]}
+
+
+def _read_earlier(folder: Path, params: Params, index: "Index") -> list[EnergyModel]:
+    tensors = read_tensors(folder / "earlier.safetensors", "train")
+    return [
+        _rebuilt({name.removeprefix(f"{task}."): v for name, v in tensors.items() if name.startswith(f"{task}.")}, params, index)
+        for task in sorted({int(name.partition(".")[0]) for name in tensors})
+    ]
+
+
+def _rebuilt(averages: dict[str, Tensor], params: Params, index: "Index") -> EnergyModel:
     energy = build_energy(params, index.shape, index.num_classes)
     energy.load_state_dict({name.removeprefix("energy."): v for name, v in averages.items() if name.startswith("energy.")})
     iterate_power(energy, _POWER_ITERATIONS)
-    chains = [read_tensors(path, "train") for path in sorted(folder.glob("chains-*.safetensors"))]
-    return energy, {name: torch.cat([c[name] for c in chains]) for name in chains[0]}
+    return energy
 
 
 def _about(index: "Index") -> dict[str, Any]:
@@ -160,10 +178,14 @@ def load(folder: Path) -> TrainedModel:
         energy = build_energy(params, tuple(card["shape"]), card["num_classes"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as failed:
         raise DataError(f"{folder}: not a model of ours ({type(failed).__name__}: {failed}); run 'dvc repro train'") from None
+    earlier = []
     try:
         energy.load_state_dict(read_tensors(folder / _ENERGY, "train"))
+        for task in range(params.train.num_tasks - 1):
+            earlier.append(build_energy(params, tuple(card["shape"]), card["num_classes"]).eval().requires_grad_(False))
+            earlier[-1].load_state_dict(read_tensors(folder / _EARLIER.format(task), "train"))
         chains = read_tensors(folder / _CHAINS, "train")
         chains["position"], chains["label"]
     except (RuntimeError, KeyError) as failed:
         raise DataError(f"{folder}: the weights do not fit {_CARD} ({failed}); run 'dvc repro -f train'") from None
-    return TrainedModel(energy.eval().requires_grad_(False), chains["position"], chains["label"], params, card)
+    return TrainedModel(energy.eval().requires_grad_(False), chains["position"], chains["label"], params, card, tuple(earlier))

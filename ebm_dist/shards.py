@@ -4,6 +4,7 @@ A tar holds packs of samples, ``<key>.x.npy`` and ``<key>.y.npy`` (reading one s
 ``index.json`` has the place and SHA-256 of everything and is written last, so a folder without it is not a data set.
 """
 
+import copy
 import hashlib
 import io
 import math
@@ -274,6 +275,15 @@ class LogicalShard:
         self.x, self.y = torch.from_numpy(x), torch.from_numpy(y)
         self.scale, self.shard, self.batch_size, self.seed = index.scale, shard, batch_size, seed
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
+
+    def only(self, classes: range) -> "LogicalShard":
+        """The same with the samples of these classes alone. Raises :class:`DataError` if there are none."""
+        part = copy.copy(self)
+        mine = ((self.y >= classes.start) & (self.y < classes.stop)).nonzero().flatten()
+        if not len(mine):
+            raise DataError(f"logical shard {self.shard} has no sample of the classes {[*classes]}; lower train.num_shards")
+        part.x, part.y, part._order = self.x[mine], self.y[mine], (-1, torch.empty(0))
+        return part
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Samples ``(batch_size, *shape)`` and labels ``(batch_size,)`` of a step, counted from 0."""

@@ -15,7 +15,7 @@ from ebm_dist import checkpoint, faults, optim, shards
 from ebm_dist.comm import REDUCTIONS, Comm, assign_gradient
 from ebm_dist.config import Count, Fraction, Index, Mismatch, Params, Positive, module_of, section
 from ebm_dist.energies import build_energy, iterate_power
-from ebm_dist.errors import CheckpointError, DivergedError
+from ebm_dist.errors import CheckpointError, ConfigError, DivergedError
 from ebm_dist.files import encode, read_json, read_tensors
 from ebm_dist.objectives import Batch, Objective, StepContext, Turn
 from ebm_dist.replay import ReplayShard, deal
@@ -32,6 +32,9 @@ class Config:
     """Samples of each step, over all logical shards."""
     num_shards: Count = 4
     """Logical shards of batch, replay buffer and random streams; at most so many workers can share them. 1, 2, 4, 8 or 16."""
+    num_tasks: Count = 1
+    """Groups of classes to learn one after the other, in equal shares of the steps, each without data, chains and moments of the
+    earlier ones: class-incremental learning (van de Ven & Tolias 2019)."""
     reduce: Literal["ordered", "ddp"] = "ordered"
     """``ordered``: bitwise the same result for any number of workers; ``ddp``: DistributedDataParallel, for GPUs."""
     log_every: Count = 20
@@ -56,6 +59,10 @@ class Config:
             raise Mismatch("train.num_shards", f"{self.num_shards} does not divide the {shards.NUM_TARS} tars of a data set")
         if self.batch_size % self.num_shards:
             raise Mismatch("train.batch_size", f"{self.batch_size} is not divisible by train.num_shards = {self.num_shards}")
+        if self.num_steps % self.num_tasks:
+            raise Mismatch(
+                "train.num_tasks", f"train.num_steps = {self.num_steps} cannot be shared evenly by {self.num_tasks} tasks"
+            )
         asked = [
             f"train.{key}" for key, is_asked in (("compile", self.compile), ("precision", self.precision != "float32")) if is_asked
         ]
@@ -75,6 +82,7 @@ class Trainer:
     replay: Mapping[int, ReplayShard]
     comm: Comm
     device: torch.device
+    num_classes: int
     digest: str
     """Names settings, data and code: a checkpoint of another digest is refused."""
     clock: Callable[[], float] = time.perf_counter
@@ -84,7 +92,10 @@ class Trainer:
         self.step, self.seconds, self.history, self.rollbacks = 0, 0.0, list[Row](), 0
         players = self.objective.players
         self.averages = {name: optim.average_of(player) for name, player in players.items()}
-        self.optimizers = {name: optim.optimizer(self.params.optimizer, player) for name, player in players.items()}
+        self.optimizers = self.new_optimizers()
+        self.steps_per_task = self.config.num_steps // self.config.num_tasks
+        self.present, self.task = self.data, -1
+        self.earlier = list[dict[str, Tensor]]()  # the averages of the weights at the end of each earlier task
         self.reduction = REDUCTIONS[self.config.reduce](players, self.comm, self.config.num_shards)
 
     def fit(self, folder: Path, reporter: Reporter) -> int:
@@ -109,6 +120,8 @@ class Trainer:
 
     def advance(self) -> dict[str, Tensor]:
         """One training step: the player turns of all my shards in lock-step. Returns metrics, ``(my shards,)`` each."""
+        if self.config.num_tasks > 1:
+            self.turn_to_task()
         turns_of = [self.objective.turns(self.batch(shard), self.context(shard)) for shard in self.data]
         row: dict[str, Tensor] = {}
         for turns in zip(*turns_of, strict=True):
@@ -130,11 +143,12 @@ class Trainer:
         if config.max_grad_norm is not None:
             gradient = gradient * (config.max_grad_norm / gradient.norm().clamp(min=config.max_grad_norm))
         assign_gradient(network, gradient)
-        rate = optim.learning_rate(config, self.step, self.config.num_steps)
+        step = self.step % self.steps_per_task
+        rate = optim.learning_rate(config, step, self.steps_per_task)
         optimizer.param_groups[0]["lr"] = rate * self.config.rollback_lr**self.rollbacks
         optimizer.step()
         iterate_power(network)
-        optim.update_average(self.averages[player], network, config.ema_decay, self.step)
+        optim.update_average(self.averages[player], network, config.ema_decay, step)
 
     def guard(self, player: str, turns: tuple[Turn, ...], gradient: Tensor) -> None:
         """Stop all ranks together, before the update, where one of them diverges. Raises :class:`DivergedError`."""
@@ -173,9 +187,30 @@ class Trainer:
     def due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.config.num_steps
 
+    def turn_to_task(self) -> None:
+        """Data and chains of the classes of this step's task; at its first step all begins anew but the weights: their averages."""
+        task, done = divmod(self.step, self.steps_per_task)
+        if task == self.task and done:
+            return
+        each = self.num_classes // self.config.num_tasks
+        self.task, classes = task, range(task * each, (task + 1) * each)
+        self.present = {shard: data.only(classes) for shard, data in self.data.items()}
+        for shard, chains in self.replay.items():
+            chains.classes = classes
+            if not done:
+                chains.restart(classes, stream(self.params.seed, "chains", shard, self.step, device=self.device))
+        if task and not done:
+            for name, network in self.objective.players.items():
+                network.load_state_dict(self.averages[name].state_dict())
+            self.earlier.append({name: value.clone() for name, value in _named(self.averages).items()})
+            self.optimizers = self.new_optimizers()
+
+    def new_optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {name: optim.optimizer(self.params.optimizer, player) for name, player in self.objective.players.items()}
+
     @record_function("data")
     def batch(self, shard: int) -> Batch:
-        x, y = self.data[shard].batch(self.step)
+        x, y = self.present[shard].batch(self.step)
         return Batch(x.to(self.device), y.to(self.device))
 
     def context(self, shard: int) -> StepContext:
@@ -210,6 +245,7 @@ class Trainer:
                 "weights.safetensors": encode(_named(self.objective.players)),
                 "average.safetensors": encode(_named(self.averages)),
                 "optimizer.safetensors": encode(_moments(self.optimizers)),
+                "earlier.safetensors": encode(_numbered(self.earlier)),
                 "history.json": encode(self.history),
                 "state.json": encode({"step": self.step, "seconds": self.seconds, "rollbacks": self.rollbacks}),
             }
@@ -233,6 +269,7 @@ class Trainer:
                 _load_moments(optimizer, _of(moments, player))
             for shard, chains in self.replay.items():
                 chains.load_state_dict(read_tensors(folder / f"chains-{shard:05d}.safetensors", "train"))
+            self.earlier, self.task = _by_number(read_tensors(folder / "earlier.safetensors", "train")), -1
             state = read_json(folder / "state.json", "train")
             self.step, self.seconds, self.rollbacks = int(state["step"]), float(state["seconds"]), int(state["rollbacks"])
             self.history = read_json(folder / "history.json", "train")
@@ -253,6 +290,15 @@ def _named(networks: Mapping[str, nn.Module]) -> dict[str, Tensor]:
 
 def _of(tensors: Mapping[str, Tensor], player: str) -> dict[str, Tensor]:
     return {name.removeprefix(f"{player}."): value for name, value in tensors.items() if name.startswith(f"{player}.")}
+
+
+def _numbered(several: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {f"{i}.{name}": value for i, one in enumerate(several) for name, value in one.items()}
+
+
+def _by_number(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    count = 1 + max((int(name.partition(".")[0]) for name in tensors), default=-1)
+    return [_of(tensors, str(i)) for i in range(count)]
 
 
 def _moments(optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Tensor]:
@@ -280,7 +326,12 @@ def build(params: Params, index: shards.Index, comm: Comm, device: torch.device,
     kernel = module_of(params.sampler).build(params.sampler, bounds=index.bounds)
     objective = module_of(params.objective).build(params, networks={"energy": energy}, kernel=kernel, bounds=index.bounds)
     capacity, batch_size = params.replay.capacity // config.num_shards, config.batch_size // config.num_shards
-    chains = partial(ReplayShard, capacity, index.shape, index.bounds, index.num_classes, max_age=params.replay.max_age)
+    if index.num_classes % config.num_tasks:
+        raise ConfigError(f"train.num_tasks: {index.num_classes} classes cannot be shared evenly by {config.num_tasks} tasks")
+    own = params.replay
+    chains = partial(
+        ReplayShard, capacity, index.shape, index.bounds, range(index.num_classes), max_age=own.max_age, policy=own.policy
+    )
     data = {s: shards.LogicalShard(index, "train", s, config.num_shards, batch_size, params.seed) for s in mine}
     energy.initialise(_mean(data, comm, config.num_shards).to(device))
     return Trainer(
@@ -290,6 +341,7 @@ def build(params: Params, index: shards.Index, comm: Comm, device: torch.device,
         replay={s: chains(stream(params.seed, "chains", s, device=device)) for s in mine},
         comm=comm,
         device=device,
+        num_classes=index.num_classes,
         digest=digest,
     )
 

@@ -70,7 +70,8 @@ class _ConditionalsGiven(_Given):
 
 def linear_energy(layer: nn.Linear, h: Tensor) -> Tensor:
     """``(B,)``: the one output of a layer on features ``(B, n)``; as a vector product, whose gradient is no matrix product."""
-    return torch.mv(h, layer.weight[0]) + layer.bias
+    energy = torch.mv(h, layer.weight[0])
+    return energy if layer.bias is None else energy + layer.bias
 
 
 def score(energy: EnergyFn, x: Tensor) -> tuple[Tensor, Tensor]:

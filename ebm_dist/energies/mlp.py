@@ -3,11 +3,13 @@
 import math
 from itertools import pairwise
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ebm_dist.config import Count, section
-from ebm_dist.energies import EnergyModel, linear_energy, spectral_norm
+from ebm_dist.config import Count, Mismatch, Params, section
+from ebm_dist.energies import EnergyModel, is_conditional, linear_energy, spectral_norm
+from ebm_dist.errors import ConfigError
 
 
 @section
@@ -16,10 +18,19 @@ class Config:
     """Width of each hidden layer."""
     spectral_norm: bool = False
     """Divide each hidden layer's weight by its largest singular value (Miyato et al. 2018)."""
+    gates: bool = False
+    """Each class has an equal share of every layer's units for itself, and the others are silent for it (Masse et al. 2018): what
+    is learnt about one class changes no other."""
+
+    def check(self, params: Params) -> None:
+        if self.gates and not is_conditional(params):
+            raise Mismatch("energy.gates", "opens units by class; set objective.conditional: true, or gates: false")
+        if self.gates and self.spectral_norm:
+            raise Mismatch("energy.gates", "the norm of a layer would depend on all classes; set spectral_norm: false")
 
 
 class MLP(EnergyModel):
-    """``h <- silu(W h + b + c_y)`` for each layer, then ``E = w.h``; the class bias ``c_y`` only where there are classes."""
+    """``h <- g_y * silu(W h + b + c_y)`` for each layer, then ``E = w.h``; class bias ``c_y`` and gates ``g_y`` only if asked."""
 
     def __init__(self, config: Config, num_inputs: int, num_classes: int) -> None:
         super().__init__()
@@ -30,13 +41,21 @@ class MLP(EnergyModel):
         for embedding in self.classes:
             # small initial biases are ignored in training: hit rates stay at chance
             nn.init.normal_(embedding.weight, std=0.5)  # type: ignore[arg-type]
-        self.last = nn.Linear(widths[-1], 1)
+        self.gates = [f"gates_{i}" for i, o in enumerate(widths[1:]) if config.gates]
+        for name, width in zip(self.gates, widths[1:], strict=False):
+            if width % num_classes:
+                raise ConfigError(f"energy.hidden: {width} units cannot be shared evenly by {num_classes} classes, for gates")
+            owner = torch.arange(width) * num_classes // width
+            self.register_buffer(name, (owner == torch.arange(num_classes)[:, None]).float(), persistent=False)
+        self.last = nn.Linear(widths[-1], 1, bias=not config.gates)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         h = x.flatten(1)
         for i, layer in enumerate(self.layers):
             h = layer(h)
             h = F.silu(h + self.classes[i](y) if self.classes else h)
+            if self.gates:
+                h = h * self.get_buffer(self.gates[i])[y]
         return linear_energy(self.last, h)
 
 

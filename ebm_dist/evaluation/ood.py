@@ -20,12 +20,15 @@ from torch import Tensor
 
 from ebm_dist import figures, shards
 from ebm_dist.config import Count, section
+from ebm_dist.energies import build_energy, is_conditional
+from ebm_dist.errors import ConfigError
 from ebm_dist.evaluation import Report, Subject
 from ebm_dist.evaluation_sets import others_like, synthetic
 from ebm_dist.model import TrainedModel
 from ebm_dist.rng import numpy_stream
 
-_MODEL, _BOTH = "-E (model)", "-E and p(y | x) (model)"
+_MODEL, _BOTH, _UNTRAINED = "-E (model)", "-E and p(y | x) (model)", "-E (before training)"
+_NUM_COMPONENTS = 100
 
 Array = npt.NDArray[np.float64]
 
@@ -36,6 +39,8 @@ class Config:
     """At most so many samples of each set."""
     num_bootstrap: Count = 1000
     """Resamples of both sets behind each 95 % interval."""
+    mean_of: tuple[str, ...] = ()
+    """Sets whose mean is reported as ``mean_auroc``; all if none is named."""
 
 
 def evaluate(config: Config, subject: Subject) -> Report:
@@ -45,6 +50,10 @@ def evaluate(config: Config, subject: Subject) -> Report:
     scorers: dict[str, Any] = {_MODEL: lambda x: -subject.model.energies(x).double().numpy()}
     if subject.model.knows_labels and "val" in subject.data.splits:
         scorers[_BOTH] = _with_labels(subject.model, shards.read_split(subject.data, "val")[0])
+    if not is_conditional(subject.model.params):
+        untrained = build_energy(subject.model.params, subject.data.shape, subject.data.num_classes)
+        blank = subject.model._replace(energy=untrained.eval().requires_grad_(False))
+        scorers[_UNTRAINED] = lambda x: -blank.energies(x).double().numpy()
     scorers |= _baselines(train)
     known = {name: score(inside) for name, score in scorers.items()}
     rows: list[dict[str, Any]] = []
@@ -53,7 +62,9 @@ def evaluate(config: Config, subject: Subject) -> Report:
             value, low, high = auroc(known[name], score(x), config.num_bootstrap)
             rows.append({"set": set_name, "count": len(x), "score": name, "auroc": value, "low": low, "high": high})
     ours = {row["set"]: row for row in rows if row["score"] == _MODEL}
-    best = {name: max(r["auroc"] for r in rows if r["set"] == name and r["score"] not in (_MODEL, _BOTH)) for name in ours}
+    best = {
+        name: max(r["auroc"] for r in rows if r["set"] == name and r["score"] not in (_MODEL, _BOTH, _UNTRAINED)) for name in ours
+    }
     metrics: dict[str, Any] = {
         name: {"auroc": row["auroc"], "low": row["low"], "high": row["high"], "best_baseline": best[name]}
         for name, row in ours.items()
@@ -61,7 +72,14 @@ def evaluate(config: Config, subject: Subject) -> Report:
     for row in rows:
         if row["score"] == _BOTH:
             metrics[row["set"]] |= {f"{key}_with_labels": row[key] for key in ("auroc", "low", "high")}
-    metrics["mean_auroc"] = float(np.mean([row["auroc"] for row in ours.values()]))
+    if unknown := set(config.mean_of) - set(sets):
+        raise ConfigError(f"evaluation.ood.mean_of: no set {', '.join(sorted(unknown))}; there: {', '.join(sets)}")
+    chosen = config.mean_of or tuple(sets)
+    means = {
+        name: float(np.mean([row["auroc"] for row in rows if row["score"] == name and row["set"] in chosen])) for name in scorers
+    }
+    metrics["mean_auroc"] = means.pop(_MODEL)
+    metrics["mean_auroc_of"] = means
     shown = {
         f"{name} ({ours[name]['count']:,})": {r["score"]: (r["auroc"], r["low"], r["high"]) for r in rows if r["set"] == name}
         for name in ours
@@ -111,9 +129,11 @@ def _with_labels(model: TrainedModel, val: Tensor) -> Callable[[Tensor], Array]:
 
 
 def _baselines(train: Tensor) -> dict[str, Any]:
-    """Scores that no energy model made; the first two are two-sided, so that they need no choice of sign."""
+    """Scores that no energy model made; where a sign would have to be chosen they are two-sided."""
     flat = train.flatten(1).double().numpy()
     mean, covariance = flat.mean(axis=0), np.cov(flat, rowvar=False)
+    _, directions = np.linalg.eigh(covariance)
+    leading = directions[:, -min(_NUM_COMPONENTS, len(mean) // 4) :]
     precision = np.linalg.inv(covariance + 1e-3 * np.trace(covariance) / len(mean) * np.eye(len(mean)))
 
     def two_sided(statistic: Any) -> Any:
@@ -124,10 +144,24 @@ def _baselines(train: Tensor) -> dict[str, Any]:
         d = x.flatten(1).double().numpy() - mean
         return -((d @ precision) * d).sum(axis=1)  # type: ignore[no-any-return]
 
+    def residual(x: Tensor) -> Array:
+        d = x.flatten(1).double().numpy() - mean
+        return np.log((d**2).sum(axis=1) - ((d @ leading) ** 2).sum(axis=1) + 1e-6)  # type: ignore[no-any-return]
+
+    def variation(x: Tensor) -> Array:
+        return sum(x.diff(dim=dim).abs().flatten(1).sum(dim=1) for dim in (2, 3)).double().numpy()  # type: ignore[union-attr]
+
+    def saturation(x: Tensor) -> Array:
+        return (x.amax(dim=1) - x.amin(dim=1)).flatten(1).mean(dim=1).double().numpy()
+
+    colour = {"saturation, two-sided": two_sided(saturation)} if train.shape[1] > 1 else {}
     return {
         "PNG size, two-sided": two_sided(_png_bytes),
         "brightness, two-sided": two_sided(lambda x: x.flatten(1).mean(dim=1).double().numpy()),
+        "total variation, two-sided": two_sided(variation),
+        "PCA residual, two-sided": two_sided(residual),
         "Gaussian (Mahalanobis)": mahalanobis,
+        **colour,
     }
 
 

@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ebm_dist.augmentation import augmented
-from ebm_dist.config import Fraction, Index, Mismatch, NonNegative, Params, Positive, section
-from ebm_dist.energies import EnergyModel
+from ebm_dist.augmentation import AUGMENTATIONS, Augmentation
+from ebm_dist.config import Fraction, Index, Mismatch, NonNegative, Params, Positive, module_of, section
+from ebm_dist.energies import EnergyModel, frozen, given
 from ebm_dist.objectives import Batch, Objective, StepContext, Turn
 from ebm_dist.replay import Draw
 from ebm_dist.rng import bernoulli
@@ -40,21 +40,37 @@ class Config:
     data_noise: NonNegative = 0.0
     """Standard deviation of the noise added to the data, clamped like a chain's positions."""
     augment_prob: Fraction = 0.0
-    """Probability that an image from the buffer is turned, mirrored, scaled and sheared at random before its chain goes on."""
+    """Probability that the image at which a chain starts, from the buffer or the data, is changed at random first."""
+    augmentation: Augmentation = "affine"
+    """How: ``affine``: turned, mirrored, scaled, sheared; ``crop``: mirrored, a part of it enlarged, its colours changed."""
     burn_in: Index = 0
     """Draws for which a chain that started afresh only runs; after them it counts as a negative."""
     conditional: bool = False
     """Learn E(x, y): data come with their labels, and each chain keeps the label that it was started with."""
+    chain_labels: Literal["own", "data"] = "own"
+    """Labels of a conditional energy's chains: ``own``: kept with each chain; ``data``: those of other data, whatever class the
+    chain or the image at its start is of, as in the code of Du & Mordatch 2019."""
     label_temperature: Positive | None = None
     """Of a conditional energy, learn ``p(y | x) = softmax(-E(x, y) / T)`` too, at this T; the cross-entropy's weight is T."""
+    kl_weight: NonNegative = 0.0
+    """Weight of the term that contrastive divergence leaves out, the gradient through the chains (Du et al. 2021, eq. 8): through
+    one more step of them."""
+    entropy_weight: NonNegative = 0.0
+    """Part of that term: weight of ``-mean log`` of a chain's distance to the nearest of the others (Du et al. 2021, eq. 10)."""
 
     def check(self, params: Params) -> None:
         if self.label_temperature and not self.conditional:
             raise Mismatch("objective.label_temperature", "only a conditional energy has labels; set conditional: true")
+        if self.chain_labels == "data" and not self.conditional:
+            raise Mismatch("objective.chain_labels", "only a conditional energy has labels; set conditional: true")
+        if self.kl_weight and module_of(params.sampler).build(params.sampler, bounds=None).trace is None:
+            raise Mismatch("objective.kl_weight", "this sampler's steps have no gradient by weights; use langevin, or set it to 0")
+        if self.entropy_weight and not self.kl_weight:
+            raise Mismatch("objective.entropy_weight", "is part of the term that objective.kl_weight weighs; set that too")
         if self.conditional and self.start == "data" and params.replay.reinit_prob:
             raise Mismatch("objective.start", "chains that start at the data do not use replay; set replay.reinit_prob to 0")
-        if self.augment_prob and self.start != "replay":
-            raise Mismatch("objective.augment_prob", f"only replayed chains are turned; these start at {self.start}; set it to 0")
+        if self.augment_prob and self.start == "noise":
+            raise Mismatch("objective.augment_prob", "chains start at noise, in which nothing can be turned; set it to 0")
         if self.binarise and self.data_noise:
             raise Mismatch("objective.data_noise", "binary data take no Gaussian noise; set binarise: false, or data_noise: 0")
         if self.burn_in and self.start != "replay":
@@ -83,10 +99,14 @@ class ContrastiveDivergence:
         positive = self._perturb(batch.x, context)
 
         # one forward pass for all: DDP allows one a backward pass. The data come under their own labels, then under each other
-        num_classes = context.replay.num_classes
+        first, num_classes = context.replay.classes.start, len(context.replay.classes)
         shifts = range(num_classes if self.config.label_temperature else 1)
         x = torch.cat([*[positive] * len(shifts), negative])
-        y = torch.cat([*((batch.y + k) % num_classes for k in shifts), draw.label]) if self.config.conditional else None
+        y = (
+            torch.cat([*(first + (batch.y - first + k) % num_classes for k in shifts), draw.label])
+            if self.config.conditional
+            else None
+        )
         energy_data, energy_neg = context.players["energy"](x, y).split([len(shifts) * n, n])
         energy_pos = energy_data[:n]
         counts = (draw.age >= self.config.burn_in).float()
@@ -97,6 +117,8 @@ class ContrastiveDivergence:
         if temperature := self.config.label_temperature:
             logits = -energy_data.view(len(shifts), n).T / temperature  # the first is that of the right label
             loss = loss + temperature * F.cross_entropy(logits, torch.zeros_like(batch.y))
+        if self.config.kl_weight:
+            loss = loss + self.config.kl_weight * self._kl(negative, labels, context)
 
         metrics = {
             "energy_pos": mean_pos,
@@ -119,16 +141,31 @@ class ContrastiveDivergence:
         return cast(EnergyModel, players["energy"])
 
     def _start(self, batch: Batch, context: StepContext) -> Draw:
-        n = len(batch.x)
         if self.config.start == "replay":
-            draw = context.replay.draw(n, self.reinit_prob, context.stream("replay"))
-            if not self.config.augment_prob:
-                return draw
-            moved = augmented(draw.position, self.config.augment_prob, self.bounds, context.stream("augment"))
-            return draw._replace(position=moved)
-        position = batch.x if self.config.start == "data" else noise(tuple(batch.x.shape), self.bounds, context.stream("noise"))
-        slots = torch.arange(n, device=position.device)
-        return Draw(slots, position, batch.y, torch.zeros_like(slots))
+            draw = context.replay.draw(len(batch.x), self.reinit_prob, context.stream("replay"))
+        else:
+            x, order = batch.x, torch.arange(len(batch.x), device=batch.x.device)
+            x = x if self.config.start == "data" else noise(tuple(x.shape), self.bounds, context.stream("noise"))
+            draw = Draw(x, batch.y, torch.zeros_like(order), order, order)
+        if self.config.chain_labels == "data":
+            draw = draw._replace(label=batch.y.roll(1))  # of the next sample, should the chain start at the data
+        if prob := self.config.augment_prob:
+            generator = context.stream("augment")
+            draw = draw._replace(position=AUGMENTATIONS[self.config.augmentation](draw.position, prob, self.bounds, generator))
+        return draw
+
+    def _kl(self, x: Tensor, labels: Tensor | None, context: StepContext) -> Tensor:
+        """``E(x') - entropy_weight * log(distance to the nearest other chain)``; the weights enter by the step to ``x'`` alone."""
+        energy, step = cast(EnergyModel, self.players["energy"]), self.chains.kernel.trace
+        assert step is not None
+        noise = torch.randn(x.shape, generator=context.stream("kl"), device=x.device)
+        moved = step(given(energy, labels), x, noise)
+        with frozen(energy):
+            term = given(energy, labels)(moved).mean()
+        if not self.config.entropy_weight:
+            return term
+        apart = torch.cdist(moved.flatten(1), x.flatten(1)) + torch.diag(torch.full_like(x.flatten(1)[:, 0], float("inf")))
+        return term - self.config.entropy_weight * apart.amin(dim=1).log().mean()
 
     def _perturb(self, x: Tensor, context: StepContext) -> Tensor:
         if not self.config.data_noise:

@@ -45,6 +45,8 @@ class Kernel(NamedTuple):
     steps: Callable[[EnergyFn, Any, Tensor], tuple[State, Info]] | None = None
     """``steps(target, state, noise)``: one step for each of ``noise (n, B, *shape)``, standard normal, and the info of the last.
     For kernels that have no other randomness: such code can be compiled."""
+    trace: Callable[[EnergyFn, Tensor, Tensor], Tensor] | None = None
+    """``trace(target, x, noise)``: where one step leads, as a function of the target's parameters, with its graph."""
 
 
 class ChainStats(NamedTuple):

@@ -62,4 +62,12 @@ def build(config: Config, *, bounds: Bounds) -> Kernel:
             state, info = move(target, state, row)
         return state, info
 
-    return Kernel(init, step, steps)
+    def trace(target: EnergyFn, x: Tensor, noise: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(target(x).sum(), x, create_graph=True)
+        if config.score_clip is not None:
+            slope = slope.clamp(-config.score_clip, config.score_clip)
+        moved = x.detach() - config.step_size * slope + config.noise_scale * noise
+        return moved if bounds is None else moved.clamp(*bounds)
+
+    return Kernel(init, step, steps, trace)

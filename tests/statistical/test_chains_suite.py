@@ -6,7 +6,7 @@ from torch import nn
 
 from ebm_dist import evaluation, shards
 from ebm_dist.errors import ConfigError
-from ebm_dist.evaluation import chains
+from ebm_dist.evaluation import chains, long_run
 from ebm_dist.model import TrainedModel
 from tests import helpers
 
@@ -59,6 +59,38 @@ def test_chains_that_agree_among_themselves_but_not_with_others_are_found(digits
     found = metrics(digits_data, TwoWells(), at(0.05))
     assert found["replay"]["rhat"] < 1.03 and found["noise"]["rhat"] < 1.03, found
     assert found["both"]["rhat"] > 1.2, found
+
+
+class Pit(nn.Module):
+    """The data lie on a slope that goes down to black, far below them."""
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
+        return x.flatten(1).sum(1)
+
+
+def test_a_long_run_tells_where_chains_leave_the_data(digits_data):
+    index = shards.read_index(digits_data)
+    x, _ = shards.read_split(index, "train")
+    card = {"shape": index.shape, "bounds": index.bounds, "num_classes": index.num_classes}
+
+    def found(energy, step_size, noise_scale):
+        params = helpers.params(sampler={"name": "langevin", "step_size": step_size, "noise_scale": noise_scale})
+        model = TrainedModel(energy.eval(), torch.zeros(0), torch.zeros(0), params, card)
+        config = long_run.Config(num_steps=1000, num_chains=20)
+        return long_run.evaluate(config, evaluation.Subject(model, index, {}, None))
+
+    report = found(Pit(), 0.002, 0.0)  # all pixels black after 500 steps
+    steps = [row["step"] for row in report.tables["long_run"] if row["chains_from"] == "data"]
+    assert steps == [0, 2, 5, 10, 22, 46, 100, 215, 464, 1000]
+    low = x.flatten(1).sum(1).quantile(0.01)
+    start = shards.read_split(index, "test")[0][:20]
+    medians = {step: (start - 0.002 * step).clamp(min=0).flatten(1).sum(1).quantile(0.5) for step in steps}
+    assert report.metrics["data"]["last_step_within"] == max(step for step in steps if medians[step] >= low) < 464
+    assert report.metrics["data"]["is_within_data"] == 0 and report.metrics["data"]["at_bounds"] == 1
+    calm = found(Pit(), 1e-9, 0.0).metrics
+    assert calm["data"]["is_within_data"] == 1 and calm["data"]["last_step_within"] == 1000
+    assert calm["noise"]["is_within_data"] == 0 and calm["noise"]["last_step_within"] == 0  # noise is brighter than any digit
+    assert set(report.figures) == {"data.png", "noise.png", "energy.png"}
 
 
 def test_only_chains_of_the_same_class_are_compared(digits_data):

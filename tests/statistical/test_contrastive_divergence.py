@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from ebm_dist.augmentation import augmented
+from ebm_dist.augmentation import AUGMENTATIONS, affine
 from ebm_dist.rng import stream
 from tests import helpers
 
@@ -23,10 +23,10 @@ def transcript(trainer, shard):
     restart = torch.rand(n, generator=g) < p.replay.reinit_prob
     restart |= chains.age[slots] >= (p.replay.max_age or math.inf)
     counts = torch.where(restart, 0, chains.age[slots]) >= p.objective.burn_in
-    torch.randint(chains.num_classes, (n,), generator=g)
+    torch.randint(len(chains.classes), (n,), generator=g)
     x = chains.position[slots].clone()
     x[restart] = torch.rand(int(restart.sum()), *x_data.shape[1:], generator=g)
-    x = augmented(x, p.objective.augment_prob, (0.0, 1.0), draws("augment"))
+    x = affine(x, p.objective.augment_prob, (0.0, 1.0), draws("augment"))
     g = draws("chain")
     for _ in range(p.sampler.num_steps):
         x = x.requires_grad_()
@@ -37,6 +37,13 @@ def transcript(trainer, shard):
     alpha = p.objective.energy_penalty
     e_plus, e_minus = energy(x_plus), energy(x[counts])
     loss = (alpha * e_plus**2 + e_plus).mean() + (alpha * e_minus**2 - e_minus).mean()
+    if p.objective.kl_weight:  # Du et al. 2021: the weights by which the chain moved, not those of the energy where it ends
+        fixed, last = copy.deepcopy(energy).requires_grad_(False), x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(energy(last).sum(), last, create_graph=True)
+        end = x - p.sampler.step_size * gradient + p.sampler.noise_scale * torch.randn(x.shape, generator=draws("kl"))
+        end = end.clamp(0, 1)
+        nearest = [min((end[i] - x[j]).norm() for j in range(n) if j != i) for i in range(n)]
+        loss = loss + p.objective.kl_weight * (fixed(end).mean() - p.objective.entropy_weight * torch.stack(nearest).log().mean())
     return torch.cat([v.flatten() for v in torch.autograd.grad(loss, list(energy.parameters()))]), x, slots
 
 
@@ -44,6 +51,7 @@ VARIANTS = {
     "plain": {},
     "ages": {"replay": {"max_age": 4}, "objective": {"burn_in": 2}},
     "augmented": {"objective": {"augment_prob": 0.5}},
+    "gradient through the chain": {"objective": {"kl_weight": 2.0, "entropy_weight": 0.3}},
 }
 
 
@@ -116,6 +124,37 @@ def test_where_chains_start(digits_data, start):
     else:
         assert abs(row["energy_gap"]) > 1e-3
     assert all(chains.age.sum() == 0 for chains in trainer.replay.values())
+
+
+@pytest.mark.parametrize("start", ["replay", "data"])
+def test_chains_may_take_the_labels_of_other_data(digits_data, start):
+    """With a vanishing step: what is put back, and what the energies are of."""
+    sampler = {"name": "langevin", "step_size": 1e-12, "noise_scale": 0.0, "num_steps": 1}
+    objective = {"name": "contrastive_divergence", "conditional": True, "chain_labels": "data", "start": start}
+    trainer = helpers.build(helpers.params(sampler=sampler, objective=objective, replay={"reinit_prob": 0.0}), digits_data)
+    (x, y), chains = trainer.data[0].batch(0), trainer.replay[0]
+    position = chains.position.clone()
+    energy = copy.deepcopy(trainer.objective.players["energy"])
+    (turn,) = trainer.objective.turns(trainer.batch(0), trainer.context(0))
+    if start == "replay":
+        moved = chains.age > 0
+        assert sorted(chains.label[moved].tolist()) == sorted(y.tolist()) and torch.equal(chains.position, position)
+    else:
+        with torch.no_grad():
+            assert turn.metrics["energy_neg"] == pytest.approx(energy(x, y.roll(1)).mean().item(), rel=1e-4)
+
+
+def test_chains_may_start_at_changed_data(digits_data):
+    sampler = {"name": "langevin", "step_size": 1e-12, "noise_scale": 0.0, "num_steps": 1}
+    for prob, augmentation in ((0.0, "affine"), (1.0, "affine"), (1.0, "crop")):
+        objective = {"name": "contrastive_divergence", "start": "data", "augment_prob": prob, "augmentation": augmentation}
+        trainer = helpers.build(helpers.params(sampler=sampler, objective=objective, replay={"reinit_prob": 0.0}), digits_data)
+        (turn,) = trainer.objective.turns(trainer.batch(0), trainer.context(0))
+        (x, _), energy = trainer.data[0].batch(0), trainer.objective.players["energy"]
+        start = AUGMENTATIONS[augmentation](x, prob, (0.0, 1.0), trainer.context(0).stream("augment"))
+        with torch.no_grad():
+            assert turn.metrics["energy_neg"] == pytest.approx(energy(start).mean().item(), abs=1e-6)
+            assert (turn.metrics["energy_gap"].abs() > 1e-5) == bool(prob)
 
 
 def test_a_conditional_model_keeps_each_chain_s_label(digits_data):

@@ -54,7 +54,9 @@ def test_every_parameter_file_loads_and_comes_back(path):
         ("batch_size: 128", "batch_size: 130", r":\d+: train\.batch_size: 130 is not divisible"),
         ("workers: 2", "workers: 5", r":\d+: cluster\.workers: 5 workers cannot share train.num_shards = 4"),
         ("capacity: 2048", "capacity: 2047", r":\d+: replay\.capacity: 2047 chains cannot be dealt"),
-        ("data_noise: 0.1}", "start: data, augment_prob: 0.1}", r":\d+: objective\.augment_prob: only replayed chains are turned"),
+        ("data_noise: 0.1}", "start: noise, augment_prob: 0.1}", r":\d+: objective\.augment_prob: chains start at noise"),
+        ("data_noise: 0.1}", "chain_labels: data}", r":\d+: objective\.chain_labels: only a conditional energy has labels"),
+        ("data_noise: 0.1}", "entropy_weight: 0.1}", r":\d+: objective\.entropy_weight: is part of the term"),
         ("data_noise: 0.1}", "start: noise, burn_in: 1}", r":\d+: objective\.burn_in: chains that start at noise have no age"),
         (
             "data_noise: 0.1}\n\nreplay: {",

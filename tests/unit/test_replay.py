@@ -14,7 +14,7 @@ def test_every_shard_is_dealt_to_exactly_one_rank_and_evenly(num_shards, world_s
 
 
 def shard(capacity: int = 40, num_classes: int = 3) -> ReplayShard:
-    return ReplayShard(capacity, (2, 3), (0.0, 1.0), num_classes, stream(0, "chains"))
+    return ReplayShard(capacity, (2, 3), (0.0, 1.0), range(num_classes), stream(0, "chains"))
 
 
 @given(st.integers(1, 40), st.floats(0, 1), st.integers(0, 1000))
@@ -48,7 +48,7 @@ def test_chains_go_on_with_label_and_age_unless_restarted():
 
 
 def test_no_chain_is_older_than_the_limit():
-    chains = ReplayShard(400, (1,), (0.0, 1.0), 2, stream(0, "chains"), max_age=3)
+    chains = ReplayShard(400, (1,), (0.0, 1.0), range(2), stream(0, "chains"), max_age=3)
     assert chains.age.unique().tolist() == [0, 1, 2]  # spread from the start
     for step in range(6):
         before = chains.age.clone()
@@ -62,18 +62,38 @@ def test_no_chain_is_older_than_the_limit():
 
 
 def test_restart_share_and_fresh_positions():
-    chains = ReplayShard(20000, (1,), (-1.0, 3.0), 2, stream(0, "chains"))
+    chains = ReplayShard(20000, (1,), (-1.0, 3.0), range(2), stream(0, "chains"))
     chains.age += 5
     draw = chains.draw(20000, 0.1, stream(0, "replay"))
     share = (draw.age == 0).float().mean().item()
     assert abs(share - 0.1) < 4 * (0.09 / 20000) ** 0.5
     fresh = draw.position[draw.age == 0]
     assert -1 <= fresh.min() < -0.9 and 2.9 < fresh.max() <= 3
-    assert ReplayShard(9, (1,), None, 2, stream(0, "chains")).position.min() < 0  # unbounded data: normal
+    assert ReplayShard(9, (1,), None, range(2), stream(0, "chains")).position.min() < 0  # unbounded data: normal
+
+
+def test_a_ring_forgets_the_oldest():
+    chains = ReplayShard(10, (1,), None, range(2), stream(0, "chains"), policy="fifo")
+    for step in range(8):
+        draw = chains.draw(4, 0.0, stream(0, "replay", 0, step))
+        chains.put(draw, torch.full((4, 1), float(step)))
+    assert sorted(chains.position.flatten().tolist()) == [5, 5, 6, 6, 6, 6, 7, 7, 7, 7]
+    assert (chains.position[chains.age > 1] >= 1).all() and chains.age.max() > 1  # chains go on from wherever they are
+
+
+def test_a_reservoir_keeps_all_that_was_ever_put_with_the_same_probability():
+    chains = ReplayShard(2000, (1,), None, range(2), stream(0, "chains"), policy="reservoir")
+    chains.position[:] = -1.0
+    for step in range(180):
+        draw = chains.draw(100, 0.0, stream(0, "replay", 0, step))
+        assert len(draw.slots.unique()) == len(draw.slots) == len(draw.rows)
+        chains.put(draw, torch.full((100, 1), float(step)))
+    shares = torch.histc(chains.position, bins=10, min=-20, max=180) / 2000  # the first is what was there at the start
+    assert (shares - 0.1).abs().max() < 4 * (0.09 / 2000) ** 0.5
 
 
 def test_state_goes_through_a_dict():
-    one, other = shard(), ReplayShard(40, (2, 3), (0.0, 1.0), 3, stream(1, "chains"))
+    one, other = shard(), ReplayShard(40, (2, 3), (0.0, 1.0), range(3), stream(1, "chains"))
     one.put(one.draw(10, 0.5, stream(0, "replay")), torch.zeros(10, 2, 3))
     other.load_state_dict(one.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
