@@ -202,9 +202,11 @@ def connect(params: Params, num_cpus: int | None = None, resources: dict[str, fl
     os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(cluster.timeout_s))
     os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # each checkpoint waits for the controller's next look
+    where, own = address(), dict[str, Any]()
+    if where == "local":  # SIGTERM to all ends the cluster's head first, for which the others would wait a minute
+        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")
     import ray
 
-    where, own = address(), dict[str, Any]()
     if where == "local":
         cpus, (fewest, most) = len(os.sched_getaffinity(0)), cluster.fewest_and_most
         _check_resources(cluster, {"CPU": float(cpus)} | (_gpus() if cluster.use_gpu else {}))

@@ -6,7 +6,7 @@ from torch import nn
 
 from ebm_dist import evaluation, features, shards
 from ebm_dist.errors import ConfigError
-from ebm_dist.evaluation import completion, cross_class
+from ebm_dist.evaluation import completion, composition, cross_class
 from ebm_dist.model import TrainedModel
 from tests import helpers
 
@@ -105,6 +105,24 @@ def test_cross_class_needs_labels_and_a_classifier(digits_data, classifier):
     for own in (subject(digits_data, Flat(), classifier), subject(digits_data, Flat(), None, conditional=True)):
         with pytest.raises(ConfigError, match="conditional: true"):
             cross_class.evaluate(cross_class.Config(), own)
+
+
+def test_sums_of_energies_have_something_of_both(digits_data, classifier):
+    """Of two wells of equal width the sum's is in the middle between them, and its energy there is known."""
+    config, centre = composition.Config(samples_per_pair=4, num_steps=60), means(digits_data)
+    own = subject(digits_data, ClassMeans(centre), classifier, conditional=True)
+    pairs = torch.tensor([[1, 6], [0, 4]]).repeat_interleave(4, dim=0)
+    ends = composition.sample(config, own, pairs)
+    middle = (centre[pairs[:, 0]] + centre[pairs[:, 1]]) / 2
+    assert (ends - middle).abs().mean() < 0.05
+    report = composition.evaluate(config, own)
+    found = report.metrics
+    assert found["num_samples"] == 180 and found["chance"] == pytest.approx(1 / 45)
+    assert found["share_with_both"] > 0.5 > found["share_with_both_alone"] + 0.2, found
+    assert found["energy_of_both"] < found["energy_of_both_alone"]
+    assert len(report.tables["pairs"]) == 45 and report.figures["pairs.png"]
+    with pytest.raises(ConfigError, match=r"evaluation\.composition: needs a model that learnt labels"):
+        composition.evaluate(config, subject(digits_data, ClassMeans(centre), classifier, conditional=False))
 
 
 def test_completions_follow_the_energy_and_keep_what_is_given(digits_data, tmp_path):
