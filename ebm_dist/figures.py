@@ -99,9 +99,9 @@ def histogram(values: Mapping[str, Array], xlabel: str, title: str, num_bins: in
 def intervals(rows: Mapping[str, Mapping[str, tuple[float, float, float]]], xlabel: str, title: str, chance: float) -> bytes:
     """Values with intervals: a line a row, a mark a series; dashed: chance. ``{row: {series: (value, low, high)}}``."""
     series = list(dict.fromkeys(name for row in rows.values() for name in row))
-    figure, axes = _figure(7.5, 1.3 + 0.55 * len(rows))
+    figure, axes = _figure(7.5, 1.3 + len(rows) * max(0.55, 0.13 * len(series)))
     for i, name in enumerate(series):
-        offset = 0.16 * (i - (len(series) - 1) / 2)
+        offset = 0.8 * ((i + 0.5) / len(series) - 0.5)
         found = [(y + offset, row[name]) for y, row in enumerate(rows.values()) if name in row]
         centre = np.array([value[0] for _, value in found])
         spread = np.abs(np.array([value[1:] for _, value in found]).T - centre)
@@ -109,6 +109,7 @@ def intervals(rows: Mapping[str, Mapping[str, tuple[float, float, float]]], xlab
         axes.errorbar(centre, [y for y, _ in found], xerr=spread, label=name, capsize=2, lw=1.2, **style)
     axes.axvline(chance, color="#6b7280", ls="--", lw=1)
     axes.set_yticks(range(len(rows)), list(rows))
+    axes.hlines(np.arange(1, len(rows)) - 0.5, 0, 1, color="#e5e7eb", lw=0.8)
     axes.invert_yaxis()
     axes.set(xlabel=xlabel, title=title, xlim=(-0.03, 1.03))
     axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
