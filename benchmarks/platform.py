@@ -208,7 +208,7 @@ def scaling(folder: Path) -> dict[str, Any]:
 def search(folder: Path) -> dict[str, Any]:
     """What a search of two trials at once takes beyond their training: Ray, drivers, scores at the end. After ``dvc repro``."""
     values = config.load(ROOT / "params.yaml").as_dict()
-    values["tune"] |= {"num_trials": 2, "num_steps": 300, "scheduler": "none"}
+    values["tune"] |= {"num_trials": 2, "num_steps": 270, "scheduler": "none"}
     params, index = config.from_values(values, Path("benchmark")), shards.read_index(ROOT / "data/main/dataset")
     job = tuning.start(params, index, ROOT / "model/classifier", folder / "runs")
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
