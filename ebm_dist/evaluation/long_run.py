@@ -67,8 +67,9 @@ def evaluate(config: Config, subject: Subject) -> Report:
         )
         if x.ndim == 4:
             shown = torch.cat([at[:_SHOWN] for at in looks.values()])
-            steps = ", ".join(f"{step:,}" for step in looks)
-            pictures[f"{name}.png"] = figures.image_grid(shown.numpy(), min(_SHOWN, len(x)), f"From {name}. Rows: step {steps}")
+            steps = ", ".join(f"{step:,}" for step in [*looks][:5])
+            title = f"Chains from {name}. Rows: steps {steps} ... {config.num_steps:,}"
+            pictures[f"{name}.png"] = figures.image_grid(shown.numpy(), min(_SHOWN, len(x)), title)
     lines["training data"] = (np.array([1, config.num_steps]), *(np.array([v, v]) for v in (middle, low, high)))
     pictures["energy.png"] = figures.bands(
         lines, "Langevin steps", "energy: median and 90 % (data: 98 %)", "Chains far longer than in training", log_x=True
