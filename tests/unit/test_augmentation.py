@@ -83,10 +83,11 @@ def test_the_part_that_a_crop_enlarges(monkeypatch):
     assert 0.075 < area.min() < 0.085 and area.max() > 0.95
     log = (area.log() / np.log(0.08)).numpy()
     assert kstest(log, "uniform").pvalue > 1e-4
-    middle = y[:, 1].mean(dim=(1, 2)).double()
-    assert ((middle - 0.5).abs() <= (1 - side) / 2 + 0.02).all()
-    place = ((middle - 0.5) / ((1 - side.double()) / 2))[side < 0.8]
-    assert kstest(place.numpy(), "uniform", args=(-1, 2)).pvalue > 1e-4
+    for channel in (0, 1):  # across and down
+        middle = y[:, channel].mean(dim=(1, 2)).double()
+        assert ((middle - 0.5).abs() <= (1 - side) / 2 + 0.02).all()
+        place = ((middle - 0.5) / ((1 - side.double()) / 2))[side < 0.8]
+        assert kstest(place.numpy(), "uniform", args=(-1, 2)).pvalue > 1e-4
 
 
 def test_colours_change_each_in_its_range_and_stay_within_bounds(monkeypatch):
