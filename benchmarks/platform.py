@@ -180,7 +180,7 @@ def ray(folder: Path) -> dict[str, Any]:
         "Ray Train, ordered, 2 workers": partial(on_ray, folder, ordered),
         "torchrun, ordered, 2 workers": partial(bare, folder, ordered, 2),
     }
-    return {"steps_per_second": rates(works, rounds=3)}
+    return {"steps_per_second": rates(works, rounds=6)}
 
 
 def scaling(folder: Path) -> dict[str, Any]:

@@ -203,8 +203,11 @@ def connect(params: Params, num_cpus: int | None = None, resources: dict[str, fl
     os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # each checkpoint waits for the controller's next look
     where, own = address(), dict[str, Any]()
-    if where == "local":  # SIGTERM to all ends the cluster's head first, for which the others would wait a minute
+    if where == "local":
+        # SIGTERM to all ends the cluster's head first, for which the others would wait a minute
         os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")
+        for name in ("RAY_enable_metrics_collection", "RAY_task_events_report_interval_ms"):  # sent all the time, read by nobody
+            os.environ.setdefault(name, "0")
     import ray
 
     if where == "local":

@@ -17,7 +17,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, dataclass_transform
@@ -63,7 +63,8 @@ class Mismatch(ValueError):
         self.key = tuple(key.split(".")) if isinstance(key, str) else key
 
 
-def _plugin(folder: str) -> Any:
+def plugin(folder: str) -> Any:
+    """A value that is itself a plugin's: ``{name: mlp, ...}`` under this key means ``ebm_dist/<folder>/mlp.py``."""
     return field(metadata={"folder": f"ebm_dist.{folder}"})
 
 
@@ -76,11 +77,11 @@ class Params:
     """A whole parameter file. The values of a section are documented by the module that it names."""
 
     seed: int = 0
-    dataset: Any = _plugin("datasets")
+    dataset: Any = plugin("datasets")
     others: dict[str, Any] = field(metadata={"each": "ebm_dist.datasets", "name_is_key": False})
-    energy: Any = _plugin("energies")
-    sampler: Any = _plugin("samplers")
-    objective: Any = _plugin("objectives")
+    energy: Any = plugin("energies")
+    sampler: Any = plugin("samplers")
+    objective: Any = plugin("objectives")
     train: "trainer.Config" = _module("trainer")
     replay: "replay.Config" = _module("replay")
     optimizer: "optim.Config" = _module("optim")
@@ -105,15 +106,27 @@ class Params:
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
     if not is_dataclass(value):
         return value
     name = plugin_name(value)
-    return ({"name": name} if name else {}) | asdict(value)  # type: ignore[arg-type]
+    return ({"name": name} if name else {}) | {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
 
 
 def module_of(config: Any) -> ModuleType:
     """The module whose ``Config`` this is: ``module_of(params.sampler).build(params.sampler, ...)``."""
     return sys.modules[type(config).__module__]
+
+
+def modules_of(config: Any) -> list[ModuleType]:
+    """That module, and those of the plugins among the values."""
+    return [module_of(config), *(module_of(getattr(config, name)) for name in _folders(type(config)))]
+
+
+def _folders(kind: Any) -> dict[str, str]:
+    """Where the values that are themselves plugins' come from."""
+    return {f.name: f.metadata["folder"] for f in fields(kind) if "folder" in f.metadata}
 
 
 def plugin_name(config: Any) -> str | None:
@@ -174,13 +187,13 @@ def _typed(source: "_Source") -> Params:
 
 def reference() -> Iterator[str]:
     """Every section, its plugins and their keys with type, default and meaning, as lines of text: the help of each stage."""
-    for entry in fields(Params):
-        folder = entry.metadata.get("folder") or entry.metadata.get("each")
-        modules = [f"{folder}.{name}" for name in plugins(folder)] if folder else [entry.metadata.get("module")]
-        for module in filter(None, modules):
-            title = f"{entry.name}: {{name: {module.rsplit('.', 1)[1]}}}" if folder else f"{entry.name}:"
-            yield title
+    sections = [(f.name, f.metadata.get("folder") or f.metadata.get("each"), f.metadata.get("module")) for f in fields(Params)]
+    for section_name, folder, alone in sections:
+        for module in filter(None, [f"{folder}.{name}" for name in plugins(folder)] if folder else [alone]):
+            yield f"{section_name}: {{name: {module.rsplit('.', 1)[1]}}}" if folder else f"{section_name}:"
             config = importlib.import_module(module).Config
+            inner = [(f"{section_name}.{name}", own, None) for name, own in _folders(config).items()]
+            sections += [one for one in inner if one not in sections]
             for name, info in config.__pydantic_fields__.items():
                 kind = _kind(info.annotation)
                 default = "required" if info.is_required() else f"default {info.get_default(call_default_factory=True)!r}"
@@ -241,7 +254,7 @@ def _section(source: _Source, key: tuple[str, ...], folder: str, value: dict[str
 def _checked(kind: Any, value: Any, source: _Source, key: tuple[Any, ...]) -> Any:
     try:
         # through JSON, so that a YAML list may stand for a tuple while every other type stays strict
-        return pydantic.TypeAdapter(kind, config=None if is_dataclass(kind) else ConfigDict(strict=True)).validate_json(
+        config = pydantic.TypeAdapter(kind, config=None if is_dataclass(kind) else ConfigDict(strict=True)).validate_json(
             json.dumps(value)
         )
     except pydantic.ValidationError as failed:
@@ -257,6 +270,9 @@ def _checked(kind: Any, value: Any, source: _Source, key: tuple[Any, ...]) -> An
             several = dict.fromkeys(error["msg"] for error in (failed.errors() if tags else [first]))
             message = " or ".join(text[0].lower() + text[1:] for text in several) + f", found {first['input']!r}"
         raise source.error(where, message) from None
+    folders = _folders(kind) if is_dataclass(kind) else {}
+    inner = {name: _section(source, (*key, name), folder, getattr(config, name)) for name, folder in folders.items()}
+    return replace(config, **inner) if inner else config
 
 
 def _owner(kind: Any, location: tuple[Any, ...]) -> Any:

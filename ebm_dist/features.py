@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ebm_dist import shards
-from ebm_dist.config import Count, Positive, section
+from ebm_dist.config import Count, Mismatch, Params, Positive, section
 from ebm_dist.errors import DataError
 from ebm_dist.files import encode, read_json, read_tensors, sha256, write_json
 from ebm_dist.rng import numpy_stream, seeded
@@ -35,12 +35,20 @@ class Config:
     """Images of each update."""
     lr: Positive = 2e-3
     """Learning rate of Adam, falling linearly to 0."""
+    dataset: str | None = None
+    """Which of ``others`` it learns; the data set itself if absent."""
     dim: Count = 64
     """Width of the penultimate layer: the features."""
     seed: int = 0
     """Not the seed of the parameter file: replicates are scored in the same features."""
     num_threads: Count = 2
     """CPU threads; another number gives slightly other weights."""
+
+    def check(self, params: Params) -> None:
+        if self.dataset is not None and self.dataset not in params.others:
+            raise Mismatch(
+                "features.dataset", f"no data set {self.dataset!r} among others; there: {', '.join(params.others) or 'none'}"
+            )
 
 
 class Classifier(nn.Module):
@@ -69,8 +77,9 @@ class Classifier(nn.Module):
 
 
 def is_possible(index: shards.Index) -> bool:
-    """Whether a classifier can be trained on this data: labelled images."""
-    return index.num_classes > 1 and len(index.shape) == 3
+    """Whether a classifier can be trained on this data: images of more than one class."""
+    counts = index.statistics["train"]["class_counts"] or []
+    return sum(count > 0 for count in counts) > 1 and len(index.shape) == 3
 
 
 def train(config: Config, index: shards.Index, folder: Path) -> dict[str, Any]:

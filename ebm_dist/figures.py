@@ -168,6 +168,27 @@ def paths(sets: Mapping[str, Array], dots: Array, labels: tuple[str, str], title
     return _png(figure)
 
 
+def planes(points: Mapping[str, Array], log_density: Array, extent: float, title: str) -> bytes:
+    """Points ``(n, 2)`` in a panel each, and beside them a density over the square from -extent to extent, ``(side, side)``.
+
+    Its colours end at a ten-thousandth of its largest value.
+    """
+    figure = Figure(figsize=(3.0 * len(points) + 3.0, 3.5), dpi=_DPI, layout="constrained")
+    *panels, last = figure.subplots(1, len(points) + 1, sharex=True, sharey=True)
+    for axes, (name, x) in zip(panels, points.items(), strict=True):
+        axes.scatter(*x.T, s=2, lw=0, alpha=0.4, color=_CYCLE[0])
+        axes.set_title(name, fontsize=11)
+    shown = log_density - log_density.max()
+    box = (-extent, extent, -extent, extent)
+    image = last.imshow(np.maximum(shown, np.log(1e-4)) / np.log(10), origin="lower", extent=box, cmap="magma")
+    last.set_title("energy as a density", fontsize=11)
+    figure.colorbar(image, ax=last, label="log10 of density over its largest")
+    for axes in (*panels, last):
+        axes.set(xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal")
+    figure.suptitle(title, fontsize=12)
+    return _flat(_png(figure))
+
+
 def matrix(values: Array, columns: Sequence[str], rows: Sequence[str], xlabel: str, title: str) -> bytes:
     """Shares between 0 and 1 as a table of shaded cells ``(rows, columns)``; where a value is NaN the cell stays empty."""
     figure, axes = _figure(6.4, 0.55 * len(rows) + 1.3)

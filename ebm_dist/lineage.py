@@ -11,7 +11,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from ebm_dist.config import TRAINING, Params, module_of
+from ebm_dist.config import TRAINING, Params, modules_of
 from ebm_dist.files import sha256
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,7 +64,7 @@ def code_digest(params: Params) -> str:
 
     How jobs are started and tracked is left out: a change there resumes a run instead of starting it anew.
     """
-    plugins = [module_of(getattr(params, name)).__name__ for name in ("energy", "sampler", "objective")]
+    plugins = [module.__name__ for name in ("energy", "sampler", "objective") for module in modules_of(getattr(params, name))]
     files = sorted(import_closure(_MATHEMATICS, *plugins))
     return _sha256({str(path): sha256(ROOT / path) for path in files})
 

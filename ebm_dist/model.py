@@ -1,30 +1,34 @@
 """A trained model as a folder: what training exports and what evaluation, registry and serving load.
 
-``energy.safetensors`` has the weights (moving averages), ``energy-00.safetensors`` those at the end of an earlier task,
-``chains.safetensors`` the replayed chains, ``model.json`` everything needed to build the network again, and the lineage. Nothing in
-it can run code.
+``energy.safetensors`` has the weights (moving averages), ``generator.safetensors`` and the like those of the other players,
+``energy-00.safetensors`` those at the end of an earlier task, ``chains.safetensors`` the replayed chains, ``model.json`` everything
+needed to build the networks again, and the lineage. Nothing in it can run code.
 """
 
+import copy
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ebm_dist import checkpoint, config
 from ebm_dist.config import TRAINING, Params, module_of
-from ebm_dist.energies import EnergyModel, build_energy, is_conditional, iterate_power
+from ebm_dist.energies import EnergyModel, is_conditional, iterate_power
 from ebm_dist.errors import DataError
 from ebm_dist.files import encode, read_json, read_tensors, sha256, write_json
+from ebm_dist.generators import GeneratorModel
+from ebm_dist.objectives import build_players
 from ebm_dist.samplers import Kernel
 from ebm_dist.storage import write_whole
 
 if TYPE_CHECKING:
     from ebm_dist.shards import Index
 
-_CARD, _ENERGY, _CHAINS = "model.json", "energy.safetensors", "chains.safetensors"
-_EARLIER = "energy-{:02d}.safetensors"
+_CARD, _CHAINS, _PLAYER, _EARLIER = "model.json", "chains.safetensors", "{}.safetensors", "energy-{:02d}.safetensors"
 _POWER_ITERATIONS = 15  # the average's own largest singular values; the buffers come from the last weights
 
 
@@ -43,6 +47,17 @@ class TrainedModel(NamedTuple):
     """shape, bounds, number of classes, digests, steps"""
     earlier: tuple[EnergyModel, ...] = ()
     """as it was at the end of each earlier task, where classes were learnt in tasks"""
+    others: Mapping[str, nn.Module] = MappingProxyType({})
+    """the players besides the energy, frozen"""
+
+    @property
+    def generator(self) -> GeneratorModel:
+        """Raises :class:`DataError` where the objective trains none."""
+        if "generator" not in self.others:
+            raise DataError(
+                f"this model has no generator, only {', '.join(['energy', *self.others])}; train one with objective meg"
+            )
+        return cast(GeneratorModel, self.others["generator"])
 
     @property
     def bounds(self) -> tuple[float, float] | None:
@@ -103,8 +118,9 @@ def export(run: Path, folder: Path, params: Params, index: "Index", train: tuple
     final = checkpoint.latest(run, digest)
     if final is None or checkpoint.verify(final, digest) < params.train.num_steps:
         raise DataError(f"{run}: training has not ended; run 'dvc repro train'")
-    energy, chains = _read(final, params, index)
-    files = {_ENERGY: energy.state_dict(), _CHAINS: chains}
+    players, chains = _read(final, params, index)
+    energy = cast(EnergyModel, players["energy"])
+    files = {_PLAYER.format(name): player.state_dict() for name, player in players.items()} | {_CHAINS: chains}
     files |= {_EARLIER.format(i): one.state_dict() for i, one in enumerate(_read_earlier(final, params, index))}
     folder.mkdir(parents=True, exist_ok=True)
     for name, tensors in files.items():
@@ -129,30 +145,43 @@ def from_checkpoint(folder: Path, params: Params, index: "Index") -> TrainedMode
 
     Without the training data at hand, the energies of a conditional model stay as they are.
     """
-    energy, chains = _read(folder, params, index)
+    players, chains = _read(folder, params, index)
     card = _about(index) | {"class_energies": {"mean": [0.0] * index.num_classes, "sd": [1.0] * index.num_classes}}
-    return TrainedModel(energy.eval().requires_grad_(False), chains["position"], chains["label"], params, card)
+    return _trained(players, chains, params, card)
 
 
-def _read(folder: Path, params: Params, index: "Index") -> tuple[EnergyModel, dict[str, Tensor]]:
-    energy = _rebuilt(read_tensors(folder / "average.safetensors", "train"), params, index)
+def _trained(
+    players: Mapping[str, nn.Module], chains: Mapping[str, Tensor], params: Params, card: dict[str, Any], *earlier: EnergyModel
+) -> TrainedModel:
+    others = {name: player.eval().requires_grad_(False) for name, player in players.items()}
+    energy = cast(EnergyModel, others.pop("energy"))
+    return TrainedModel(energy, chains["position"], chains["label"], params, card, earlier, others)
+
+
+def _read(folder: Path, params: Params, index: "Index") -> tuple[Mapping[str, nn.Module], dict[str, Tensor]]:
+    players = _rebuilt(read_tensors(folder / "average.safetensors", "train"), params, index)
     chains = [read_tensors(path, "train") for path in sorted(folder.glob("chains-*.safetensors"))]
-    return energy, {name: torch.cat([c[name] for c in chains]) for name in chains[0]}
+    return players, {name: torch.cat([c[name] for c in chains]) for name in chains[0]}
 
 
 def _read_earlier(folder: Path, params: Params, index: "Index") -> list[EnergyModel]:
     tensors = read_tensors(folder / "earlier.safetensors", "train")
     return [
-        _rebuilt({name.removeprefix(f"{task}."): v for name, v in tensors.items() if name.startswith(f"{task}.")}, params, index)
+        cast(EnergyModel, _rebuilt(_of(tensors, str(task)), params, index)["energy"])
         for task in sorted({int(name.partition(".")[0]) for name in tensors})
     ]
 
 
-def _rebuilt(averages: dict[str, Tensor], params: Params, index: "Index") -> EnergyModel:
-    energy = build_energy(params, index.shape, index.num_classes)
-    energy.load_state_dict({name.removeprefix("energy."): v for name, v in averages.items() if name.startswith("energy.")})
-    iterate_power(energy, _POWER_ITERATIONS)
-    return energy
+def _rebuilt(averages: dict[str, Tensor], params: Params, index: "Index") -> Mapping[str, nn.Module]:
+    players = build_players(params, index.shape, index.num_classes)
+    for name, player in players.items():
+        player.load_state_dict(_of(averages, name))
+        iterate_power(player, _POWER_ITERATIONS)
+    return players
+
+
+def _of(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
 
 
 def _about(index: "Index") -> dict[str, Any]:
@@ -175,17 +204,18 @@ def load(folder: Path) -> TrainedModel:
             if sha256(folder / Path(name).name) != digest:
                 raise DataError(f"{folder / name}: differs from {_CARD}: altered; run 'dvc repro -f train'")
         params = config.from_values(card["params"], folder / _CARD)
-        energy = build_energy(params, tuple(card["shape"]), card["num_classes"])
+        players = build_players(params, tuple(card["shape"]), card["num_classes"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as failed:
         raise DataError(f"{folder}: not a model of ours ({type(failed).__name__}: {failed}); run 'dvc repro train'") from None
     earlier = []
     try:
-        energy.load_state_dict(read_tensors(folder / _ENERGY, "train"))
+        for name, player in players.items():
+            player.load_state_dict(read_tensors(folder / _PLAYER.format(name), "train"))
         for task in range(params.train.num_tasks - 1):
-            earlier.append(build_energy(params, tuple(card["shape"]), card["num_classes"]).eval().requires_grad_(False))
+            earlier.append(copy.deepcopy(cast(EnergyModel, players["energy"])).eval().requires_grad_(False))
             earlier[-1].load_state_dict(read_tensors(folder / _EARLIER.format(task), "train"))
         chains = read_tensors(folder / _CHAINS, "train")
         chains["position"], chains["label"]
     except (RuntimeError, KeyError) as failed:
         raise DataError(f"{folder}: the weights do not fit {_CARD} ({failed}); run 'dvc repro -f train'") from None
-    return TrainedModel(energy.eval().requires_grad_(False), chains["position"], chains["label"], params, card, tuple(earlier))
+    return _trained(players, chains, params, card, *earlier)

@@ -4,12 +4,13 @@ Nothing here has a state besides the moments, so nothing else is in a checkpoint
 """
 
 import copy
+from dataclasses import field
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from ebm_dist.config import Fraction, Mismatch, NonNegative, Params, Positive, section
+from ebm_dist.config import Fraction, Mismatch, NonNegative, Params, Positive, module_of, section
 
 
 @section
@@ -18,6 +19,8 @@ class Config:
     """``adam`` (Kingma & Ba 2015), or ``sgd``: gradient descent with momentum."""
     lr: Positive = 1e-4
     """Learning rate."""
+    lr_factors: dict[str, Positive] = field(default_factory=dict)
+    """Of players that learn at another: ``{generator: 0.5}``."""
     momentum: Fraction = 0.0
     """Of ``sgd``: the velocity that is kept from one step to the next; ``adam`` has ``betas``."""
     betas: tuple[Fraction, Fraction] = (0.0, 0.999)
@@ -34,6 +37,9 @@ class Config:
     """Decay of the moving average of the weights, which samples and evaluations use; 0 to use the last weights."""
 
     def check(self, params: Params) -> None:
+        players = ["energy", *getattr(module_of(params.objective), "PLAYERS", ())]
+        if unknown := set(self.lr_factors) - set(players):
+            raise Mismatch("optimizer.lr_factors", f"no player {', '.join(sorted(unknown))}; there: {', '.join(players)}")
         if self.momentum and self.method == "adam":
             raise Mismatch("optimizer.momentum", "adam has betas; set method: sgd, or momentum: 0")
 

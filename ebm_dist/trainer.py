@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,10 @@ from torch.profiler import record_function
 from ebm_dist import checkpoint, faults, optim, shards
 from ebm_dist.comm import REDUCTIONS, Comm, assign_gradient
 from ebm_dist.config import Count, Fraction, Index, Mismatch, Params, Positive, module_of, section
-from ebm_dist.energies import build_energy, iterate_power
+from ebm_dist.energies import EnergyModel, iterate_power
 from ebm_dist.errors import CheckpointError, ConfigError, DivergedError
 from ebm_dist.files import encode, read_json, read_tensors
-from ebm_dist.objectives import Batch, Objective, StepContext, Turn
+from ebm_dist.objectives import Batch, Objective, StepContext, Turn, build_players
 from ebm_dist.replay import ReplayShard, deal
 from ebm_dist.reporting import Asked, Reporter, Row
 from ebm_dist.rng import stream
@@ -27,7 +27,7 @@ from ebm_dist.sampling import Precision
 @section
 class Config:
     num_steps: Count = 2000
-    """Updates of each player."""
+    """Training steps: updates of the energy, and of the other players where the objective has any, as often as it says."""
     batch_size: Count = 128
     """Samples of each step, over all logical shards."""
     num_shards: Count = 4
@@ -144,7 +144,7 @@ class Trainer:
             gradient = gradient * (config.max_grad_norm / gradient.norm().clamp(min=config.max_grad_norm))
         assign_gradient(network, gradient)
         step = self.step % self.steps_per_task
-        rate = optim.learning_rate(config, step, self.steps_per_task)
+        rate = optim.learning_rate(config, step, self.steps_per_task) * config.lr_factors.get(player, 1.0)
         optimizer.param_groups[0]["lr"] = rate * self.config.rollback_lr**self.rollbacks
         optimizer.step()
         iterate_power(network)
@@ -322,9 +322,9 @@ def build(params: Params, index: shards.Index, comm: Comm, device: torch.device,
     """A trainer at step 0, with the logical shards that are this rank's."""
     config: Config = params.train
     mine = deal(config.num_shards, comm.world_size, comm.rank)
-    energy = build_energy(params, index.shape, index.num_classes).to(device)
+    networks = {name: player.to(device) for name, player in build_players(params, index.shape, index.num_classes).items()}
     kernel = module_of(params.sampler).build(params.sampler, bounds=index.bounds)
-    objective = module_of(params.objective).build(params, networks={"energy": energy}, kernel=kernel, bounds=index.bounds)
+    objective = module_of(params.objective).build(params, networks=networks, kernel=kernel, bounds=index.bounds)
     capacity, batch_size = params.replay.capacity // config.num_shards, config.batch_size // config.num_shards
     if index.num_classes % config.num_tasks:
         raise ConfigError(f"train.num_tasks: {index.num_classes} classes cannot be shared evenly by {config.num_tasks} tasks")
@@ -333,7 +333,7 @@ def build(params: Params, index: shards.Index, comm: Comm, device: torch.device,
         ReplayShard, capacity, index.shape, index.bounds, range(index.num_classes), max_age=own.max_age, policy=own.policy
     )
     data = {s: shards.LogicalShard(index, "train", s, config.num_shards, batch_size, params.seed) for s in mine}
-    energy.initialise(_mean(data, comm, config.num_shards).to(device))
+    cast(EnergyModel, networks["energy"]).initialise(_mean(data, comm, config.num_shards).to(device))
     return Trainer(
         params=params,
         objective=objective,

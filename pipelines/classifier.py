@@ -14,7 +14,8 @@ def main() -> None:
     options.add_argument("--data", type=Path, required=True, help="prepared data: what stage prepare wrote")
     options.add_argument("--out", type=Path, required=True, help="folder to write")
     given = options.parse_args()
-    params, index = config.load(given.params), shards.read_index(given.data / "dataset")
+    params = config.load(given.params)
+    index = shards.read_index(given.data / (params.features.dataset or "dataset"))
     torch.set_num_threads(params.features.num_threads)
     if not features.is_possible(index):
         write_json(given.out / features.CARD, None)

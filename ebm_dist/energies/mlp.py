@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ebm_dist.config import Count, Mismatch, Params, section
+from ebm_dist.config import Count, Index, Mismatch, Params, Positive, section
 from ebm_dist.energies import EnergyModel, is_conditional, linear_energy, spectral_norm
 from ebm_dist.errors import ConfigError
 
@@ -16,6 +16,11 @@ from ebm_dist.errors import ConfigError
 class Config:
     hidden: tuple[Count, ...] = (256, 256, 256, 64)
     """Width of each hidden layer."""
+    num_frequencies: Index = 0
+    """The first layer also sees sine and cosine of so many random projections of the input (Rahimi & Recht 2007; Tancik et al.
+    2020): what varies over short distances is learnt sooner."""
+    frequency: Positive = 6.0
+    """Standard deviation of the entries of those projections, in radians for each unit of the input."""
     spectral_norm: bool = False
     """Divide each hidden layer's weight by its largest singular value (Miyato et al. 2018)."""
     gates: bool = False
@@ -34,7 +39,7 @@ class MLP(EnergyModel):
 
     def __init__(self, config: Config, num_inputs: int, num_classes: int) -> None:
         super().__init__()
-        widths = (num_inputs, *config.hidden)
+        widths = (num_inputs + 2 * config.num_frequencies, *config.hidden)
         wrap = spectral_norm if config.spectral_norm else nn.Identity()
         self.layers = nn.ModuleList(wrap(nn.Linear(i, o)) for i, o in pairwise(widths))
         self.classes = nn.ModuleList(nn.Embedding(num_classes, o) for o in widths[1:] if num_classes)
@@ -48,9 +53,15 @@ class MLP(EnergyModel):
             owner = torch.arange(width) * num_classes // width
             self.register_buffer(name, (owner == torch.arange(num_classes)[:, None]).float(), persistent=False)
         self.last = nn.Linear(widths[-1], 1, bias=not config.gates)
+        self.projections: Tensor | None
+        random = config.frequency * torch.randn(num_inputs, config.num_frequencies) if config.num_frequencies else None
+        self.register_buffer("projections", random)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         h = x.flatten(1)
+        if self.projections is not None:
+            angles = h @ self.projections
+            h = torch.cat([h, angles.sin(), angles.cos()], dim=1)
         for i, layer in enumerate(self.layers):
             h = layer(h)
             h = F.silu(h + self.classes[i](y) if self.classes else h)

@@ -1,5 +1,7 @@
 """Learning algorithms. One file, one paper; each has a ``Config`` and a ``build(config, ...) -> Objective``.
 
+One whose energy does not learn alone also has ``networks(config, *, shape) -> {player: network}``: the others.
+
 The objective says *what*: which player's loss comes next. The trainer says *when*: it takes the gradient of each turn's loss,
 reduces it over the logical shards, guards it and updates that player, and then lets the objective go on.
 """
@@ -9,8 +11,10 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Generator, Tensor, nn
 
-from ebm_dist.energies import EnergyModel
+from ebm_dist.config import Params, module_of
+from ebm_dist.energies import EnergyModel, build_energy
 from ebm_dist.replay import ReplayShard
+from ebm_dist.rng import seeded
 
 
 class Batch(NamedTuple):
@@ -53,3 +57,11 @@ class Objective(Protocol):
 
     def export(self, players: Mapping[str, nn.Module]) -> EnergyModel:
         """The energy that evaluation and serving load, of these weights (the averages, as a rule)."""
+
+
+def build_players(params: Params, shape: tuple[int, ...], num_classes: int) -> dict[str, nn.Module]:
+    """Every network that a parameter file's objective trains, with the initial weights of its seed; one is the ``energy``."""
+    networks = getattr(module_of(params.objective), "networks", None)
+    with seeded(params.seed, "players"):
+        others: dict[str, nn.Module] = networks(params.objective, shape=shape) if networks else {}
+    return {"energy": build_energy(params, shape, num_classes), **others}

@@ -1,0 +1,127 @@
+"""Anomaly detection (Zong et al. 2018; Kumar et al. 2019, section 4.3): train on inliers, score a test set that has anomalies too.
+
+The test's label is 1 for an anomaly, and the score is E: high = anomalous. Precision, recall and F1 are those of calling the known
+share of anomalies so, those of the highest scores; areas under the two curves need no threshold. Beside the energy stand the norm
+of its gradient, chance, and baselines that learn from the same rows.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.ensemble import IsolationForest
+from sklearn.metrics import auc, precision_recall_curve, roc_auc_score
+from sklearn.neighbors import NearestNeighbors
+from sklearn.svm import OneClassSVM
+from torch import Tensor
+
+from ebm_dist import figures, shards
+from ebm_dist.config import Count, Fraction, section
+from ebm_dist.energies import score
+from ebm_dist.errors import DataError
+from ebm_dist.evaluation import Report, Subject
+from ebm_dist.rng import numpy_stream
+
+Array = npt.NDArray[np.float64]
+
+_ENERGY, _CHANCE = "E (model)", "chance"
+
+
+@section
+class Config:
+    contamination: Fraction | None = None
+    """Share of the highest scores that are called anomalies; the test's own share of them if absent."""
+    num_components: tuple[Count, ...] = (2, 50)
+    """Of the principal components' residuals among the baselines."""
+    max_train: Count = 5000
+    """Training rows, at random, of the baselines that compare with each of them."""
+    max_test: Count = 200000
+    """Test rows, at random."""
+
+
+def evaluate(config: Config, subject: Subject) -> Report:
+    train, _ = shards.read_split(subject.data, "train")
+    test, labels = shards.read_split(subject.data, "test")
+    chosen = torch.from_numpy(numpy_stream(0, "anomaly/test").permutation(len(test))[: config.max_test])
+    test, truth = test[chosen], labels[chosen].numpy()
+    if set(truth.tolist()) != {0, 1}:
+        raise DataError(f"{subject.data.folder}: the test split has no anomalies, or nothing else; use a data set with both")
+    contamination = config.contamination or float(truth.mean())
+    scorers: dict[str, Callable[[Tensor], Array]] = {
+        _ENERGY: lambda x: subject.model.energies(x).double().numpy(),
+        "|dE/dx| (model)": lambda x: np.concatenate([_score_norm(subject, part) for part in x.split(1000)]),
+    }
+    scorers |= _baselines(config, train)
+    rows = {name: judge(truth, scorer(test), contamination) for name, scorer in scorers.items()}
+    prevalence = float(truth.mean())
+    rows[_CHANCE] = dict.fromkeys(("precision", "recall", "f1", "auprc"), prevalence) | {"recall": contamination, "auroc": 0.5}
+    rows[_CHANCE]["f1"] = 2 * prevalence * contamination / (prevalence + contamination)
+    best = {key: max(row[key] for name, row in rows.items() if "(model)" not in name) for key in rows[_ENERGY]}
+    metrics: dict[str, Any] = {"prevalence": prevalence, "num_test": float(len(truth)), **rows[_ENERGY], "best_baseline": best}
+    metrics["scores"] = {name.replace(".", ""): row for name, row in rows.items()}
+    shown = {
+        name: {"AUPRC": (row["auprc"],) * 3, "AUROC": (row["auroc"],) * 3, "F1": (row["f1"],) * 3} for name, row in rows.items()
+    }
+    title = f"{subject.data.dataset}: {len(truth):,} test rows, {prevalence:.1%} anomalies"
+    picture = figures.intervals(shown, "score (dashed: prevalence, chance of AUPRC)", title, prevalence)
+    return Report(metrics, {"scores": [{"score": name, **row} for name, row in rows.items()]}, {"scores.png": picture})
+
+
+def judge(truth: npt.NDArray[np.int64], scores: Array, contamination: float) -> dict[str, float]:
+    """Precision, recall and F1 of the highest ``contamination`` of the scores; areas under both curves (trapezoid)."""
+    called = scores > np.quantile(scores, 1 - contamination)
+    hits = float((called & (truth == 1)).sum())
+    precision, recall = hits / max(called.sum(), 1), hits / truth.sum()
+    curve = precision_recall_curve(truth, scores)
+    return {
+        "precision": float(precision),
+        "recall": float(recall),
+        "f1": float(2 * hits / (called.sum() + truth.sum())),
+        "auprc": float(auc(curve[1], curve[0])),
+        "auroc": float(roc_auc_score(truth, scores)),
+    }
+
+
+def _score_norm(subject: Subject, x: Tensor) -> Array:
+    norm: Array = score(subject.model.energy, x)[1].flatten(1).norm(dim=1).double().numpy()
+    return norm
+
+
+def _baselines(config: Config, train: Tensor) -> dict[str, Callable[[Tensor], Array]]:
+    """Scores of plain detectors, high = anomalous; all learn from the training rows, those that are slow from a part of them."""
+    flat = train.flatten(1).double().numpy()
+    mean, covariance = flat.mean(axis=0), np.cov(flat, rowvar=False)
+    some = flat[numpy_stream(0, "anomaly/train").permutation(len(flat))[: config.max_train]]
+    precision = np.linalg.inv(covariance + 1e-6 * np.eye(len(mean)))
+    _, directions = np.linalg.eigh(covariance)
+    forest = IsolationForest(random_state=0).fit(some)
+    machine = OneClassSVM(nu=0.1, gamma="scale").fit(some)
+    neighbours = NearestNeighbors(n_neighbors=5).fit(some)
+
+    def rows(x: Tensor) -> Array:
+        return x.flatten(1).double().numpy()
+
+    def mahalanobis(x: Tensor) -> Array:
+        d = rows(x) - mean
+        return ((d @ precision) * d).sum(axis=1)  # type: ignore[no-any-return]
+
+    def residual(count: int) -> Callable[[Tensor], Array]:
+        leading = directions[:, -count:]
+        return lambda x: ((rows(x) - mean) ** 2).sum(axis=1) - (((rows(x) - mean) @ leading) ** 2).sum(axis=1)
+
+    def nearest(x: Tensor) -> Array:
+        return neighbours.kneighbors(rows(x))[0].mean(axis=1)  # type: ignore[no-any-return]
+
+    found: dict[str, Callable[[Tensor], Array]] = {
+        "Mahalanobis": mahalanobis,
+        **{f"PCA residual, {count} components": residual(count) for count in config.num_components if count < len(mean)},
+        "isolation forest": lambda x: -forest.score_samples(rows(x)),
+        "one-class SVM": lambda x: -machine.score_samples(rows(x)),
+        "distance to 5 nearest": nearest,
+    }
+    if train.ndim == 4:
+        found["little ink"] = lambda x: -rows(x).sum(axis=1)
+        found["distance to 5 nearest, over norm"] = lambda x: nearest(x) / np.linalg.norm(rows(x), axis=1).clip(min=1e-6)
+    return found

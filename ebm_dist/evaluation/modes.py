@@ -1,0 +1,69 @@
+"""Counting modes of stacked digits (Metz et al. 2017, section 3.3.2; Kumar et al. 2019, section 4.2 and Table 1).
+
+A classifier of single digits reads each channel; the number that they spell is the mode. Reported are the modes that are hit and
+KL(shares || uniform) in nats, beside the floor: an exactly uniform generator hits unevenly too, and so do stacked test digits.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from ebm_dist import features, figures, latent, shards
+from ebm_dist.config import Count, section
+from ebm_dist.errors import ConfigError
+from ebm_dist.evaluation import Report, Subject
+from ebm_dist.rng import numpy_stream
+
+_PART = 26000  # images at a time
+
+
+@section
+class Config:
+    samples_per_mode: Count = 26
+    """Images for each mode (26,000 for a thousand)."""
+    num_steps: Count = 5
+    """Steps of the chains in latent space."""
+
+
+def evaluate(config: Config, subject: Subject) -> Report:
+    classifier, num_modes = subject.classifier, subject.data.num_classes
+    if classifier is None or classifier.classes.out_features ** subject.data.shape[0] != num_modes:
+        raise ConfigError(
+            "evaluation.modes: needs stacked digits (dataset.num_channels) and a classifier of one (features.dataset)"
+        )
+    count = config.samples_per_mode * num_modes
+    shares: dict[str, npt.NDArray[np.float64]] = {}
+    acceptance = 0.0
+    for name, num_steps in {"generator": 0, "generator, chains": config.num_steps}.items():
+        total = np.zeros(num_modes)
+        for start in range(0, count, _PART):
+            drawn = latent.draw(subject.model, min(_PART, count - start), f"modes/{start}", num_steps=num_steps)
+            total += np.bincount(read(classifier, drawn.x), minlength=num_modes)
+            acceptance = drawn.acceptance_rate
+        shares[name] = total / count
+    real = shards.read_split(subject.data, "test")[0][:count]
+    generator = numpy_stream(0, "modes/uniform")
+    shares["test digits"] = np.bincount(read(classifier, real), minlength=num_modes) / len(real)
+    shares["exactly uniform"] = generator.multinomial(count, np.full(num_modes, 1 / num_modes)) / count
+    rows: list[dict[str, Any]] = [{"samples": name, **judge(share)} for name, share in shares.items()]
+    ours, moved, digits, floor = ({k: v for k, v in row.items() if k != "samples"} for row in rows)
+    metrics = {"num_modes": float(num_modes), "num_samples": float(count), **ours}
+    metrics |= {"chains": moved | {"acceptance_rate": acceptance}, "test_digits": digits, "uniform": floor}
+    images = latent.draw(subject.model, 100, "modes/0").x.numpy()
+    sheets = {"samples.png": figures.image_grid(images[:, :3], 10, "Samples of the generator, a digit each in red, green and blue")}
+    return Report(metrics, {"modes": rows}, sheets)
+
+
+def read(classifier: features.Classifier, x: Tensor) -> npt.NDArray[np.int64]:
+    """The number that the channels of ``x (n, k, h, w)`` spell, ``(n,)``, the first channel its ones."""
+    digits = [features.classify(classifier, channel[:, None]).probabilities.argmax(axis=1) for channel in x.unbind(dim=1)]
+    number: npt.NDArray[np.int64] = sum(digit * 10**i for i, digit in enumerate(digits))  # type: ignore[assignment]
+    return number
+
+
+def judge(shares: npt.NDArray[np.float64]) -> dict[str, float]:
+    """Modes that are there at all, and KL(shares || uniform), empty ones counting 0."""
+    present = shares[shares > 0]
+    return {"modes": float(len(present)), "kl": float((present * np.log(present * len(shares))).sum())}

@@ -1,0 +1,77 @@
+"""The data sets of the anomaly tasks, and how scores on them are judged."""
+
+import os
+
+import numpy as np
+import pytest
+
+from ebm_dist.datasets import kdd99, mnist
+from ebm_dist.errors import DataError
+from ebm_dist.evaluation import anomaly, modes
+
+needs_data = pytest.mark.skipif("EBM_DATA_DIR" not in os.environ, reason="EBM_DATA_DIR is not set")
+
+
+def loaded(plugin, **chosen):
+    try:
+        return plugin.load(plugin.Config(**chosen))
+    except DataError as missing:
+        pytest.skip(f"not at hand: {missing}")
+
+
+@needs_data
+def test_kdd99_is_split_as_published():
+    data = loaded(kdd99)
+    train, test = data.splits["train"], data.splits["test"]
+    assert train.x.shape[1] == 121 and train.x.min() == 0 and train.x.max() == 1
+    assert not train.y.any() and 190_000 < len(train.x) < 200_000
+    assert test.y.mean() == pytest.approx(0.197, abs=0.004)  # fewer than a fifth: the half has no more of them
+
+
+@needs_data
+def test_distinct_rows_of_kdd99_have_normals_as_inliers():
+    data = loaded(kdd99, distinct=True, inliers="normals", switches="numbers", scaling="log")
+    train, test = data.splits["train"], data.splits["test"]
+    assert train.x.shape[1] == 118 and 43_000 < len(train.x) < 45_000
+    assert test.y.mean() == pytest.approx(0.2, abs=1e-3)
+    both = np.concatenate([train.x, test.x])
+    assert len(np.unique(both, axis=0)) > 0.999 * len(both)  # but for what 32 bits cannot tell apart
+    other = loaded(kdd99, distinct=True, inliers="normals", split_seed=1)
+    assert len(other.splits["train"].x) != len(train.x)
+
+
+@needs_data
+def test_a_held_out_digit_is_in_the_test_alone_and_no_image_twice():
+    data = loaded(mnist, held_out=3)
+    train, val, test = (data.splits[name] for name in ("train", "val", "test"))
+    assert not train.y.any() and not val.y.any()
+    assert test.y.sum() == 7141 and len(train.x) + len(val.x) + len(test.x) == 70000
+    assert (test.y == 0).sum() == (70000 - 7141) // 5
+    rows = [set(map(bytes, arrays.x)) for arrays in (train, val, test)]
+    assert not rows[0] & rows[2] and not rows[1] & rows[2]
+
+
+@needs_data
+def test_stacked_digits_spell_their_class():
+    plain, data = loaded(mnist), loaded(mnist, num_channels=2, num_stacked=400)
+    assert data.num_classes == 100 and data.splits["train"].x.shape == (400, 2, 28, 28) and len(data.splits["test"].x) == 100
+    digit_of = {bytes(x): y for x, y in zip(plain.splits["test"].x, plain.splits["test"].y, strict=True)}
+    for image, number in zip(data.splits["test"].x, data.splits["test"].y, strict=True):
+        assert digit_of[bytes(image[0])] + 10 * digit_of[bytes(image[1])] == number
+
+
+def test_scores_are_judged_by_the_known_share():
+    truth = np.array([1, 0, 0, 1, 0, 0, 0, 0, 0, 0])
+    scores = np.array([0.9, 0.8, 0.1, 0.7, 0.2, 0.3, 0.05, 0.0, 0.15, 0.25])
+    found = anomaly.judge(truth, scores, 0.2)
+    assert found["precision"] == 0.5 and found["recall"] == 0.5 and found["f1"] == 0.5
+    assert found["auroc"] == pytest.approx(15 / 16)  # one pair of 16 the wrong way round
+    # precisions 1, 1/2, 2/3 at recalls 1/2, 1/2, 1, by trapezoids from (0, 1)
+    assert found["auprc"] == pytest.approx(0.5 * 1 + 0.5 * (0.5 + 2 / 3) / 2)
+    best = anomaly.judge(truth, truth.astype(float), 0.2)
+    assert best["f1"] == best["auprc"] == best["auroc"] == 1
+
+
+def test_modes_are_counted_and_their_shares_compared_with_even_ones():
+    assert modes.judge(np.array([0.5, 0.5, 0.0, 0.0])) == {"modes": 2.0, "kl": pytest.approx(np.log(2))}
+    assert modes.judge(np.full(8, 1 / 8)) == {"modes": 8.0, "kl": pytest.approx(0)}
