@@ -21,32 +21,40 @@ def value_at(metrics: Mapping[str, Any], key: str) -> float:
 
 def row(name: str, entry: Mapping[str, Any], reports: Path) -> dict[str, Any]:
     """One row: mean over the seeds with its 95 % t-interval, the numbers to read it by, and where it comes from."""
-    recipe = entry["recipe"]
-    suite, key = entry["metric"].split(".", 1)
-    metrics = read_json(reports / recipe / suite / "metrics.json", f"pipelines/recipes/dvc.yaml:results@{recipe}")
-    each = metrics.get("seeds", {})
-    values = [value_at(one, key) for one in each.values()] or [value_at(metrics, key)]
-    runs = [read_json(path, "train") for path in sorted((reports / recipe / "train").glob("*/run.json"))]
+    recipes = [entry["recipe"]] if isinstance(entry["recipe"], str) else entry["recipe"]
+    each = _replicates(entry["metric"], recipes, reports)
+    values = list(each.values())
+    runs = [read_json(path, "train") for recipe in recipes for path in sorted((reports / recipe / "train").glob("*/run.json"))]
     return {
         "id": name,
         **{field: entry[field] for field in ("system", "source", "what", "metric", "published")},
         "reached": float(np.mean(values)),
         "interval": interval(values),
-        "seeds": {seed: value_at(one, key) for seed, one in each.items()},
-        "beside": {label: _beside(beside, recipe, reports) for label, beside in entry["beside"].items()},
+        "seeds": each if len(each) > 1 else {},
+        "beside": {label: _beside(beside, recipes, reports) for label, beside in entry["beside"].items()},
         "hardware": runs[0]["hardware"],
         "workers": runs[0]["workers"],
         "seconds": [run["seconds"] for run in runs],
         "data": {key: runs[0][key] for key in ("dataset", "is_official", "data_digest")},
-        "command": f"dvc repro pipelines/recipes/dvc.yaml:results@{recipe}",
+        "command": " ".join(["dvc repro", *(f"pipelines/recipes/dvc.yaml:results@{recipe}" for recipe in recipes)]),
     }
 
 
-def _beside(beside: float | str, recipe: str, reports: Path) -> float:
+def _replicates(metric: str, recipes: list[str], reports: Path) -> dict[str, float]:
+    """The values of ``<suite>.<key>``: of each seed, or of each of several recipes."""
+    suite, key = metric.split(".", 1)
+    every = {r: read_json(reports / r / suite / "metrics.json", f"pipelines/recipes/dvc.yaml:results@{r}") for r in recipes}
+    if len(recipes) > 1:
+        return {recipe: value_at(metrics, key) for recipe, metrics in every.items()}
+    (metrics,) = every.values()
+    return {seed: value_at(one, key) for seed, one in metrics.get("seeds", {"0": metrics}).items()}
+
+
+def _beside(beside: float | str, recipes: list[str], reports: Path) -> float:
     if not isinstance(beside, str):
         return float(beside)
-    suite, key = beside.split(".", 1)
-    return value_at(read_json(reports / recipe / suite / "metrics.json", "evaluate"), key)
+    other, _, metric = beside.rpartition("/")
+    return float(np.mean(list(_replicates(metric, [other] if other else recipes, reports).values())))
 
 
 def interval(values: list[float]) -> tuple[float, float] | None:

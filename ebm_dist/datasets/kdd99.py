@@ -2,7 +2,8 @@
 
 As an anomaly detection task (Zong et al. 2018, section 4.3; Kumar et al. 2019, section 4.3) the *normal* connections are the
 anomalies, because floods of equal attacks outnumber them; among distinct rows they do not. Half of the rows, drawn at random, are
-for training, of which only the inliers are kept; the test has all inliers of the other half, and anomalies as a fifth.
+for training, of which only the inliers are kept; the test has all inliers of the other half, and anomalies as a fifth. A tenth of
+the inliers for training is kept to choose settings by, again with a fifth of anomalies, those of the same half.
 """
 
 import gzip
@@ -51,23 +52,25 @@ def load(config: Config) -> Dataset:
     is_anomaly = is_attack == (config.inliers == "normals")
     order = numpy_stream(config.split_seed, "kdd99/halves").permutation(len(x))
     half, other = order[: len(x) // 2], order[len(x) // 2 :]
-    train, inliers, anomalies = half[~is_anomaly[half]], other[~is_anomaly[other]], other[is_anomaly[other]]
-    test = np.concatenate([inliers, anomalies[: int(len(inliers) * _SHARE / (1 - _SHARE))]])
+    train, inliers = half[~is_anomaly[half]], other[~is_anomaly[other]]
+    val, train = train[: len(train) // 10], train[len(train) // 10 :]
+    chosen = {"train": train, "val": _mixed(val, half[is_anomaly[half]]), "test": _mixed(inliers, other[is_anomaly[other]])}
     if config.scaling != "raw":
         x = np.log1p(x) if config.scaling == "log" else x
         low, high = x.min(axis=0), x.max(axis=0)
         x = (x - low) / np.where(high > low, high - low, 1)
     return Dataset(
-        splits={
-            name: Arrays(x[rows].astype(np.float32), is_anomaly[rows].astype(np.int64))
-            for name, rows in (("train", train), ("test", test))
-        },
+        splits={name: Arrays(x[rows].astype(np.float32), is_anomaly[rows].astype(np.int64)) for name, rows in chosen.items()},
         scale=1.0,
         bounds=None if config.scaling == "raw" else (0.0, 1.0),
         num_classes=2,
         source="KDD Cup 1999, 10 percent (Stolfo et al. 1999, UCI)",
         is_official=True,
     )
+
+
+def _mixed(inliers: npt.NDArray[np.int64], anomalies: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    return np.concatenate([inliers, anomalies[: int(len(inliers) * _SHARE / (1 - _SHARE))]])
 
 
 def _read(config: Config) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:

@@ -39,15 +39,19 @@ class Config:
     """Training rows, at random, of the baselines that compare with each of them."""
     max_test: Count = 200000
     """Test rows, at random."""
+    split: str = "test"
+    """The rows to judge: ``val`` to choose settings by, ``test`` to report."""
 
 
 def evaluate(config: Config, subject: Subject) -> Report:
     train, _ = shards.read_split(subject.data, "train")
-    test, labels = shards.read_split(subject.data, "test")
+    test, labels = shards.read_split(subject.data, config.split)
     chosen = torch.from_numpy(numpy_stream(0, "anomaly/test").permutation(len(test))[: config.max_test])
     test, truth = test[chosen], labels[chosen].numpy()
     if set(truth.tolist()) != {0, 1}:
-        raise DataError(f"{subject.data.folder}: the test split has no anomalies, or nothing else; use a data set with both")
+        raise DataError(
+            f"{subject.data.folder}: the {config.split} split has no anomalies, or nothing else; use a data set with both"
+        )
     contamination = config.contamination or float(truth.mean())
     scorers: dict[str, Callable[[Tensor], Array]] = {
         _ENERGY: lambda x: subject.model.energies(x).double().numpy(),

@@ -59,7 +59,7 @@ def evaluate(config: Config, subject: Subject) -> Report:
 
     points = _grid(config)
     log_p, energy = truth.log_prob(points), _energies(model, points)
-    kl = {f"at_temperature_{t:g}": grid_kl(log_p, -energy / t) for t in config.temperatures}
+    kl = {f"temperature_{t:g}".replace(".", "_"): grid_kl(log_p, -energy / t) for t in config.temperatures}
     generator, chains, with_prior, floor = ({k: v for k, v in row.items() if k != "samples"} for row in rows)
     metrics = {"num_modes": num_modes, **generator, "chains": chains, "chains_with_prior": with_prior, "real": floor}
     metrics["energy_kl"] = kl | {"uniform": grid_kl(log_p, np.zeros_like(log_p))}

@@ -51,7 +51,7 @@ def test_recipes_depend_on_their_own_plugins():
         for section in ("energy", "sampler", "objective"):
             assert config.module_of(getattr(chosen, section)).__name__.rpartition(".")[2] == item[section], item
         listed = [dep.replace("${item.", "{").format(**item) for dep in stages["train"]["do"]["deps"]]
-        modules = [f"ebm_dist.{folder}.{item[section]}" for folder, section in FOLDERS.items()]
+        modules = [module.__name__ for section in FOLDERS.values() for module in config.modules_of(getattr(chosen, section))]
         files = {str(p) for p in lineage.import_closure("ebm_dist.trainer", *modules)}
         data = {str(p) for p in lineage.import_closure("ebm_dist.shards")} | {"ebm_dist/checkpoint.py", "ebm_dist/reporting.py"}
         assert not files - CHECKS - data - set(listed), "pipelines/recipes/dvc.yaml: stage train"
