@@ -50,7 +50,7 @@ def evaluate(config: Config, subject: Subject) -> Report:
     test, truth = test[chosen], labels[chosen].numpy()
     if set(truth.tolist()) != {0, 1}:
         raise DataError(
-            f"{subject.data.folder}: the {config.split} split has no anomalies, or nothing else; use a data set with both"
+            f"{subject.data.folder}: the {config.split} split needs anomalies and others; use another data set"
         )
     contamination = config.contamination or float(truth.mean())
     scorers: dict[str, Callable[[Tensor], Array]] = {
