@@ -26,7 +26,7 @@ from ebm_dist.rng import numpy_stream
 
 Array = npt.NDArray[np.float64]
 
-_ENERGY, _CHANCE = "E (model)", "chance"
+_ENERGY, _GIVEN_INK, _CHANCE = "E (model)", "E given ink (model)", "chance"
 
 
 @section
@@ -49,14 +49,14 @@ def evaluate(config: Config, subject: Subject) -> Report:
     chosen = torch.from_numpy(numpy_stream(0, "anomaly/test").permutation(len(test))[: config.max_test])
     test, truth = test[chosen], labels[chosen].numpy()
     if set(truth.tolist()) != {0, 1}:
-        raise DataError(
-            f"{subject.data.folder}: the {config.split} split needs anomalies and others; use another data set"
-        )
+        raise DataError(f"{subject.data.folder}: the {config.split} split needs anomalies and others; use another data set")
     contamination = config.contamination or float(truth.mean())
     scorers: dict[str, Callable[[Tensor], Array]] = {
         _ENERGY: lambda x: subject.model.energies(x).double().numpy(),
         "|dE/dx| (model)": lambda x: np.concatenate([_score_norm(subject, part) for part in x.split(1000)]),
     }
+    if train.ndim == 4:
+        scorers[_GIVEN_INK] = _given_ink(scorers[_ENERGY], train)
     scorers |= _baselines(config, train)
     rows = {name: judge(truth, scorer(test), contamination) for name, scorer in scorers.items()}
     prevalence = float(truth.mean())
@@ -93,6 +93,16 @@ def _score_norm(subject: Subject, x: Tensor) -> Array:
     return norm
 
 
+def _ink(x: Tensor) -> Array:
+    return x.flatten(1).double().sum(dim=1).numpy()
+
+
+def _given_ink(energy: Callable[[Tensor], Array], train: Tensor) -> Callable[[Tensor], Array]:
+    """The energy less its mean among training images with as much ink, a parabola: few strokes alone make an energy low."""
+    expected = np.polynomial.Polynomial.fit(_ink(train), energy(train), deg=2)
+    return lambda x: energy(x) - expected(_ink(x))
+
+
 def _baselines(config: Config, train: Tensor) -> dict[str, Callable[[Tensor], Array]]:
     """Scores of plain detectors, high = anomalous; all learn from the training rows, those that are slow from a part of them."""
     flat = train.flatten(1).double().numpy()
@@ -126,6 +136,6 @@ def _baselines(config: Config, train: Tensor) -> dict[str, Callable[[Tensor], Ar
         "distance to 5 nearest": nearest,
     }
     if train.ndim == 4:
-        found["little ink"] = lambda x: -rows(x).sum(axis=1)
+        found["little ink"] = lambda x: -_ink(x)
         found["distance to 5 nearest, over norm"] = lambda x: nearest(x) / np.linalg.norm(rows(x), axis=1).clip(min=1e-6)
     return found

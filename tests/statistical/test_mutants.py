@@ -14,6 +14,7 @@ pytestmark = pytest.mark.slow
 LANGEVIN, CD = "tests/statistical/test_langevin.py", "tests/statistical/test_contrastive_divergence.py"
 SAMPLERS, RBM, DIAGNOSTICS = (f"tests/statistical/test_{name}.py" for name in ("samplers", "rbm", "diagnostics"))
 SAMPLING, CONDITIONAL = "tests/statistical/test_sampling.py", "tests/statistical/test_conditional_suites.py"
+MEG, ANOMALY = "tests/statistical/test_meg.py", "tests/unit/test_anomaly_data.py"
 CHAINS, TASKS = "tests/statistical/test_chains_suite.py", "tests/statistical/test_tasks.py"
 GEWEKE, BOUNDS = f"{SAMPLERS}::test_exact_draws_stay_exact_at_every_step", f"{SAMPLERS}::test_bounds_leave_the_sampler_exact"
 HALF, KEPT = (
@@ -56,6 +57,22 @@ MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "crops in the middle": ("augmentation.py", "uniform(1.0) * (1 - side)], dim=1)\n    bottom", "0 * side], dim=1)\n    bottom", "tests/unit/test_augmentation.py"),
     "a long run that never leaves": ("evaluation/long_run.py", 'if low <= row["median"] <= high]', "]", CHAINS),
     "a product of one": ("evaluation/composition.py", "torch.stack([subject.model.energy(x, y) for y in labels.T]).sum(dim=0)", "subject.model.energy(x, labels[:, 0])", CONDITIONAL),
+    "information goes down": ("objectives/meg.py", '"statistics", -mutual_information(', '"statistics", mutual_information(', MEG),
+    "the generator lowers it": ("objectives/meg.py", "loss.mean() - self._mi_weight", "loss.mean() + self._mi_weight", MEG),
+    "every latent with its own sample": ("objectives/meg.py", "z.roll(1, dims=0)", "z", MEG),
+    "a penalty on samples, not data": ("objectives/meg.py", "gradient_penalty * squared_norm_pos", "gradient_penalty * squared_norm_neg", MEG),
+    "a penalty on the norm": ("objectives/meg.py", "(gradient**2).flatten(1).sum(dim=1).chunk(2)", "(gradient**2).flatten(1).sum(dim=1).sqrt().chunk(2)", MEG),
+    "a penalty without gradient": ("objectives/meg.py", "create_graph=True", "retain_graph=True", MEG),
+    "pairs the wrong way round": ("objectives/meg.py", "F.softplus(energy_pos - energy_neg)", "F.softplus(energy_neg - energy_pos)", MEG),
+    "the generator is not compared": ("objectives/meg.py", "loss = F.softplus(energy - self.players", "loss = F.softplus(energy - 0 * self.players", MEG),
+    "the generator in the other steps": ("objectives/meg.py", "(context.step + 1) % self.config.num_energy_steps", "context.step % self.config.num_energy_steps", MEG),
+    "the weight does not change": ("objectives/meg.py", "(last - first) * step / self.num_steps", "0.0", MEG),
+    "twice the prior": ("generators/__init__.py", "self.prior_weight / 2 *", "self.prior_weight *", MEG),
+    "a density that is not normalised": ("datasets/toy2d.py", "np.log(2 * np.pi * self.sd**2)", "np.log(np.pi * self.sd**2)", MEG),
+    "the other KL": ("evaluation/density.py", "(np.exp(log_p) * (log_p - log_q))", "(np.exp(log_q) * (log_q - log_p))", MEG),
+    "modes that only bad samples hit": ("evaluation/density.py", "np.unique(mode[distance < _GOOD])", "np.unique(mode)", MEG),
+    "low energies are anomalies": ("evaluation/anomaly.py", "called = scores > np.quantile(scores, 1 - contamination)", "called = scores < np.quantile(scores, contamination)", ANOMALY),
+    "empty modes count": ("evaluation/modes.py", "float(len(present))", "float(len(shares))", ANOMALY),
     "nothing is turned": ("augmentation.py", "uniform(math.pi)", "uniform(0.0)", "tests/unit/test_augmentation.py"),
     "nothing is mirrored": ("augmentation.py", "-1.0, 1.0)\n    angle", "1.0, 1.0)\n    angle", "tests/unit/test_augmentation.py"),
     "no crop is mirrored": ("augmentation.py", "-1.0, 1.0)\n    side", "1.0, 1.0)\n    side", "tests/unit/test_augmentation.py"),

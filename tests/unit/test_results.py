@@ -18,7 +18,13 @@ def reports(tmp_path):
     seeds = {str(s): {"fid": v, "floor": 4.0} for s, v in enumerate((10.0, 12.0, 14.0))}
     put("r/samples/metrics.json", {"fid": 12.0, "floor": 4.0, "seeds": seeds})
     facts = {"seconds": 60.0, "workers": 2, "hardware": {"cpu": "c", "cores": 2, "memory_gib": 8}}
-    put("r/train/0/run.json", facts | {"dataset": "d", "is_official": False, "data_digest": "ab" * 32, "run_digest": "x"})
+    for recipe in ("r", "split-0", "split-1"):
+        put(
+            f"{recipe}/train/0/run.json",
+            facts | {"dataset": "d", "is_official": False, "data_digest": "ab" * 32, "run_digest": "x"},
+        )
+    for recipe, value in (("split-0", 1.0), ("split-1", 3.0)):
+        put(f"{recipe}/samples/metrics.json", {"fid": value, "floor": value / 2})
     return tmp_path
 
 
@@ -32,6 +38,14 @@ def test_a_row_is_the_mean_with_a_t_interval_and_what_to_read_it_by(reports):
     assert row["seeds"] == {"0": 10.0, "1": 12.0, "2": 14.0} and row["beside"] == {"floor": 4.0, "chance": 0.5}
     page = results.markdown([row])
     assert "own files" in page and "| `id` | w | none | **12** |" in page and "floor 4; chance 0.5" in page
+
+
+def test_replicates_may_be_recipes_and_what_stands_beside_may_be_of_another(reports):
+    entry = ENTRY | {"recipe": ["split-0", "split-1"], "beside": {"floor": "samples.floor", "other": "r/samples.fid"}}
+    row = results.row("id", entry, reports)
+    assert row["reached"] == 2.0 and row["seeds"] == {"split-0": 1.0, "split-1": 3.0} and len(row["seconds"]) == 2
+    assert row["beside"] == {"floor": 1.0, "other": 12.0}
+    assert row["command"].split()[2:] == [f"pipelines/recipes/dvc.yaml:results@split-{i}" for i in (0, 1)]
 
 
 def test_a_missing_report_names_the_command_that_makes_it(reports):
