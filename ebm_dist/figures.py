@@ -186,7 +186,7 @@ def planes(points: Mapping[str, Array], log_density: Array, extent: float, title
     for axes in (*panels, last):
         axes.set(xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal")
     figure.suptitle(title, fontsize=12)
-    return _flat(_png(figure))
+    return _png(figure)
 
 
 def matrix(values: Array, columns: Sequence[str], rows: Sequence[str], xlabel: str, title: str) -> bytes:
