@@ -238,7 +238,7 @@ def test_a_killed_worker_is_restarted_and_the_model_is_the_same(done):
     assert "1 restarts" in output
 
 
-@pytest.mark.parametrize("whom", ["driver", "group", "driver twice"])
+@pytest.mark.parametrize("whom", ["driver", "group", pytest.param("driver twice", marks=pytest.mark.drill)])
 def test_sigterm_is_a_stop_with_a_checkpoint_and_the_same_command_goes_on(done, whom):
     """To the driver: all workers stop at the same step, exit code 143. To all processes, or twice: at once, from the last checkpoint."""
     folder, _ = done
