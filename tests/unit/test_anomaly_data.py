@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from ebm_dist.datasets import kdd99, mnist
+from ebm_dist.datasets import kdd99, mnist, odds
 from ebm_dist.errors import DataError
 from ebm_dist.evaluation import anomaly, modes
 
@@ -76,3 +76,13 @@ def test_scores_are_judged_by_the_known_share():
 def test_modes_are_counted_and_their_shares_compared_with_even_ones():
     assert modes.judge(np.array([0.5, 0.5, 0.0, 0.0])) == {"modes": 2.0, "kl": pytest.approx(np.log(2))}
     assert modes.judge(np.full(8, 1 / 8)) == {"modes": 8.0, "kl": pytest.approx(0)}
+
+
+@needs_data
+@pytest.mark.parametrize(("table", "rows", "columns", "outliers"), [("thyroid", 3772, 6, 93), ("arrhythmia", 452, 274, 66)])
+def test_small_tables_are_whole_and_their_outliers_are_in_the_test_alone(table, rows, columns, outliers):
+    data = loaded(odds, table=table)
+    train, test = data.splits["train"], data.splits["test"]
+    assert train.x.shape[1] == columns and len(test.x) == rows - rows // 2
+    assert not train.y.any() and 0 < test.y.sum() < outliers
+    assert np.abs(train.x.mean(axis=0)).max() < 1e-5

@@ -1,0 +1,59 @@
+"""Small tables with outliers (ODDS, Rayana 2016; from UCI): thyroid, 3,772 x 6 with 93 of them, arrhythmia, 452 x 274 with 66.
+
+Split as for KDD99 (Zong et al. 2018, section 4.3): half of the rows, of which the inliers are for training; the other half is the
+test, with the label 1 for outliers. Columns are scaled to mean 0 and standard deviation 1 of the training rows.
+"""
+
+from typing import Literal
+
+import numpy as np
+from scipy.io import loadmat
+
+from ebm_dist.config import Index, section
+from ebm_dist.datasets import Arrays, Dataset
+from ebm_dist.errors import DataError
+from ebm_dist.files import RawFile, fetch
+from ebm_dist.rng import numpy_stream
+
+_FILES = {
+    "thyroid": RawFile(
+        "thyroid.npz",
+        "https://github.com/Minqi824/ADBench/raw/main/adbench/datasets/Classical/38_thyroid.npz",
+        "8de161b3f235b7647bb0b39a836d983ff61d67bf234edac461da2d71e889cb87",
+    ),
+    "arrhythmia": RawFile(
+        "arrhythmia.mat",
+        "https://github.com/yzhao062/pyod/raw/master/notebooks/data/arrhythmia.mat",
+        "e4d47e499591ae31e5d7f0cd983367092353eac240f48e14c9b36457edb3460d",
+    ),
+}
+
+
+@section
+class Config:
+    table: Literal["thyroid", "arrhythmia"] = "thyroid"
+    """Which one."""
+    split_seed: Index = 0
+    """Of the halves."""
+
+
+def load(config: Config) -> Dataset:
+    path = fetch(_FILES[config.table])
+    try:
+        raw = np.load(path, allow_pickle=False) if path.suffix == ".npz" else loadmat(path)
+        x, y = np.asarray(raw["X"], np.float64), np.asarray(raw["y"]).ravel().astype(np.int64)
+    except (OSError, KeyError, ValueError, TypeError) as failed:
+        raise DataError(f"{path}: not the table {config.table} ({failed}); fetch it again") from None
+    order = numpy_stream(config.split_seed, f"odds/{config.table}").permutation(len(x))
+    half, test = order[: len(x) // 2], order[len(x) // 2 :]
+    train = half[y[half] == 0]
+    mean, sd = x[train].mean(axis=0), x[train].std(axis=0)
+    x = (x - mean) / np.where(sd > 0, sd, 1)
+    return Dataset(
+        splits={name: Arrays(x[rows].astype(np.float32), y[rows]) for name, rows in {"train": train, "test": test}.items()},
+        scale=1.0,
+        bounds=None,
+        num_classes=2,
+        source=f"ODDS {config.table} (Rayana 2016, from the UCI Machine Learning Repository)",
+        is_official=True,
+    )
