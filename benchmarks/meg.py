@@ -17,6 +17,7 @@ from benchmarks import circumstances
 from ebm_dist import config, shards, trainer
 from ebm_dist.comm import LocalComm
 from ebm_dist.config import module_of
+from ebm_dist.errors import DivergedError
 from ebm_dist.evaluation.density import quality
 from ebm_dist.files import write_json
 from ebm_dist.rng import stream
@@ -37,16 +38,19 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def train(changes: dict[str, dict[str, Any]], index: shards.Index, num_steps: int, seed: int) -> dict[str, float]:
-    """Quality of 10,000 samples of the averaged generator, and CPU seconds."""
+    """Quality of 10,000 samples of the averaged generator, and CPU seconds; the step at which it diverged, if it did."""
     values = YAML(typ="safe", pure=True).load(RECIPE.read_text()) | {"seed": seed}
     for section, own in ({"train": {"num_steps": num_steps}} | changes).items():
         values[section] = values[section] | own
     params = config.from_values(values, RECIPE)
     own = trainer.build(params, index, LocalComm(), torch.device("cpu"), "benchmark")
     began = time.process_time()
-    while own.step < num_steps:
-        own.advance()
-        own.step += 1
+    try:
+        while own.step < num_steps:
+            own.advance()
+            own.step += 1
+    except DivergedError:
+        return {"diverged_at_step": own.step + 1}
     seconds = time.process_time() - began
     truth, generator = module_of(params.dataset).density(params.dataset), own.averages["generator"]
     with torch.no_grad():
