@@ -15,8 +15,10 @@ from ebm_dist import figures, latent
 from ebm_dist.config import Count, Mismatch, Params, Positive, module_of, section
 from ebm_dist.evaluation import Report, Subject
 from ebm_dist.model import TrainedModel
+from ebm_dist.rng import numpy_stream
 
 _GOOD = 4.0  # standard deviations
+_SHOWN = 5000  # at most
 
 Array = npt.NDArray[np.float64]
 
@@ -54,7 +56,7 @@ def evaluate(config: Config, subject: Subject) -> Report:
     for name, drawn in kinds.items():
         rows.append({"samples": name, **quality(truth, drawn.x.double().numpy(), num_modes)})
         rows[-1] |= {"acceptance_rate": drawn.acceptance_rate, "squared_norm": drawn.squared_norm}
-    real = truth.draw(config.num_samples, np.random.default_rng(0))
+    real = truth.draw(config.num_samples, numpy_stream(0, "density/real"))
     rows.append({"samples": "the density itself", **quality(truth, real, num_modes)})
 
     points = _grid(config)
@@ -70,8 +72,8 @@ def evaluate(config: Config, subject: Subject) -> Report:
     }
     best = config.temperatures[int(np.argmin(list(kl.values())))]
     field = (-energy / best).reshape(config.grid, config.grid)
-    title = f"{model.params.dataset.density}: {config.num_samples:,} samples each, and exp(-E / {best:g}) / Z"
-    picture = figures.planes({name: x[:5000] for name, x in shown.items()}, field, config.extent, title)
+    title = f"{model.params.dataset.density}: {min(_SHOWN, config.num_samples):,} samples each, and exp(-E / {best:g}) / Z"
+    picture = figures.planes({name: x[:_SHOWN] for name, x in shown.items()}, field, config.extent, title)
     return Report(metrics, {"samples": rows}, {"density.png": picture})
 
 
