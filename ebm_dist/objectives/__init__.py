@@ -1,6 +1,7 @@
 """Learning algorithms. One file, one paper; each has a ``Config`` and a ``build(config, ...) -> Objective``.
 
-One whose energy does not learn alone also has ``networks(config, *, shape) -> {player: network}``: the others.
+One whose energy does not learn alone also has ``PLAYERS``, the names of the others, and ``networks(config, *, shape)``, which makes
+them by name.
 
 The objective says *what*: which player's loss comes next. The trainer says *when*: it takes the gradient of each turn's loss,
 reduces it over the logical shards, guards it and updates that player, and then lets the objective go on.
