@@ -32,7 +32,7 @@ _FILES = {
 @section
 class Config:
     table: Literal["thyroid", "arrhythmia"] = "thyroid"
-    """Which one."""
+    """Which of the two tables."""
     split_seed: Index = 0
     """Of the halves."""
 
