@@ -53,8 +53,10 @@ def _replicates(metric: str, recipes: list[str], reports: Path) -> dict[str, flo
 def _beside(beside: float | str, recipes: list[str], reports: Path) -> float:
     if not isinstance(beside, str):
         return float(beside)
-    other, _, metric = beside.rpartition("/")
-    return float(np.mean(list(_replicates(metric, [other] if other else recipes, reports).values())))
+    other, slash, metric = beside.partition("/")
+    is_of_another = slash and "." not in other  # else a stroke in the key itself
+    found = _replicates(metric, [other], reports) if is_of_another else _replicates(beside, recipes, reports)
+    return float(np.mean(list(found.values())))
 
 
 def interval(values: list[float]) -> tuple[float, float] | None:
