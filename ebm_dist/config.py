@@ -120,8 +120,8 @@ def module_of(config: Any) -> ModuleType:
 
 
 def modules_of(config: Any) -> list[ModuleType]:
-    """That module, and those of the plugins among the values."""
-    return [module_of(config), *(module_of(getattr(config, name)) for name in _folders(type(config)))]
+    """That module, and those of the plugins among the values, and among theirs."""
+    return [module_of(config), *(module for name in _folders(type(config)) for module in modules_of(getattr(config, name)))]
 
 
 def _folders(kind: Any) -> dict[str, str]:

@@ -168,23 +168,41 @@ def paths(sets: Mapping[str, Array], dots: Array, labels: tuple[str, str], title
     return _png(figure)
 
 
-def planes(points: Mapping[str, Array], log_density: Array, extent: float, title: str) -> bytes:
-    """Points ``(n, 2)`` in a panel each, and beside them a density over the square from -extent to extent, ``(side, side)``.
+def planes(points: Mapping[str, Array], log_densities: Mapping[str, Array], extent: float, title: str) -> bytes:
+    """Points ``(n, 2)`` in a panel each, then densities over the square from -extent to extent, ``(side, side)`` each.
 
-    Its colours end at a ten-thousandth of its largest value.
+    The colours of each density end at a ten-thousandth of its largest value.
     """
-    figure = Figure(figsize=(3.0 * len(points) + 3.0, 3.5), dpi=_DPI, layout="constrained")
-    *panels, last = figure.subplots(1, len(points) + 1, sharex=True, sharey=True)
-    for axes, (name, x) in zip(panels, points.items(), strict=True):
+    count = len(points) + len(log_densities)
+    figure = Figure(figsize=(3.0 * count + 0.6, 3.5), dpi=_DPI, layout="constrained")
+    panels = list(figure.subplots(1, count, sharex=True, sharey=True))
+    for axes, (name, x) in zip(panels, points.items(), strict=False):
         axes.scatter(*x.T, s=2, lw=0, alpha=0.4, color=_CYCLE[0])
         axes.set_title(name, fontsize=11)
-    shown = log_density - log_density.max()
     box = (-extent, extent, -extent, extent)
-    image = last.imshow(np.maximum(shown, np.log(1e-4)) / np.log(10), origin="lower", extent=box, cmap="magma")
-    last.set_title("energy as a density", fontsize=11)
-    figure.colorbar(image, ax=last, label="log10 of density over its largest")
-    for axes in (*panels, last):
+    for axes, (name, log_density) in zip(panels[len(points) :], log_densities.items(), strict=True):
+        shown = np.maximum(log_density - log_density.max(), np.log(1e-4)) / np.log(10)
+        image = axes.imshow(shown, origin="lower", extent=box, cmap="magma")
+        axes.set_title(name, fontsize=11)
+    figure.colorbar(image, ax=panels[-1], label="log10 of density over its largest")
+    for axes in panels:
         axes.set(xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal")
+    figure.suptitle(title, fontsize=12)
+    return _png(figure)
+
+
+def regions(maps: Mapping[str, Array], points: Mapping[str, Array], extent: float, title: str) -> bytes:
+    """Values between 0 and 1 over the square from -extent to extent, ``(side, side)`` a panel, and points ``(n, 2)`` on all."""
+    figure = Figure(figsize=(3.4 * len(maps) + 0.6, 3.8), dpi=_DPI, layout="constrained")
+    panels = list(figure.subplots(1, len(maps), sharex=True, sharey=True, squeeze=False)[0])
+    for axes, (name, values) in zip(panels, maps.items(), strict=True):
+        image = axes.imshow(values, origin="lower", extent=(-extent, extent, -extent, extent), vmin=0, vmax=1, cmap="magma")
+        axes.set_title(name, fontsize=11)
+        for marker, (label, x) in zip("o^sDv", points.items(), strict=False):
+            axes.scatter(*x.T, s=26, marker=marker, facecolor="white", edgecolor=_CYCLE[0], lw=1.2, label=label)
+        axes.set(xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal")
+    figure.colorbar(image, ax=panels[-1])
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(points), frameon=False)
     figure.suptitle(title, fontsize=12)
     return _png(figure)
 
@@ -200,6 +218,17 @@ def matrix(values: Array, columns: Sequence[str], rows: Sequence[str], xlabel: s
     for (row, column), value in np.ndenumerate(values):
         if np.isfinite(value):
             axes.text(column, row, f"{value:.3f}", ha="center", va="center", color="white" if value > 0.6 else "black")
+    return _png(figure)
+
+
+def calibration(bins: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str) -> bytes:
+    """How often a classifier is right by how sure it is: ``{name: (mean probability, share right)}``, and the diagonal."""
+    figure, axes = _figure(5.2, 4.2)
+    axes.plot([0, 1], [0, 1], color=_CYCLE[5], lw=1, ls=":", label="as often as sure")
+    for marker, (name, (sure, right)) in zip("os^D", bins.items(), strict=False):
+        axes.plot(sure, right, marker=marker, ms=5, lw=1.5, label=name)
+    axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="probability of the likeliest class", ylabel="share that is right", title=title)
+    axes.legend(frameon=False, fontsize=10)
     return _png(figure)
 
 

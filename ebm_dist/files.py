@@ -44,9 +44,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A table with a header; all rows have the keys of the first."""
+    """A table with a header; empty where a row lacks what another has."""
     out = io.StringIO()
-    writer = csv.DictWriter(out, rows[0], lineterminator="\n")
+    writer = csv.DictWriter(out, dict.fromkeys(key for row in rows for key in row), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_whole(path, out.getvalue().encode())

@@ -91,6 +91,16 @@ class TrainedModel(NamedTuple):
         labels = (torch.full((len(x),), k) for k in range(self.card["num_classes"]))
         return torch.stack([_energies(self.energy, x, y) for y in labels], dim=1)
 
+    @torch.no_grad()
+    def classify(self, x: Tensor) -> Tensor:
+        """``p(y | x) = softmax(-E(x, y) / T)``, ``(n, num_classes)``. Raises :class:`DataError` where it has not been learnt."""
+        if not self.knows_labels:
+            raise DataError(
+                "this model has learnt no p(y | x); train one with objective semi_supervised, or with objective.label_temperature"
+            )
+        logits: Tensor = -self.energies_by_class(x) / self.params.objective.label_temperature
+        return logits.softmax(dim=1)
+
     def kernel(self) -> Kernel:
         """The sampler that the model was trained with."""
         kernel: Kernel = module_of(self.params.sampler).build(self.params.sampler, bounds=self.bounds)

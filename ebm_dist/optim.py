@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ebm_dist.config import Fraction, Mismatch, NonNegative, Params, Positive, module_of, section
+from ebm_dist.config import Fraction, Mismatch, NonNegative, Params, Positive, modules_of, section
 
 
 @section
@@ -37,7 +37,8 @@ class Config:
     """Decay of the moving average of the weights, which samples and evaluations use; 0 to use the last weights."""
 
     def check(self, params: Params) -> None:
-        players = ["energy", *getattr(module_of(params.objective), "PLAYERS", ())]
+        of_objective = [name for module in modules_of(params.objective) for name in getattr(module, "PLAYERS", ())]
+        players = ["energy", *of_objective]
         if unknown := set(self.lr_factors) - set(players):
             raise Mismatch("optimizer.lr_factors", f"no player {', '.join(sorted(unknown))}; there: {', '.join(players)}")
         if self.momentum and self.method == "adam":

@@ -249,6 +249,12 @@ def read_split(index: Index, split: str, tars: range | None = None) -> tuple[Ten
     return _to_model(torch.from_numpy(x), index.scale), torch.from_numpy(y)
 
 
+def read_labelled(index: Index, seed: int) -> tuple[Tensor, Tensor] | None:
+    """As :func:`read_split`, the few samples whose labels are known, drawn for this seed; None where the data are not so."""
+    draws = sum(split.startswith("labelled-") for split in index.splits)
+    return read_split(index, f"labelled-{seed % draws}") if draws else None
+
+
 def _read_raw(index: Index, split: str, tars: range | None) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
     if split not in index.splits:
         raise DataError(f"{index.folder}: has no {split} split, only {', '.join(index.splits)}; choose another data set")

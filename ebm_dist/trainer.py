@@ -83,6 +83,7 @@ class Trainer:
     comm: Comm
     device: torch.device
     num_classes: int
+    labelled: Batch | None
     digest: str
     """Names settings, data and code: a checkpoint of another digest is refused."""
     clock: Callable[[], float] = time.perf_counter
@@ -95,6 +96,7 @@ class Trainer:
         self.optimizers = self.new_optimizers()
         self.steps_per_task = self.config.num_steps // self.config.num_tasks
         self.present, self.task = self.data, -1
+        self.observe: Callable[[int, Row], None] | None = getattr(self.objective, "observe", None)
         self.earlier = list[dict[str, Tensor]]()  # the averages of the weights at the end of each earlier task
         self.reduction = REDUCTIONS[self.config.reduce](players, self.comm, self.config.num_shards)
 
@@ -134,6 +136,8 @@ class Trainer:
             row |= {f"loss_{player}": torch.stack([turn.loss.detach() for turn in turns])}
             row |= {f"grad_norm_{player}": gradient.norm().expand(len(turns))}
             row |= {name: torch.stack([turn.metrics[name].detach() for turn in turns]) for name in turns[0].metrics}
+        if self.observe:
+            self.observe(self.step, self.mean_over_shards(row))
         return row
 
     @record_function("update")
@@ -219,7 +223,7 @@ class Trainer:
         def streams(purpose: str) -> torch.Generator:
             return stream(self.params.seed, purpose + again, shard, self.step, device=self.device)
 
-        return StepContext(self.step, self.replay[shard], self.reduction.players, streams)
+        return StepContext(self.step, self.replay[shard], self.reduction.players, streams, self.labelled)
 
     @record_function("report")
     def report(self, row: dict[str, Tensor], reporter: Reporter) -> None:
@@ -333,6 +337,7 @@ def build(params: Params, index: shards.Index, comm: Comm, device: torch.device,
         ReplayShard, capacity, index.shape, index.bounds, range(index.num_classes), max_age=own.max_age, policy=own.policy
     )
     data = {s: shards.LogicalShard(index, "train", s, config.num_shards, batch_size, params.seed) for s in mine}
+    labelled = shards.read_labelled(index, params.seed)
     cast(EnergyModel, networks["energy"]).initialise(_mean(data, comm, config.num_shards).to(device))
     return Trainer(
         params=params,
@@ -342,6 +347,7 @@ def build(params: Params, index: shards.Index, comm: Comm, device: torch.device,
         comm=comm,
         device=device,
         num_classes=index.num_classes,
+        labelled=labelled and Batch(*(part.to(device) for part in labelled)),
         digest=digest,
     )
 

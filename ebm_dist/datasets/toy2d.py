@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import logsumexp
 
-from ebm_dist.config import Count, section
+from ebm_dist.config import Count, Positive, section
 from ebm_dist.datasets import Arrays, Dataset
 from ebm_dist.rng import numpy_stream
 
@@ -21,8 +21,13 @@ _SPIRAL = 500  # centres: at most the width apart, which leaves ripples of 1e-7
 
 @section
 class Config:
-    density: Literal["25gaussians", "8gaussians", "swissroll"] = "25gaussians"
-    """``25gaussians``: a grid; ``8gaussians``: a ring; ``swissroll``: a spiral of one and a half turns."""
+    density: Literal["25gaussians", "8gaussians", "swissroll", "checkerboard", "spirals", "pinwheel"] = "25gaussians"
+    """``25gaussians``: a grid; ``8gaussians``: a ring; ``swissroll``: a spiral of one and a half turns; ``checkerboard``: eight
+    squares; ``spirals``: two arms, which are two classes; ``pinwheel``: five blades, which are five classes."""
+    scale: Positive = 1.0
+    """Everything is this much larger."""
+    sd: Positive | None = None
+    """Standard deviation of each Gaussian, in place of the density's own."""
     num_train: Count = 100000
     """Samples to learn from."""
     num_test: Count = 10000
@@ -51,9 +56,10 @@ class Density(NamedTuple):
         rows = [(d.argmin(axis=1), d.min(axis=1)) for d in map(self._distances, np.array_split(x, len(x) // 5000 + 1))]
         return self.mode[np.concatenate([i for i, _ in rows])], np.concatenate([d for _, d in rows]) / self.sd
 
-    def draw(self, count: int, generator: np.random.Generator) -> Array:
-        """``(count, 2)``"""
-        return self.centres[generator.integers(len(self.centres), size=count)] + self.sd * generator.normal(size=(count, 2))
+    def draw(self, count: int, generator: np.random.Generator) -> tuple[Array, npt.NDArray[np.int64]]:
+        """Samples ``(count, 2)``, and the mode of each."""
+        chosen = generator.integers(len(self.centres), size=count)
+        return self.centres[chosen] + self.sd * generator.normal(size=(count, 2)), self.mode[chosen]
 
     def _distances(self, x: Array) -> Array:
         squares = (x**2).sum(axis=1)[:, None] - 2 * x @ self.centres.T + (self.centres**2).sum(axis=1)
@@ -61,30 +67,81 @@ class Density(NamedTuple):
         return distances
 
 
-def density(config: Config) -> Density:
-    """The settings are those of the code of Kumar et al. 2019, which divides each data set by a number of its own."""
-    if config.density == "25gaussians":
+class Squares(NamedTuple):
+    """Even over squares, with the methods of :class:`Density`."""
+
+    centres: Array
+    """``(k, 2)``"""
+    side: float
+
+    def log_prob(self, x: Array) -> Array:
+        with np.errstate(divide="ignore"):
+            inside: Array = np.log(self._distances(x).min(axis=1) <= self.side / 2) - np.log(len(self.centres) * self.side**2)
+        return inside
+
+    def nearest(self, x: Array) -> tuple[npt.NDArray[np.int64], Array]:
+        """The distance is 4 at a square's border."""
+        distances = self._distances(x)
+        return distances.argmin(axis=1), 8 * distances.min(axis=1) / self.side
+
+    def draw(self, count: int, generator: np.random.Generator) -> tuple[Array, npt.NDArray[np.int64]]:
+        chosen = generator.integers(len(self.centres), size=count)
+        return self.centres[chosen] + self.side * (generator.random((count, 2)) - 0.5), chosen
+
+    def _distances(self, x: Array) -> Array:
+        distances: Array = np.abs(x[:, None] - self.centres).max(axis=2)
+        return distances
+
+
+def density(config: Config) -> Density | Squares:
+    """The settings of the first three are those of the code of Kumar et al. 2019, which divides each by a number of its own."""
+    if config.density == "checkerboard":
+        cells = [(a, b) for a in range(-2, 2) for b in range(-2, 2) if (a + b) % 2 == 0]
+        return Squares(config.scale * (np.array(cells) + 0.5) * 2.0, config.scale * 2.0)
+    centres, sd, num_modes = _mixture(config.density)
+    mode = np.arange(len(centres)) * num_modes // len(centres)
+    return Density(config.scale * centres, config.sd or config.scale * sd, mode)
+
+
+def _mixture(name: str) -> tuple[Array, float, int]:
+    """Centres ``(k, 2)``, width, and how many modes they are."""
+    if name == "25gaussians":
         side = np.arange(-4.0, 5.0, 2.0) / 2.828
-        centres, sd = np.stack(np.meshgrid(side, side, indexing="ij"), axis=-1).reshape(-1, 2), 0.05 / 2.828
-    elif config.density == "8gaussians":
-        angle = np.arange(8) * np.pi / 4
-        centres, sd = 2.0 / 1.414 * np.stack([np.cos(angle), np.sin(angle)], axis=1), 0.02 / 1.414
-    else:
+        return np.stack(np.meshgrid(side, side, indexing="ij"), axis=-1).reshape(-1, 2), 0.05 / 2.828, 25
+    if name == "8gaussians":
+        return 2.0 / 1.414 * _circle(np.arange(8) * np.pi / 4), 0.02 / 1.414, 8
+    if name == "swissroll":
         angle = 1.5 * np.pi * (1 + 2 * (np.arange(_SPIRAL) + 0.5) / _SPIRAL)
-        centres, sd = angle[:, None] / 7.5 * np.stack([np.cos(angle), np.sin(angle)], axis=1), 0.25 / 7.5
-    num_modes = 25 if config.density == "swissroll" else len(centres)
-    return Density(centres, sd, np.arange(len(centres)) * num_modes // len(centres))
+        return angle[:, None] / 7.5 * _circle(angle), 0.25 / 7.5, 25
+    if name == "spirals":  # as drawn by Gao et al. 2020: even along the arm, one and a half turns
+        angle = 3 * np.pi * np.sqrt((np.arange(_SPIRAL) + 0.5) / _SPIRAL)
+        arm = angle[:, None] / 3 * _circle(-angle)
+        return np.concatenate([arm, -arm]), 0.1, 2
+    along = 0.2 + 1.6 * (np.arange(100) + 0.5) / 100  # pinwheel
+    blade = 2 * along[:, None] * _circle(0.25 * np.exp(along))
+    return np.concatenate([_turned(blade, 2 * np.pi * k / 5) for k in range(5)]), 0.1, 5
+
+
+def _circle(angle: Array) -> Array:
+    return np.stack([np.cos(angle), np.sin(angle)], axis=1)
+
+
+def _turned(x: Array, angle: float) -> Array:
+    turned: Array = x @ _circle(np.array([angle, angle + np.pi / 2]))
+    return turned
 
 
 def load(config: Config) -> Dataset:
     truth = density(config)
     counts = {"train": config.num_train, "val": config.num_test, "test": config.num_test}
     draws = {split: truth.draw(n, numpy_stream(0, f"toy2d/{config.density}/{split}")) for split, n in counts.items()}
+    num_classes = {"spirals": 2, "pinwheel": 5}.get(config.density, 0)
+    paper = "Kumar et al. 2019, Figure 2" if config.density in ("25gaussians", "8gaussians", "swissroll") else "this project"
     return Dataset(
-        splits={split: Arrays(x.astype(np.float32), None) for split, x in draws.items()},
+        splits={split: Arrays(x.astype(np.float32), mode if num_classes else None) for split, (x, mode) in draws.items()},
         scale=1.0,
         bounds=None,
-        num_classes=0,
-        source=f"random samples of the density {config.density} of Kumar et al. 2019, Figure 2",
+        num_classes=num_classes,
+        source=f"random samples of the density {config.density} of {paper}",
         is_official=True,
     )

@@ -1,6 +1,8 @@
 """Energy functions. One file, one architecture; each has a ``Config`` and a ``build(config, *, shape, num_classes)``.
 
-``shape`` is that of one sample; ``num_classes`` is 0 for an unconditional energy, else the energy takes labels.
+``shape`` is that of one sample; ``num_classes`` is 0 for an unconditional energy, else the energy takes labels. One that has an
+energy without labels too, ``-log mean_k exp(-E(x, k))``, says so by ``IS_CLASSIFIER = True``; it can be asked for several labels of
+each sample at once, ``(B, n)``.
 """
 
 from collections.abc import Callable, Iterator
@@ -126,9 +128,15 @@ def is_conditional(params: Params) -> bool:
     return bool(getattr(params.objective, "conditional", False))
 
 
+def is_classifier(params: Params) -> bool:
+    """Whether the energy of a parameter file has an energy for each class, and with them one without labels."""
+    return bool(getattr(module_of(params.energy), "IS_CLASSIFIER", False))
+
+
 def build_energy(params: Params, shape: tuple[int, ...], num_classes: int) -> EnergyModel:
-    """The energy of a parameter file, with the initial weights of its seed; unconditional unless the objective says otherwise."""
-    classes = num_classes if is_conditional(params) else 0
+    """The energy of a parameter file, with the initial weights of its seed; unconditional unless it or the objective is not."""
+    takes_labels = is_conditional(params) or is_classifier(params)
+    classes = num_classes if takes_labels else 0
     with seeded(params.seed, "energy"):
         energy: EnergyModel = module_of(params.energy).build(params.energy, shape=shape, num_classes=classes)
     return energy

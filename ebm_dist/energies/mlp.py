@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ebm_dist.config import Count, Index, Mismatch, Params, Positive, section
+from ebm_dist.config import Count, Index, Mismatch, NonNegative, Params, Positive, section
 from ebm_dist.energies import EnergyModel, is_conditional, linear_energy, spectral_norm
 from ebm_dist.errors import ConfigError
 
@@ -21,6 +21,9 @@ class Config:
     2020): what varies over short distances is learnt sooner."""
     frequency: Positive = 6.0
     """Standard deviation of the entries of those projections, in radians for each unit of the input."""
+    confinement: NonNegative = 0.0
+    """Weight of ``|x|^2 / 2`` beside the network: a Gaussian that it tilts (Nijkamp et al. 2019), so that where no sample ever was
+    energies are high."""
     spectral_norm: bool = False
     """Divide each hidden layer's weight by its largest singular value (Miyato et al. 2018)."""
     gates: bool = False
@@ -35,10 +38,12 @@ class Config:
 
 
 class MLP(EnergyModel):
-    """``h <- g_y * silu(W h + b + c_y)`` for each layer, then ``E = w.h``; class bias ``c_y`` and gates ``g_y`` only if asked."""
+    """``h <- g_y * silu(W h + b + c_y)`` for each layer, then ``E = w.h``; class bias ``c_y``, gates ``g_y`` and the confining term
+    only if asked."""
 
     def __init__(self, config: Config, num_inputs: int, num_classes: int) -> None:
         super().__init__()
+        self.confinement = config.confinement
         widths = (num_inputs + 2 * config.num_frequencies, *config.hidden)
         wrap = spectral_norm if config.spectral_norm else nn.Identity()
         self.layers = nn.ModuleList(wrap(nn.Linear(i, o)) for i, o in pairwise(widths))
@@ -67,7 +72,8 @@ class MLP(EnergyModel):
             h = F.silu(h + self.classes[i](y) if self.classes else h)
             if self.gates:
                 h = h * self.get_buffer(self.gates[i])[y]
-        return linear_energy(self.last, h)
+        energy = linear_energy(self.last, h)
+        return energy + self.confinement / 2 * (x**2).flatten(1).sum(dim=1) if self.confinement else energy
 
 
 def build(config: Config, *, shape: tuple[int, ...], num_classes: int) -> EnergyModel:

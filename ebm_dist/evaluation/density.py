@@ -2,20 +2,23 @@
 
 Samples are judged by the modes that they hit, the share of good ones (within 4 standard deviations of a centre) and how evenly they
 fall to the modes. The energy is judged as a density, ``p_E = exp(-E / T) / Z`` with Z summed over a grid, by KL(p || p_E) there.
+A model that learns log Z (Gao et al. 2020, section 5.1) is held against that of the grid, and its noise against the density.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.special import logsumexp
+from torch import Tensor
 
-from ebm_dist import figures, latent
-from ebm_dist.config import Count, Mismatch, Params, Positive, module_of, section
+from ebm_dist import figures, latent, shards
+from ebm_dist.config import Count, Index, Mismatch, Params, Positive, module_of, section
 from ebm_dist.evaluation import Report, Subject
-from ebm_dist.model import TrainedModel
-from ebm_dist.rng import numpy_stream
+from ebm_dist.generators import FlowModel
+from ebm_dist.rng import numpy_stream, stream
 
 _GOOD = 4.0  # standard deviations
 _SHOWN = 5000  # at most
@@ -27,8 +30,8 @@ Array = npt.NDArray[np.float64]
 class Config:
     num_samples: Count = 10000
     """Samples of each kind."""
-    num_steps: Count = 20
-    """Steps of the chains in latent space."""
+    num_steps: Index = 20
+    """Steps of the chains in latent space; 0 for none."""
     grid: Count = 1000
     """Points a side of the grid."""
     extent: Positive = 2.0
@@ -45,36 +48,83 @@ def evaluate(config: Config, subject: Subject) -> Report:
     model = subject.model
     truth = module_of(model.params.dataset).density(model.params.dataset)
     num_modes = int(truth.mode.max()) + 1
-    kinds = {
-        "generator": latent.draw(model, config.num_samples, "density"),
-        "generator, chains": latent.draw(model, config.num_samples, "density", num_steps=config.num_steps),
-        "generator, chains with prior": latent.draw(
-            model, config.num_samples, "density", num_steps=config.num_steps, with_prior=True
-        ),
-    }
+    kinds = {"generator": latent.draw(model, config.num_samples, "density")}
+    if config.num_steps:
+        for name, with_prior in (("chains", False), ("chains with prior", True)):
+            drawn = latent.draw(model, config.num_samples, "density", num_steps=config.num_steps, with_prior=with_prior)
+            kinds[f"generator, {name}"] = drawn
     rows: list[dict[str, Any]] = []
     for name, drawn in kinds.items():
         rows.append({"samples": name, **quality(truth, drawn.x.double().numpy(), num_modes)})
         rows[-1] |= {"acceptance_rate": drawn.acceptance_rate, "squared_norm": drawn.squared_norm}
-    real = truth.draw(config.num_samples, numpy_stream(0, "density/real"))
+    real, _ = truth.draw(config.num_samples, numpy_stream(0, "density/real"))
     rows.append({"samples": "the density itself", **quality(truth, real, num_modes)})
 
     points = _grid(config)
-    log_p, energy = truth.log_prob(points), _energies(model, points)
+    log_p, energy = truth.log_prob(points), _on_grid(model.energy, points)
     kl = {f"temperature_{t:g}".replace(".", "_"): grid_kl(log_p, -energy / t) for t in config.temperatures}
-    generator, chains, with_prior, floor = ({k: v for k, v in row.items() if k != "samples"} for row in rows)
-    metrics = {"num_modes": num_modes, **generator, "chains": chains, "chains_with_prior": with_prior, "real": floor}
-    metrics["energy_kl"] = kl | {"uniform": grid_kl(log_p, np.zeros_like(log_p))}
-    shown = {
-        "data": real,
-        "generator": kinds["generator"].x.numpy(),
-        "chains in latent space": kinds["generator, chains"].x.numpy(),
+    generator, *chains, floor = ({k: v for k, v in row.items() if k != "samples"} for row in rows)
+    metrics = {
+        "num_modes": num_modes,
+        **generator,
+        **dict(zip(("chains", "chains_with_prior"), chains, strict=False)),
+        "real": floor,
     }
+    metrics["energy_kl"] = kl | {"uniform": grid_kl(log_p, np.zeros_like(log_p))}
     best = config.temperatures[int(np.argmin(list(kl.values())))]
-    field = (-energy / best).reshape(config.grid, config.grid)
-    title = f"{model.params.dataset.density}: {min(_SHOWN, config.num_samples):,} samples each, and exp(-E / {best:g}) / Z"
-    picture = figures.planes({name: x[:_SHOWN] for name, x in shown.items()}, field, config.extent, title)
+    fields = {f"exp(-E / {best:g}) / Z" if best != 1 else "exp(-E) / Z": -energy / best}
+    if "log_z" in model.others:
+        found, log_q = _partition(config, subject, truth, energy, log_p, points)
+        metrics |= found
+        fields["density of the noise"] = log_q
+    shown = {"data": real, "noise" if "log_z" in model.others else "generator": kinds["generator"].x.numpy()}
+    if config.num_steps:
+        shown["chains in latent space"] = kinds["generator, chains"].x.numpy()
+    title = f"{model.params.dataset.density}: {min(_SHOWN, config.num_samples):,} samples each, and densities"
+    maps = {name: field.reshape(config.grid, config.grid) for name, field in fields.items()}
+    picture = figures.planes({name: x[:_SHOWN] for name, x in shown.items()}, maps, config.extent, title)
     return Report(metrics, {"samples": rows}, {"density.png": picture})
+
+
+@torch.no_grad()
+def _partition(
+    config: Config, subject: Subject, truth: Any, energy: Array, log_p: Array, points: Array
+) -> tuple[dict[str, Any], Array]:
+    """The learnt log Z against the grid's and the noise's own; likelihoods in nats; and log q on the grid."""
+    model, flow = subject.model, cast(FlowModel, subject.model.generator)
+    cell = np.log((2 * config.extent / config.grid) ** 2)
+    learnt, exact = float(cast(Any, model.others["log_z"])()), float(logsumexp(-energy) + cell)
+    x = shards.read_split(subject.data, "test")[0][: config.num_samples]
+    z = torch.randn(config.num_samples, flow.latent_size, generator=stream(0, "density/noise"))
+    noise, log_q_noise = (part.double() for part in flow.draw(z))
+    energy_data, energy_noise = (model.energies(part.float()).double() for part in (x, noise))
+    log_true, log_q_data = truth.log_prob(x.double().numpy()), flow.log_prob(x).double()
+    weights = -energy_noise - log_q_noise
+    log_q = _on_grid(flow.log_prob, points)
+    told = ((-energy_data - learnt > log_q_data).double().mean() + (-energy_noise - learnt < log_q_noise).double().mean()) / 2
+    found = {
+        "log_z": {
+            "learnt": learnt,
+            "grid": exact,
+            "error": abs(learnt - exact),
+            "importance": float(weights.logsumexp(0)) - np.log(len(weights)),
+            "importance_ess": float((2 * weights.logsumexp(0) - (2 * weights).logsumexp(0)).exp()) / len(weights),
+        },
+        "nll": {
+            "truth": float(-log_true.mean()),
+            "by_grid": float(energy_data.mean()) + exact,
+            "by_learnt": float(energy_data.mean()) + learnt,
+            "noise": float(-log_q_data.mean()),
+        },
+        "log_density_mse": float(((-energy_data.numpy() - exact - log_true) ** 2).mean()),
+        "discriminator_accuracy": float(told),
+        "noise": {
+            "kl": grid_kl(log_p, log_q),
+            "js": grid_js(log_p, log_q),
+            "integral": float(np.exp(logsumexp(log_q) + cell)),
+        },
+    }
+    return found, log_q
 
 
 def quality(truth: Any, x: Array, num_modes: int) -> dict[str, float]:
@@ -93,7 +143,15 @@ def quality(truth: Any, x: Array, num_modes: int) -> dict[str, float]:
 def grid_kl(log_p: Array, log_q: Array) -> float:
     """KL(p || q) in nats over a grid of equal cells, on which both are made to sum to 1."""
     log_p, log_q = (values - logsumexp(values) for values in (log_p, log_q))
-    return float((np.exp(log_p) * (log_p - log_q)).sum())
+    there = log_p > -np.inf
+    return float((np.exp(log_p[there]) * (log_p[there] - log_q[there])).sum())
+
+
+def grid_js(log_p: Array, log_q: Array) -> float:
+    """Their Jensen-Shannon divergence likewise: between 0 and log 2."""
+    log_p, log_q = (values - logsumexp(values) for values in (log_p, log_q))
+    middle = np.logaddexp(log_p, log_q) - np.log(2)
+    return (grid_kl(log_p, middle) + grid_kl(log_q, middle)) / 2
 
 
 def _grid(config: Config) -> Array:
@@ -103,6 +161,6 @@ def _grid(config: Config) -> Array:
 
 
 @torch.no_grad()
-def _energies(model: TrainedModel, points: Array) -> Array:
+def _on_grid(function: Callable[[Tensor], Tensor], points: Array) -> Array:
     x = torch.from_numpy(points).float()
-    return torch.cat([model.energy(part) for part in x.split(20000)]).double().numpy()
+    return torch.cat([function(part) for part in x.split(20000)]).double().numpy()

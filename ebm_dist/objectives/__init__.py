@@ -1,7 +1,9 @@
 """Learning algorithms. One file, one paper; each has a ``Config`` and a ``build(config, ...) -> Objective``.
 
 One whose energy does not learn alone also has ``PLAYERS``, the names of the others, and ``networks(config, *, shape)``, which makes
-them by name.
+them by name. One in which a step decides about the next has ``observe(step, means)``: the trainer calls it after each step with the
+means over all shards of what the turns reported, equal on all ranks; what it decides it keeps in buffers of its players, which
+checkpoints have.
 
 The objective says *what*: which player's loss comes next. The trainer says *when*: it takes the gradient of each turn's loss,
 reduces it over the logical shards, guards it and updates that player, and then lets the objective go on.
@@ -38,6 +40,8 @@ class StepContext(NamedTuple):
     """The networks to call in a loss: under DDP they are wrapped. Sampling uses the objective's own, unwrapped ones."""
     stream: Callable[[str], Generator]
     """``stream(purpose)``: the random stream of this purpose, shard and step."""
+    labelled: Batch | None = None
+    """The few samples whose labels are known, whole, where the data are for semi-supervised learning."""
 
 
 class Turn(NamedTuple):

@@ -157,7 +157,7 @@ def test_densities_are_normalised_and_their_samples_are_good(name):
     grid = density._grid(density.Config(grid=800))
     log_p = truth.log_prob(grid)
     assert np.exp(log_p).sum() * (4 / 800) ** 2 == pytest.approx(1, abs=2e-3)
-    x = truth.draw(20000, np.random.default_rng(0))
+    x, _ = truth.draw(20000, np.random.default_rng(0))
     num_modes = int(truth.mode.max()) + 1
     assert num_modes == (8 if name == "8gaussians" else 25)
     found = density.quality(truth, x, num_modes)
