@@ -122,7 +122,8 @@ def _divergence(of: Tensor, to: Tensor) -> Tensor:
 
 
 def _of_norm(x: Tensor, norm: float) -> Tensor:
-    return norm * x / x.flatten(1).norm(dim=1).clamp(min=1e-30).view(-1, *[1] * (x.dim() - 1))
+    lengths: Tensor = x.flatten(1).norm(dim=1).clamp(min=1e-30)
+    return norm * x / lengths.view(-1, *[1] * (x.dim() - 1))
 
 
 def networks(config: Config, *, shape: tuple[int, ...]) -> dict[str, nn.Module]:
