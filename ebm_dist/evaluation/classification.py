@@ -119,11 +119,10 @@ def _baselines(config: Config, subject: Subject, x: Tensor, labelled: Tensor, la
     every, marks = np.concatenate([known, unlabelled]), np.concatenate([names, np.full(len(unlabelled), -1)])
     spreading = LabelSpreading(kernel="knn", n_neighbors=config.num_neighbours, max_iter=1000).fit(every, marks)
     propagation = LabelPropagation(kernel="knn", n_neighbors=config.num_neighbours, max_iter=5000).fit(every, marks)
-    return {
-        "nearest labelled sample": KNeighborsClassifier(1).fit(known, names).predict_proba(asked),
-        "label spreading": np.nan_to_num(spreading.predict_proba(asked)),
-        "label propagation": np.nan_to_num(propagation.predict_proba(asked)),
-    }
+    with np.errstate(invalid="ignore"):  # a part of the graph without a label has no probabilities: NaN, no class
+        spread = {"label spreading": spreading.predict_proba(asked), "label propagation": propagation.predict_proba(asked)}
+    nearest = KNeighborsClassifier(1).fit(known, names).predict_proba(asked)
+    return {"nearest labelled sample": nearest} | {name: np.nan_to_num(p, nan=1 / p.shape[1]) for name, p in spread.items()}
 
 
 def _calibration(truth: npt.NDArray[np.int64], of: dict[str, Array]) -> bytes:

@@ -140,8 +140,16 @@ class TestSamplers:
 
 @pytest.mark.parametrize("name", plugins("ebm_dist.objectives"))
 def test_objectives_train_their_players_and_export_an_energy(name, digits_data, tmp_path):
-    own = {"meg": {"generator": {"name": "mlp"}, "num_energy_steps": 1}}.get(name, {})
-    trainer = helpers.build(helpers.params(objective={"name": name} | own), digits_data)
+    noise = {"name": "noise_contrastive", "generator": {"name": "gaussian"}, "pretraining": 0}
+    own = {
+        "meg": {"generator": {"name": "mlp"}, "num_energy_steps": 1},
+        "noise_contrastive": noise,
+        "semi_supervised": {"unsupervised": noise},
+    }.get(name, {})
+    few = {"energy": {"name": "classifier"}} if name == "semi_supervised" else {}
+    trainer = helpers.build(helpers.params(objective={**own, "name": name}, **few), digits_data)
+    if few:
+        trainer.labelled = trainer.batch(0)
     before = {player: [p.clone() for p in net.parameters()] for player, net in trainer.objective.players.items()}
     row = trainer.mean_over_shards(trainer.advance())
     for player, net in trainer.objective.players.items():
