@@ -182,7 +182,7 @@ def planes(points: Mapping[str, Array], log_densities: Mapping[str, Array], exte
     box = (-extent, extent, -extent, extent)
     for axes, (name, log_density) in zip(panels[len(points) :], log_densities.items(), strict=True):
         shown = np.maximum(log_density - log_density.max(), np.log(1e-4)) / np.log(10)
-        image = axes.imshow(shown, origin="lower", extent=box, cmap="magma")
+        image = axes.imshow(shown, origin="lower", extent=box, cmap="magma", vmin=-4, vmax=0)
         axes.set_title(name, fontsize=11)
     figure.colorbar(image, ax=panels[-1], label="log10 of density over its largest")
     for axes in panels:

@@ -54,7 +54,7 @@ class Config:
         if self.min_turn > self.max_turn:
             raise Mismatch("objective.max_turn", f"{self.max_turn} is less than objective.min_turn = {self.min_turn}")
         if not hasattr(module_of(self.generator), "HAS_DENSITY"):
-            raise Mismatch("objective.generator", "noise needs a density: use gaussian or flow")
+            raise Mismatch("objective.generator", "noise needs a density: use gaussian, flow or glow")
 
 
 class LogPartition(nn.Module):

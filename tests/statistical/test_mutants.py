@@ -15,6 +15,7 @@ LANGEVIN, CD = "tests/statistical/test_langevin.py", "tests/statistical/test_con
 SAMPLERS, RBM, DIAGNOSTICS = (f"tests/statistical/test_{name}.py" for name in ("samplers", "rbm", "diagnostics"))
 SAMPLING, CONDITIONAL = "tests/statistical/test_sampling.py", "tests/statistical/test_conditional_suites.py"
 MEG, ANOMALY = "tests/statistical/test_meg.py", "tests/unit/test_anomaly_data.py"
+NOISE = "tests/statistical/test_noise_contrastive.py"
 CHAINS, TASKS = "tests/statistical/test_chains_suite.py", "tests/statistical/test_tasks.py"
 GEWEKE, BOUNDS = f"{SAMPLERS}::test_exact_draws_stay_exact_at_every_step", f"{SAMPLERS}::test_bounds_leave_the_sampler_exact"
 HALF, KEPT = (
@@ -67,6 +68,32 @@ MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "the generator is not compared": ("objectives/meg.py", "loss = F.softplus(energy - self.players", "loss = F.softplus(energy - 0 * self.players", MEG),
     "the generator in the other steps": ("objectives/meg.py", "(context.step + 1) % self.config.num_energy_steps", "context.step % self.config.num_energy_steps", MEG),
     "the weight does not change": ("objectives/meg.py", "(last - first) * step / self.num_steps", "0.0", MEG),
+    "sign of a flow's determinant": ("generators/flow.py", "standard_normal(z) - log_det", "standard_normal(z) + log_det", NOISE),
+    "a Gaussian about zero": ("generators/gaussian.py", "(x.flatten(1) - self.mean)", "x.flatten(1)", NOISE),
+    "the wrong half is given off": ("generators/glow.py", "torch.cat([offs[level], h], dim=1)", "torch.cat([h, offs[level]], dim=1)", NOISE),
+    "noise learns by its density alone": ("objectives/noise_contrastive.py", "energy = self.energy(torch.cat([batch.x, x]))", "energy = self.energy(torch.cat([batch.x, x.detach()]))", NOISE),
+    "noise learns by its samples alone": ("objectives/noise_contrastive.py", "self.log_z().detach(), torch.cat([log_q_data, log_q_noise])", "self.log_z().detach(), torch.cat([log_q_data, log_q_noise]).detach()", NOISE),
+    "the noise ascends the value": ("objectives/noise_contrastive.py", "-minus_value if", "minus_value if", NOISE),
+    "odds without the ratio": ("objectives/noise_contrastive.py", "of_data - math.log(ratio), of_noise - math.log(ratio), ratio", "of_data, of_noise, ratio", NOISE),
+    "all noise counts as one": ("objectives/noise_contrastive.py", "- ratio * F.softplus(u_noise)", "- F.softplus(u_noise)", NOISE),
+    "sign of the constant": ("objectives/noise_contrastive.py", "-energy - log_z - log_q", "-energy + log_z - log_q", NOISE),
+    "saturated odds": ("objectives/noise_contrastive.py", "-F.softplus(-u_data).mean()", "torch.sigmoid(u_data).log().mean()", NOISE),
+    "the wrong one's turn": ("objectives/noise_contrastive.py", "are_told_apart != bool(state.is_noises)", "are_told_apart == bool(state.is_noises)", NOISE),
+    "turns by one step's accuracy": ("objectives/noise_contrastive.py", "1 - config.accuracy_decay", "1.0", NOISE),
+    "each rank decides for itself": ("trainer.py", "self.observe(self.step, self.mean_over_shards(row))", "self.observe(self.step, {k: float(v.mean()) for k, v in row.items()})", NOISE),
+    "labels of others": ("objectives/semi_supervised.py", "F.cross_entropy(of_labelled, y)", "F.cross_entropy(of_labelled, y.roll(1))", NOISE),
+    "divergence the other way round": ("objectives/semi_supervised.py", "_divergence(of_data.detach(), of_near)", "_divergence(of_near, of_data.detach())", NOISE),
+    "both predictions move": ("objectives/semi_supervised.py", "_divergence(of_data.detach(), of_near)", "_divergence(of_data, of_near)", NOISE),
+    "an adversary at random": ("objectives/semi_supervised.py", "return _of_norm(gradient,", "return _of_norm(step.detach(),", NOISE),
+    "entropy rises": ("objectives/semi_supervised.py", "+ rise * config.entropy_weight * entropy", "- rise * config.entropy_weight * entropy", NOISE),
+    "no temperature of labels": ("objectives/semi_supervised.py", "-energy(x, y) / self.config.label_temperature", "-energy(x, y)", NOISE),
+    "more classes, more mass": ("energies/classifier.py", "math.log(f.shape[1]) - f.logsumexp(dim=1)", "-f.logsumexp(dim=1)", NOISE),
+    "the rest keeps its labels": ("datasets/few_labels.py", "Arrays(x, None)", "Arrays(x, y)", NOISE),
+    "one draw of labels for all seeds": ("shards.py", "seed % draws", "seed * 0", NOISE),
+    "half a divergence": ("evaluation/density.py", "(grid_kl(log_p, middle) + grid_kl(log_q, middle)) / 2", "grid_kl(log_p, middle) / 2", NOISE),
+    "weights the wrong way": ("evaluation/density.py", "-energy_noise - log_q_noise", "-energy_noise + log_q_noise", NOISE),
+    "squares of side, not area": ("datasets/toy2d.py", "len(self.centres) * self.side**2", "len(self.centres) * self.side", NOISE),
+    "errors of calibration cancel": ("evaluation/classification.py", "share * abs(accuracy - mean)", "share * (accuracy - mean)", NOISE),
     "twice the prior": ("generators/__init__.py", "self.prior_weight / 2 *", "self.prior_weight *", MEG),
     "a density that is not normalised": ("datasets/toy2d.py", "np.log(2 * np.pi * self.sd**2)", "np.log(np.pi * self.sd**2)", MEG),
     "the other KL": ("evaluation/density.py", "(np.exp(log_p) * (log_p - log_q))", "(np.exp(log_q) * (log_q - log_p))", MEG),

@@ -12,7 +12,7 @@ from ebm_dist.config import module_of
 from ebm_dist.datasets import few_labels, toy2d
 from ebm_dist.errors import ConfigError, DataError
 from ebm_dist.evaluation import classification, density
-from ebm_dist.generators import flow, gaussian
+from ebm_dist.generators import flow, gaussian, glow
 from ebm_dist.objectives import noise_contrastive, semi_supervised
 from ebm_dist.rng import stream
 from tests import helpers
@@ -33,7 +33,7 @@ SEMI = {
     "energy": {"name": "classifier", "hidden": [16, 16]},
     "sampler": {"name": "mala"},
     "objective": {
-        "name": "semi_supervised", "consistency_weight": 0.5, "entropy_weight": 0.2, "label_weight": 3.0, "unsupervised_weight": 0.7,
+        "name": "semi_supervised", "label_temperature": 2.0, "consistency_weight": 0.5, "entropy_weight": 0.2, "label_weight": 3.0, "unsupervised_weight": 0.7,
         "unsupervised": {"name": "noise_contrastive", "generator": {"name": "gaussian"}, "pretraining": 1},
     },
     "evaluation": {"classification": {"supervised_steps": 50}},
@@ -65,46 +65,54 @@ def spirals(tmp_path_factory):
     return prepared(tmp_path_factory.mktemp("spirals") / "dataset", SEMI)
 
 
-def built(kind, shape=(2,), seed=0, **own):
+FLOWS = {
+    "gaussian": (gaussian, {}, (3,)),
+    "affine": (flow, {"kind": "affine", "num_couplings": 4}, (3,)),
+    "spline": (flow, {"kind": "spline", "num_couplings": 4}, (3,)),
+    "glow": (glow, {"hidden": 4}, (2, 4, 4)),
+}
+
+
+def built(kind, shape=None):
     """A flow away from the identity."""
-    torch.manual_seed(seed)
-    plugin = gaussian if kind == "gaussian" else flow
-    network = plugin.build(plugin.Config(**({} if kind == "gaussian" else {"kind": kind, "num_couplings": 4} | own)), shape=shape)
+    torch.manual_seed(0)
+    plugin, own, usual = FLOWS[kind]
+    network = plugin.build(plugin.Config(**own), shape=shape or usual)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return network
 
 
-KINDS = ["gaussian", "affine", "spline"]
+@pytest.mark.parametrize("kind", [kind for kind in FLOWS if kind != "glow"])
+def test_flows_integrate_to_one(kind):
+    side = torch.linspace(-16, 16, 800)
+    points = torch.stack(torch.meshgrid(side, side, indexing="xy"), dim=-1).reshape(-1, 2)
+    with torch.no_grad():
+        mass = built(kind, (2,)).log_prob(points).double().exp().sum() * (32 / 799) ** 2
+    assert mass.item() == pytest.approx(1, abs=5e-3)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-class TestFlows:
-    def test_the_density_integrates_to_one(self, kind):
-        side = torch.linspace(-16, 16, 800)
-        points = torch.stack(torch.meshgrid(side, side, indexing="xy"), dim=-1).reshape(-1, 2)
-        with torch.no_grad():
-            mass = built(kind).log_prob(points).double().exp().sum() * (32 / 799) ** 2
-        assert mass.item() == pytest.approx(1, abs=5e-3)
+@pytest.mark.parametrize("kind", FLOWS)
+def test_both_directions_of_a_flow_have_the_determinant_of_calculus(kind):
+    network = built(kind).double()
+    z = torch.randn(12, network.latent_size, generator=stream(0, "z"), dtype=torch.float64)
+    x, log_q = network.draw(z)
+    for i in range(len(z)):
+        jacobian = torch.autograd.functional.jacobian(lambda v: network.draw(v[None])[0].flatten(), z[i])
+        expected = torch.distributions.Normal(0.0, 1.0).log_prob(z[i]).sum() - torch.linalg.slogdet(jacobian).logabsdet
+        torch.testing.assert_close(log_q[i], expected)
+    torch.testing.assert_close(network.log_prob(x), log_q)
+    assert log_q.std() > 0.1
 
-    def test_both_directions_have_the_sign_of_calculus(self, kind):
-        network = built(kind, shape=(3,)).double()
-        z = torch.randn(20, 3, generator=stream(0, "z"), dtype=torch.float64)
-        x, log_q = network.draw(z)
-        for i in range(len(z)):
-            jacobian = torch.autograd.functional.jacobian(lambda v: network.draw(v[None])[0][0], z[i])
-            expected = torch.distributions.Normal(0.0, 1.0).log_prob(z[i]).sum() - torch.linalg.slogdet(jacobian).logabsdet
-            torch.testing.assert_close(log_q[i], expected)
-        torch.testing.assert_close(network.log_prob(x), log_q)
-        assert log_q.std() > 0.1
 
-    def test_one_call_has_what_a_loss_needs(self, kind):
-        network = built(kind, shape=(2, 2))
-        z, x = torch.randn(5, 4), torch.randn(3, 2, 2)
-        drawn, log_q, log_q_data = network(z, x)
-        assert drawn.shape == (5, 2, 2) and log_q.shape == (5,)
-        assert torch.equal(drawn, network(z)) and torch.equal(log_q_data, network(x=x))
+@pytest.mark.parametrize("kind", FLOWS)
+def test_one_call_of_a_flow_has_what_a_loss_needs(kind):
+    network = built(kind)
+    z, x = torch.randn(5, network.latent_size), torch.randn(3, *network.shape)
+    drawn, log_q, log_q_data = network(z, x)
+    assert drawn.shape == (5, *network.shape) and log_q.shape == (5,)
+    assert torch.equal(drawn, network(z)) and torch.equal(log_q_data, network(x=x))
 
 
 def turns(toy, step, base=NCE, is_noises=False, **changes):
@@ -361,7 +369,8 @@ def test_the_labels_join_the_loss_of_the_energy(spirals):
     energy = trainer.objective.players["energy"]
 
     def p(points):
-        return torch.softmax(torch.stack([-energy(points, torch.full((len(points),), k)) for k in (0, 1)], dim=1), dim=1)
+        each = torch.stack([-energy(points, torch.full((len(points),), k)) for k in (0, 1)], dim=1)
+        return torch.softmax(each / 2.0, dim=1)
 
     right = p(context.labelled.x)[torch.arange(6), context.labelled.y]
     here = p(x)
@@ -404,7 +413,7 @@ def test_the_model_classifies_and_the_suite_compares(spirals, tmp_path):
     x, _ = shards.read_split(subject.data, "test")
     p = subject.model.classify(x)
     torch.testing.assert_close(p.sum(dim=1), torch.ones(len(x)))
-    torch.testing.assert_close(p, (-subject.model.energies_by_class(x)).softmax(dim=1))
+    torch.testing.assert_close(p, (-subject.model.energies_by_class(x) / 2.0).softmax(dim=1))
     found = classification.evaluate(chosen.evaluation["classification"], subject)
     assert found.metrics["gain"] == pytest.approx(found.metrics["accuracy"] - found.metrics["scores"]["supervised"]["accuracy"])
     assert found.metrics["scores"]["chance"]["accuracy"] == 0.5
@@ -433,7 +442,7 @@ def test_a_model_without_labels_does_not_classify(toy, tmp_path):
 @pytest.mark.parametrize(
     ("base", "change", "expected"),
     [
-        (NCE, {"objective": {"generator": {"name": "mlp"}}}, r"objective\.generator: noise needs a density: use gaussian or flow"),
+        (NCE, {"objective": {"generator": {"name": "mlp"}}}, r"objective\.generator: noise needs a density: use gaussian, flow or glow"),
         (NCE, {"objective": {"min_turn": 5}}, r"objective\.max_turn: 2 is less than objective\.min_turn = 5"),
         (SEMI, {"energy": {"name": "mlp"}}, r"energy\.name: semi-supervised learning needs .*use classifier"),
         (SEMI, {"objective": {"unsupervised": {"name": "noise_contrastive", "generator": {"name": "dcgan"}}}}, "noise needs a density"),

@@ -1,0 +1,118 @@
+"""A normalising flow for images: Glow (Kingma & Dhariwal 2018), of several scales, each at half the side of the one before.
+
+The library of the other flow has none for images. Positions are unbounded: give it data with noise added, not grey levels.
+"""
+
+import math
+from itertools import pairwise
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ebm_dist.config import Count, section
+from ebm_dist.errors import ConfigError
+from ebm_dist.generators import FlowModel, standard_normal
+
+HAS_DENSITY = True
+
+
+@section
+class Config:
+    num_levels: Count = 2
+    """Scales; each halves the image, and all but the last give off half of their channels."""
+    num_steps: Count = 4
+    """Steps of flow at each."""
+    hidden: Count = 32
+    """Channels between the three convolutions of each coupling."""
+
+
+class Step(nn.Module):
+    """``h (B, c, h, w)``: scaled and shifted (actnorm), channels mixed, one half scaled and shifted by functions of the other."""
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.log_scale, self.shift = nn.Parameter(torch.zeros(channels, 1, 1)), nn.Parameter(torch.zeros(channels, 1, 1))
+        self.mix = nn.Parameter(torch.linalg.qr(torch.randn(channels, channels))[0].contiguous())
+        widths = (channels // 2, hidden, hidden, 2 * (channels - channels // 2))
+        layers: list[nn.Module] = []
+        for (i, o), kernel in zip(pairwise(widths), (3, 1, 3), strict=True):
+            layers += [nn.Conv2d(i, o, kernel, padding=kernel // 2), nn.SiLU()]
+        self.coupling = nn.Sequential(*layers[:-1])
+        for last in self.coupling[-1].parameters():
+            nn.init.normal_(last, std=0.01)  # starts close to the identity
+
+    def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """To the latent; also ``log |det|``."""
+        h = torch.einsum("ij,bjhw->bihw", self.mix, h * self.log_scale.exp() + self.shift)
+        seen, rest = self._halves(h)
+        log_scale, shift = self._coupling(seen)
+        fixed = math.prod(h.shape[2:]) * (self.log_scale.sum() + torch.linalg.slogdet(self.mix).logabsdet)
+        return torch.cat([seen, rest * log_scale.exp() + shift], dim=1), fixed + log_scale.flatten(1).sum(dim=1)
+
+    def inverse(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """From the latent; also ``log |det|`` of :meth:`forward` there."""
+        seen, rest = self._halves(h)
+        log_scale, shift = self._coupling(seen)
+        fixed = math.prod(h.shape[2:]) * (self.log_scale.sum() + torch.linalg.slogdet(self.mix).logabsdet)
+        h = torch.einsum("ij,bjhw->bihw", torch.linalg.inv(self.mix), torch.cat([seen, (rest - shift) * (-log_scale).exp()], dim=1))
+        return (h - self.shift) * (-self.log_scale).exp(), fixed + log_scale.flatten(1).sum(dim=1)
+
+    def _halves(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        count = h.shape[1] // 2
+        return h[:, :count], h[:, count:]
+
+    def _coupling(self, seen: Tensor) -> tuple[Tensor, Tensor]:
+        log_scale, shift = self.coupling(seen).chunk(2, dim=1)
+        return torch.tanh(log_scale), shift
+
+
+class Glow(FlowModel):
+    """``z`` is the halves that each level gives off, the largest first, and what the last one leaves."""
+
+    def __init__(self, config: Config, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape, self.latent_size = shape, math.prod(shape)
+        channels, height, width = shape
+        levels, self.given_off = [], []
+        for level in range(config.num_levels):
+            channels, height, width = 4 * channels, height // 2, width // 2
+            levels.append(nn.ModuleList(Step(channels, config.hidden) for _ in range(config.num_steps)))
+            if level < config.num_levels - 1:
+                channels //= 2
+            self.given_off.append((channels, height, width))
+        self.levels = nn.ModuleList(levels)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        h, latents, log_det = x, [], torch.zeros(len(x), device=x.device, dtype=x.dtype)
+        for level, steps in enumerate(self.levels):
+            h = F.pixel_unshuffle(h, 2)
+            for step in cast(nn.ModuleList, steps):
+                h, own = step(h)
+                log_det = log_det + own
+            if level < len(self.levels) - 1:
+                off, h = h.chunk(2, dim=1)
+                latents.append(off.flatten(1))
+        return standard_normal(torch.cat([*latents, h.flatten(1)], dim=1)) + log_det
+
+    def draw(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        parts = z.split([math.prod(size) for size in self.given_off], dim=1)
+        *offs, h = (part.view(-1, *size) for part, size in zip(parts, self.given_off, strict=True))
+        log_det = torch.zeros(len(z), device=z.device, dtype=z.dtype)
+        for level in reversed(range(len(self.levels))):
+            h = torch.cat([offs[level], h], dim=1) if level < len(offs) else h
+            for step in reversed(list(cast(nn.ModuleList, self.levels[level]))):
+                h, own = cast(Step, step).inverse(h)
+                log_det = log_det + own
+            h = F.pixel_shuffle(h, 2)
+        return h, standard_normal(z) + log_det
+
+
+def build(config: Config, *, shape: tuple[int, ...]) -> FlowModel:
+    if len(shape) != 3 or any(side % 2**config.num_levels for side in shape[1:]):
+        raise ConfigError(
+            f"objective.generator: glow halves images {config.num_levels} times, the data have shape {shape}; use flow, or another"
+            " num_levels"
+        )
+    return Glow(config, shape)
