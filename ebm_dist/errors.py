@@ -47,6 +47,12 @@ class RegistryError(EbmError):
     exit_code = 7
 
 
+class RequestError(EbmError):
+    """A request to a served model is wrong: status 400."""
+
+    exit_code = 2
+
+
 class Stopped(EbmError):
     """Training was asked to stop, and has, with a checkpoint; the exit code is that of a process ended by SIGTERM."""
 

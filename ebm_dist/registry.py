@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ebm_dist import model, storage, tracking
+from ebm_dist import model, storage, tasks, tracking
 from ebm_dist.config import Mismatch, Params, section
 from ebm_dist.errors import DataError, RegistryError
 from ebm_dist.lineage import ROOT, dvc_hashes, git_state, hardware
@@ -120,12 +120,14 @@ def _log_model(run_id: str, trained: model.TrainedModel, folder: Path) -> Any:
     import mlflow
     import numpy as np
     from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
+    from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 
     shape = tuple(trained.card["shape"])
+    options = [ParamSpec(k, "string" if isinstance(v, str) else "long", v) for k, v in tasks.Options._field_defaults.items()]
     signature = ModelSignature(
         Schema([TensorSpec(np.dtype(np.float32), (-1, *shape))]),
-        Schema([TensorSpec(np.dtype(np.float32), (-1,))]),
+        Schema([TensorSpec(np.dtype(np.float32), (-1,))]),  # of the task energy; others give what their docstring says
+        ParamSchema(options),
     )
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     with mlflow.start_run(run_id=run_id), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():

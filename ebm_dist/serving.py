@@ -1,16 +1,15 @@
 """The registered model as MLflow loads it: models from code, with safetensors beside it and no pickle.
 
-MLflow runs this file when a version is loaded; it gets arrays and gives energies.
+MLflow runs this file when a version is loaded; it gets arrays and gives what :mod:`ebm_dist.tasks` answers.
 """
 
 from pathlib import Path
 from typing import Any
 
 import mlflow
-import numpy as np
-import torch
 
-from ebm_dist import model
+from ebm_dist import model, tasks
+from ebm_dist.errors import RequestError
 
 
 class _Predict:
@@ -22,22 +21,14 @@ class _Predict:
         self.model = model.load(Path(context.artifacts["model"]))
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
-        shape = tuple(self.model.card["shape"])
         try:
-            x = np.asarray(model_input, np.float32)
-        except (ValueError, TypeError, OverflowError) as failed:
-            raise mlflow.exceptions.MlflowException.invalid_parameter_value(f"not an array of numbers: {failed}") from None
-        if x.ndim != len(shape) + 1 or x.shape[1:] != shape:
-            raise mlflow.exceptions.MlflowException.invalid_parameter_value(
-                f"expected samples of shape (n, {', '.join(map(str, shape))}), found {x.shape}"
-            )
-        if not np.isfinite(x).all():
-            raise mlflow.exceptions.MlflowException.invalid_parameter_value("samples must be finite; found NaN or infinity")
-        return self.model.energies(torch.from_numpy(x)).numpy()
+            return tasks.answer(self.model, model_input, params)
+        except RequestError as refused:
+            raise mlflow.exceptions.MlflowException.invalid_parameter_value(str(refused)) from None
 
 
 class EnergyService(_Predict, mlflow.pyfunc.PythonModel):  # type: ignore[name-defined,misc]
-    """``predict``: samples ``(n, *shape)`` float32 in the model's range to energies ``(n,)``; low = likely."""
+    """``predict``: samples ``(n, *shape)`` float32 in the model's range to energies ``(n,)``; low = likely. Other tasks by params."""
 
 
 mlflow.models.set_model(EnergyService())
