@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ebm_dist.config import Count, Fraction, Index, Mismatch, Params, module_of, plugin, section
+from ebm_dist.config import Count, Fraction, Index, Mismatch, NonNegative, Params, module_of, plugin, section
 from ebm_dist.energies import EnergyModel, frozen
 from ebm_dist.generators import FlowModel
 from ebm_dist.objectives import Batch, Objective, StepContext, Turn
@@ -32,6 +32,8 @@ PLAYERS = ("log_z", "generator")
 class Config:
     generator: Any = plugin("generators")
     """What draws the noise: one whose density is known, ``gaussian`` or a flow."""
+    data_noise: NonNegative = 0.0
+    """Standard deviation of Gaussian noise added to the data: grey levels have no density otherwise."""
     noise_ratio: Count = 1
     """nu: samples of noise for each of the data."""
     pretraining: Index = 300
@@ -95,6 +97,9 @@ class NoiseContrastive:
 
     def turns(self, batch: Batch, context: StepContext) -> Iterator[Turn]:
         """Algorithm 1 of Gao et al. 2020."""
+        if self.config.data_noise:
+            added = torch.randn(batch.x.shape, generator=context.stream("data_noise"), device=batch.x.device)
+            batch = batch._replace(x=batch.x + self.config.data_noise * added)
         if context.step < self.config.pretraining:
             yield self._likelihood(batch.x, context)
         elif not self.log_z.is_noises or context.step < self.config.pretraining + self.config.energy_lead:

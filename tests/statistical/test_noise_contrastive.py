@@ -460,3 +460,10 @@ def test_semi_supervised_learning_needs_labels(toy):
     own = settings(SEMI) | {"dataset": NCE["dataset"]}
     with pytest.raises(ConfigError, match="needs samples with labels; use dataset few_labels"):
         helpers.build(config.from_values(own, Path("test")), toy).advance()
+
+
+def test_data_may_have_noise_of_their_own(toy):
+    _, (turn,), x, _ = turns(toy, 0, objective={"generator": {"name": "gaussian"}, "data_noise": 0.5})
+    noised = x + 0.5 * torch.randn(x.shape, generator=helpers.build(params(), toy).context(0).stream("data_noise"))
+    expected = (noised**2).sum(dim=1).mean() / 2 + math.log(2 * math.pi)  # of the Gaussian that it starts as
+    torch.testing.assert_close(turn.loss, expected)
