@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from ebm_dist import model, storage, tasks, tracking
 from ebm_dist.config import Mismatch, Params, section
 from ebm_dist.errors import DataError, RegistryError
+from ebm_dist.files import flat
 from ebm_dist.lineage import ROOT, dvc_hashes, git_state, hardware
 from ebm_dist.reporting import EVENTS, METRICS, read_lines
 
@@ -73,7 +74,7 @@ def register(params: Params, folder: Path, reports: Path, run: Path, name: str) 
     Doing it again finds the same run and version. Returns what ``registry.json`` holds.
     """
     trained = model.load(folder)
-    metrics = tracking.flat({path.parent.name: json.loads(path.read_bytes()) for path in sorted(reports.glob("*/metrics.json"))})
+    metrics = flat({path.parent.name: json.loads(path.read_bytes()) for path in sorted(reports.glob("*/metrics.json"))})
     verdicts = judge(params.register.gates, metrics)
     mlflow, run_id = tracking.open_run(params, trained.card["run_digest"], name, run)
     try:

@@ -2,14 +2,43 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import t
 
-from ebm_dist.files import read_json
+from ebm_dist.errors import DataError
+from ebm_dist.files import flat, read_json
 
 _COLUMNS = ("id", "what", "published", "reached", "95 % interval", "seeds", "beside it", "time", "command")
+
+
+class Recipe(NamedTuple):
+    name: str
+    title: str
+    """the first line of its file"""
+    is_run: bool
+    """whether its metrics are here"""
+
+
+def recipes(folder: Path, reports: Path) -> list[Recipe]:
+    """Every recipe of a folder of parameter files."""
+    found = [path for path in sorted(folder.glob("*.yaml")) if path.name != "dvc.yaml"]
+    return [
+        Recipe(path.stem, path.read_text().partition("\n")[0].lstrip("# "), any((reports / path.stem).glob("*/metrics.json")))
+        for path in found
+    ]
+
+
+def compare(a: Path, b: Path) -> list[tuple[str, float, float]]:
+    """The metrics ``<suite>.<key>`` that two folders of reports share. Raises :class:`DataError` where there is none."""
+    ours, theirs = (
+        flat({path.parent.name: read_json(path, "evaluate") for path in sorted(x.glob("*/metrics.json"))}) for x in (a, b)
+    )
+    rows = [(key, float(value), float(theirs[key])) for key, value in ours.items() if key in theirs and ".seeds." not in key]
+    if not rows:
+        raise DataError(f"{a} and {b}: no suite judged both; ebm-dist recipes shows what has been run")
+    return rows
 
 
 def value_at(metrics: Mapping[str, Any], key: str) -> float:

@@ -28,7 +28,7 @@ class _Predict:
 
 
 class EnergyService(_Predict, mlflow.pyfunc.PythonModel):  # type: ignore[name-defined,misc]
-    """``predict``: samples ``(n, *shape)`` float32 in the model's range to energies ``(n,)``; low = likely. Other tasks by params."""
+    """``predict``: samples ``(n, *shape)`` float32 to energies ``(n,)``; low = likely. Other tasks by params."""
 
 
 mlflow.models.set_model(EnergyService())

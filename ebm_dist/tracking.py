@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ebm_dist.config import Params, Positive, section
 from ebm_dist.errors import RegistryError
+from ebm_dist.files import flat
 from ebm_dist.reporting import METRICS, read_lines
 
 if TYPE_CHECKING:
@@ -74,14 +75,6 @@ def _run(mlflow: "MlflowClient", params: Params, digest: str, name: str, values:
     for key, value in values.items():
         mlflow.log_param(run.info.run_id, key, str(value)[:6000])
     return str(run.info.run_id)
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys joined by dots."""
-    out: dict[str, Any] = {}
-    for key, value in values.items():
-        out |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return out
 
 
 def sync(mlflow: "MlflowClient", run_id: str, run: Path) -> int:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ebm_dist import evaluation, features, figures, model, progress, registry, shards, tracking
+from ebm_dist import evaluation, features, figures, files, model, progress, registry, shards
 from ebm_dist.config import module_of
 from ebm_dist.errors import DataError
 from ebm_dist.reporting import EVENTS, METRICS
@@ -97,7 +97,7 @@ def test_suites_report_numbers_tables_and_readable_pictures(suite, exported, dig
     again = module_of(config).evaluate(config, subject)
     assert report.metrics and json.dumps(report.metrics) == json.dumps(again.metrics)
     assert all(isinstance(v, int | float | dict) for v in report.metrics.values())
-    assert np.isfinite(list(tracking.flat(report.metrics).values())).all()
+    assert np.isfinite(list(files.flat(report.metrics).values())).all()
     for rows in report.tables.values():
         assert rows and all(row.keys() == rows[0].keys() for row in rows)
     for name, content in report.figures.items():

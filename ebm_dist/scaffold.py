@@ -1,0 +1,49 @@
+"""A new plugin as a working copy of a plain one: it passes the tests over its folder before the first change."""
+
+import ast
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from ebm_dist.config import plugins
+from ebm_dist.errors import ConfigError
+
+
+class Kind(NamedTuple):
+    folder: str
+    like: str
+    """the plugin to copy, if no other is named"""
+    use: str
+    """how a parameter file names one"""
+
+
+KINDS = {
+    "sampler": Kind("samplers", "langevin", "sampler: {{name: {name}}}"),
+    "objective": Kind("objectives", "contrastive_divergence", "objective: {{name: {name}}}"),
+    "energy": Kind("energies", "mlp", "energy: {{name: {name}}}"),
+    "generator": Kind("generators", "mlp", "objective: {{generator: {{name: {name}}}}}"),
+    "dataset": Kind("datasets", "digits", "dataset: {{name: {name}}}"),
+    "evaluation": Kind("evaluation", "histogram", "evaluation: {{{name}: {{}}}}, and a line among the suites of dvc.yaml"),
+}
+
+
+def write(kind: str, name: str, root: Path, like: str | None = None) -> tuple[Path, str]:
+    """Write the file; returns it and how to use it. Raises :class:`ConfigError` for a name that cannot be, or is taken."""
+    chosen = KINDS[kind]
+    known = plugins(f"ebm_dist.{chosen.folder}")
+    like = like or chosen.like
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise ConfigError(f"{name!r}: a plugin's name is a file's: small letters, digits and _; such as my_{kind}")
+    if name in known:
+        raise ConfigError(f"{name!r}: there is one already; choose another name")
+    if like not in known:
+        raise ConfigError(f"--like {like!r}: no such {kind}; there: {', '.join(known)}")
+    folder = root / "ebm_dist" / chosen.folder
+    source = (folder / f"{like}.py").read_text()
+    end = ast.parse(source).body[0].end_lineno or 1  # of the docstring
+    rest = "".join(source.splitlines(keepends=True)[end:])
+    title = f"{name.replace('_', ' ').capitalize()}: what it does, and the paper, section and equation that it is from."
+    docstring = f'"""{title}\n\nStarted as a copy of {like}.\n"""\n'
+    path = folder / f"{name}.py"
+    path.write_text(docstring + rest)
+    return path, chosen.use.format(name=name)
