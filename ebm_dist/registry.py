@@ -6,9 +6,10 @@ import json
 import logging
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from ebm_dist import model, storage, tasks, tracking
+from ebm_dist import card, model, promotion, storage, tasks, tracking
+from ebm_dist.card import Verdict
 from ebm_dist.config import Mismatch, Params, section
 from ebm_dist.errors import DataError, RegistryError
 from ebm_dist.files import flat
@@ -36,6 +37,8 @@ class Config:
     """Name of the registered model."""
     gates: tuple[Gate, ...] = ()
     """All must pass for the alias ``champion``; ``candidate`` is given anyway."""
+    limits: str = ""
+    """For the model card: what the model is not good for, beside what is said of every one."""
 
     def check(self, params: Params) -> None:
         for i, gate in enumerate(self.gates):
@@ -46,13 +49,6 @@ class Config:
                 raise Mismatch(
                     f"register.gates.{i}.metric", f"no suite {suite!r} under evaluation; there: {', '.join(params.evaluation)}"
                 )
-
-
-class Verdict(NamedTuple):
-    metric: str
-    value: float
-    bound: str
-    passes: bool
 
 
 def judge(gates: tuple[Gate, ...], metrics: dict[str, Any]) -> list[Verdict]:
@@ -76,20 +72,22 @@ def register(params: Params, folder: Path, reports: Path, run: Path, name: str) 
     trained = model.load(folder)
     metrics = flat({path.parent.name: json.loads(path.read_bytes()) for path in sorted(reports.glob("*/metrics.json"))})
     verdicts = judge(params.register.gates, metrics)
+    lineage = _lineage(params, trained, run)
+    text = card.write(trained, params, reports, verdicts, lineage)
     mlflow, run_id = tracking.open_run(params, trained.card["run_digest"], name, run)
     try:
         version = _version(mlflow, run_id, params, trained, folder)
         _log_results(mlflow, run_id, metrics, reports, run)
-        tags = _lineage(params, trained, run) | {
-            f"gate.{v.metric}": f"{v.value:.6g} {v.bound} {'pass' if v.passes else 'FAIL'}" for v in verdicts
-        }
+        tags = lineage | {f"gate.{v.metric}": f"{v.value:.6g} {v.bound} {'pass' if v.passes else 'FAIL'}" for v in verdicts}
         for key, value in tags.items():
             mlflow.set_tag(run_id, key, value)
             mlflow.set_model_version_tag(params.register.model, version, key, value)
         is_champion = bool(verdicts) and all(v.passes for v in verdicts)
-        for alias in ["candidate", *(["champion"] if is_champion else [])]:
-            mlflow.set_registered_model_alias(params.register.model, alias, version)
-        mlflow.update_model_version(params.register.model, version, description=_description(trained, verdicts))
+        mlflow.update_model_version(params.register.model, version, description=text)
+        mlflow.log_text(run_id, text, "model-card.md")
+        mlflow.set_registered_model_alias(params.register.model, "candidate", version)
+        if is_champion:
+            promotion.promote(mlflow, params.register.model, version)
         mlflow.set_terminated(run_id)
     except Exception as failed:
         raise RegistryError(f"MLflow at {tracking.tracking_uri()} refused: {failed}; run 'dvc repro register' again") from failed
@@ -187,14 +185,3 @@ def _lineage(params: Params, trained: model.TrainedModel, run: Path) -> dict[str
         "train.ray_jobs": ",".join(str(event.get("ray_job", "")) for event in starts),
         "hardware": json.dumps(hardware()),
     }
-
-
-def _description(trained: model.TrainedModel, verdicts: list[Verdict]) -> str:
-    rows = "\n".join(f"| {v.metric} | {v.value:.4g} | {v.bound} | {'pass' if v.passes else '**fail**'} |" for v in verdicts)
-    mark = "" if trained.card["is_official"] else " (the user's own files)"
-    table = (
-        f"\n\n| gate | value | bound | |\n|---|---|---|---|\n{rows}"
-        if verdicts
-        else "\n\nNo gates are set, so it cannot become champion."
-    )
-    return f"Trained on {trained.card['dataset']}{mark}: {trained.card['source']}; {trained.card['num_steps']} steps.{table}"

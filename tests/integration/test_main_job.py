@@ -6,9 +6,12 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -191,6 +194,39 @@ print("signature", loaded.metadata.signature.inputs, loaded.metadata.get_input_s
     assert np.array_equal(np.load(tmp_path / "e.npy"), expected)
     files = [p for p in (folder / "mlruns").rglob("*") if p.suffix in (".pkl", ".pickle", ".pth", ".pt", ".bin")]
     assert not files
+
+
+def test_the_champion_is_served_and_what_it_cannot_do_is_status_400(done):
+    folder, _ = done
+    with socket.socket() as own:
+        own.bind(("127.0.0.1", 0))
+        port = own.getsockname()[1]
+    command = ("mlflow", "models", "serve", "-m", "models:/ebm-digits@champion", "--env-manager", "local", "-p", str(port))
+    process = start(folder, *command, MLFLOW_TRACKING_URI=f"sqlite:///{folder}/mlflow.db")
+
+    def ask(x, **params):
+        body = json.dumps({"inputs": x.tolist(), "params": params}).encode()
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return np.array(json.loads(answer.read())["predictions"], np.float32)
+
+    try:
+        for _ in range(120):
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5):
+                break
+            time.sleep(0.5)
+        trained = model.load(folder / "model/energy")
+        x = shards.read_split(shards.read_index(folder / "data/main/dataset"), "test")[0][:3]
+        np.testing.assert_allclose(ask(x), trained.energies(x).numpy(), rtol=1e-5)
+        drawn = ask(x, task="sample", num_steps=20)
+        assert drawn.shape == (3, 1, 8, 8) and np.array_equal(drawn, ask(x, task="sample", num_steps=20, seed=0))
+        assert np.array_equal(ask(x, task="complete", num_steps=2)[:, :, :4], x[:, :, :4].numpy())
+        for wrong, params in ((x, {"task": "classify"}), (x, {"task": "dream"}), (x, {"num_steps": "many"}), (x[:, :, :4], {})):
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                ask(wrong, **params)
+            assert refused.value.code == 400, (params, refused.value.read())
+    finally:
+        kill(process)
 
 
 def train(folder: Path, params: Path, *more: str, **environment: str) -> tuple[int, str]:

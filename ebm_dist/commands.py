@@ -1,0 +1,52 @@
+"""What the command ``ebm-dist`` does: each takes the parsed arguments and prints for a person."""
+
+import sys
+from argparse import Namespace
+
+from ebm_dist import config, doctor, promotion, results, scaffold
+from ebm_dist.lineage import ROOT
+
+
+def examine(given: Namespace) -> None:
+    findings = list(doctor.examine(config.load(given.params), given.data))
+    for finding in findings:
+        print(f"{'ok  ' if finding.mend is None else 'MEND'}  {finding.check}: {finding.seen}")
+        if finding.mend is not None:
+            print(f"        -> {finding.mend}")
+    sys.exit(any(finding.mend is not None for finding in findings))
+
+
+def new(given: Namespace) -> None:
+    path, use = scaffold.write(given.kind, given.name, ROOT, given.like)
+    print(f"{path.relative_to(ROOT)}: change it; it works already")
+    print(f"use it:  {use}")
+    print(f"test it: pytest tests/contract -k {given.name}")
+
+
+def recipes(given: Namespace) -> None:
+    for recipe in results.recipes(ROOT / "pipelines/recipes", ROOT / "reports"):
+        print(f"{recipe.name:28} {'run' if recipe.is_run else '-':4} {recipe.title}")
+
+
+def compare(given: Namespace) -> None:
+    rows = results.compare(*(ROOT / "reports" / name for name in (given.a, given.b)))
+    width = max(len(key) for key, _, _ in rows)
+    print(f"{'':{width}} {given.a[-20:]:>20} {given.b[-20:]:>20} {'difference':>12}")
+    for key, a, b in rows:
+        print(f"{key:{width}} {a:20.5g} {b:20.5g} {b - a:+12.4g}")
+
+
+def promote(given: Namespace) -> None:
+    event = promotion.ask(lambda mlflow: promotion.promote(mlflow, given.model, given.version))
+    print(f"{given.model}/{given.version} is champion" + (f", in place of {event.before}" if event and event.before else ""))
+
+
+def roll_back(given: Namespace) -> None:
+    event = promotion.ask(lambda mlflow: promotion.roll_back(mlflow, given.model))
+    print(f"{given.model}/{event.version} is champion again, in place of {event.before}")
+
+
+def history(given: Namespace) -> None:
+    for event in promotion.ask(lambda mlflow: promotion.log(mlflow, given.model)):
+        gates = "; ".join(f"{metric} {said}" for metric, said in event.gates.items())
+        print(f"{event.at} UTC  {event.before or '-'} -> {event.version}  by {event.who} ({event.why}): {gates}")
