@@ -3,8 +3,9 @@
 import sys
 from argparse import Namespace
 
-from ebm_dist import config, doctor, promotion, results, scaffold
+from ebm_dist import config, doctor, page, promotion, results, scaffold
 from ebm_dist.lineage import ROOT
+from ebm_dist.storage import write_whole
 
 
 def examine(given: Namespace) -> None:
@@ -34,6 +35,11 @@ def compare(given: Namespace) -> None:
     print(f"{'':{width}} {given.a[-20:]:>20} {given.b[-20:]:>20} {'difference':>12}")
     for key, a, b in rows:
         print(f"{key:{width}} {a:20.5g} {b:20.5g} {b - a:+12.4g}")
+
+
+def report(given: Namespace) -> None:
+    write_whole(given.out, page.build(given.reports, given.beside).encode())
+    print(f"{given.out}: {given.out.stat().st_size / 2**20:.1f} MiB, open it in a browser")
 
 
 def promote(given: Namespace) -> None:

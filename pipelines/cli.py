@@ -28,6 +28,10 @@ def parser() -> argparse.ArgumentParser:
     command("recipes", commands.recipes, "every recipe, and whether its results are here")
     text = "a recipe with results"
     command("compare", commands.compare, "the metrics that two recipes share, side by side", a=text, b=text)
+    one = command("report", commands.report, "a run on one self-contained page")
+    one.add_argument("reports", type=Path, help="folder of reports, such as reports/main")
+    one.add_argument("--beside", type=Path, help="another, such as the champion's, to compare with")
+    one.add_argument("--out", type=Path, default=Path("report.html"), help="file to write (default: report.html)")
     model = "name of the registered model"
     command("promote", commands.promote, "make a version champion, if its gates passed", model=model, version="its version")
     command("rollback", commands.roll_back, "make the champion before this one champion again", model=model)

@@ -74,6 +74,10 @@ class Squares(NamedTuple):
     """``(k, 2)``"""
     side: float
 
+    @property
+    def mode(self) -> npt.NDArray[np.int64]:
+        return np.arange(len(self.centres))
+
     def log_prob(self, x: Array) -> Array:
         with np.errstate(divide="ignore"):
             inside: Array = np.log(self._distances(x).min(axis=1) <= self.side / 2) - np.log(len(self.centres) * self.side**2)
