@@ -4,7 +4,7 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: run test slow lint install
+.PHONY: run test slow lint docs install
 
 run: install ## prepare, train on Ray, evaluate, register; run again to resume
 	dvc repro
@@ -20,6 +20,9 @@ lint: install ## style, types, import contracts
 	ruff format --check
 	mypy
 	lint-imports --no-logo
+
+docs: install ## the pages of docs/ and the reference, in site/
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
 install: $(VENV)/.installed
 

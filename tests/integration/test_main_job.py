@@ -4,9 +4,9 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,10 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from ruamel.yaml import YAML
 
 from ebm_dist import checkpoint, config, lineage, model, shards
 from ebm_dist.reporting import EVENTS, METRICS, read_lines
+from tests import pages
 from tests.helpers import SMALL_PIPELINE, copy_project
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -198,10 +200,8 @@ print("signature", loaded.metadata.signature.inputs, loaded.metadata.get_input_s
 
 def test_the_champion_is_served_and_what_it_cannot_do_is_status_400(done):
     folder, _ = done
-    with socket.socket() as own:
-        own.bind(("127.0.0.1", 0))
-        port = own.getsockname()[1]
-    command = ("mlflow", "models", "serve", "-m", "models:/ebm-digits@champion", "--env-manager", "local", "-p", str(port))
+    port = pages.free_port()
+    command = ("mlflow", "models", "serve", "-m", "models:/ebm-digits@champion", "--env-manager", "local", "-p", port)
     process = start(folder, *command, MLFLOW_TRACKING_URI=f"sqlite:///{folder}/mlflow.db")
 
     def ask(x, **params):
@@ -211,10 +211,7 @@ def test_the_champion_is_served_and_what_it_cannot_do_is_status_400(done):
             return np.array(json.loads(answer.read())["predictions"], np.float32)
 
     try:
-        for _ in range(120):
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5):
-                break
-            time.sleep(0.5)
+        pages.wait_for(lambda: pages.answers(f"http://127.0.0.1:{port}"))
         trained = model.load(folder / "model/energy")
         x = shards.read_split(shards.read_index(folder / "data/main/dataset"), "test")[0][:3]
         np.testing.assert_allclose(ask(x), trained.energies(x).numpy(), rtol=1e-5)
@@ -227,6 +224,56 @@ def test_the_champion_is_served_and_what_it_cannot_do_is_status_400(done):
             assert refused.value.code == 400, (params, refused.value.read())
     finally:
         kill(process)
+
+
+def test_a_newcomer_finds_version_alias_card_and_pictures_in_the_pages_of_mlflow(done, tmp_path):
+    """In a real browser; the screenshots stay in EBM_ARTIFACTS, if that is set."""
+    browser = pages.browser()
+    folder, _ = done
+    port = pages.free_port()
+    address, kept = f"http://127.0.0.1:{port}", Path(os.environ.get("EBM_ARTIFACTS", tmp_path))
+    server = start(folder, *pages.mlflow_server(folder, port))
+    try:
+        pages.wait_for(lambda: pages.answers(address))
+        version = pages.post(address, "model-versions/search", {"filter": "name = 'ebm-digits'"})["model_versions"][0]
+        run = f"{address}/#/experiments/1/runs/{version['run_id']}"
+        texts = {
+            name: pages.look(browser, page, kept / f"{name}.png", tmp_path / name)
+            for name, page in {
+                "models": f"{address}/#/models/ebm-digits",
+                "version": f"{address}/#/models/ebm-digits/versions/1",
+                "samples": f"{run}/artifacts/reports/samples/plots/samples.png",
+                "card": f"{run}/artifacts/model-card.md",
+            }.items()
+        }
+    finally:
+        kill(server)
+    assert "champion" in texts["models"] and "candidate" in texts["models"]
+    for section in ("Data", "Method", "Sampler", "Gates", "Metrics", "Limits", "Lineage", "Pictures"):
+        assert section in texts["version"]
+    assert "Optical Recognition of Handwritten Digits" in texts["version"]
+    assert "samples.png" in texts["samples"] and "model-card.md" in texts["card"]
+    picture = np.asarray(Image.open(kept / "samples.png").convert("L"))
+    assert picture.std() > 10
+
+
+def test_what_the_pages_let_a_newcomer_type_works(done):
+    """Each line of a block of bash, and each block of Python, in a folder where the main job has run."""
+    folder, _ = done
+    found = ["ebm-dist --help"]
+    for page in ("docs/index.md", "docs/howto/run.md", "docs/howto/browse.md", "docs/howto/extend.md"):
+        blocks = re.findall(r"^```(bash|python)\n(.*?)^```", (folder / page).read_text(), re.S | re.M)
+        for kind, block in blocks:
+            found += [block] if kind == "python" else block.splitlines()
+    assert len(found) > 10
+    for line in found:
+        if line in ("make install", "dvc repro"):  # what this folder came from
+            continue
+        command = [sys.executable, "-c", line] if "\n" in line else ["bash", "-c", f"set -o pipefail; {line}"]
+        code, output = finish(folder, *command)
+        assert code == 0 and "Traceback" not in output, f"{line}\n{output}"
+    assert (folder / "report.html").stat().st_size > 100_000
+    (folder / "ebm_dist/samplers/my_langevin.py").unlink()
 
 
 def train(folder: Path, params: Path, *more: str, **environment: str) -> tuple[int, str]:

@@ -5,11 +5,9 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +21,7 @@ from ebm_dist.comm import LocalComm
 from ebm_dist.reporting import FileReporter
 from ebm_dist.search import judge, study
 from ebm_dist.search.study import Trial
-from tests import helpers
+from tests import helpers, pages
 from tests.helpers import copy_project
 from tests.integration.test_main_job import command_of, descendants, finish, kill, start
 
@@ -175,15 +173,6 @@ def started_at(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
 
 
-def wait_for(what, seconds=240.0):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := what():
-            return found
-        time.sleep(0.1)
-    raise AssertionError("it did not come")
-
-
 @pytest.mark.slow
 def test_trials_that_crash_hang_and_are_killed_and_a_driver_that_is_killed(prepared, tmp_path):
     """F15: the rest finish, nothing deadlocks, the best is right, and what was resumed has the scores of an undisturbed training."""
@@ -200,17 +189,17 @@ def test_trials_that_crash_hang_and_are_killed_and_a_driver_that_is_killed(prepa
 
     process = start(folder, *COMMAND)
     try:
-        crashed = wait_for(lambda: pids(process, "RayTrainWorker"))[0]
-        wait_for(lambda: list(folder.glob("runs/tune/*/search/*/*/step-*")))
+        crashed = pages.wait_for(lambda: pids(process, "RayTrainWorker"))[0]
+        pages.wait_for(lambda: list(folder.glob("runs/tune/*/search/*/*/step-*")))
         os.kill(crashed, signal.SIGKILL)  # a trial crashes
-        hung = wait_for(lambda: [pid for pid in pids(process, "RayTrainWorker") if pid != crashed])[0]
+        hung = pages.wait_for(lambda: [pid for pid in pids(process, "RayTrainWorker") if pid != crashed])[0]
         os.kill(hung, signal.SIGSTOP)  # another hangs
-        wait_for(lambda: [pid for pid in pids(process, "RayTrainWorker") if pid not in (crashed, hung)])
+        pages.wait_for(lambda: [pid for pid in pids(process, "RayTrainWorker") if pid not in (crashed, hung)])
         os.kill(
             max(pids(process, "ImplicitFunc"), key=started_at), signal.SIGKILL
         )  # a third, as the kernel does when memory is short
-        wait_for(lambda: states().count("failed") == 3)
-        wait_for(lambda: "finished" in states() and "running" in states())
+        pages.wait_for(lambda: states().count("failed") == 3)
+        pages.wait_for(lambda: "finished" in states() and "running" in states())
     finally:
         kill(process)  # and the driver, with all its processes
     before = trials_of(folder)
@@ -268,7 +257,7 @@ def test_optuna_proposes_and_a_search_with_it_resumes(prepared, tmp_path):
     folder = fresh(prepared, tmp_path / "optuna", tune={"search": "optuna", "final_seeds": 1})
     process = start(folder, *COMMAND)
     try:
-        wait_for(lambda: list(folder.glob("runs/tune/*/search.json")) and any(t.is_over for t in trials_of(folder)))
+        pages.wait_for(lambda: list(folder.glob("runs/tune/*/search.json")) and any(t.is_over for t in trials_of(folder)))
     finally:
         kill(process)
     before = trials_of(folder)
@@ -283,64 +272,30 @@ def test_optuna_proposes_and_a_search_with_it_resumes(prepared, tmp_path):
 @pytest.mark.slow
 def test_the_mlflow_page_shows_parent_children_and_pictures(searched, tmp_path):
     """In a headless Chromium; the screenshots stay in EBM_ARTIFACTS, if that is set."""
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("no Chromium here: apt-get install chromium")
+    browser = pages.browser()
     folder, _ = searched
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{free.getsockname()[1]}"
-    port = address.rsplit(":", 1)[1]
-    server = start(
-        folder, sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db",
-        "--host", "127.0.0.1", "--port", port, "--workers", "1",
-    )  # fmt: skip
+    port = pages.free_port()
+    address = f"http://127.0.0.1:{port}"
+    server = start(folder, *pages.mlflow_server(folder, port))
     try:
-        wait_for(lambda: answers(address))
-        experiment = post(address, "experiments/search", {"max_results": 10, "filter": "name = 'ebm-dist'"})["experiments"][0][
-            "experiment_id"
-        ]
-        runs = post(address, "runs/search", {"experiment_ids": [experiment], "filter": "tags.`ebm.kind` = 'search'"})["runs"]
+        pages.wait_for(lambda: pages.answers(address))
+        experiment = pages.post(address, "experiments/search", {"max_results": 10, "filter": "name = 'ebm-dist'"})["experiments"][
+            0
+        ]["experiment_id"]
+        runs = pages.post(address, "runs/search", {"experiment_ids": [experiment], "filter": "tags.`ebm.kind` = 'search'"})["runs"]
         parent = runs[0]["info"]
         page = f"{address}/#/experiments/{experiment}/runs"
-        pages = {"runs": page, "parent": f"{page}/{parent['run_id']}"}
-        pages |= {name: f"{pages['parent']}/artifacts/plots/{name}.png" for name in ("surface", "parallel")}
+        addresses = {"runs": page, "parent": f"{page}/{parent['run_id']}"}
+        addresses |= {name: f"{addresses['parent']}/artifacts/plots/{name}.png" for name in ("surface", "parallel")}
         kept = Path(os.environ.get("EBM_ARTIFACTS", tmp_path))
         kept.mkdir(parents=True, exist_ok=True)
-        texts = {name: look(browser, page, kept / f"mlflow-{name}.png", tmp_path / name) for name, page in pages.items()}
+        texts = {name: pages.look(browser, page, kept / f"mlflow-{name}.png", tmp_path / name) for name, page in addresses.items()}
     finally:
         kill(server)
     assert parent["run_name"] in texts["runs"]
     assert all(f"search-{t.index:04d}" in texts["parent"] for t in trials_of(folder)) and "final-0000" in texts["parent"]
     assert "tuned values are better" in texts["parent"] or "nothing better" in texts["parent"]
     assert "plots/surface.png" in texts["surface"] and "plots/parallel.png" in texts["parallel"]
-    for name in pages:
+    for name in addresses:
         picture = np.asarray(Image.open(kept / f"mlflow-{name}.png").convert("L"))
         assert picture.shape == (900, 1400) and picture.std() > 10
-
-
-def answers(address: str) -> bool:
-    with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=2) as reply:
-        return reply.status == 200
-    return False
-
-
-def post(address: str, call: str, body: dict) -> dict:
-    request = urllib.request.Request(
-        f"{address}/api/2.0/mlflow/{call}", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=20) as reply:
-        return json.loads(reply.read())
-
-
-def look(browser: str, page: str, picture: Path, profile: Path) -> str:
-    """Open a page, keep a screenshot, return the document as it stands then."""
-    options = (
-        "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-        "--disable-component-update", "--disable-sync", "--hide-scrollbars", "--window-size=1400,900", "--virtual-time-budget=25000",
-    )  # fmt: skip
-    done = subprocess.run(
-        [browser, *options, f"--user-data-dir={profile}", f"--screenshot={picture}", "--dump-dom", page],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    return done.stdout
