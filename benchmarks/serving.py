@@ -1,0 +1,91 @@
+"""How long a served model takes to answer: MLflow's server beside Ray Serve, at one and at four requests at a time.
+
+    python -m benchmarks.serving ebm-digits      # a registered model with a champion
+
+Both answer the same requests in turns. Writes reports/benchmarks/serving.json.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import circumstances
+from ebm_dist import tracking
+from ebm_dist.files import write_json
+from tests import pages
+
+ROOT = Path(__file__).resolve().parent.parent
+REQUESTS, ROUNDS = 200, 3
+SIZES, CLIENTS = (1, 64), (1, 4)
+
+
+def ask(url: str, body: bytes) -> float:
+    """Seconds until the whole answer is there."""
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    began = time.perf_counter()
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        answer.read()
+    return time.perf_counter() - began
+
+
+def latencies(url: str, body: bytes, clients: int) -> list[float]:
+    with ThreadPoolExecutor(clients) as pool:
+        return list(pool.map(lambda _: ask(url, body), range(REQUESTS)))
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("name", help="of the registered model")
+    given = options.parse_args()
+    import mlflow
+
+    mlflow.set_tracking_uri(tracking.tracking_uri())
+    version = mlflow.MlflowClient().get_model_version_by_alias(given.name, "champion")
+    shape = mlflow.models.get_model_info(f"models:/{given.name}/{version.version}").signature.inputs.inputs[0].shape[1:]
+    ports = pages.free_port(), pages.free_port()
+    environment = os.environ | {"MLFLOW_TRACKING_URI": tracking.tracking_uri(), "PYTHONPATH": str(ROOT)}
+    command = ["mlflow", "models", "serve", "-m", f"models:/{given.name}@champion", "--env-manager", "local", "-p", ports[0]]
+    servers = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL),
+        subprocess.Popen(
+            [sys.executable, "infra/serve.py", given.name, "--port", ports[1]],
+            env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        ),
+    ]  # fmt: skip
+    urls = {"MLflow": f"http://127.0.0.1:{ports[0]}/invocations", "Ray Serve": f"http://127.0.0.1:{ports[1]}/"}
+    rows: list[dict[str, Any]] = []
+    try:
+        for port in ports:
+            pages.wait_for(lambda port=port: pages.answers(f"http://127.0.0.1:{port}"))
+        for size in SIZES:
+            body = json.dumps({"inputs": np.random.default_rng(0).random((size, *shape)).round(4).tolist()}).encode()
+            for clients in CLIENTS:
+                found: dict[str, list[float]] = {name: [] for name in urls}
+                for _ in range(ROUNDS):
+                    for name, url in urls.items():
+                        found[name] += latencies(url, body, clients)
+                for name, seconds in found.items():
+                    p50, p99 = np.quantile(seconds, [0.5, 0.99]) * 1000
+                    row = {"server": name, "samples": size, "clients": clients, "requests": len(seconds)}
+                    rows.append(row | {"p50_ms": p50, "p99_ms": p99})
+                    print(f"{name:10} {size:3} samples, {clients} at a time: p50 {p50:.1f} ms, p99 {p99:.1f} ms", flush=True)
+    finally:
+        for server in servers:
+            server.terminate()
+            server.wait(timeout=60)
+    write_json(
+        ROOT / "reports/benchmarks/serving.json", {"model": given.name, "shape": list(shape), "rows": rows} | circumstances()
+    )
+
+
+if __name__ == "__main__":
+    main()
