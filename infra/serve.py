@@ -1,8 +1,8 @@
 """The champion of a registered model on Ray Serve: ``python infra/serve.py ebm-digits``, then ``POST /`` as to MLflow's server.
 
-A request is ``{"inputs": samples, "params": {"task": "sample", ...}}``, the answer ``{"predictions": ...}``; see ebm_dist/tasks.py. What
-does not fit is status 400, with what was expected. MLflow is where ``MLFLOW_TRACKING_URI`` says, Ray where ``RAY_ADDRESS`` says, else
-here. Needs ``pip install 'ebm-dist[serve]'``.
+A request is ``{"inputs": samples, "params": {"task": "sample", ...}}``, the answer ``{"predictions": ...}``; see ebm_dist/tasks.py.
+What does not fit is status 400, with what was expected. MLflow is where ``MLFLOW_TRACKING_URI`` says, Ray where ``RAY_ADDRESS``
+says, else here. Needs ``pip install 'ebm-dist[serve]'``.
 """
 
 import argparse

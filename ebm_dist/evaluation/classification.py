@@ -117,7 +117,8 @@ def _baselines(config: Config, subject: Subject, x: Tensor, labelled: Tensor, la
     train = shards.read_split(subject.data, "train")[0].flatten(1).numpy()
     unlabelled = train[numpy_stream(0, "classification/graph").permutation(len(train))[: config.max_graph]]
     every, marks = np.concatenate([known, unlabelled]), np.concatenate([names, np.full(len(unlabelled), -1)])
-    spreading = LabelSpreading(kernel="knn", n_neighbors=config.num_neighbours, max_iter=1000).fit(every, marks)
+    # alpha as in Zhou et al. 2004
+    spreading = LabelSpreading(kernel="knn", n_neighbors=config.num_neighbours, alpha=0.99, max_iter=1000).fit(every, marks)
     propagation = LabelPropagation(kernel="knn", n_neighbors=config.num_neighbours, max_iter=5000).fit(every, marks)
     with np.errstate(invalid="ignore"):  # a part of the graph without a label has no probabilities: NaN, no class
         spread = {"label spreading": spreading.predict_proba(asked), "label propagation": propagation.predict_proba(asked)}
