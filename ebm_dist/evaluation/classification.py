@@ -4,12 +4,14 @@ Accuracy, likelihood and calibration on the test split. Beside it: the same netw
 sample, and labels spread over a graph of neighbours, which use the same samples and have no energy.
 """
 
+import warnings
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.semi_supervised import LabelPropagation, LabelSpreading
 from torch import Tensor
@@ -117,13 +119,15 @@ def _baselines(config: Config, subject: Subject, x: Tensor, labelled: Tensor, la
     train = shards.read_split(subject.data, "train")[0].flatten(1).numpy()
     unlabelled = train[numpy_stream(0, "classification/graph").permutation(len(train))[: config.max_graph]]
     every, marks = np.concatenate([known, unlabelled]), np.concatenate([names, np.full(len(unlabelled), -1)])
-    # alpha as in Zhou et al. 2004
-    spreading = LabelSpreading(kernel="knn", n_neighbors=config.num_neighbours, alpha=0.99, max_iter=1000).fit(every, marks)
-    propagation = LabelPropagation(kernel="knn", n_neighbors=config.num_neighbours, max_iter=5000).fit(every, marks)
-    with np.errstate(invalid="ignore"):  # a part of the graph without a label has no probabilities: NaN, no class
-        spread = {"label spreading": spreading.predict_proba(asked), "label propagation": propagation.predict_proba(asked)}
+    with warnings.catch_warnings(), np.errstate(invalid="ignore"):  # a part of the graph without a label has no probabilities: NaN
+        warnings.simplefilter("ignore", ConvergenceWarning)  # cut off after many rounds is as well
+        spread = {
+            "label spreading": LabelSpreading(kernel="knn", n_neighbors=config.num_neighbours, alpha=0.99, max_iter=1000),
+            "label propagation": LabelPropagation(kernel="knn", n_neighbors=config.num_neighbours, max_iter=5000),
+        }  # alpha as in Zhou et al. 2004
+        found = {name: method.fit(every, marks).predict_proba(asked) for name, method in spread.items()}
     nearest = KNeighborsClassifier(1).fit(known, names).predict_proba(asked)
-    return {"nearest labelled sample": nearest} | {name: np.nan_to_num(p, nan=1 / p.shape[1]) for name, p in spread.items()}
+    return {"nearest labelled sample": nearest} | {name: np.nan_to_num(p, nan=1 / p.shape[1]) for name, p in found.items()}
 
 
 def _calibration(truth: npt.NDArray[np.int64], of: dict[str, Array]) -> bytes:
