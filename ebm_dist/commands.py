@@ -3,7 +3,11 @@
 import sys
 from argparse import Namespace
 
-from ebm_dist import config, doctor, page, promotion, results, scaffold
+import numpy as np
+import torch
+
+from ebm_dist import config, doctor, figures, model, page, plan, promotion, reproduction, results, scaffold, tasks
+from ebm_dist.errors import ConfigError
 from ebm_dist.lineage import ROOT
 from ebm_dist.storage import write_whole
 
@@ -35,6 +39,29 @@ def compare(given: Namespace) -> None:
     print(f"{'':{width}} {given.a[-20:]:>20} {given.b[-20:]:>20} {'difference':>12}")
     for key, a, b in rows:
         print(f"{key:{width}} {a:20.5g} {b:20.5g} {b - a:+12.4g}")
+
+
+def plan_training(given: Namespace) -> None:
+    for line in plan.lines(config.load(given.params), given.data):
+        print(line)
+
+
+def reproduce(given: Namespace) -> None:
+    for line in reproduction.again(given.uri):
+        print(line, flush=True)
+
+
+def sample(given: Namespace) -> None:
+    trained = model.load(given.model)
+    start = np.zeros((given.count, *trained.card["shape"]), np.float32)  # only the number counts
+    x = tasks.answer(trained, start, {"task": "sample", "num_steps": given.steps, "seed": given.seed})
+    if given.out.suffix == ".npy":
+        np.save(given.out, x)
+    elif x.ndim == 4:
+        write_whole(given.out, figures.image_grid(x, 10, f"{given.count} chains of {given.steps} steps from noise"))
+    else:
+        raise ConfigError(f"--out {given.out}: samples of shape {x.shape[1:]} are no images; name a .npy file")
+    print(f"{given.out}: {given.count} samples, energies {trained.energies(torch.from_numpy(x)).mean():.4g} on average")
 
 
 def report(given: Namespace) -> None:

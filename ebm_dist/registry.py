@@ -185,3 +185,20 @@ def _lineage(params: Params, trained: model.TrainedModel, run: Path) -> dict[str
         "train.ray_jobs": ",".join(str(event.get("ray_job", "")) for event in starts),
         "hardware": json.dumps(hardware()),
     }
+
+
+def origin(uri: str) -> tuple[dict[str, Any], str]:
+    """The card of a registered version, ``models:/name@alias`` or ``models:/name/version``, and the commit that it names, if any.
+
+    Raises :class:`RegistryError` where the registry cannot be reached or has no such version.
+    """
+    client = tracking.client()
+    try:
+        import mlflow
+
+        name, _, which = uri.removeprefix("models:/").replace("@", "/").partition("/")
+        version = client.get_model_version_by_alias(name, which) if "@" in uri else client.get_model_version(name, which)
+        (path,) = Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{version.version}")).rglob("model.json")
+        return json.loads(path.read_bytes()), str(version.tags.get("git.commit", ""))
+    except Exception as failed:
+        raise RegistryError(f"{uri}: {str(failed).splitlines()[0][:300]}; see ebm-dist doctor") from failed

@@ -18,9 +18,20 @@ def parser() -> argparse.ArgumentParser:
             one.add_argument(argument, help=meaning)
         return one
 
-    one = command("doctor", commands.examine, "what is wrong here, and the mend; exit code 1 if anything is")
-    one.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameter file (default: params.yaml)")
-    one.add_argument("--data", type=Path, default=Path("data/main"), help="prepared data (default: data/main)")
+    for name, main, text in (
+        ("doctor", commands.examine, "what is wrong here, and the mend; exit code 1 if anything is"),
+        ("plan", commands.plan_training, "a dry run: what a training will take, and a few steps of it"),
+    ):
+        one = command(name, main, text)
+        one.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameter file (default: params.yaml)")
+        one.add_argument("--data", type=Path, default=Path("data/main"), help="prepared data (default: data/main)")
+    one = command("sample", commands.sample, "chains of a trained model, from noise")
+    one.add_argument("model", type=Path, help="folder of a trained model, such as model/energy")
+    one.add_argument("--out", type=Path, default=Path("samples.png"), help="a picture, or a .npy file (default: samples.png)")
+    for name, default in (("count", 100), ("steps", 200), ("seed", 0)):
+        one.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")
+    uri = "models:/name@champion, or models:/name/version"
+    command("reproduce", commands.reproduce, "a registered version made again from its lineage, to the same bits", uri=uri)
     one = command("new", commands.new, "a new plugin, which passes the tests over its folder at once")
     one.add_argument("kind", choices=scaffold.KINDS, help="what it is")
     one.add_argument("name", help="its name, and its file's")

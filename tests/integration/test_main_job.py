@@ -226,6 +226,15 @@ def test_the_champion_is_served_and_what_it_cannot_do_is_status_400(done):
         kill(process)
 
 
+def test_the_champion_is_made_again_to_the_same_bits(done):
+    folder, _ = done
+    script = "from pipelines.cli import main; main()"
+    code, output = finish(folder, sys.executable, "-c", script, "reproduce", "models:/ebm-digits@champion")
+    assert code == 0 and "the same bytes" in output and "the same bits" in output, output
+    code, output = finish(folder, sys.executable, "-c", script, "reproduce", "models:/ebm-digits/7")
+    assert code == 7 and "Traceback" not in output and "see ebm-dist doctor" in output
+
+
 def test_ray_serve_answers_as_mlflow_does(done):
     folder, _ = done
     port = pages.free_port()

@@ -12,9 +12,10 @@ import threading
 from collections import namedtuple
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
 import pytest
 
-from ebm_dist import config, doctor, results, scaffold
+from ebm_dist import config, doctor, plan, results, scaffold
 from ebm_dist.errors import ConfigError, DataError
 from tests import helpers
 from tests.helpers import ROOT
@@ -170,6 +171,29 @@ def test_recipes_and_their_comparison(tmp_path):
     assert rows["density.num_modes"] == (25, 8)
     with pytest.raises(DataError, match="no suite judged both"):
         results.compare(ROOT / "reports/meg-25gaussians", tmp_path)
+
+
+def test_a_plan_counts_and_does_a_step(digits_data, tmp_path):
+    (tmp_path / "main").mkdir()
+    shutil.copytree(digits_data, tmp_path / "main/dataset")
+    found = {line.split()[0]: line for line in plan.lines(helpers.params(cluster={"workers": 3}), tmp_path / "main")}
+    assert found["shards"] == "shards    4 logical ones for 3 workers: 2, 1, 1"
+    parameters = 64 * 24 + 24 + 24 * 16 + 16 + 16 + 1
+    assert f"energy {parameters:,} parameters" in found["networks"]
+    assert "12 of 16 samples" in found["steps"] and "4 of them, of which two are kept" in found["disk"]
+    assert "ms a step" in found["time"] and "(ordered)" in found["network"]
+    with pytest.raises(DataError, match="index"):
+        list(plan.lines(helpers.params(), tmp_path))
+
+
+def test_samples_of_a_model_as_a_picture_or_an_array(digits_data, tmp_path):
+    helpers.build(helpers.params(), digits_data).fit(tmp_path / "run", helpers.Silent())
+    helpers.export(tmp_path / "run", tmp_path / "model", helpers.params(), digits_data)
+    for name in ("x.png", "x.npy"):
+        code, out, err = run("sample", str(tmp_path / "model"), "--out", str(tmp_path / name), "--count", "7", "--steps", "3")
+        assert code == 0 and "7 samples" in out, err
+    assert np.load(tmp_path / "x.npy").shape == (7, 1, 8, 8)
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
 
 
 def run(*arguments, folder=ROOT):
