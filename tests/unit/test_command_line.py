@@ -177,7 +177,7 @@ def test_a_plan_counts_and_does_a_step(digits_data, tmp_path):
     (tmp_path / "main").mkdir()
     shutil.copytree(digits_data, tmp_path / "main/dataset")
     found = {line.split()[0]: line for line in plan.lines(helpers.params(cluster={"workers": 3}), tmp_path / "main")}
-    assert found["shards"] == "shards    4 logical ones for 3 workers: 2, 1, 1"
+    assert found["shards"] == "shards    4 logical ones for 3 workers: 1, 1, 2"
     parameters = 64 * 24 + 24 + 24 * 16 + 16 + 16 + 1
     assert f"energy {parameters:,} parameters" in found["networks"]
     assert "12 of 16 samples" in found["steps"] and "4 of them, of which two are kept" in found["disk"]
