@@ -3,12 +3,15 @@
 import argparse
 from pathlib import Path
 
+import shtab
+
 from ebm_dist import commands, scaffold
 from pipelines import run
 
 
 def parser() -> argparse.ArgumentParser:
     own = argparse.ArgumentParser(prog="ebm-dist", description=__doc__)
+    shtab.add_argument_to(own, "--completion", help='print what makes the shell complete commands: eval "$(... --completion bash)"')
     added = own.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, main: object, text: str, **arguments: str) -> argparse.ArgumentParser:

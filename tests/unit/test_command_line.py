@@ -205,6 +205,8 @@ def run(*arguments, folder=ROOT):
 def test_the_command_speaks_plainly(tmp_path):
     code, out, _ = run("recipes")
     assert code == 0 and "meg-25gaussians" in out
+    code, out, _ = run("--completion", "bash")
+    assert code == 0 and "meg" not in out and "rollback" in out and "complete -o" in out
     code, out, _ = run("doctor", "--data", str(tmp_path))
     assert code == 1 and "MEND  data:" in out and "-> dvc repro prepare" in out
     code, _, err = run("doctor", "--params", "nothing.yaml")
