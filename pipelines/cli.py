@@ -11,7 +11,7 @@ from pipelines import run
 
 def parser() -> argparse.ArgumentParser:
     own = argparse.ArgumentParser(prog="ebm-dist", description=__doc__)
-    shtab.add_argument_to(own, "--completion", help='print what makes the shell complete commands: eval "$(... --completion bash)"')
+    shtab.add_argument_to(own, "--completion", help="print a script that makes the shell complete commands")
     added = own.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, main: object, text: str, **arguments: str) -> argparse.ArgumentParser:
@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     uri = "models:/name@champion, or models:/name/version"
     command("reproduce", commands.reproduce, "a registered version made again from its lineage, to the same bits", uri=uri)
     one = command("new", commands.new, "a new plugin, which passes the tests over its folder at once")
-    one.add_argument("kind", choices=scaffold.KINDS, help="what it is")
+    one.add_argument("kind", choices=list(scaffold.KINDS), help="what it is")
     one.add_argument("name", help="its name, and its file's")
     one.add_argument("--like", help="the plugin to start from")
     command("recipes", commands.recipes, "every recipe, and whether its results are here")
