@@ -139,6 +139,7 @@ def test_little_room_and_a_store_that_is_none(healthy, monkeypatch):
     assert "ftp:// is not supported" in healthy("store").seen
 
 
+@pytest.mark.slow  # a newcomer's sampler is in the tests of the main job
 def test_new_plugins_pass_the_tests_over_their_folders(tmp_path):
     for name in ("ebm_dist", "tests"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
