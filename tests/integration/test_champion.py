@@ -11,9 +11,14 @@ import pytest
 
 from ebm_dist import model, shards
 from tests import pages
-from tests.integration.test_main_job import done, finish, kill, start  # noqa: F401 (the fixture)
+from tests.integration.test_main_job import finish, kill, start, undisturbed
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    return undisturbed(tmp_path_factory.mktemp("undisturbed"))
 
 
 def test_the_champion_is_made_again_to_the_same_bits(done):

@@ -57,8 +57,12 @@ def kill(process: subprocess.Popen) -> None:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    """An undisturbed run of the whole pipeline, and what it printed."""
-    folder = copy_project(tmp_path_factory.mktemp("undisturbed"))
+    return undisturbed(tmp_path_factory.mktemp("undisturbed"))
+
+
+def undisturbed(folder: Path) -> tuple[Path, str]:
+    """A run of the whole pipeline in a copy of the project, and what it printed."""
+    folder = copy_project(folder)
     code, output = finish(folder, "dvc", "repro")
     assert code == 0, output
     return folder, output
