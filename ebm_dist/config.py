@@ -192,8 +192,8 @@ def reference() -> Iterator[str]:
         for module in filter(None, [f"{folder}.{name}" for name in plugins(folder)] if folder else [alone]):
             yield f"{section_name}: {{name: {module.rsplit('.', 1)[1]}}}" if folder else f"{section_name}:"
             config = importlib.import_module(module).Config
-            inner = [(f"{section_name}.{name}", own, None) for name, own in _folders(config).items()]
-            sections += [one for one in inner if one not in sections]
+            told = {folder for _, folder, _ in sections}  # a plugin may hold another of its own kind
+            sections += [(f"{section_name}.{name}", own, None) for name, own in _folders(config).items() if own not in told]
             for name, info in config.__pydantic_fields__.items():
                 kind = _kind(info.annotation)
                 default = "required" if info.is_required() else f"default {info.get_default(call_default_factory=True)!r}"
