@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ import pytest
 
 from ebm_dist import config, doctor, plan, results, scaffold
 from ebm_dist.errors import ConfigError, DataError
+from pipelines import cli
 from tests import helpers
 from tests.helpers import ROOT
 
@@ -61,6 +63,25 @@ def server(status, body, header="", value=""):
         threading.Thread(target=own.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{own.server_port}"
         own.shutdown()
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """The command in this process: exit code, output, errors."""
+
+    def command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["ebm-dist", *arguments])
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        return code, *capsys.readouterr()
+
+    return command
 
 
 def test_all_is_well(healthy):
@@ -187,7 +208,7 @@ def test_a_plan_counts_and_does_a_step(digits_data, tmp_path):
         list(plan.lines(helpers.params(), tmp_path))
 
 
-def test_samples_of_a_model_as_a_picture_or_an_array(digits_data, tmp_path):
+def test_samples_of_a_model_as_a_picture_or_an_array(run, digits_data, tmp_path):
     helpers.build(helpers.params(), digits_data).fit(tmp_path / "run", helpers.Silent())
     helpers.export(tmp_path / "run", tmp_path / "model", helpers.params(), digits_data)
     for name in ("x.png", "x.npy"):
@@ -197,13 +218,7 @@ def test_samples_of_a_model_as_a_picture_or_an_array(digits_data, tmp_path):
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
 
 
-def run(*arguments, folder=ROOT):
-    script = "from pipelines.cli import main; main()"
-    done = subprocess.run([sys.executable, "-c", script, *arguments], cwd=folder, capture_output=True, text=True, check=False)
-    return done.returncode, done.stdout, done.stderr
-
-
-def test_the_command_speaks_plainly(tmp_path):
+def test_the_command_speaks_plainly(run, tmp_path):
     code, out, _ = run("recipes")
     assert code == 0 and "meg-25gaussians" in out
     code, out, _ = run("--completion", "bash")
