@@ -86,10 +86,10 @@ def built(kind, shape=None):
 
 @pytest.mark.parametrize("kind", [kind for kind in FLOWS if kind != "glow"])
 def test_flows_integrate_to_one(kind):
-    side = torch.linspace(-16, 16, 800)
+    side = torch.linspace(-16, 16, 400)
     points = torch.stack(torch.meshgrid(side, side, indexing="xy"), dim=-1).reshape(-1, 2)
     with torch.no_grad():
-        mass = built(kind, (2,)).log_prob(points).double().exp().sum() * (32 / 799) ** 2
+        mass = built(kind, (2,)).log_prob(points).double().exp().sum() * (32 / 399) ** 2
     assert mass.item() == pytest.approx(1, abs=5e-3)
 
 
@@ -318,8 +318,8 @@ def test_divergences_on_a_grid():
 @pytest.mark.parametrize("name", ["checkerboard", "spirals", "pinwheel"])
 def test_further_densities_are_normalised(name):
     truth = toy2d.density(toy2d.Config(density=name))
-    grid = density._grid(density.Config(grid=600, extent=5.0))
-    assert np.exp(truth.log_prob(grid)).sum() * (10 / 600) ** 2 == pytest.approx(1, abs=5e-3)
+    grid = density._grid(density.Config(grid=300, extent=5.0))
+    assert np.exp(truth.log_prob(grid)).sum() * (10 / 300) ** 2 == pytest.approx(1, abs=5e-3)
     x, mode = truth.draw(4000, np.random.default_rng(0))
     assert np.isfinite(truth.log_prob(x)).all()
     assert (truth.nearest(x)[1] < 4).mean() > 0.99
