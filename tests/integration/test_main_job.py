@@ -22,7 +22,7 @@ from ruamel.yaml import YAML
 from ebm_dist import checkpoint, config, lineage, model, shards
 from ebm_dist.reporting import EVENTS, METRICS, read_lines
 from tests import pages
-from tests.helpers import SMALL_PIPELINE, copy_project
+from tests.helpers import ROOT, SMALL_PIPELINE, copy_project
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 NUM_STEPS = SMALL_PIPELINE["train"]["num_steps"]
@@ -236,10 +236,12 @@ def test_a_newcomer_finds_version_alias_card_and_pictures_in_the_pages_of_mlflow
     folder, _ = done
     port = pages.free_port()
     address, kept = f"http://127.0.0.1:{port}", Path(os.environ.get("EBM_ARTIFACTS", tmp_path))
+    kept.mkdir(parents=True, exist_ok=True)
     server = start(folder, *pages.mlflow_server(folder, port))
     try:
         pages.wait_for(lambda: pages.answers(address))
-        version = pages.post(address, "model-versions/search", {"filter": "name = 'ebm-digits'"})["model_versions"][0]
+        with urllib.request.urlopen(f"{address}/api/2.0/mlflow/model-versions/search", timeout=20) as reply:
+            version = json.loads(reply.read())["model_versions"][0]
         run = f"{address}/#/experiments/1/runs/{version['run_id']}"
         texts = {
             name: pages.look(browser, page, kept / f"{name}.png", tmp_path / name)
@@ -264,6 +266,8 @@ def test_a_newcomer_finds_version_alias_card_and_pictures_in_the_pages_of_mlflow
 def test_what_the_pages_let_a_newcomer_type_works(done):
     """Each line of a block of bash, and each block of Python, in a folder where the main job has run."""
     folder, _ = done
+    for recipe in ("meg-25gaussians", "meg-8gaussians"):  # two of those whose committed results the pages name
+        shutil.copytree(ROOT / "reports" / recipe, folder / "reports" / recipe)
     found = ["ebm-dist --help"]
     for page in ("docs/index.md", "docs/howto/run.md", "docs/howto/browse.md", "docs/howto/extend.md"):
         blocks = re.findall(r"^```(bash|python)\n(.*?)^```", (folder / page).read_text(), re.S | re.M)
