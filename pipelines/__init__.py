@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -37,6 +38,9 @@ def run(main: Callable[[], None]) -> None:
         main()
     except EbmError as error:
         sys.exit(_say(str(error), error.exit_code))
+    except BrokenPipeError:  # whoever reads us has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor is the last flush to complain
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:  # a full or read-only disk can show anywhere
         sys.exit(_say(f"{error.filename or 'disk'}: {error.strerror or error}", DataError.exit_code))
     except KeyboardInterrupt:
