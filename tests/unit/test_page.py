@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 from html.parser import HTMLParser
 
@@ -13,6 +12,7 @@ from PIL import Image
 from ebm_dist import page
 from ebm_dist.errors import DataError
 from ebm_dist.files import write_csv
+from tests import pages
 
 
 @pytest.fixture
@@ -93,9 +93,7 @@ def test_a_folder_without_reports_says_so(tmp_path):
 
 @pytest.mark.parametrize("is_dark", [False, True])
 def test_it_is_readable_in_light_and_dark(reports, tmp_path, is_dark):
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("no Chromium here: apt-get install chromium")
+    browser = pages.browser()
     (tmp_path / "page.html").write_text(page.build(reports))
     command = [
         browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile", "--window-size=900,1000",
