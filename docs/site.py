@@ -1,11 +1,14 @@
-"""Hooks of mkdocs: what the benchmarks wrote, and a reference page for each module, made from its docstrings."""
+"""Hooks of mkdocs: what the benchmarks wrote, a page for each system of the results, and the reference, made from docstrings."""
 
 import ast
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
+
+from ebm_dist import results
 
 ROOT = Path(__file__).resolve().parent.parent
 _OUTSIDE = "../reports/"
@@ -18,13 +21,20 @@ def on_files(files: Files, config: Any) -> Files:
             name = "reports/" + piece.partition(")")[0]
             if files.get_file_from_path(name) is None:
                 files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
+    for name, own in systems().items():
+        recipes = list(dict.fromkeys(recipe for row in own for recipe in row["recipes"]))
+        pictures = [f"../images/{recipe}.png" for recipe in recipes if (ROOT / f"docs/images/{recipe}.png").exists()]
+        heads = {recipe: (ROOT / f"pipelines/recipes/{recipe}.yaml").read_text() for recipe in recipes}
+        files.append(File.generated(config, f"systems/{name}.md", content=results.system_page(own, pictures, heads)))
     for name in modules():
         files.append(File.generated(config, f"reference/{name}.md", content=f"::: {name}\n"))
     return files
 
 
 def on_config(config: Any) -> Any:
-    """The reference in the navigation, a section for each package."""
+    """The systems and the reference in the navigation, this a section for each package."""
+    pages = [{own[0]["system"]: f"systems/{name}.md"} for name, own in systems().items()]
+    config.nav.append({"Each system": pages})
     sections: dict[str, list[dict[str, str]]] = {}
     for name in modules():
         package = name.split(".")[1] if (ROOT / "ebm_dist" / name.split(".")[1]).is_dir() else "the rest"
@@ -40,6 +50,10 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 def on_page_content(html: str, **_: Any) -> str:
     """Docstrings name things by Sphinx's roles, which Markdown does not know."""
     return re.sub(r":(?:class|func|meth|mod):(<code)", r"\1", html)
+
+
+def systems() -> dict[str, list[dict[str, Any]]]:
+    return results.systems(json.loads((ROOT / "docs/results.json").read_text()))
 
 
 def modules() -> list[str]:

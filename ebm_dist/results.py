@@ -1,6 +1,6 @@
 """The table of results: committed metrics against published figures, a row an id, made by no hand."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +11,8 @@ from ebm_dist.errors import DataError
 from ebm_dist.files import flat, read_json
 
 _COLUMNS = ("id", "what", "published", "reached", "95 % interval", "seeds", "beside it", "time", "command")
+
+_MARK, _END = "<!-- python -m pipelines.results -->", "<!-- end -->"
 
 
 class Recipe(NamedTuple):
@@ -65,6 +67,7 @@ def row(name: str, entry: Mapping[str, Any], reports: Path) -> dict[str, Any]:
         "workers": runs[0]["workers"],
         "seconds": [run["seconds"] for run in runs],
         "data": {key: runs[0][key] for key in ("dataset", "is_official", "data_digest")},
+        "recipes": recipes,
         "command": " ".join(["dvc repro", *(f"pipelines/recipes/dvc.yaml:results@{recipe}" for recipe in recipes)]),
     }
 
@@ -96,44 +99,106 @@ def interval(values: list[float]) -> tuple[float, float] | None:
     return float(np.mean(values) - half), float(np.mean(values) + half)
 
 
+def systems(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each system, by the name of its page; the first is the one that speaks for it."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row["system"], []).append(row)
+    return {own[0]["recipes"][0].removesuffix("-0"): own for own in found.values()}
+
+
+def summary(rows: list[dict[str, Any]], place: str) -> str:
+    """A line a system, published beside reached. ``place``: where its name leads, such as ``systems/{}.md``."""
+    lines = [_line("system", "source", "figure", "published", "reached", "beside it", "made by"), "|" + "---|" * 7]
+    for name, (first, *_) in systems(rows).items():
+        reached = f"**{first['reached']:.4g}**" + (f" ({_range(first)})" if first["interval"] else "")
+        link = f"[{first['system']}]({place.format(name)})"
+        lines.append(
+            _line(link, first["source"], first["what"], _published(first), reached, _beside_it(first, 2), f"`{first['command']}`")
+        )
+    return "\n".join(lines)
+
+
+def renewed(page: str, rows: list[dict[str, Any]]) -> str:
+    """The README with its table made anew. Raises :class:`DataError` where its marks are gone."""
+    before, found, rest = page.partition(_MARK)
+    _, ends, after = rest.partition(_END)
+    if not (found and ends):
+        raise DataError(f"README.md: no place for the table; put {_MARK!r} and {_END!r} where it belongs")
+    return f"{before}{_MARK}\n{summary(rows, 'docs/results.md#{}')}\n{_END}{after}"
+
+
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """The table as a page, a section a system."""
+    """The table as a page: the summary, and a section a system."""
     lines = [
         "# Results",
         "",
         "Made by `python -m pipelines.results` from the committed `reports/<recipe>/*/metrics.json`; nothing is typed by hand.",
         "Means over seeds with 95 % t-intervals. FID-clf is in the features of the pipeline's own classifier and is not comparable",
         "with published FID: read it against real images (the floor) and the Gaussian beside it.",
+        "",
+        summary(rows, "#{}"),
     ]
-    for system in dict.fromkeys(row["system"] for row in rows):
-        own = [row for row in rows if row["system"] == system]
-        first = own[0]
-        data = first["data"]
-        mark = "" if data["is_official"] else ", own files"
-        lines += [
-            "",
-            f"## {system}",
-            "",
-            f"Source: {first['source']}. Data: {data['dataset']}{mark}, index SHA-256 `{data['data_digest'][:16]}`.",
-            f"Trained on {first['workers']} workers ({first['hardware']['cpu']}, {first['hardware']['cores']} cores).",
-            "",
-            "| " + " | ".join(_COLUMNS) + " |",
-            "|" + "---|" * len(_COLUMNS),
-        ]
-        lines += ["| " + " | ".join(_cells(row)) + " |" for row in own]
+    for name, own in systems(rows).items():
+        lines += ["", f'<a id="{name}"></a>', "", f"## {own[0]['system']}", "", _origin(own[0]), ""]
+        lines += [_line(*_COLUMNS), "|" + "---|" * len(_COLUMNS), *(_line(*_cells(row)) for row in own)]
     return "\n".join(lines) + "\n"
 
 
+def system_page(own: list[dict[str, Any]], pictures: Sequence[str], heads: Mapping[str, str]) -> str:
+    """A page for one system: its pictures, by link, its figures, and the parameter files that made them, by recipe."""
+    lines = [f"# {own[0]['system']}", "", _origin(own[0]), ""]
+    for link in pictures:
+        lines += [f"![{own[0]['system']}]({link})", ""]
+    for row in own:
+        facts = {
+            "reached": f"**{row['reached']:.4g}**",
+            **({"95 % interval": _range(row), "seeds": _cells(row)[5]} if row["interval"] else {"seeds": "one"}),
+            "published": f"{_published(row)} ({row['source']})",
+            **{label: f"{value:.4g}" for label, value in row["beside"].items()},
+        }
+        lines += [f"## {row['id']}", "", f"{row['what'][0].upper()}{row['what'][1:]}.", "", "| | |", "|---|---|"]
+        lines += [_line(name, value) for name, value in facts.items()]
+        lines += ["", f"`{row['command']}`, {np.mean(row['seconds']):.0f} s of training a seed", ""]
+    for recipe, text in heads.items():
+        lines += [f"## pipelines/recipes/{recipe}.yaml", "", "```yaml", text.rstrip(), "```", ""]
+    return "\n".join(lines)
+
+
+def _line(*cells: str) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _origin(row: dict[str, Any]) -> str:
+    data, cpu = row["data"], row["hardware"]
+    mark = "" if data["is_official"] else ", own files"
+    return (
+        f"Source: {row['source']}. Data: {data['dataset']}{mark}, index SHA-256 `{data['data_digest'][:16]}`.\n"
+        f"Trained on {row['workers']} workers ({cpu['cpu']}, {cpu['cores']} cores)."
+    )
+
+
+def _published(row: dict[str, Any]) -> str:
+    return "none" if row["published"] is None else f"{row['published']:g}"
+
+
+def _range(row: dict[str, Any]) -> str:
+    return " to ".join(f"{end:.4g}" for end in row["interval"])
+
+
+def _beside_it(row: dict[str, Any], most: int | None) -> str:
+    return "; ".join(f"{label} {value:.4g}" for label, value in list(row["beside"].items())[:most])
+
+
 def _cells(row: dict[str, Any]) -> list[str]:
-    low_high = "-" if row["interval"] is None else f"{row['interval'][0]:.4g} to {row['interval'][1]:.4g}"
     return [
         f"`{row['id']}`",
         row["what"],
-        "none" if row["published"] is None else f"{row['published']:g}",
+        _published(row),
         f"**{row['reached']:.4g}**",
-        low_high,
+        _range(row) if row["interval"] else "-",
         ", ".join(f"{value:.4g}" for value in row["seeds"].values()) or "1",
-        "; ".join(f"{label} {value:.4g}" for label, value in row["beside"].items()),
+        _beside_it(row, None),
         f"{np.mean(row['seconds']):.0f} s a seed",
         f"`{row['command']}`",
     ]

@@ -1,4 +1,4 @@
-"""Write docs/results.md and docs/results.json from the committed metrics of the recipes."""
+"""Write docs/results.md, docs/results.json and the table of the README from the committed metrics of the recipes."""
 
 import argparse
 from pathlib import Path
@@ -16,12 +16,14 @@ def main() -> None:
     options.add_argument("--rows", type=Path, default=Path("pipelines/results.yaml"), help="what the rows are")
     options.add_argument("--reports", type=Path, default=Path("reports"), help="folder of the committed metrics")
     options.add_argument("--out", type=Path, default=Path("docs"), help="folder to write results.md and results.json to")
+    options.add_argument("--readme", type=Path, default=Path("README.md"), help="page whose table, between its marks, is renewed")
     given = options.parse_args()
     entries = YAML(typ="safe", pure=True).load(given.rows.read_text())
     rows = [results.row(name, entry, given.reports) for name, entry in entries.items()]
     given.out.mkdir(parents=True, exist_ok=True)
     write_json(given.out / "results.json", rows)
     write_whole(given.out / "results.md", results.markdown(rows).encode())
+    write_whole(given.readme, results.renewed(given.readme.read_text(), rows).encode())
     print(f"{given.out}/results.md: {len(rows)} rows")
 
 
