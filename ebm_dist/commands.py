@@ -1,12 +1,15 @@
 """What the command ``ebm-dist`` does: each takes the parsed arguments and prints for a person."""
 
+import os
 import sys
+import tempfile
 from argparse import Namespace
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from ebm_dist import config, doctor, figures, model, page, plan, promotion, reproduction, results, scaffold, tasks
+from ebm_dist import config, doctor, figures, model, page, plan, promotion, registry, reproduction, results, scaffold, tasks
 from ebm_dist.errors import ConfigError
 from ebm_dist.lineage import ROOT
 from ebm_dist.storage import write_whole
@@ -46,13 +49,22 @@ def plan_training(given: Namespace) -> None:
         print(line)
 
 
+def submit(given: Namespace) -> None:
+    if given.dry_run:
+        return plan_training(given)
+    options = ["--no-wait"] if given.no_wait else []
+    words = [str(ROOT / "infra/submit.py"), *options, "--", "python", "infra/repro.py", *given.targets]
+    os.chdir(ROOT)
+    os.execv(sys.executable, [sys.executable, *words])  # noqa: S606 (signals and exit code are the job's)
+
+
 def reproduce(given: Namespace) -> None:
     for line in reproduction.again(given.uri):
         print(line, flush=True)
 
 
 def sample(given: Namespace) -> None:
-    trained = model.load(given.model)
+    trained = model.load(Path(given.model))
     start = np.zeros((given.count, *trained.card["shape"]), np.float32)  # only the number counts
     x = tasks.answer(trained, start, {"task": "sample", "num_steps": given.steps, "seed": given.seed})
     if given.out.suffix == ".npy":
@@ -65,7 +77,11 @@ def sample(given: Namespace) -> None:
 
 
 def report(given: Namespace) -> None:
-    write_whole(given.out, page.build(given.reports, given.beside).encode())
+    with tempfile.TemporaryDirectory() as folder:
+        beside = given.beside
+        if str(beside or "").startswith("models:"):
+            beside = registry.reports_of(beside, Path(folder))
+        write_whole(given.out, page.build(Path(given.reports), beside and Path(beside)).encode())
     print(f"{given.out}: {given.out.stat().st_size / 2**20:.1f} MiB, open it in a browser")
 
 

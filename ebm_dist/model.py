@@ -73,12 +73,22 @@ class TrainedModel(NamedTuple):
         """
         if not is_conditional(self.params):
             return _energies(self.energy, x)
-        energies = self.energies_by_class(x)
+        chosen = self.likeliest(x)
+        mean, sd = self.class_energies
+        return (_energies(self.energy, x, chosen) - mean[chosen]) / sd[chosen]
+
+    @property
+    def class_energies(self) -> tuple[Tensor, Tensor]:
+        """Of a conditional model, mean and standard deviation ``(num_classes,)`` of the energies of each class's training data."""
         mean, sd = (torch.tensor(self.card["class_energies"][name]) for name in ("mean", "sd"))
-        if not self.knows_labels:
-            return ((energies - mean) / sd).amin(dim=1)
-        chosen = energies.argmin(dim=1)
-        return (energies.gather(1, chosen[:, None])[:, 0] - mean[chosen]) / sd[chosen]
+        return mean, sd
+
+    @torch.no_grad()
+    def likeliest(self, x: Tensor) -> Tensor:
+        """The class ``(n,)`` of each sample of a conditional model: that of ``p(y | x)`` where it has learnt it, else the one
+        among whose energies that of the sample is the lowest."""
+        energies, (mean, sd) = self.energies_by_class(x), self.class_energies
+        return (energies if self.knows_labels else (energies - mean) / sd).argmin(dim=1)
 
     @property
     def knows_labels(self) -> bool:

@@ -5,12 +5,13 @@ import io
 import json
 import logging
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ebm_dist import card, model, promotion, storage, tasks, tracking
 from ebm_dist.card import Verdict
-from ebm_dist.config import Mismatch, Params, section
+from ebm_dist.config import Mismatch, Params, plugin_name, section
 from ebm_dist.errors import DataError, RegistryError
 from ebm_dist.files import flat
 from ebm_dist.lineage import ROOT, dvc_hashes, git_state, hardware
@@ -174,6 +175,7 @@ def _lineage(params: Params, trained: model.TrainedModel, run: Path) -> dict[str
     return {
         **git_state(),
         **dvc_hashes(Path("dvc.lock")),
+        **{name: plugin_name(getattr(params, name)) for name in ("dataset", "objective", "energy", "sampler")},
         "config.digest": params.digest(),
         "data.digest": trained.card["data_digest"],
         "data.source": trained.card["source"],
@@ -192,13 +194,27 @@ def origin(uri: str) -> tuple[dict[str, Any], str]:
 
     Raises :class:`RegistryError` where the registry cannot be reached or has no such version.
     """
+    with _asking(uri) as (version, fetch):
+        (path,) = Path(fetch(f"models:/{version.name}/{version.version}")).rglob("model.json")
+        return json.loads(path.read_bytes()), str(version.tags.get("git.commit", ""))
+
+
+def reports_of(uri: str, folder: Path) -> Path:
+    """The reports of a registered version, fetched into ``folder``. Raises :class:`RegistryError` as :func:`origin` does."""
+    with _asking(uri) as (version, fetch):
+        return Path(fetch(f"runs:/{version.run_id}/reports", dst_path=str(folder)))
+
+
+@contextlib.contextmanager
+def _asking(uri: str) -> Iterator[tuple[Any, Callable[..., str]]]:
     client = tracking.client()
     try:
         import mlflow
 
         name, _, which = uri.removeprefix("models:/").replace("@", "/").partition("/")
-        version = client.get_model_version_by_alias(name, which) if "@" in uri else client.get_model_version(name, which)
-        (path,) = Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{version.version}")).rglob("model.json")
-        return json.loads(path.read_bytes()), str(version.tags.get("git.commit", ""))
+        yield (
+            client.get_model_version_by_alias(name, which) if "@" in uri else client.get_model_version(name, which),
+            mlflow.artifacts.download_artifacts,
+        )
     except Exception as failed:
         raise RegistryError(f"{uri}: {str(failed).splitlines()[0][:300]}; see ebm-dist doctor") from failed

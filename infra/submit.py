@@ -14,6 +14,9 @@ import sys
 
 from ray.job_submission import JobSubmissionClient
 
+from ebm_dist.errors import ClusterError
+from pipelines import run
+
 _STOPPED = 143
 
 
@@ -22,10 +25,16 @@ def main() -> None:
     options.add_argument("--no-wait", action="store_true", help="print the job's name and leave it alone")
     options.add_argument("command", nargs="+", help="what to run in a copy of this folder, on the head node")
     given = options.parse_args()
-    client = JobSubmissionClient()
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     runtime = {"working_dir": ".", "env_vars": {"EBM_GIT_COMMIT": commit}}  # no secrets: it is shown to all who may see jobs
-    job = client.submit_job(entrypoint=shlex.join(given.command), runtime_env=runtime)
+    try:
+        client = JobSubmissionClient()
+        job = client.submit_job(entrypoint=shlex.join(given.command), runtime_env=runtime)
+    except Exception as failed:  # Ray raises many kinds
+        reason = str(failed).splitlines()[0][:300]
+        raise ClusterError(
+            f"no job was submitted: {reason}; set RAY_API_SERVER_ADDRESS and RAY_AUTH_TOKEN, see ebm-dist doctor"
+        ) from failed
     print(job, flush=True)
     if given.no_wait:
         return
@@ -44,4 +53,4 @@ async def follow(client: JobSubmissionClient, job: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

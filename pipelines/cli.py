@@ -21,15 +21,17 @@ def parser() -> argparse.ArgumentParser:
             one.add_argument(argument, help=meaning)
         return one
 
-    for name, main, text in (
-        ("doctor", "examine", "what is wrong here, and the mend; exit code 1 if anything is"),
-        ("plan", "plan_training", "a dry run: what a training will take, and a few steps of it"),
+    for one in (
+        command("doctor", "examine", "what is wrong here, and the mend; exit code 1 if anything is"),
+        command("plan", "plan_training", "a dry run: what a training will take, and a few steps of it"),
+        command("submit", "submit", "the pipeline as a job of the Ray cluster; ends with the job's exit code"),
     ):
-        one = command(name, main, text)
         one.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameter file (default: params.yaml)")
         one.add_argument("--data", type=Path, default=Path("data/main"), help="prepared data (default: data/main)")
-    one = command("sample", "sample", "chains of a trained model, from noise")
-    one.add_argument("model", type=Path, help="folder of a trained model, such as model/energy")
+    one.add_argument("targets", nargs="*", help="of dvc repro (default: all of dvc.yaml)")
+    one.add_argument("--no-wait", action="store_true", help="print the job's name and leave it alone")
+    one.add_argument("--dry-run", action="store_true", help="plan instead, on this machine")
+    one = command("sample", "sample", "chains of a trained model, from noise", model="its folder, such as model/energy")
     one.add_argument("--out", type=Path, default=Path("samples.png"), help="a picture, or a .npy file (default: samples.png)")
     for name, default in (("count", 100), ("steps", 200), ("seed", 0)):
         one.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")
@@ -40,11 +42,9 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("name", help="its name, and its file's")
     one.add_argument("--like", help="the plugin to start from")
     command("recipes", "recipes", "every recipe, and whether its results are here")
-    text = "a recipe with results"
-    command("compare", "compare", "the metrics that two recipes share, side by side", a=text, b=text)
-    one = command("report", "report", "a run on one self-contained page")
-    one.add_argument("reports", type=Path, help="folder of reports, such as reports/main")
-    one.add_argument("--beside", type=Path, help="another, such as the champion's, to compare with")
+    command("compare", "compare", "the metrics that two recipes share, side by side", a="a recipe with results", b="another")
+    one = command("report", "report", "a run on one self-contained page", reports="folder of reports, such as reports/main")
+    one.add_argument("--beside", help=f"another folder, or {uri}, to compare with")
     one.add_argument("--out", type=Path, default=Path("report.html"), help="file to write (default: report.html)")
     model = "name of the registered model"
     command("promote", "promote", "make a version champion, if its gates passed", model=model, version="its version")

@@ -3,12 +3,12 @@
 AUROC of ``-E`` with the test split as positives. Both sides have the same preparation: images are rounded to the data's own grey
 levels. Beside each figure stand baselines without a model, and nothing is tuned on these sets. Chance is 0.5.
 
-A model that has learnt ``p(y | x)`` knows another sign: digits have one label, other images several. The second score joins both as
-p-values among validation data are joined (Fisher 1925, section 21.1).
+The second score is how far the energy falls along a chain of the model's own sampler, as long as in training, that starts at the
+image. Training made chains end where data are, so from data they go nowhere; a low energy alone does not say so (Nalisnick et al.
+2019, on simple images; Grathwohl et al. 2020, section 5.3, take the slope at the image).
 """
 
 import io
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,14 +20,16 @@ from torch import Tensor
 
 from ebm_dist import figures, shards
 from ebm_dist.config import Count, section
-from ebm_dist.energies import build_energy, is_conditional
+from ebm_dist.energies import build_energy, given, is_conditional
 from ebm_dist.errors import ConfigError
 from ebm_dist.evaluation import Report, Subject
 from ebm_dist.evaluation_sets import others_like, synthetic
 from ebm_dist.model import TrainedModel
-from ebm_dist.rng import numpy_stream
+from ebm_dist.rng import numpy_stream, stream
+from ebm_dist.samplers import run_chain
 
-_MODEL, _BOTH, _UNTRAINED = "-E (model)", "-E and p(y | x) (model)", "-E (before training)"
+_MODEL, _FALL, _UNTRAINED = "-E (model)", "fall of E (model)", "-E (before training)"
+_BATCH = 1000  # chains at once
 _NUM_COMPONENTS = 100
 
 Array = npt.NDArray[np.float64]
@@ -47,9 +49,10 @@ def evaluate(config: Config, subject: Subject) -> Report:
     train = shards.read_split(subject.data, "train")[0][: config.max_samples]
     inside = shards.read_split(subject.data, "test")[0][: config.max_samples]
     sets = synthetic(inside, subject.data) | others_like(subject.data, subject.others, config.max_samples)
-    scorers: dict[str, Any] = {_MODEL: lambda x: -subject.model.energies(x).double().numpy()}
-    if subject.model.knows_labels and "val" in subject.data.splits:
-        scorers[_BOTH] = _with_labels(subject.model, shards.read_split(subject.data, "val")[0])
+    scorers: dict[str, Any] = {
+        _MODEL: lambda x: -subject.model.energies(x).double().numpy(),
+        _FALL: lambda x: -fall(subject.model, x).double().numpy(),
+    }
     if not is_conditional(subject.model.params):
         untrained = build_energy(subject.model.params, subject.data.shape, subject.data.num_classes)
         blank = subject.model._replace(energy=untrained.eval().requires_grad_(False))
@@ -63,15 +66,15 @@ def evaluate(config: Config, subject: Subject) -> Report:
             rows.append({"set": set_name, "count": len(x), "score": name, "auroc": value, "low": low, "high": high})
     ours = {row["set"]: row for row in rows if row["score"] == _MODEL}
     best = {
-        name: max(r["auroc"] for r in rows if r["set"] == name and r["score"] not in (_MODEL, _BOTH, _UNTRAINED)) for name in ours
+        name: max(r["auroc"] for r in rows if r["set"] == name and r["score"] not in (_MODEL, _FALL, _UNTRAINED)) for name in ours
     }
     metrics: dict[str, Any] = {
         name: {"auroc": row["auroc"], "low": row["low"], "high": row["high"], "best_baseline": best[name]}
         for name, row in ours.items()
     }
     for row in rows:
-        if row["score"] == _BOTH:
-            metrics[row["set"]] |= {f"{key}_with_labels": row[key] for key in ("auroc", "low", "high")}
+        if row["score"] == _FALL:
+            metrics[row["set"]] |= {f"{key}_by_fall": row[key] for key in ("auroc", "low", "high")}
     if unknown := set(config.mean_of) - set(sets):
         raise ConfigError(f"evaluation.ood.mean_of: no set {', '.join(sorted(unknown))}; there: {', '.join(sets)}")
     chosen = config.mean_of or tuple(sets)
@@ -111,21 +114,21 @@ def auroc(inside: Array, outside: Array, num_bootstrap: int) -> tuple[float, flo
     return values[0], float(low), float(high)
 
 
-def _with_labels(model: TrainedModel, val: Tensor) -> Callable[[Tensor], Array]:
-    """``log p_1 + log p_2``: of the energy, and of the entropy of ``p(y | x)``, among those of validation data."""
+@torch.no_grad()
+def fall(model: TrainedModel, x: Tensor) -> Tensor:
+    """``E(x) - E(x_K)`` of each sample ``(n, *shape)``, ``(n,)``: ``x_K`` is where ``K`` steps of the model's sampler lead from it.
 
-    def signs(x: Tensor) -> tuple[Array, Array]:
-        log_p = (-model.energies_by_class(x).double() / model.params.objective.label_temperature).log_softmax(dim=1)
-        return model.energies(x).double().numpy(), -(log_p.exp() * log_p).sum(dim=1).numpy()
-
-    known = [np.sort(values) for values in signs(val)]
-
-    def score(x: Tensor) -> Array:
-        above = [len(own) - np.searchsorted(own, values) for own, values in zip(known, signs(x), strict=True)]
-        total: Array = np.sum([np.log((count + 0.5) / (len(val) + 1)) for count in above], axis=0)
-        return total
-
-    return score
+    ``K`` is that of training. Of a conditional model under the likeliest label, in standard deviations of that class's energies.
+    """
+    kernel, num_steps, generator = model.kernel(), model.params.sampler.num_steps, stream(0, "ood/fall")
+    falls = []
+    for start in x.split(_BATCH):
+        labels = model.likeliest(start) if is_conditional(model.params) else None
+        target = given(model.energy, labels)
+        end, _ = run_chain(kernel, target, start, num_steps, generator)
+        scale = torch.tensor(1.0) if labels is None else model.class_energies[1][labels]
+        falls.append((target(start) - target(end)) / scale)
+    return torch.cat(falls)
 
 
 def _baselines(train: Tensor) -> dict[str, Any]:

@@ -113,22 +113,19 @@ def test_images_of_every_size_have_a_classifier():
 
 
 class Wells(torch.nn.Module):
-    """Two classes: a well at 0 and one at 10."""
+    """Two classes: a well at 0, and one of half the depth at 10."""
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return (x.flatten(1) - 10.0 * y[:, None]).abs().sum(1)
+        return (x.flatten(1) - 10.0 * y[:, None]).abs().sum(1) / (1.0 + y)
 
 
-def test_energy_and_labels_are_joined_as_p_values():
-    params = helpers.params(objective={"conditional": True, "label_temperature": 2.0})
-    card = {"num_classes": 2, "class_energies": {"mean": [0.0, 0.0], "sd": [1.0, 1.0]}}
+def test_the_fall_of_the_energy_is_that_of_a_chain_under_the_likeliest_label_in_its_units():
+    sampler = {"num_steps": 3, "step_size": 0.5, "noise_scale": 0.0}
+    params = helpers.params(objective={"conditional": True, "label_temperature": 2.0}, sampler=sampler)
+    card = {"num_classes": 2, "bounds": None, "class_energies": {"mean": [5.0, 7.0], "sd": [1.0, 0.25]}}
     own = model.TrainedModel(Wells(), torch.zeros(0), torch.zeros(0), params, card)
-    val = torch.tensor([[0.0], [0.5], [1.0], [9.0], [9.5], [10.0], [3.0], [7.5]])  # energies 0 .5 1 1 .5 0 3 2.5
-    score = ood._with_labels(own, val)
-    inside, far, between = score(torch.tensor([[0.2], [-4.0], [5.0]]))
-    # -4 has the energy 4, higher than all, and of all the surest label; 5 has the energy 5 and the least sure one
-    count, rest = len(val) + 1, len(val)
-    assert far == pytest.approx(np.log(0.5 / count) + np.log((rest + 0.5) / count))
-    assert between == pytest.approx(2 * np.log(0.5 / count))
-    assert inside == pytest.approx(np.log((6 + 0.5) / count) + np.log((6 + 0.5) / count))
-    assert inside > far > between
+    x = torch.tensor([[0.0], [3.0], [10.0], [14.0]])
+    # slopes are 1 and 1/2: three steps of 0.5 go 1.5 and 0.75 towards the well, and energies fall by 1.5 and 0.375
+    assert own.likeliest(x).tolist() == [0, 0, 1, 1]
+    assert ood.fall(own, x).tolist() == pytest.approx([0.0, 1.5, 0.0, 0.375 / 0.25])
+    assert own.energies(x).tolist() == pytest.approx([-5.0, -2.0, -7 / 0.25, (2 - 7) / 0.25])
