@@ -32,7 +32,8 @@ def adapt(
     bounds: Bounds,
     acceptance: float | None = None,
 ) -> tuple[Any, Tensor]:
-    """The sampler's ``config`` with the ``step_size`` that reaches ``acceptance`` (its own best if None), and where the chains are.
+    """The sampler's ``config`` with the ``step_size`` that reaches ``acceptance`` (its own best if None), and where the chains
+    ``(B, *shape)`` are.
 
     Positions of the warm-up are no samples: the kernel changes while they are drawn.
     """

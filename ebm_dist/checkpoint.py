@@ -90,6 +90,11 @@ def latest(root: Path, digest: str | None = None) -> Path | None:
     return None
 
 
+def whole(root: Path) -> dict[int, Path]:
+    """Checkpoint folders that have a manifest, by step, the newest first; their files are not verified."""
+    return {int(folder.name.removeprefix(_PREFIX)): folder for folder in _folders(root) if (folder / MANIFEST).exists()}
+
+
 def _folders(root: Path) -> list[Path]:
     """Checkpoint folders, the newest first."""
     return sorted((folder for folder in root.glob(_PREFIX + "*") if folder.is_dir()), reverse=True)

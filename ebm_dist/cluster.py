@@ -49,6 +49,7 @@ class Config:
 
     @property
     def fewest_and_most(self) -> tuple[int, int]:
+        """Of ``workers``; the same twice where the number is fixed."""
         return self.workers if isinstance(self.workers, tuple) else (self.workers, self.workers)
 
     def check(self, params: Params) -> None:

@@ -117,7 +117,7 @@ def _flat(tensors: Any) -> Tensor:
 
 
 def assign_gradient(player: nn.Module, gradient: Tensor) -> None:
-    """Give each parameter its slice of a flat gradient."""
+    """Give each parameter its slice of a flat gradient. ``(num_parameters,)``."""
     parameters = list(player.parameters())
     for parameter, piece in zip(parameters, gradient.split([p.numel() for p in parameters]), strict=True):
         parameter.grad = piece.view_as(parameter)

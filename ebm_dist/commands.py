@@ -16,6 +16,7 @@ from ebm_dist.storage import write_whole
 
 
 def examine(given: Namespace) -> None:
+    """Print what :mod:`ebm_dist.doctor` finds; exit code 1 if anything needs mending."""
     findings = list(doctor.examine(config.load(given.params), given.data))
     for finding in findings:
         print(f"{'ok  ' if finding.mend is None else 'MEND'}  {finding.check}: {finding.seen}")
@@ -25,6 +26,7 @@ def examine(given: Namespace) -> None:
 
 
 def new(given: Namespace) -> None:
+    """Write a new plugin. Raises :class:`ConfigError` for a name that is none, or taken."""
     path, use = scaffold.write(given.kind, given.name, ROOT, given.like)
     print(f"{path.relative_to(ROOT)}: change it; it works already")
     print(f"use it:  {use}")
@@ -32,11 +34,13 @@ def new(given: Namespace) -> None:
 
 
 def recipes(given: Namespace) -> None:
+    """List the recipes."""
     for recipe in results.recipes(ROOT / "pipelines/recipes", ROOT / "reports"):
         print(f"{recipe.name:28} {'run' if recipe.is_run else '-':4} {recipe.title}")
 
 
 def compare(given: Namespace) -> None:
+    """Print the metrics that two recipes share. Raises :class:`DataError` where they share none."""
     rows = results.compare(*(ROOT / "reports" / name for name in (given.a, given.b)))
     width = max(len(key) for key, _, _ in rows)
     print(f"{'':{width}} {given.a[-20:]:>20} {given.b[-20:]:>20} {'difference':>12}")
@@ -45,11 +49,13 @@ def compare(given: Namespace) -> None:
 
 
 def plan_training(given: Namespace) -> None:
+    """Print what a training will take. Raises :class:`DataError` where no data are prepared."""
     for line in plan.lines(config.load(given.params), given.data):
         print(line)
 
 
 def submit(given: Namespace) -> None:
+    """Become the submitter of the pipeline, ``infra/submit.py``; or, asked for a dry run, print the plan."""
     if given.dry_run:
         return plan_training(given)
     options = ["--no-wait"] if given.no_wait else []
@@ -59,11 +65,13 @@ def submit(given: Namespace) -> None:
 
 
 def reproduce(given: Namespace) -> None:
+    """Make a registered version again, telling how it goes. Raises :class:`DataError` if other bits come out."""
     for line in reproduction.again(given.uri):
         print(line, flush=True)
 
 
 def sample(given: Namespace) -> None:
+    """Draw chains from noise into a picture or an array. Raises :class:`ConfigError` for samples that are no images."""
     trained = model.load(Path(given.model))
     start = np.zeros((given.count, *trained.card["shape"]), np.float32)  # only the number counts
     x = tasks.answer(trained, start, {"task": "sample", "num_steps": given.steps, "seed": given.seed})
@@ -77,6 +85,7 @@ def sample(given: Namespace) -> None:
 
 
 def report(given: Namespace) -> None:
+    """Write the page of a run. Raises :class:`DataError` where there are no reports."""
     with tempfile.TemporaryDirectory() as folder:
         beside = given.beside
         if str(beside or "").startswith("models:"):
@@ -86,16 +95,19 @@ def report(given: Namespace) -> None:
 
 
 def promote(given: Namespace) -> None:
+    """Make a version champion. Raises :class:`RegistryError` if its gates did not pass."""
     event = promotion.ask(lambda mlflow: promotion.promote(mlflow, given.model, given.version))
     print(f"{given.model}/{given.version} is champion" + (f", in place of {event.before}" if event and event.before else ""))
 
 
 def roll_back(given: Namespace) -> None:
+    """Make the last champion champion again. Raises :class:`RegistryError` where there was none."""
     event = promotion.ask(lambda mlflow: promotion.roll_back(mlflow, given.model))
     print(f"{given.model}/{event.version} is champion again, in place of {event.before}")
 
 
 def history(given: Namespace) -> None:
+    """Print the log of promotions."""
     for event in promotion.ask(lambda mlflow: promotion.log(mlflow, given.model)):
         gates = "; ".join(f"{metric} {said}" for metric, said in event.gates.items())
         print(f"{event.at} UTC  {event.before or '-'} -> {event.version}  by {event.who} ({event.why}): {gates}")

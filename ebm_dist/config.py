@@ -153,7 +153,10 @@ def load(path: Path | str, *, seed: int | None = None) -> Params:
 
 
 def from_values(values: dict[str, Any], origin: Path) -> Params:
-    """As :func:`load`, from values that :meth:`Params.as_dict` gave; missing sections have their defaults."""
+    """As :func:`load`, from values that :meth:`Params.as_dict` gave; missing sections have their defaults.
+
+    Raises :class:`ConfigError` as it does.
+    """
     if not isinstance(values, dict):
         raise ConfigError(f"{origin}: expected sections, found {type(values).__name__}")
     return _typed(_Source(origin, values, {}))

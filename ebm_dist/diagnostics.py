@@ -151,6 +151,7 @@ class Trace:
         return torch.stack(self.positions, dim=1)
 
     def report(self, bounds: Bounds = None) -> Report:
+        """The diagnostics of what was seen; ``bounds`` those that positions were clamped to."""
         x = self.draws()
         at_bounds = 0.0 if bounds is None else ((x <= bounds[0]) | (x >= bounds[1])).double().mean().item()
         return Report(

@@ -36,6 +36,8 @@ class Trouble(Exception):
 
 
 class Finding(NamedTuple):
+    """What a check saw, and what mends it."""
+
     check: str
     seen: str
     mend: str | None

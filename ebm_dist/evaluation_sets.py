@@ -27,7 +27,7 @@ def synthetic(real: Tensor, index: shards.Index) -> dict[str, Tensor]:
 
 
 def others_like(index: shards.Index, others: Mapping[str, shards.Index], max_samples: int) -> dict[str, Tensor]:
-    """Test images of other data sets, resized by area averaging, their channels averaged or repeated."""
+    """Test images of other data sets, resized by area averaging, their channels averaged or repeated; ``(n, *shape)`` each."""
     channels, height, width = index.shape
     sets = {}
     for name, other in others.items():

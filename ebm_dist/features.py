@@ -68,6 +68,7 @@ class Classifier(nn.Module):
         self(torch.zeros(1, *shape))
 
     def features(self, x: Tensor) -> Tensor:
+        """``(B, *shape)`` to ``(B, dim)``."""
         for convolution in self.convolutions:
             x = F.silu(convolution(x))
         return F.silu(self.features_layer(x.flatten(1)))  # type: ignore[no-any-return]
@@ -118,7 +119,10 @@ def _batches(count: int, config: Config) -> Iterator[Tensor]:
 
 
 def load(folder: Path) -> Classifier | None:
-    """The classifier of a folder, checked against its card; None where the data had no labelled images."""
+    """The classifier of a folder, checked against its card; None where the data had no labelled images.
+
+    Raises :class:`DataError` if it is altered.
+    """
     card = read_json(folder / CARD, "classifier")
     if card is None:
         return None

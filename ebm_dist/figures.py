@@ -55,7 +55,11 @@ def _enlarged(sheet: Array, pixels: int = 640) -> Image.Image:
 
 def image_grid(images: Array, columns: int, title: str) -> bytes:
     """A sheet of images with a title above."""
-    sheet = tile(images, columns)
+    return titled(tile(images, columns), title)
+
+
+def titled(sheet: Array, title: str) -> bytes:
+    """An array of bytes ``(H, W, 3)`` with a title above."""
     figure = Figure(figsize=(6, 6 * sheet.shape[0] / sheet.shape[1] + 0.35), dpi=_DPI, layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(sheet, interpolation="nearest")

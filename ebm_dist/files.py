@@ -33,6 +33,7 @@ class RawFile(NamedTuple):
 
 
 def sha256(path: Path) -> str:
+    """Of a file's content, in hexadecimal; read in pieces."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -61,14 +62,17 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def encode(content: Mapping[str, Tensor] | dict[str, Any] | list[Any]) -> bytes:
-    """Tensors, or none at all, as safetensors; anything else as JSON."""
+    """Tensors by name, or none at all, as safetensors; anything else as JSON."""
     if isinstance(content, Mapping) and all(isinstance(value, Tensor) for value in content.values()):
         return safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in content.items()})
     return (json.dumps(content, sort_keys=True) + "\n").encode()
 
 
 def read_tensors(path: Path, made_by: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file of ours; ``made_by`` as in :func:`read_json`."""
+    """The tensors by name of a safetensors file of ours; ``made_by`` as in :func:`read_json`.
+
+    Raises :class:`DataError` if it is missing or broken.
+    """
     try:
         return safetensors.torch.load(read_bytes(path))
     except FileNotFoundError:
@@ -78,7 +82,7 @@ def read_tensors(path: Path, made_by: str) -> dict[str, Tensor]:
 
 
 def read_json(path: Path, made_by: str) -> Any:
-    """Parse a JSON file of ours; ``made_by`` is the stage to run where it is missing or broken."""
+    """Parse a JSON file of ours; ``made_by`` is the stage to run where it is missing or broken. Raises :class:`DataError`."""
     try:
         return json.loads(read_bytes(path))
     except FileNotFoundError:
@@ -92,6 +96,8 @@ def fetch(file: RawFile, cache: Path = Path("data/raw")) -> Path:
 
     Looked for in the folder that ``EBM_DATA_DIR`` names, then in ``cache``, else downloaded there. A download that is not what was
     published (cut off, an error page, another file) is refused and removed; a wrong file in the user's own folder is only refused.
+
+    Raises :class:`DataError` where it cannot be had or is another.
     """
     own = os.environ.get("EBM_DATA_DIR")
     if own and (path := Path(own) / file.name).exists():

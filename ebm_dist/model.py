@@ -61,6 +61,7 @@ class TrainedModel(NamedTuple):
 
     @property
     def bounds(self) -> tuple[float, float] | None:
+        """Of the data, hence of chains; None where there are none."""
         return None if self.card["bounds"] is None else tuple(self.card["bounds"])
 
     @torch.no_grad()
@@ -131,9 +132,10 @@ def _class_energies(energy: EnergyModel, x: Tensor, y: Tensor, num_classes: int)
 
 
 def export(run: Path, folder: Path, params: Params, index: "Index", train: tuple[Tensor, Tensor], digest: str) -> dict[str, Any]:
-    """Write the model of a finished run: bitwise a function of its final checkpoint and the training samples and labels.
+    """Write the model of a finished run: bitwise a function of its last checkpoint and the training data ``(n, *shape)``, labels.
 
     Returns the history of metrics and the seconds of training.
+    Raises :class:`DataError` for a run that has not ended.
     """
     final = checkpoint.latest(run, digest)
     if final is None or checkpoint.verify(final, digest) < params.train.num_steps:
@@ -217,7 +219,7 @@ def _about(index: "Index") -> dict[str, Any]:
 
 
 def load(folder: Path) -> TrainedModel:
-    """Load a model; its files are checked against the hashes in ``model.json``."""
+    """Load a model; its files are checked against the hashes in ``model.json``. Raises :class:`DataError` where they differ."""
     try:
         card = json.loads((folder / _CARD).read_bytes())
         for name, digest in card["sha256"].items():

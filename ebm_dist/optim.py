@@ -54,6 +54,7 @@ def learning_rate(config: Config, step: int, num_steps: int) -> float:
 
 
 def optimizer(config: Config, player: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of a player; its rate is set anew in each step, by :func:`learning_rate`."""
     if config.method == "sgd":
         return torch.optim.SGD(player.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
     return torch.optim.Adam(player.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)

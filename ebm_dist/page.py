@@ -36,7 +36,10 @@ summary { cursor: pointer; padding: .3rem 0 } .bad { color: #c62828; font-weight
 
 
 def build(reports: Path, beside: Path | None = None) -> str:
-    """The page of a folder of reports; ``beside`` is another, such as the champion's, whose metrics stand in a second column."""
+    """The page of a folder of reports; ``beside`` is another, such as the champion's, whose metrics stand in a second column.
+
+    Raises :class:`DataError` where there are no reports.
+    """
     suites = {path.parent.name: read_json(path, "evaluate") for path in sorted(reports.glob("*/metrics.json"))}
     suites.pop("train", None)
     if not suites:
@@ -90,6 +93,8 @@ def _training(reports: Path) -> Iterator[str]:
             f'<p class="soft">{escape(str(path.parent.relative_to(reports)))}: {run["seconds"]:.0f} s on {run["workers"]} workers'
             f" ({escape(str(run['hardware']['cpu']))}, {run['hardware']['cores']} cores): {cost:.0f} device-seconds.</p>"
         )
+    for path in sorted(reports.glob("train/**/chains.png"))[:1]:
+        yield _picture(path, "Chains over the training")
     first = next(iter(sorted(reports.glob("train/**/curves.csv"))), None)
     if first is not None:
         rows = list(csv.DictReader(io.StringIO(first.read_text())))
@@ -117,12 +122,7 @@ def _curve(name: str, points: list[tuple[float, float]]) -> str:
 def _suite(folder: Path, metrics: dict[str, Any], theirs: dict[str, Any] | None) -> Iterator[str]:
     for path in sorted(folder.glob("plots/*")):
         if path.suffix in _KINDS:
-            content = base64.b64encode(path.read_bytes()).decode()
-            name = path.stem.replace("_", " ")
-            yield (
-                f'<figure><img alt="{escape(folder.name)}: {escape(name)}" src="data:{_KINDS[path.suffix]};base64,{content}">'
-                f"<figcaption>{escape(name)}</figcaption></figure>"
-            )
+            yield _picture(path, f"{folder.name}: {path.stem.replace('_', ' ')}")
     seeds = [flat(one) for one in metrics.get("seeds", {}).values()]
     other = flat(theirs or {})
     rows = []
@@ -132,6 +132,14 @@ def _suite(folder: Path, metrics: dict[str, Any], theirs: dict[str, Any] | None)
         rows.append((escape(key), f"{value:.5g}", scatter, *((f"{other[key]:.5g}" if key in other else "",) if theirs else ())))
     head = ("metric", "value", "95 % interval", *(("beside it",) if theirs else ()))
     yield f"<details{' open' if len(rows) <= 12 else ''}><summary>{len(rows)} metrics</summary>{_table(head, rows)}</details>"
+
+
+def _picture(path: Path, name: str) -> str:
+    content = base64.b64encode(path.read_bytes()).decode()
+    return (
+        f'<figure><img alt="{escape(name)}" src="data:{_KINDS[path.suffix]};base64,{content}">'
+        f"<figcaption>{escape(name)}</figcaption></figure>"
+    )
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

@@ -68,7 +68,8 @@ def judge(gates: tuple[Gate, ...], metrics: dict[str, Any]) -> list[Verdict]:
 def register(params: Params, folder: Path, reports: Path, run: Path, name: str) -> dict[str, Any]:
     """Log a trained model and its reports on its run, make it a version, and give it the aliases that it has earned.
 
-    Doing it again finds the same run and version. Returns what ``registry.json`` holds.
+    Doing it again finds the same run and version. Returns what ``registry.json`` holds. Raises :class:`RegistryError` if MLflow
+    refuses, :class:`DataError` where the card would have gaps.
     """
     trained = model.load(folder)
     metrics = flat({path.parent.name: json.loads(path.read_bytes()) for path in sorted(reports.glob("*/metrics.json"))})

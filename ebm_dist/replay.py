@@ -114,9 +114,11 @@ class ReplayShard:
         return order, drawn
 
     def state_dict(self) -> dict[str, Tensor]:
+        """All there is to a shard, as a checkpoint keeps it: tensors by name."""
         return {"position": self.position, "label": self.label, "age": self.age, "count": self.count}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take over what a checkpoint kept. Raises :class:`ValueError` for another shape or type."""
         for name, own in self.state_dict().items():
             if own.shape != state[name].shape or own.dtype != state[name].dtype:
                 raise ValueError(f"chains.{name} is {tuple(state[name].shape)}, not {tuple(own.shape)}")

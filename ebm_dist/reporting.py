@@ -57,10 +57,12 @@ class Lines:
         self._lines, self._is_written, self._written_at = list[str](), True, 0.0
 
     def replace(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Begin the file anew with these rows."""
         self._lines, self._is_written = [json.dumps(row) + "\n" for row in rows], False
         self.flush()
 
     def append(self, row: dict[str, Any]) -> None:
+        """Add a row; on a disk at once, in a store soon."""
         faults.point("record.append")
         line = json.dumps(row) + "\n"
         if is_local(self.path):
@@ -73,6 +75,7 @@ class Lines:
             self.flush()
 
     def flush(self) -> None:
+        """Write what is not written yet."""
         if not self._is_written:
             write_whole(self.path, "".join(self._lines).encode())
             self._is_written, self._written_at = True, self.now()

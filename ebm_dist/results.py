@@ -16,6 +16,8 @@ _MARK, _END = "<!-- python -m pipelines.results -->", "<!-- end -->"
 
 
 class Recipe(NamedTuple):
+    """A recipe, and whether there is anything to see of it."""
+
     name: str
     title: str
     """the first line of its file"""

@@ -49,5 +49,5 @@ def seeded(seed: int, purpose: str) -> Iterator[None]:
 
 
 def bernoulli(p: Tensor, generator: Generator) -> Tensor:
-    """Ones with probability ``p``, else zeros; on a CPU three times as fast as torch's."""
+    """Ones with probability ``p (*shape)``, else zeros; on a CPU three times as fast as torch's."""
     return (torch.rand(p.shape, generator=generator, device=p.device, dtype=p.dtype) < p).to(p.dtype)

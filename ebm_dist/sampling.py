@@ -86,10 +86,12 @@ class Options(Protocol):
     """What section ``train`` says about chains."""
 
     @property
-    def compile(self) -> bool: ...
+    def compile(self) -> bool:
+        """whether several steps become one compiled function"""
 
     @property
-    def precision(self) -> Precision: ...
+    def precision(self) -> Precision:
+        """of the network in the chains"""
 
 
 def chains_of(options: Options, energy: EnergyModel, kernel: Kernel, num_steps: int) -> Chains:

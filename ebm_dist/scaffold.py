@@ -10,6 +10,8 @@ from ebm_dist.errors import ConfigError
 
 
 class Kind(NamedTuple):
+    """A kind of plugin, and how a new one is made."""
+
     folder: str
     like: str
     """the plugin to copy, if no other is named"""

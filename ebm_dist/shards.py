@@ -67,6 +67,7 @@ class Index(NamedTuple):
     """SHA-256 of the index, which holds the SHA-256 of each shard: names the data exactly."""
 
     def num_samples(self, split: str) -> int:
+        """Of a split, over all its shards."""
         return sum(tar.num_samples for tar in self.splits[split])
 
 
@@ -250,7 +251,9 @@ def read_split(index: Index, split: str, tars: range | None = None) -> tuple[Ten
 
 
 def read_labelled(index: Index, seed: int) -> tuple[Tensor, Tensor] | None:
-    """As :func:`read_split`, the few samples whose labels are known, drawn for this seed; None where the data are not so."""
+    """As :func:`read_split`, the few samples ``(n, *shape)`` whose labels are known, drawn for this seed; None where the data are
+    not so.
+    """
     draws = sum(split.startswith("labelled-") for split in index.splits)
     return read_split(index, f"labelled-{seed % draws}") if draws else None
 

@@ -48,6 +48,7 @@ def store(folder: str) -> Path:
 
 
 def is_local(path: Path) -> bool:
+    """Whether a path is on a disk; else it is in an object store."""
     return isinstance(path, Path)
 
 

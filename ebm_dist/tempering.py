@@ -21,6 +21,8 @@ from ebm_dist.samplers import Bounds, Info, Kernel, accept, choose
 
 
 class State(NamedTuple):
+    """All replicas of ``B`` chains."""
+
     position: Tensor
     """``(B, *shape)`` of the coldest replica"""
     replicas: Tensor
@@ -43,7 +45,8 @@ def tempered(kernel: Kernel, temperatures: Sequence[float], *, bounds: Bounds) -
     ``temperatures`` start at 1 and grow; the kernel's own must be 1. It is exact if ``kernel`` is. All replicas are one batch, so
     the cost is that of ``len(temperatures)`` times the chains, and a second evaluation of energy and score after the swap.
     ``bounds`` are those of the kernel. Without, a replica moves in the coordinates ``x / sqrt(T_r)``, which makes its steps longer
-    as its distribution is wider; bounds would be moved by that, so within bounds all replicas move alike.
+    as its distribution is wider; bounds would be moved by that, so within bounds all replicas move alike. Raises ValueError for
+    other temperatures.
     """
     num = len(temperatures)
     if not num or temperatures[0] != 1 or any(a >= b for a, b in pairwise(temperatures)):

@@ -4,6 +4,7 @@ They are fed from the run's record on disk, never by the workers, so training ne
 nor notices when it is away.
 """
 
+import io
 import logging
 import os
 import threading
@@ -13,10 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
+
+from ebm_dist import snapshots
 from ebm_dist.config import Params, Positive, section
 from ebm_dist.errors import RegistryError
 from ebm_dist.files import flat
 from ebm_dist.reporting import METRICS, read_lines
+from ebm_dist.storage import read_bytes
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -95,7 +100,17 @@ def sync(mlflow: "MlflowClient", run_id: str, run: Path) -> int:
         # a block repeated after a crash between these two calls has the same keys, times, steps and values: the store keeps one
         mlflow.log_batch(run_id, metrics=metrics)
         mlflow.set_tag(run_id, "ebm.synced_step", str(int(block[-1][1]["step"])))
+    _sync_pictures(mlflow, run_id, run)
     return len(fresh)
+
+
+def _sync_pictures(mlflow: "MlflowClient", run_id: str, run: Path) -> None:
+    """Bring the pictures of the chains that MLflow does not have yet: it shows them by step."""
+    last = int(mlflow.get_run(run_id).data.tags.get("ebm.synced_picture", -1))
+    for step, path in snapshots.taken(run).items():
+        if step > last:
+            mlflow.log_image(run_id, Image.open(io.BytesIO(read_bytes(path))), key="chains", step=step)
+            mlflow.set_tag(run_id, "ebm.synced_picture", str(step))
 
 
 def _speed(before: dict[str, Any] | None, row: dict[str, Any]) -> dict[str, float]:
@@ -168,6 +183,7 @@ class Family:
             yield
 
     def bring(self, mlflow: "MlflowClient", phases: Mapping[str, Sequence["Trial"]]) -> None:
+        """Bring parent and children up to date. Raises what MLflow raises."""
         values = flat(self.params.as_dict("tune")) | dict(self.facts)
         self._parent = self._parent or _run(mlflow, self.params, self.digest, self.name, values, {"ebm.kind": "search"})
         for phase, trials in list(phases.items()):  # one is added while we look

@@ -142,7 +142,7 @@ class Trainer:
 
     @record_function("update")
     def update(self, player: str, gradient: Tensor) -> None:
-        """Clip, step, and move the average of the weights."""
+        """Clip the gradient ``(num_parameters,)``, step, and move the average of the weights."""
         config, network, optimizer = self.params.optimizer, self.objective.players[player], self.optimizers[player]
         if config.max_grad_norm is not None:
             gradient = gradient * (config.max_grad_norm / gradient.norm().clamp(min=config.max_grad_norm))
@@ -189,6 +189,7 @@ class Trainer:
         reporter.started(self.step, self.history, self.rollbacks, f"rolled back: {diverged}")
 
     def due(self, every: int) -> bool:
+        """Whether something that happens every so many steps happens now; at the last step all does."""
         return self.step % every == 0 or self.step == self.config.num_steps
 
     def turn_to_task(self) -> None:
@@ -210,6 +211,7 @@ class Trainer:
             self.optimizers = self.new_optimizers()
 
     def new_optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """An optimizer for each player, without a past."""
         return {name: optim.optimizer(self.params.optimizer, player) for name, player in self.objective.players.items()}
 
     @record_function("data")
@@ -218,6 +220,7 @@ class Trainer:
         return Batch(x.to(self.device), y.to(self.device))
 
     def context(self, shard: int) -> StepContext:
+        """What the objective gets beside its batch, for one logical shard."""
         again = f"/rollback-{self.rollbacks}" if self.rollbacks else ""
 
         def streams(purpose: str) -> torch.Generator:
@@ -227,10 +230,12 @@ class Trainer:
 
     @record_function("report")
     def report(self, row: dict[str, Tensor], reporter: Reporter) -> None:
+        """Keep a row of metrics, each ``(shards of mine,)``, as their means over all shards."""
         self.history.append({"step": self.step, **self.mean_over_shards(row)})
         reporter.metrics(self.history[-1], self.seconds)
 
     def mean_over_shards(self, row: dict[str, Tensor]) -> Row:
+        """Means of values ``(shards of mine,)`` over all shards, equal on every rank."""
         mine = torch.stack([value.float() for value in row.values()], dim=1)
         means = self.comm.gather(mine, self.config.num_shards).double().mean(dim=0)
         return dict(zip(row, means.tolist(), strict=True))
@@ -259,7 +264,10 @@ class Trainer:
             reporter.saved(self.history[-1] if self.history else {})
 
     def restore(self, root: Path) -> bool:
-        """Load the latest whole checkpoint of this run; False if there is none."""
+        """Load the latest whole checkpoint of this run; False if there is none.
+
+        Raises :class:`CheckpointError` if it does not fit.
+        """
         folder = checkpoint.latest(root, self.digest)
         if folder is None:
             return False
@@ -323,7 +331,10 @@ def _load_moments(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor
 
 
 def build(params: Params, index: shards.Index, comm: Comm, device: torch.device, digest: str) -> Trainer:
-    """A trainer at step 0, with the logical shards that are this rank's."""
+    """A trainer at step 0, with the logical shards that are this rank's.
+
+    Raises :class:`ConfigError` where the classes cannot be shared evenly by the tasks.
+    """
     config: Config = params.train
     mine = deal(config.num_shards, comm.world_size, comm.rank)
     networks = {name: player.to(device) for name, player in build_players(params, index.shape, index.num_classes).items()}

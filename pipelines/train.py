@@ -6,7 +6,7 @@ digest is of settings, data and code.
 
 from pathlib import Path
 
-from ebm_dist import cluster, config, lineage, model, progress, shards, storage, tracking
+from ebm_dist import cluster, config, lineage, model, progress, shards, snapshots, storage, tracking
 from ebm_dist.files import write_csv, write_json
 from pipelines import parser, run
 
@@ -26,13 +26,15 @@ def main() -> None:
     folder, name = runs / digest[:16], f"{index.dataset}-{digest[:8]}"
     with cluster.exclusive(folder, digest), tracking.following(params, digest, name, folder):
         if not cluster.is_finished(folder, digest, params.train.num_steps):
-            with progress.live(folder, params.train.num_steps):
+            with progress.live(folder, params.train.num_steps), snapshots.following(folder):
                 cluster.fit(params, shards.publish(index, storage.store("shards")).folder, folder, digest)
     exported = model.export(folder, given.out, params, index, shards.read_split(index, "train"), digest)
     history = exported["history"]
     given.report.mkdir(parents=True, exist_ok=True)
     write_json(given.report / "metrics.json", history[-1])
     write_csv(given.report / "curves.csv", history)
+    if strip := snapshots.strip(folder):  # no output of the stage either: which checkpoints were seen differs
+        storage.write_whole(given.report / "chains.png", strip)
     facts = {"dataset": index.dataset, "is_official": index.is_official, "data_digest": index.digest, "run_digest": digest}
     facts |= {"seconds": round(exported["seconds"], 1), "workers": params.cluster.workers, "hardware": lineage.hardware()}
     write_json(given.report / "run.json", facts)  # no output of the stage: times differ from run to run

@@ -42,7 +42,10 @@ def load(config: Config) -> Dataset:
 
 
 def read(path: Path, names: list[str]) -> Arrays:
-    """Images and labels of some files of the archive: records of a label and the red, green and blue planes."""
+    """Images and labels of some files of the archive: records of a label and the red, green and blue planes.
+
+    Raises :class:`DataError` for any other file.
+    """
     records = []
     try:
         with tarfile.open(path) as archive:

@@ -34,7 +34,10 @@ def load(config: Config) -> Dataset:
 
 
 def read(path: Path) -> Arrays:
-    """Images and labels of a MATLAB 5 file, ``X (32, 32, 3, n)`` and ``y (n, 1)``, where the digit 0 has the label 10."""
+    """Images and labels of a MATLAB 5 file, ``X (32, 32, 3, n)`` and ``y (n, 1)``, where the digit 0 has the label 10.
+
+    Raises :class:`DataError` for any other file.
+    """
     try:
         found = loadmat(path, variable_names=["X", "y"])
         x, y = np.asarray(found["X"], np.uint8), np.asarray(found["y"], np.int64).ravel() % 10

@@ -76,6 +76,7 @@ class Squares(NamedTuple):
 
     @property
     def mode(self) -> npt.NDArray[np.int64]:
+        """``(k,)`` the mode of each centre: itself."""
         return np.arange(len(self.centres))
 
     def log_prob(self, x: Array) -> Array:

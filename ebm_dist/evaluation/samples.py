@@ -79,7 +79,7 @@ def evaluate(config: Config, subject: Subject) -> Report:
 
 
 def sample(config: Config, subject: Subject) -> tuple[Tensor, list[dict[str, Any]], list[tuple[int, Tensor]]]:
-    """Chains from the same noise every time: their ends, the energy along the way, and frames of the first hundred."""
+    """Chains from the same noise every time: their ends ``(n, *shape)``, energies on the way, frames of the first hundred."""
     model = subject.model
     size = (config.num_samples, *model.card["shape"])
     start = noise(size, model.bounds, stream(_SEED, "samples/noise"))

@@ -18,6 +18,8 @@ class Config:
 
 
 class MLP(GeneratorModel):
+    """``x = W relu(... relu(z))``, ``(B, latent_size)`` to ``(B, *shape)``."""
+
     def __init__(self, config: Config, shape: tuple[int, ...]) -> None:
         super().__init__()
         self.latent_size, self.shape = config.latent_size, shape

@@ -79,7 +79,7 @@ class Statistics(nn.Module):
 
 
 def mutual_information(statistics: Callable[..., Any], x: Tensor, z: Tensor) -> Tensor:
-    """The estimate of ``I(x; z)``, a scalar, with every latent set against its own sample and that of its neighbour."""
+    """The estimate of ``I(x; z)``, one number, with every latent set against its own sample and that of its neighbour."""
     joint, apart = statistics(torch.cat([x, x]), torch.cat([z, z.roll(1, dims=0)])).chunk(2)
     return -F.softplus(-joint).mean() - F.softplus(apart).mean()
 

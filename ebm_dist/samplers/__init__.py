@@ -63,7 +63,7 @@ class ChainStats(NamedTuple):
 
 
 def noise(size: tuple[int, ...], bounds: Bounds, generator: Generator) -> Tensor:
-    """Positions without knowledge, where fresh chains start: uniform within bounds, else standard normal."""
+    """Positions ``(*size,)`` without knowledge, where fresh chains start: uniform within bounds, else standard normal."""
     if bounds is None:
         return torch.randn(size, generator=generator, device=generator.device)
     low, high = bounds
@@ -82,7 +82,7 @@ def choose(taken: Tensor, new: Tensor, old: Tensor) -> Tensor:
 
 
 def reflect(x: Tensor, bounds: tuple[float, float]) -> tuple[Tensor, Tensor]:
-    """Where a straight path to ``x`` ends that is mirrored at the bounds, and whether it comes back in the other direction.
+    """Where a straight path to ``x (B, *shape)`` ends that is mirrored at the bounds, and whether it comes back reversed.
 
     Lengths and volumes are kept and the path can be gone backwards: symmetric proposals stay symmetric (Neal 2011, section 5.5.1).
     """

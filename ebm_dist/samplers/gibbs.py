@@ -38,7 +38,7 @@ class State(NamedTuple):
 
 def build(config: Config, *, bounds: Bounds) -> Kernel:
     """``bounds`` change nothing: positions are where the target's conditionals put them. There is no temperature but 1, since the
-    conditionals are those of ``exp(-E)``. A target without conditionals is a :class:`TypeError` at ``init``.
+    conditionals are those of ``exp(-E)``. A target without conditionals raises TypeError at ``init``.
     """
 
     def init(target: EnergyFn, position: Tensor) -> State:

@@ -178,6 +178,7 @@ def draw(params: Params, index: int) -> dict[str, Any]:
     """The values of a trial: a function of ``tune.seed`` and its index. Combinations that the settings refuse are redrawn.
 
     Trials are spread more evenly than independent draws: they are points of a scrambled Sobol sequence. Redraws are independent.
+    Raises :class:`ConfigError` if every one is refused.
     """
     ranges, known = params.tune.ranges(params), keys(params)
     from scipy.stats.qmc import Sobol  # a second to import, and every process reads this file's Config
@@ -217,6 +218,7 @@ def perturbed(params: Params, values: Mapping[str, Any], generator: Any) -> dict
 
 
 def is_possible(params: Params, values: Mapping[str, Any]) -> bool:
+    """Whether the settings allow these values together."""
     try:
         with_values(params, values)
     except ConfigError:
@@ -245,10 +247,12 @@ class Trial:
 
     @property
     def is_over(self) -> bool:
+        """Whether nothing more will come of it."""
         return self.state not in ("waiting", "running")
 
     @property
     def step(self) -> int:
+        """The step of its latest score; 0 before the first."""
         return int(self.rows[-1]["step"]) if self.rows else 0
 
     @staticmethod
@@ -265,10 +269,12 @@ class Trial:
 
 
 def read_trials(text: bytes) -> list[Trial]:
+    """What :func:`write_trials` wrote."""
     return [Trial(**entry) for entry in json.loads(text)]
 
 
 def write_trials(trials: Iterable[Trial]) -> bytes:
+    """Trials as JSON."""
     return (json.dumps([asdict(trial) for trial in trials]) + "\n").encode()
 
 

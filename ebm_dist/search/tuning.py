@@ -130,6 +130,7 @@ class Trials:
 
     @property
     def left(self) -> list[Trial]:
+        """Those that are not over."""
         return [trial for trial in self.all if not trial.is_over]
 
 

@@ -138,7 +138,7 @@ names = ["energy_pos", "energy_neg", "energy_gap", "loss_energy", "grad_norm_ene
 steps = {{n: [m.step for m in client.get_metric_history(run.info.run_id, n)] for n in names}}
 speed = [m.value for m in client.get_metric_history(run.info.run_id, "steps_per_second")]
 (version,) = client.search_model_versions("name = 'ebm-digits'")
-files = [f.path for d in ("reports/samples/plots", "reports/ood/plots", "reports/histogram/plots", "record") for f in client.list_artifacts(run.info.run_id, d)]
+files = [f.path for d in ("images", "reports/samples/plots", "reports/ood/plots", "reports/histogram/plots", "record") for f in client.list_artifacts(run.info.run_id, d)]
 print(json.dumps(dict(steps=steps, speed=speed, params=run.data.params, tags=run.data.tags, version_tags=version.tags, aliases=client.get_registered_model("ebm-digits").aliases, files=files, status=run.info.status, metrics=run.data.metrics)))
 """
     code, output = finish(folder, sys.executable, "-c", script)
@@ -153,6 +153,7 @@ print(json.dumps(dict(steps=steps, speed=speed, params=run.data.params, tags=run
     ] == "FINISHED"
     assert "reports/samples/plots/samples.png" in found["files"] and "reports/samples/plots/chains.gif" in found["files"]
     assert "record/metrics.jsonl" in found["files"]
+    assert any("chains" in name and "step" in name for name in found["files"]), found["files"]  # chains over the training
     for tags in (found["tags"], found["version_tags"]):
         assert tags["train.starts"] == str(starts)
         assert {
@@ -161,6 +162,8 @@ print(json.dumps(dict(steps=steps, speed=speed, params=run.data.params, tags=run
             "config.digest",
             "train.workers",
             "train.ray_jobs",
+            "objective",
+            "sampler",
             "dvc.data/main",
             "dvc.model/energy",
         } <= tags.keys()
@@ -280,8 +283,22 @@ def test_what_the_pages_let_a_newcomer_type_works(done):
         command = [sys.executable, "-c", line] if "\n" in line else ["bash", "-c", line]
         code, output = finish(folder, *command)
         assert code == 0 and "Traceback" not in output, f"{line}\n{output}"
-    assert (folder / "report.html").stat().st_size > 100_000
+    assert "Chains over the training" in (folder / "report.html").read_text()
+    assert "beside it" in (folder / "beside.html").read_text()
     (folder / "ebm_dist/samplers/my_langevin.py").unlink()
+
+
+def test_the_plots_of_dvc_need_no_network(done, tmp_path):
+    folder, _ = done
+    browser = pages.browser()
+    for command in ((sys.executable, "-m", "infra.offline_plots"), ("dvc", "plots", "show", "-o", "dvc_plots")):
+        code, output = finish(folder, *command)
+        assert code == 0, output
+    page = folder / "dvc_plots/index.html"
+    assert not re.findall(r"<(?:script|link|img)[^>]*(?:src|href)=.?https?:", page.read_text())
+    seen = pages.look(browser, f"file://{page}", tmp_path / "plots.png", tmp_path / "profile")
+    drawn = len(re.findall(r"<canvas[^>]*>|<svg[^>]*class=\"marks", seen))
+    assert drawn >= 3 and seen.count("<img") >= 5, (drawn, seen.count("<img"))
 
 
 def train(folder: Path, params: Path, *more: str, **environment: str) -> tuple[int, str]:

@@ -1,5 +1,6 @@
 """The pages of docs/: they build without a warning, and what they let one type is there."""
 
+import ast
 import os
 import re
 import shlex
@@ -51,3 +52,48 @@ def test_every_command_on_a_page_exists(page):
         for setting in re.findall(r"-S ([\w.]+)=", line):
             section, _, key = setting.partition(".")
             assert section == "recipe" or hasattr(getattr(config.load(ROOT / "params.yaml"), section), key), line
+
+
+def functions(path: Path):
+    """Public functions and methods, the classes that they are in, and classes themselves."""
+
+    def within(node: ast.AST, classes: tuple[ast.ClassDef, ...]):
+        for child in node.body:
+            if isinstance(child, ast.FunctionDef | ast.ClassDef) and not child.name.startswith("_"):
+                yield child, classes
+            if isinstance(child, ast.ClassDef) and not child.name.startswith("_"):
+                yield from within(child, (*classes, child))
+
+    yield from within(ast.parse(path.read_text()), ())
+
+
+SOURCES = sorted((ROOT / "ebm_dist").rglob("*.py"))
+CONTRACTS = {  # what a method does is said once, where it is asked for: in a protocol, a base class or the package of the plugins
+    function.name for path in SOURCES for function, classes in functions(path) if classes and ast.get_docstring(function)
+} | {"check"}
+AS_THE_PACKAGE_SAYS = {"Config", "State"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT / "ebm_dist")))
+def test_everything_public_says_what_it_is_what_shapes_it_has_and_what_it_raises(path):
+    package = ast.get_docstring(ast.parse((path.parent / "__init__.py").read_text())) or ""
+    module = ast.get_docstring(ast.parse(path.read_text())) or ""
+    for found, classes in functions(path):
+        where, text = f"{path.name}:{found.lineno} {found.name}", ast.get_docstring(found) or ""
+        if isinstance(found, ast.ClassDef):
+            assert text or found.name in AS_THE_PACKAGE_SAYS, where
+            continue
+        is_contract = (classes and found.name in CONTRACTS) or f"``{found.name}(" in package
+        assert text or is_contract, where
+        raised = {
+            node.exc.func.id
+            for node in ast.walk(found)
+            if isinstance(node, ast.Raise) and hasattr(getattr(node.exc, "func", None), "id")
+        }
+        if text and any(name.endswith("Error") for name in raised - {"NotImplementedError"}):
+            assert "aises" in text, f"{where} raises {raised}"
+        arguments = [*found.args.args, *found.args.kwonlyargs]
+        annotations = " ".join(ast.unparse(a) for a in [*(one.annotation for one in arguments), found.returns] if a)
+        if re.search(r"\bTensor\b", annotations) and text and not is_contract:
+            said = text + module + " ".join(ast.get_docstring(one) or "" for one in classes)
+            assert re.search(r"``\([^)]*[,*][^)]*\)|shape|one number|by name|log Z", said), f"{where}: no shape"
