@@ -39,6 +39,8 @@ Array = npt.NDArray[np.float64]
 class Config:
     max_samples: Count = 10000
     """At most so many samples of each set."""
+    num_chains: Count = 2000
+    """Of these, at most so many start a chain, for the fall of the energy."""
     num_bootstrap: Count = 1000
     """Resamples of both sets behind each 95 % interval."""
     mean_of: tuple[str, ...] = ()
@@ -51,7 +53,7 @@ def evaluate(config: Config, subject: Subject) -> Report:
     sets = synthetic(inside, subject.data) | others_like(subject.data, subject.others, config.max_samples)
     scorers: dict[str, Any] = {
         _MODEL: lambda x: -subject.model.energies(x).double().numpy(),
-        _FALL: lambda x: -fall(subject.model, x).double().numpy(),
+        _FALL: lambda x: -fall(subject.model, x[: config.num_chains]).double().numpy(),
     }
     if not is_conditional(subject.model.params):
         untrained = build_energy(subject.model.params, subject.data.shape, subject.data.num_classes)
@@ -62,8 +64,9 @@ def evaluate(config: Config, subject: Subject) -> Report:
     rows: list[dict[str, Any]] = []
     for set_name, x in sets.items():
         for name, score in scorers.items():
-            value, low, high = auroc(known[name], score(x), config.num_bootstrap)
-            rows.append({"set": set_name, "count": len(x), "score": name, "auroc": value, "low": low, "high": high})
+            found = score(x)
+            value, low, high = auroc(known[name], found, config.num_bootstrap)
+            rows.append({"set": set_name, "count": len(found), "score": name, "auroc": value, "low": low, "high": high})
     ours = {row["set"]: row for row in rows if row["score"] == _MODEL}
     best = {
         name: max(r["auroc"] for r in rows if r["set"] == name and r["score"] not in (_MODEL, _FALL, _UNTRAINED)) for name in ours
