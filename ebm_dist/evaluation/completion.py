@@ -2,7 +2,8 @@
 
 The hidden pixels start as noise and follow the sampler that the model was trained with; the others stay, so gradient and noise act
 on the hidden ones alone. The error on training images beside that on test images tells memory from understanding, the variance over
-several completions of one image tells a distribution from an answer. A conditional model is given the label.
+several completions of one image tells a distribution from an answer. A conditional model is given the label. Beside it, without a
+model: the mean training image, and the lower half of the training image with the nearest upper half, of the same class if given.
 """
 
 from typing import Any
@@ -40,7 +41,7 @@ def evaluate(config: Config, subject: Subject) -> Report:
     sets = {"train": (train[chosen], train_labels[chosen]), "test": (test[: config.num_images], test_labels[: config.num_images])}
     metrics: dict[str, Any] = {"num_images": config.num_images, "num_steps": config.num_steps}
     mean_image, rows = hidden(train.mean(dim=0, keepdim=True)), list[dict[str, Any]]()
-    pictures = {}
+    pictures, given_labels = {}, is_conditional(subject.model.params)
     for name, (x, y) in sets.items():
         truth, ends = hidden(x), complete(config, subject, x, y, name)
         errors = ((ends - truth) ** 2).flatten(2).mean(dim=2)  # (completions, images)
@@ -51,12 +52,26 @@ def evaluate(config: Config, subject: Subject) -> Report:
             "mse_of_mean_completion": ((ends.mean(dim=0) - truth) ** 2).mean().item(),
             "variance": ends.var(dim=0).mean().item(),
             "mse_mean_image": ((mean_image - truth) ** 2).mean().item(),
+            "mse_nearest": ((nearest(x, train, y[:, None] == train_labels if given_labels else None) - truth) ** 2).mean().item(),
         }
         rows += [{"set": name, **metrics[name]}]
         pictures[f"{name}.png"] = _picture(x, ends, name)
     metrics["mse_test_over_train"] = metrics["test"]["mse"] / metrics["train"]["mse"]
     metrics["mse_over_mean_image"] = metrics["test"]["mse"] / metrics["test"]["mse_mean_image"]
     return Report(metrics, {"completion": rows}, pictures)
+
+
+def nearest(x: Tensor, train: Tensor, allowed: Tensor | None) -> Tensor:
+    """Lower halves ``(n, channels, h/2, w)`` of the training images with the nearest upper half, but none at no distance.
+
+    ``allowed (n, training images)``: which may be taken for which; all if None.
+    """
+    above, theirs = (part[:, :, : x.shape[2] // 2].flatten(1) for part in (x, train))
+    distance = torch.cdist(above, theirs)
+    distance[distance < 1e-3] = torch.inf  # itself, among training images
+    if allowed is not None:
+        distance[~allowed] = torch.inf
+    return hidden(train[distance.argmin(dim=1)])
 
 
 def hidden(x: Tensor) -> Tensor:

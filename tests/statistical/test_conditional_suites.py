@@ -125,6 +125,16 @@ def test_sums_of_energies_have_something_of_both(digits_data, classifier):
         composition.evaluate(config, subject(digits_data, ClassMeans(centre), classifier, conditional=False))
 
 
+def test_the_nearest_upper_half_lends_its_lower_one():
+    train = torch.zeros(3, 1, 4, 2)
+    train[:, 0, :2] = torch.tensor([0.0, 0.5, 0.6])[:, None, None]
+    train[:, 0, 2:] = torch.tensor([1.0, 2.0, 3.0])[:, None, None]
+    x = train[1:2]  # itself is among them, and is not taken
+    assert completion.nearest(x, train, None).mean() == 3.0
+    assert completion.nearest(x, train, torch.tensor([[True, True, False]])).mean() == 1.0
+    assert completion.nearest(x, train, None).shape == (1, 1, 2, 2)
+
+
 def test_completions_follow_the_energy_and_keep_what_is_given(digits_data, tmp_path):
     config, own = completion.Config(num_images=60, num_completions=6, num_steps=60), subject(digits_data, Mirror())
     report = completion.evaluate(config, own)
