@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Container, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -70,6 +70,14 @@ class RayReporter(FileReporter):
     """
 
     _num_asked, _is_warned = 0, False
+
+    def metrics(self, row: Row, seconds: float) -> None:
+        """With the watts that the GPU of rank 0 draws, where NVML tells: ``pip install nvidia-ml-py``."""
+        import torch
+
+        with suppress(Exception):  # no GPU, no NVML, no leave to ask it
+            row = row | {"watts": torch.cuda.power_draw() / 1000}
+        super().metrics(row, seconds)
 
     def saved(self, row: Row) -> None:
         import ray.train

@@ -89,9 +89,10 @@ def _training(reports: Path) -> Iterator[str]:
     for path in sorted(reports.glob("train/**/run.json")):
         run = read_json(path, "train")
         cost = run["seconds"] * run["workers"]
+        energy = f", {run['watts_a_worker'] * cost / 1000:.0f} kJ by NVML" if "watts_a_worker" in run else ""
         yield (
             f'<p class="soft">{escape(str(path.parent.relative_to(reports)))}: {run["seconds"]:.0f} s on {run["workers"]} workers'
-            f" ({escape(str(run['hardware']['cpu']))}, {run['hardware']['cores']} cores): {cost:.0f} device-seconds.</p>"
+            f" ({escape(str(run['hardware']['cpu']))}, {run['hardware']['cores']} cores): {cost:.0f} device-seconds{energy}.</p>"
         )
     for path in sorted(reports.glob("train/**/chains.png"))[:1]:
         yield _picture(path, "Chains over the training")

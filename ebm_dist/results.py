@@ -159,7 +159,7 @@ def system_page(own: list[dict[str, Any]], pictures: Sequence[str], heads: Mappi
             "published": f"{_published(row)} ({row['source']})",
             **{label: f"{value:.4g}" for label, value in row["beside"].items()},
         }
-        lines += [f"## {row['id']}", "", f"{row['what'][0].upper()}{row['what'][1:]}.", "", "| | |", "|---|---|"]
+        lines += [f"## {row['id']}", "", f"{row['what'][0].upper()}{row['what'][1:]}.", "", "| figure | value |", "|---|---|"]
         lines += [_line(name, value) for name, value in facts.items()]
         lines += ["", f"`{row['command']}`, {np.mean(row['seconds']):.0f} s of training a seed", ""]
     for recipe, text in heads.items():

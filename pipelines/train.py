@@ -6,7 +6,7 @@ digest is of settings, data and code.
 
 from pathlib import Path
 
-from ebm_dist import cluster, config, lineage, model, progress, shards, snapshots, storage, tracking
+from ebm_dist import cluster, config, lineage, model, progress, reporting, shards, snapshots, storage, tracking
 from ebm_dist.files import write_csv, write_json
 from pipelines import parser, run
 
@@ -36,6 +36,8 @@ def main() -> None:
     if strip := snapshots.strip(folder):  # no output of the stage either: which checkpoints were seen differs
         storage.write_whole(given.report / "chains.png", strip)
     facts = {"dataset": index.dataset, "is_official": index.is_official, "data_digest": index.digest, "run_digest": digest}
+    watts = [row["watts"] for row in reporting.read_lines(folder / reporting.METRICS) if "watts" in row]
+    facts |= {"watts_a_worker": round(sum(watts) / len(watts), 1)} if watts else {}
     facts |= {"seconds": round(exported["seconds"], 1), "workers": params.cluster.workers, "hardware": lineage.hardware()}
     write_json(given.report / "run.json", facts)  # no output of the stage: times differ from run to run
     print(f"{given.out}: {params.train.num_steps} steps in {exported['seconds']:.0f} s; record in {folder}")

@@ -30,6 +30,8 @@ def test_the_site_builds_without_a_warning(tmp_path):
     page = (tmp_path / "site/reference/ebm_dist.samplers.langevin/index.html").read_text()
     assert "step_size" in page and ":class:" not in page
     assert (tmp_path / "site/reports/benchmarks/langevin.png").exists()
+    system = (tmp_path / "site/systems/meg-25gaussians/index.html").read_text()
+    assert "meg-25gaussians-quality" in system and "objective" in system
     home = (tmp_path / "site/index.html").read_text()
     assert not re.findall(r'(?:src|href)="https?://', home.replace("https://squidfunk.github.io", ""))  # nothing from elsewhere
 

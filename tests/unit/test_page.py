@@ -74,6 +74,9 @@ def test_everything_is_on_the_page_and_nothing_comes_from_elsewhere(reports):
     assert "http" not in re.sub(r"base64,[^\"]*", "", text) and "<script" not in text
     assert all(dict(attributes).get("alt") for attributes in [found.attributes] if "img" in found.tags)
     assert "60 device-seconds" in text and "0.6459 to 1.154" in text and '<span class="bad">fail</span>' in text
+    run = json.loads((reports / "train/0/run.json").read_text())
+    (reports / "train/0/run.json").write_text(json.dumps(run | {"watts_a_worker": 500.0}))
+    assert "60 device-seconds, 30 kJ by NVML" in page.build(reports)
     assert text.count("<svg") == 2 and "loss: 3 to" not in text and "loss: 1 to 3, last 1, steps 10 to 30" in text
     assert "gap: 1 to 1, last 1, steps 10 to 10" in text  # a value that is not finite is not drawn
 

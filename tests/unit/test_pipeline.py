@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from ebm_dist import config, lineage, trainer
+from ebm_dist import cluster, config, lineage, reporting, trainer
 from tests.helpers import ROOT, params
 
 STAGES = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -133,3 +133,11 @@ def test_nothing_happens_at_import(tmp_path):
     )
     assert done.stdout.split() == ["False", "False"] and done.stderr == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_record_has_the_watts_of_a_gpu_that_tells_them(tmp_path, monkeypatch):
+    reporter = cluster.RayReporter(tmp_path, 0)
+    reporter.metrics({"step": 1.0}, 2.0)
+    monkeypatch.setattr("torch.cuda.power_draw", lambda: 512_000)
+    reporter.metrics({"step": 2.0}, 4.0)
+    assert [row.get("watts") for row in reporting.read_lines(tmp_path / reporting.METRICS)] == [None, 512.0]

@@ -53,7 +53,36 @@ def test_a_missing_report_names_the_command_that_makes_it(reports):
         results.row("id", ENTRY | {"recipe": "gone"}, reports)
 
 
-def test_the_committed_page_is_what_the_committed_metrics_give():
+def test_the_readme_shows_the_first_row_of_each_system_and_keeps_the_rest(reports):
+    second, other = ENTRY | {"what": "second"}, ENTRY | {"system": "S(a | b)", "recipe": ["split-0", "split-1"], "published": 2.5}
+    rows = [results.row(name, entry, reports) for name, entry in {"one": ENTRY, "two": second, "three": other}.items()]
+    page = results.renewed("before\n<!-- python -m pipelines.results -->\nold\n<!-- end -->\nafter\n", rows)
+    assert page.startswith("before\n") and page.endswith("\nafter\n") and "old" not in page and "second" not in page
+    assert results.renewed(page, rows) == page
+    assert "| [S](docs/results.md#r) | P | w | none | **12** (7.032 to 16.97) | floor 4; chance 0.5 |" in page
+    assert "[S(a \\| b)](docs/results.md#split)" in page and "| 2.5 | **2** (-10.71 to 14.71) |" in page
+    with pytest.raises(DataError, match="no place for the table"):
+        results.renewed("nothing here", rows)
+
+
+def test_a_system_has_a_page_with_pictures_every_figure_and_the_files_that_made_it(reports):
+    rows = [results.row(name, ENTRY | {"what": f"figure {name}"}, reports) for name in ("one", "two")]
+    page = results.system_page(rows, ["../images/r.png"], {"r": "seed: 0\n"})
+    assert page.startswith("# S\n") and "![S](../images/r.png)" in page and "```yaml\nseed: 0\n```" in page
+    for text in (
+        "## one",
+        "## two",
+        "Figure one.",
+        "| reached | **12** |",
+        "| chance | 0.5 |",
+        "results@r`, 60 s of training a seed",
+    ):
+        assert text in page, text
+
+
+def test_the_committed_pages_are_what_the_committed_metrics_give():
     entries = YAML(typ="safe", pure=True).load((ROOT / "pipelines/results.yaml").read_text())
     rows = [results.row(name, entry, ROOT / "reports") for name, entry in entries.items()]
     assert (ROOT / "docs/results.md").read_text() == results.markdown(rows)
+    readme = (ROOT / "README.md").read_text()
+    assert readme == results.renewed(readme, rows)
