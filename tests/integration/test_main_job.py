@@ -285,7 +285,8 @@ def test_what_the_pages_let_a_newcomer_type_works(done):
         assert code == 0 and "Traceback" not in output, f"{line}\n{output}"
     assert "Chains over the training" in (folder / "report.html").read_text()
     assert "beside it" in (folder / "beside.html").read_text()
-    (folder / "ebm_dist/samplers/my_langevin.py").unlink()
+    for made in ("samplers/my_langevin", "datasets/my_points", "evaluation/my_suite", "objectives/my_loss"):
+        (folder / "ebm_dist" / f"{made}.py").unlink()
 
 
 def test_the_plots_of_dvc_need_no_network(done, tmp_path):
