@@ -183,6 +183,17 @@ def ray(folder: Path) -> dict[str, Any]:
     return {"steps_per_second": rates(works, rounds=6)}
 
 
+def spare(folder: Path) -> dict[str, Any]:
+    """The same with one worker of one thread: a core is left to whatever else Ray has running."""
+    prepared(folder, MNIST)
+    one = settings(folder, "one", train={"num_steps": 200, "log_every": 10, "checkpoint_every": 100}, cluster={"workers": 1})
+    works = {
+        "Ray Train, ordered, 1 worker": partial(on_ray, folder, one),
+        "torchrun, ordered, 1 worker": partial(bare, folder, one, 1),
+    }
+    return {"steps_per_second": rates(works, rounds=4)}
+
+
 def scaling(folder: Path) -> dict[str, Any]:
     """Steps a second of the mnist recipe under torchrun, with either reduction, with more and fewer workers."""
     prepared(folder, MNIST)
@@ -260,6 +271,7 @@ PARTS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "reading": reading,
     "checkpoints": checkpoints,
     "ray": ray,
+    "spare": spare,
     "scaling": scaling,
     "search": search,
     "pipeline": pipeline,

@@ -17,10 +17,10 @@ from ebm_dist.files import read_json
 from ebm_dist.storage import write_whole
 
 
-def table(columns: list[str], rows: list[list[str]]) -> Iterator[str]:
+def table(columns: list[str], rows: list[list[Any]]) -> Iterator[str]:
     yield "| " + " | ".join(columns) + " |"
     yield "|" + "---|" * len(columns)
-    yield from ("| " + " | ".join(row) + " |" for row in rows)
+    yield from ("| " + " | ".join(map(str, row)) + " |" for row in rows)
 
 
 def where(found: dict[str, Any]) -> str:
@@ -53,15 +53,25 @@ def langevin(found: dict[str, Any]) -> Iterator[str]:
     yield from table(["work", "network", "ours, ms", "of sgemm peak", "peer's time to ours: median (range)", "chains apart"], rows)
 
 
-def training(found: dict[str, Any]) -> Iterator[str]:
+def training(found: dict[str, Any], to: str = "torchrun, ordered, 2 workers") -> Iterator[str]:
     yield where(found)
     yield ""
-    base = found["steps_per_second"]["torchrun, ordered, 2 workers"]
+    base = found["steps_per_second"][to]
     rows = [
         [name, f"{statistics.median(own):.2f}", f"{statistics.median(a / b for a, b in zip(own, base, strict=True)):.2f}"]
         for name, own in found["steps_per_second"].items()
     ]
-    yield from table(["mnist recipe", "steps/s", "to torchrun, ordered, 2 workers"], rows)
+    yield from table(["mnist recipe", "steps/s", f"to {to}"], rows)
+
+
+def serving(found: dict[str, Any]) -> Iterator[str]:
+    yield where(found)
+    yield ""
+    rows = [
+        [row["server"], row["samples"], row["clients"], row["requests"], f"{row['p50_ms']:.1f}", f"{row['p99_ms']:.1f}"]
+        for row in found["rows"]
+    ]
+    yield from table(["server", "samples a request", "requests at a time", "requests", "p50, ms", "p99, ms"], rows)
 
 
 def around(found: dict[str, Any]) -> Iterator[str]:
@@ -151,7 +161,9 @@ def main() -> None:
     peers = read_json(given.reports / "langevin.json", "benchmark")
     parts = {
         "langevin": langevin(peers),
-        "ray": training(platform["ray"]) if "ray" in platform else ["Not measured yet."],
+        "ray": training(platform["ray"]),
+        "spare": training(platform["spare"], "torchrun, ordered, 1 worker"),
+        "serving": serving(read_json(given.reports / "serving.json", "benchmark")),
         "scaling": training(platform["scaling"]),
         "around": around(platform),
         "pipeline": pipeline(platform["pipeline"]),
