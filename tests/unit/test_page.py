@@ -81,6 +81,18 @@ def test_everything_is_on_the_page_and_nothing_comes_from_elsewhere(reports):
     assert "gap: 1 to 1, last 1, steps 10 to 10" in text  # a value that is not finite is not drawn
 
 
+def test_a_keyboard_reaches_all_that_can_be_used(reports):
+    """Links, and summaries of what opens, get the focus by themselves, in the order of the page, and show it."""
+    text = page.build(reports)
+    found = Checker(text)
+    assert found.tags.count("a") == found.tags.count("section") > 1 and found.tags.count("summary") >= 1
+    assert not {"button", "input", "select", "script"} & set(found.tags)
+    assert not {"onclick", "tabindex"} & {name for name, _ in found.attributes}
+    links = re.findall(r'<a href="#([^"]+)"', text)
+    assert links == re.findall(r'<h2 id="([^"]+)"', text)
+    assert ":focus-visible { outline: 3px" in text and "outline: none" not in text
+
+
 def test_another_run_stands_beside(reports, tmp_path):
     other = tmp_path / "other"
     (other / "ood").mkdir(parents=True)
