@@ -19,7 +19,7 @@ import pytest
 from ebm_dist import config, doctor, plan, results, scaffold
 from ebm_dist.errors import ConfigError, DataError
 from pipelines import cli
-from tests import helpers
+from tests import helpers, pages
 from tests.helpers import ROOT
 
 VARIABLES = (
@@ -206,6 +206,18 @@ def test_a_plan_counts_and_does_a_step(digits_data, tmp_path):
     assert "ms a step" in found["time"] and "(ordered)" in found["network"]
     with pytest.raises(DataError, match="index"):
         list(plan.lines(helpers.params(), tmp_path))
+
+
+def test_a_job_is_submitted_with_the_exit_code_of_the_job_or_of_its_refusal(run, digits_data, tmp_path):
+    """A job that really runs, on a real cluster: tests/faults/test_cluster.py."""
+    (tmp_path / "main").mkdir()
+    shutil.copytree(digits_data, tmp_path / "main/dataset")
+    code, out, err = run("submit", "--dry-run", "--data", str(tmp_path / "main"))
+    assert code == 0 and "shards" in out and "minutes of training" in out, err
+    command = [sys.executable, "-c", "from pipelines.cli import main; main()", "submit"]  # it becomes the submitter
+    nobody = os.environ | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{pages.free_port()}"}
+    done = subprocess.run(command, cwd=ROOT, env=nobody, capture_output=True, text=True, check=False)
+    assert done.returncode == 6 and "error: no job was submitted" in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
 def test_samples_of_a_model_as_a_picture_or_an_array(run, digits_data, tmp_path):
