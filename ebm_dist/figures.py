@@ -58,13 +58,15 @@ def image_grid(images: Array, columns: int, title: str) -> bytes:
     return titled(tile(images, columns), title)
 
 
-def titled(sheet: Array, title: str) -> bytes:
-    """An array of bytes ``(H, W, 3)`` with a title above."""
+def titled(sheet: Array, title: str, rows: Sequence[str] = ()) -> bytes:
+    """An array of bytes ``(H, W, 3)`` with a title above; rows of equal height may have names."""
     figure = Figure(figsize=(6, 6 * sheet.shape[0] / sheet.shape[1] + 0.35), dpi=_DPI, layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(sheet, interpolation="nearest")
     axes.set_title(title, fontsize=11)
     axes.set_axis_off()
+    for i, name in enumerate(rows):
+        axes.text(-3, (i + 0.5) * sheet.shape[0] / len(rows), name, ha="right", va="center", fontsize=8)
     return _png(figure)
 
 
@@ -95,6 +97,7 @@ def histogram(values: Mapping[str, Array], xlabel: str, title: str, num_bins: in
         style = {"histtype": "stepfilled", "alpha": 0.35} if is_filled else {"histtype": "step", "lw": 1.6}
         axes.hist(v, bins, weights=np.full(len(v), 1 / len(v)), label=f"{name} ({len(v):,})", **style)
     axes.set_xscale("asinh", linear_width=width)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set(xlabel=xlabel, ylabel="share of the set in each bin", title=title)
     axes.legend(frameon=False, fontsize=9)
     return _png(figure)
