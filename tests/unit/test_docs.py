@@ -99,3 +99,21 @@ def test_everything_public_says_what_it_is_what_shapes_it_has_and_what_it_raises
         if re.search(r"\bTensor\b", annotations) and text and not is_contract:
             said = text + module + " ".join(ast.get_docstring(one) or "" for one in classes)
             assert re.search(r"``\([^)]*[,*][^)]*\)|shape|one number|by name|log Z", said), f"{where}: no shape"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *(path for folder in ("samplers", "objectives", "energies", "generators") for path in SOURCES if path.parent.name == folder and path.name != "__init__.py"),
+        *(ROOT / f"ebm_dist/{name}.py" for name in ("adaptation", "augmentation", "card", "diagnostics", "features", "likelihood", "optim", "replay", "tempering")),
+    ],
+    ids=lambda path: path.stem,
+)  # fmt: skip
+def test_mathematics_names_its_source(path):
+    """A paper by author and year, in a docstring."""
+    texts = [
+        node.value
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    assert any(re.search(r"[A-Z][a-z]+[ ,&.a-z]*\(?(?:19|20)\d\d", text) for text in texts)
