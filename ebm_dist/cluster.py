@@ -72,7 +72,7 @@ class RayReporter(FileReporter):
     _num_asked, _is_warned = 0, False
 
     def metrics(self, row: Row, seconds: float) -> None:
-        """With the watts that the GPU of rank 0 draws, where NVML tells: ``pip install nvidia-ml-py``."""
+        """With the watts that the GPU of rank 0 draws, where NVML tells: ``pip install 'ebm-dist[gpu]'``."""
         import torch
 
         with suppress(Exception):  # no GPU, no NVML, no leave to ask it
