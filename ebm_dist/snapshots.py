@@ -1,15 +1,14 @@
 """Pictures of a run's chains, one for each checkpoint, taken while it trains: the driver looks on, and training does not wait."""
 
 import io
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from ebm_dist import checkpoint, figures
+from ebm_dist.background import repeating
 from ebm_dist.errors import DataError
 from ebm_dist.files import read_tensors
 from ebm_dist.storage import read_bytes, write_whole
@@ -40,25 +39,14 @@ def _keep(run: Path, step: int, chains: figures.Array) -> None:
         write_whole(run / _FOLDER / f"{step:08d}.png", out.getvalue())
 
 
-@contextmanager
-def following(run: Path) -> Iterator[None]:
+def following(run: Path) -> AbstractContextManager[None]:
     """While the block runs, take pictures now and then, and once at its end."""
-    done = threading.Event()
 
-    def follow() -> None:
-        is_over = False
-        while not is_over:
-            is_over = done.wait(_LOOK_EVERY_S)
-            with suppress(OSError):  # a store that is away: pictures are missing, nothing else
-                take(run)
+    def look() -> None:
+        with suppress(OSError):  # a store that is away: pictures are missing, nothing else
+            take(run)
 
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join(timeout=30)
+    return repeating(look, _LOOK_EVERY_S)
 
 
 def strip(run: Path) -> bytes | None:

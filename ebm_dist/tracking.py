@@ -7,16 +7,16 @@ nor notices when it is away.
 import io
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from ebm_dist import snapshots
+from ebm_dist.background import repeating
 from ebm_dist.config import Params, Positive, section
 from ebm_dist.errors import RegistryError
 from ebm_dist.files import flat
@@ -133,35 +133,22 @@ def following(params: Params, digest: str, name: str, run: Path) -> Iterator[Non
         yield
 
 
-@contextmanager
-def _keeping_up(bring: Callable[["MlflowClient"], None], where: str, poll_s: float) -> Iterator[None]:
+def _keeping_up(bring: Callable[["MlflowClient"], None], where: str, poll_s: float) -> AbstractContextManager[None]:
     """Call ``bring(client)`` now and then while the block runs, and once at its end."""
-    done = threading.Event()
+    known, is_away = list["MlflowClient"](), [False]
 
-    def follow() -> None:
-        mlflow = None
-        is_away = False
-        while True:
-            last_round = done.is_set()
-            try:
-                mlflow = mlflow or client()
-                bring(mlflow)
-                is_away = False
-            except Exception as failed:  # noqa: BLE001 (whatever is wrong with tracking, training goes on)
-                if not is_away:
-                    log.warning("MLflow at %s is away (%s); %s and brought there later", tracking_uri(), _first_line(failed), where)
-                is_away = True
-            if last_round:
-                return
-            done.wait(poll_s)
+    def look() -> None:
+        try:
+            if not known:
+                known.append(client())
+            bring(known[0])
+            is_away[0] = False
+        except Exception as failed:  # noqa: BLE001 (whatever is wrong with tracking, training goes on)
+            if not is_away[0]:
+                log.warning("MLflow at %s is away (%s); %s and brought there later", tracking_uri(), _first_line(failed), where)
+            is_away[0] = True
 
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join(timeout=60)
+    return repeating(look, poll_s)
 
 
 class Family:
