@@ -20,6 +20,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import psutil
+
 from ebm_dist import checkpoint, config, faults, storage
 from ebm_dist.config import Count, Index, Params, Positive, section
 from ebm_dist.errors import ClusterError, DivergedError, EbmError, Stopped
@@ -28,6 +30,7 @@ from ebm_dist.reporting import STOP, Asked, FileReporter, Row
 _LOCK_WAIT_S = 10
 _NAMESPACE = "ebm-dist"
 _RESIZE_EVERY_S = 20.0
+_PATIENCE_S = 5.0
 # for glibc: keep freed memory. Each step of a chain allocates its activations anew, and pages from the kernel come zeroed
 _KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
 _LOOK_EVERY_STEPS = 10  # for a preemption notice: the look is a barrier of all workers
@@ -193,10 +196,25 @@ def free(marks: Container[int]) -> None:
 
 
 def disconnect() -> None:
-    """Leave the cluster, and end it if it was started here."""
+    """Leave the cluster, and end it if it was started here.
+
+    Now and then Ray's own processes hang on their way out; what is still there some seconds later is killed.
+    """
     import ray
 
+    workers = _workers()
     ray.shutdown()
+    for left in psutil.wait_procs(workers, timeout=_PATIENCE_S)[1]:
+        with suppress(psutil.NoSuchProcess):
+            left.kill()
+
+
+def _workers() -> list[psutil.Process]:
+    """The processes that do the work of a cluster that was started here."""
+    with suppress(psutil.NoSuchProcess):
+        nodes = [child for child in psutil.Process().children() if child.name() == "raylet"]
+        return [worker for node in nodes for worker in node.children(recursive=True)]
+    return []
 
 
 def connect(params: Params, num_cpus: int | None = None, resources: dict[str, float] | None = None) -> None:

@@ -2,8 +2,11 @@
 
 import ast
 import inspect
+import signal
+import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 from ruamel.yaml import YAML
 
@@ -133,6 +136,14 @@ def test_nothing_happens_at_import(tmp_path):
     )
     assert done.stdout.split() == ["False", "False"] and done.stderr == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_ray_leaves_running_is_ended(monkeypatch):
+    left = subprocess.Popen(["sleep", "60"])
+    monkeypatch.setattr(cluster, "_workers", lambda: [psutil.Process(left.pid)])
+    monkeypatch.setattr(cluster, "_PATIENCE_S", 0.1)
+    cluster.disconnect()
+    assert left.wait(timeout=10) == -signal.SIGKILL
 
 
 def test_the_record_has_the_watts_of_a_gpu_that_tells_them(tmp_path, monkeypatch):
