@@ -8,7 +8,7 @@ from typing import Any
 
 from mkdocs.structure.files import File, Files
 
-from ebm_dist import results
+from ebm_dist import figures, results
 
 ROOT = Path(__file__).resolve().parent.parent
 _OUTSIDE = "../reports/"
@@ -24,6 +24,8 @@ def on_files(files: Files, config: Any) -> Files:
     for name, own in systems().items():
         recipes = list(dict.fromkeys(recipe for row in own for recipe in row["recipes"]))
         pictures = [f"../images/{recipe}.png" for recipe in recipes if (ROOT / f"docs/images/{recipe}.png").exists()]
+        files.append(File.generated(config, f"systems/{name}.png", content=picture(own[0])))
+        pictures.append(f"{name}.png")
         heads = {recipe: (ROOT / f"pipelines/recipes/{recipe}.yaml").read_text() for recipe in recipes}
         files.append(File.generated(config, f"systems/{name}.md", content=results.system_page(own, pictures, heads)))
     for name in modules():
@@ -54,6 +56,13 @@ def on_page_content(html: str, **_: Any) -> str:
 
 def systems() -> dict[str, list[dict[str, Any]]]:
     return results.systems(json.loads((ROOT / "docs/results.json").read_text()))
+
+
+def picture(row: dict[str, Any]) -> bytes:
+    """The figure of a system: what was reached, published, and stands beside."""
+    published = {} if row["published"] is None else {"published": row["published"]}
+    values = {"reached": row["reached"], **published, **row["beside"]}
+    return figures.bars(values, row["interval"] and tuple(row["interval"]), f"{row['id']}: {row['what']}")
 
 
 def modules() -> list[str]:

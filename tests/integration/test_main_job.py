@@ -12,6 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -271,18 +272,19 @@ def test_what_the_pages_let_a_newcomer_type_works(done):
     folder, _ = done
     for recipe in ("meg-25gaussians", "meg-8gaussians"):  # two of those whose committed results the pages name
         shutil.copytree(ROOT / "reports" / recipe, folder / "reports" / recipe)
-    found = ["ebm-dist --help"]
-    for page in ("docs/index.md", "docs/howto/run.md", "docs/howto/browse.md", "docs/howto/extend.md"):
+
+    def follow(page: str) -> int:
         blocks = re.findall(r"^```(bash|python)\n(.*?)^```", (folder / page).read_text(), re.S | re.M)
-        for kind, block in blocks:
-            found += [block] if kind == "python" else block.splitlines()
-    assert len(found) > 10
-    for line in found:
-        if line in ("make install", "dvc repro"):  # what this folder came from
-            continue
-        command = [sys.executable, "-c", line] if "\n" in line else ["bash", "-c", line]
-        code, output = finish(folder, *command)
-        assert code == 0 and "Traceback" not in output, f"{line}\n{output}"
+        lines = [line for kind, block in blocks for line in ([block] if kind == "python" else block.splitlines())]
+        for line in lines:
+            if line not in ("make install", "dvc repro"):  # what this folder came from
+                command = [sys.executable, "-c", line] if "\n" in line else ["bash", "-c", line]
+                code, output = finish(folder, *command)
+                assert code == 0 and "Traceback" not in output, f"{page}: {line}\n{output}"
+        return len(lines)
+
+    with ThreadPoolExecutor(2) as readers:
+        assert sum(readers.map(follow, ("docs/howto/extend.md", "docs/index.md", "docs/howto/run.md", "docs/howto/browse.md"))) > 15
     assert "Chains over the training" in (folder / "report.html").read_text()
     assert "beside it" in (folder / "beside.html").read_text()
     for made in ("samplers/my_langevin", "datasets/my_points", "evaluation/my_suite", "objectives/my_loss"):
@@ -317,7 +319,7 @@ def variant(folder: Path, **sections: dict) -> Path:
     return path
 
 
-@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.drill), 4])
 def test_ray_with_any_number_of_workers_gives_the_same_model(done, workers):
     folder, _ = done
     shutil.rmtree(folder / "other-runs", ignore_errors=True)
@@ -347,7 +349,7 @@ def test_a_killed_worker_is_restarted_and_the_model_is_the_same(done):
     assert "1 restarts" in output
 
 
-@pytest.mark.parametrize("whom", ["driver", "group", pytest.param("driver twice", marks=pytest.mark.drill)])
+@pytest.mark.parametrize("whom", ["driver", *(pytest.param(whom, marks=pytest.mark.drill) for whom in ("group", "driver twice"))])
 def test_sigterm_is_a_stop_with_a_checkpoint_and_the_same_command_goes_on(done, whom):
     """To the driver: all workers stop at the same step, exit code 143. To all processes, or twice: at once, from the last checkpoint."""
     folder, _ = done
@@ -402,6 +404,7 @@ def command_of(pid: int) -> str:
         return ""
 
 
+@pytest.mark.drill
 def test_training_does_not_notice_that_the_tracking_server_is_away_and_register_brings_it_up_to_date(done):
     """Nothing listens at the address; the record is complete, and goes to the database later."""
     folder, _ = done

@@ -32,6 +32,7 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert (tmp_path / "site/reports/benchmarks/langevin.png").exists()
     system = (tmp_path / "site/systems/meg-25gaussians/index.html").read_text()
     assert "meg-25gaussians-quality" in system and "objective" in system
+    assert (tmp_path / "site/systems/meg-25gaussians.png").read_bytes().startswith(b"\x89PNG")
     home = (tmp_path / "site/index.html").read_text()
     assert not re.findall(r'(?:src|href)="https?://', home.replace("https://squidfunk.github.io", ""))  # nothing from elsewhere
 
