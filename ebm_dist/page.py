@@ -88,12 +88,13 @@ def _training(reports: Path) -> Iterator[str]:
     """Curves, and what the run cost."""
     for path in sorted(reports.glob("train/**/run.json")):
         run = read_json(path, "train")
-        cost = run["seconds"] * run["workers"]
+        workers = run["workers"] if isinstance(run["workers"], list) else [run["workers"]]  # from the fewest to the most
+        cost, most = run["seconds"] * workers[-1], "at most " if len(workers) > 1 else ""
         energy = f", {run['watts_a_worker'] * cost / 1000:.0f} kJ by NVML" if "watts_a_worker" in run else ""
-        yield (
-            f'<p class="soft">{escape(str(path.parent.relative_to(reports)))}: {run["seconds"]:.0f} s on {run["workers"]} workers'
-            f" ({escape(str(run['hardware']['cpu']))}, {run['hardware']['cores']} cores): {cost:.0f} device-seconds{energy}.</p>"
-        )
+        name, count = path.parent.relative_to(reports), " to ".join(map(str, workers))
+        machine = f"{run['hardware']['cpu']}, {run['hardware']['cores']} cores"
+        said = f"{name}: {run['seconds']:.0f} s on {count} workers ({machine}): {most}{cost:.0f} device-seconds{energy}."
+        yield f'<p class="soft">{escape(said)}</p>'
     for path in sorted(reports.glob("train/**/chains.png"))[:1]:
         yield _picture(path, "Chains over the training")
     first = next(iter(sorted(reports.glob("train/**/curves.csv"))), None)

@@ -77,6 +77,8 @@ def test_everything_is_on_the_page_and_nothing_comes_from_elsewhere(reports):
     run = json.loads((reports / "train/0/run.json").read_text())
     (reports / "train/0/run.json").write_text(json.dumps(run | {"watts_a_worker": 500.0}))
     assert "60 device-seconds, 30 kJ by NVML" in page.build(reports)
+    (reports / "train/0/run.json").write_text(json.dumps(run | {"workers": [1, 4]}))
+    assert "on 1 to 4 workers" in page.build(reports) and "at most 120 device-seconds" in page.build(reports)
     assert text.count("<svg") == 2 and "loss: 3 to" not in text and "loss: 1 to 3, last 1, steps 10 to 30" in text
     assert "gap: 1 to 1, last 1, steps 10 to 10" in text  # a value that is not finite is not drawn
 
