@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Container, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -34,6 +34,7 @@ _PATIENCE_S = 5.0
 # for glibc: keep freed memory. Each step of a chain allocates its activations anew, and pages from the kernel come zeroed
 _KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
 _LOOK_EVERY_STEPS = 10  # for a preemption notice: the look is a barrier of all workers
+_WATCHES = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"  # Ray hands it on to the workers
 
 
 @section
@@ -94,7 +95,8 @@ class RayReporter(FileReporter):
 
         stops = self.stops()
         self._num_asked += 1
-        if not self._is_warned and self._num_asked % _LOOK_EVERY_STEPS == 0:  # at the same steps on all ranks
+        watches = os.environ.get(_WATCHES) != "0"
+        if watches and not self._is_warned and self._num_asked % _LOOK_EVERY_STEPS == 0:  # at the same steps on all ranks
             self._is_warned = ray.train.get_preemption_info() is not None
             if self._is_warned and not stops:
                 return Asked.SAVE
@@ -111,7 +113,7 @@ def fit(params: Params, data: Path, run: Path, digest: str) -> None:
 
     connect(params)
     try:
-        with _lease(digest):
+        with nullcontext() if address() == "local" else _lease(digest):
             if is_finished(run, digest, params.train.num_steps):
                 return
             (run / STOP).unlink(missing_ok=True)
@@ -233,7 +235,8 @@ def connect(params: Params, num_cpus: int | None = None, resources: dict[str, fl
     if where == "local":
         # SIGTERM to all ends the cluster's head first, for which the others would wait a minute
         os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")
-        for name in ("RAY_enable_metrics_collection", "RAY_task_events_report_interval_ms"):  # sent all the time, read by nobody
+        # what is sent all the time and read by nobody; and a look for machines that are taken away, which are these
+        for name in ("RAY_enable_metrics_collection", "RAY_task_events_report_interval_ms", _WATCHES):
             os.environ.setdefault(name, "0")
     import ray
 

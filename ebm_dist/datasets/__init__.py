@@ -31,7 +31,7 @@ class Dataset(NamedTuple):
     bounds: tuple[float, float] | None
     """Interval of the model's inputs, to which chains are clamped; None for unbounded data"""
     num_classes: int
-    """0 where there are no labels"""
+    """0 where there are no labels; one of the test that is beyond them is an anomaly's"""
     source: str
     """Who published it and where; shown beside every result"""
     is_official: bool

@@ -51,11 +51,15 @@ class Config:
     num_stacked: Count = 100000
     """Training images with more than one digit; a quarter as many for the test."""
     held_out: Digit | None = None
-    """Digit that is only in the test. Of the others a fifth of all 70,000 is there too, and no image in two splits."""
+    """Digit that is only in the test, as class 1. Of the others a fifth of all 70,000 is there too, and no image in two splits."""
+    known_classes: bool = False
+    """Tell the others apart: they are classes 0 to 8, and the digit that is held out is beyond them, 9."""
 
     def check(self, params: Params) -> None:
         if self.held_out is not None and self.num_channels > 1:
             raise Mismatch("dataset.held_out", "images of several digits have no digit to hold out; set num_channels: 1")
+        if self.known_classes and self.held_out is None:
+            raise Mismatch("dataset.known_classes", "all classes are known where no digit is held out; set held_out, or drop it")
 
 
 def load(config: Config) -> Dataset:
@@ -67,12 +71,14 @@ def load(config: Config) -> Dataset:
     if config.held_out is None:
         return whole
     x = np.concatenate([arrays.x for arrays in whole.splits.values()])
-    y = (np.concatenate([arrays.y for arrays in whole.splits.values() if arrays.y is not None]) == config.held_out).astype(np.int64)
-    known = Arrays(x[y == 0], y[y == 0])
+    digit = np.concatenate([arrays.y for arrays in whole.splits.values() if arrays.y is not None])
+    is_known, num_known = digit != config.held_out, 9 if config.known_classes else 1
+    y = np.where(is_known, (digit - (digit > config.held_out)) % num_known, num_known)
+    known = Arrays(x[is_known], y[is_known])
     train, test = hold_out(known, len(known.x) // 5, f"mnist/without-{config.held_out}")
     train, val = hold_out(train, config.num_val, f"mnist/without-{config.held_out}/val")
-    test = Arrays(np.concatenate([test.x, x[y == 1]]), np.concatenate([test.y, y[y == 1]]))  # type: ignore[arg-type]
-    return whole._replace(splits={"train": train, "val": val, "test": test}, num_classes=2)
+    test = Arrays(np.concatenate([test.x, x[~is_known]]), np.concatenate([test.y, y[~is_known]]))  # type: ignore[arg-type]
+    return whole._replace(splits={"train": train, "val": val, "test": test}, num_classes=9 if config.known_classes else 2)
 
 
 def _stack(digits: Arrays, num_channels: int, count: int, split: str) -> Arrays:

@@ -1,8 +1,10 @@
 """Anomaly detection (Zong et al. 2018; Kumar et al. 2019, section 4.3): train on inliers, score a test set that has anomalies too.
 
-The test's label is 1 for an anomaly, and the score is E: high = anomalous. Precision, recall and F1 are those of calling the known
-share of anomalies so, those of the highest scores; areas under the two curves need no threshold. Beside the energy stand the norm
-of its gradient, chance, and baselines that learn from the same rows.
+The highest class of the test is that of the anomalies, and the score is E: high = anomalous. Precision, recall and F1 are those of
+calling the known share of anomalies so, those of the highest scores; areas under the two curves need no threshold. Beside E stand
+the norm of its gradient, chance, and baselines that learn from the same rows without a net. Where inliers have labels, there are
+detectors that use these: the same network taught by them alone (Hendrycks & Gimpel 2017; Liu et al. 2020), and the distance to the
+nearest class (Lee et al. 2018).
 """
 
 from collections.abc import Callable
@@ -11,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
+from scipy.spatial.distance import cdist
 from sklearn.ensemble import IsolationForest
 from sklearn.metrics import auc, precision_recall_curve, roc_auc_score
 from sklearn.neighbors import NearestNeighbors
@@ -18,14 +22,15 @@ from sklearn.svm import OneClassSVM
 from torch import Tensor
 
 from ebm_dist import figures, shards
-from ebm_dist.config import Count, Fraction, section
-from ebm_dist.energies import score
+from ebm_dist.config import Count, Fraction, Positive, section
+from ebm_dist.energies import build_energy, score
 from ebm_dist.errors import DataError
 from ebm_dist.evaluation import Report, Subject
 from ebm_dist.rng import numpy_stream
 
 Array = npt.NDArray[np.float64]
 
+_BATCH = 128  # labelled rows of an update
 _ENERGY, _GIVEN_INK, _CHANCE = "E (model)", "E given ink (model)", "chance"
 
 
@@ -39,6 +44,10 @@ class Config:
     """Training rows, at random, of the baselines that compare with each of them."""
     max_test: Count = 200000
     """Test rows, at random."""
+    supervised_steps: Count = 1000
+    """Updates of the network that the inliers' labels alone teach."""
+    supervised_lr: Positive = 1e-3
+    """Learning rate of its Adam."""
     split: str = "test"
     """The rows to judge: ``val`` to choose settings by, ``test`` to report."""
 
@@ -47,7 +56,8 @@ def evaluate(config: Config, subject: Subject) -> Report:
     train, _ = shards.read_split(subject.data, "train")
     test, labels = shards.read_split(subject.data, config.split)
     chosen = torch.from_numpy(numpy_stream(0, "anomaly/test").permutation(len(test))[: config.max_test])
-    test, truth = test[chosen], labels[chosen].numpy()
+    anomalous = shards.read_split(subject.data, "test")[1].max()
+    test, truth = test[chosen], (labels[chosen] == anomalous).long().numpy()
     if set(truth.tolist()) != {0, 1}:
         raise DataError(f"{subject.data.folder}: the {config.split} split needs anomalies and others; use another data set")
     contamination = config.contamination or float(truth.mean())
@@ -57,12 +67,12 @@ def evaluate(config: Config, subject: Subject) -> Report:
     }
     if train.ndim == 4:
         scorers[_GIVEN_INK] = _given_ink(scorers[_ENERGY], train)
-    scorers |= _baselines(config, train)
+    scorers |= _baselines(config, subject, train) | _by_class(config, subject)
     rows = {name: judge(truth, scorer(test), contamination) for name, scorer in scorers.items()}
     prevalence = float(truth.mean())
     rows[_CHANCE] = dict.fromkeys(("precision", "recall", "f1", "auprc"), prevalence) | {"recall": contamination, "auroc": 0.5}
     rows[_CHANCE]["f1"] = 2 * prevalence * contamination / (prevalence + contamination)
-    best = {key: max(row[key] for name, row in rows.items() if "(model)" not in name) for key in rows[_ENERGY]}
+    best = {key: max(row[key] for name, row in rows.items() if "(" not in name) for key in rows[_ENERGY]}
     metrics: dict[str, Any] = {"prevalence": prevalence, "num_test": float(len(truth)), **rows[_ENERGY], "best_baseline": best}
     metrics["scores"] = {name.replace(".", ""): row for name, row in rows.items()}
     shown = {
@@ -103,7 +113,7 @@ def _given_ink(energy: Callable[[Tensor], Array], train: Tensor) -> Callable[[Te
     return lambda x: energy(x) - expected(_ink(x))
 
 
-def _baselines(config: Config, train: Tensor) -> dict[str, Callable[[Tensor], Array]]:
+def _baselines(config: Config, subject: Subject, train: Tensor) -> dict[str, Callable[[Tensor], Array]]:
     """Scores of plain detectors, high = anomalous; all learn from the training rows, those that are slow from a part of them."""
     flat = train.flatten(1).double().numpy()
     mean, covariance = flat.mean(axis=0), np.cov(flat, rowvar=False)
@@ -135,7 +145,49 @@ def _baselines(config: Config, train: Tensor) -> dict[str, Callable[[Tensor], Ar
         "one-class SVM": lambda x: -machine.score_samples(rows(x)),
         "distance to 5 nearest": nearest,
     }
+    if subject.data.bounds is None:
+        found["distance from the mean"] = lambda x: np.linalg.norm(rows(x) - mean, axis=1)
     if train.ndim == 4:
         found["little ink"] = lambda x: -_ink(x)
         found["distance to 5 nearest, over norm"] = lambda x: nearest(x) / np.linalg.norm(rows(x), axis=1).clip(min=1e-6)
+        turned = NearestNeighbors(n_neighbors=5, metric="cosine").fit(some)
+        found["angle to 5 nearest"] = lambda x: turned.kneighbors(rows(x))[0].mean(axis=1)
     return found
+
+
+def _by_class(config: Config, subject: Subject) -> dict[str, Callable[[Tensor], Array]]:
+    """Scores of detectors that know the inliers' classes; none where these have no labels."""
+    known = shards.read_labelled(subject.data, subject.model.params.seed)
+    if known is None:
+        return {}
+    x, y = known
+    num_classes, at, names = subject.data.num_classes, x.flatten(1).double().numpy(), y.numpy()
+    means = np.stack([at[names == k].mean(axis=0) for k in range(num_classes)])
+    within = np.cov(at - means[names], rowvar=False)
+    root = np.linalg.cholesky(np.linalg.inv(within + 1e-6 * np.eye(len(within))))
+    network = _supervised(config, subject, x, y)
+
+    @torch.no_grad()
+    def logits(x: Tensor) -> Tensor:
+        every = torch.arange(num_classes)
+        return -torch.cat([network(part, every.expand(len(part), num_classes)) for part in x.split(1000)]).double()
+
+    return {
+        "energy (labels alone)": lambda x: -logits(x).logsumexp(dim=1).numpy(),
+        "least probability (labels alone)": lambda x: -logits(x).softmax(dim=1).amax(dim=1).numpy(),
+        "Mahalanobis by class (labels)": lambda x: cdist(x.flatten(1).double().numpy() @ root, means @ root).min(axis=1),
+    }
+
+
+def _supervised(config: Config, subject: Subject, x: Tensor, y: Tensor) -> torch.nn.Module:
+    """The model's own network, with its initial weights, taught by the labels alone."""
+    num_classes = subject.data.num_classes
+    network, every = build_energy(subject.model.params, tuple(x.shape[1:]), num_classes), torch.arange(num_classes)
+    optimizer, rows = torch.optim.Adam(network.parameters(), lr=config.supervised_lr), numpy_stream(0, "anomaly/labels")
+    for _ in range(config.supervised_steps):
+        some = torch.from_numpy(rows.choice(len(x), min(_BATCH, len(x)), replace=False))
+        optimizer.zero_grad()
+        logits = -network(x[some], every.expand(len(some), num_classes))
+        F.cross_entropy(logits, y[some]).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return network.requires_grad_(False)

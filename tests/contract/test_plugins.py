@@ -145,6 +145,7 @@ def test_objectives_train_their_players_and_export_an_energy(name, digits_data, 
         "meg": {"generator": {"name": "mlp"}, "num_energy_steps": 1},
         "noise_contrastive": noise,
         "semi_supervised": {"unsupervised": noise},
+        "composite_likelihood": {"joint": {"name": "contrastive_divergence"}},
     }.get(name, {})
     few = {"energy": {"name": "classifier"}} if name == "semi_supervised" else {}
     trainer = helpers.build(helpers.params(objective={**own, "name": name}, **few), digits_data)

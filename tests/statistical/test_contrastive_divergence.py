@@ -4,10 +4,15 @@ import copy
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 
+from ebm_dist import shards
 from ebm_dist.augmentation import AUGMENTATIONS, affine
+from ebm_dist.datasets import Arrays, Dataset
+from ebm_dist.energies import is_conditional
+from ebm_dist.errors import ConfigError
 from ebm_dist.rng import stream
 from tests import helpers
 
@@ -73,6 +78,82 @@ def test_a_step_is_the_algorithm_s(digits_data, limits):
         for shard, (_, negatives, slots) in zip(trainer.data, expected, strict=True):
             torch.testing.assert_close(trainer.replay[shard].position[slots], negatives, rtol=1e-4, atol=1e-6)
         trainer.step += 1
+
+
+def composite(conditional, **changes):
+    joint = {"name": "contrastive_divergence", "conditional": conditional} | ({"label_temperature": 0.5} if conditional else {})
+    own = {
+        "name": "composite_likelihood",
+        "joint": joint,
+        "weight": 0.7,
+        "num_completions": 3,
+        "num_steps": 4,
+        "energy_penalty": 0.2,
+    }
+    return helpers.params(objective=own | changes), helpers.params(objective=joint)
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_conditionals_are_learnt_beside_the_joint_density(digits_data, conditional):
+    """The loss beyond that of p(x), with completions by a plain transcript on the same streams."""
+    chosen, plain = composite(conditional)
+    trainer, joint = helpers.build(chosen, digits_data), helpers.build(plain, digits_data)
+    energy = copy.deepcopy(trainer.objective.players["energy"])
+    (turn,), (turn_of_joint,) = (list(own.objective.turns(own.batch(1), own.context(1))) for own in (trainer, joint))
+
+    x, y = (part[:3] for part in trainer.data[1].batch(0)[:2])
+    target = (lambda at: energy(at, y)) if conditional else energy
+    g = stream(chosen.seed, "completion", 1, 0)
+    which = torch.randint(4, (3, 1), generator=g).flatten().tolist()
+    hidden = torch.zeros(3, 1, 8, 8, dtype=torch.bool)
+    for i, half in enumerate(which):
+        hidden[i, 0][[(slice(0, 4),), (slice(4, 8),), (slice(None), slice(0, 4)), (slice(None), slice(4, 8))][half]] = True
+    moving = torch.rand(x.shape, generator=g)
+    for _ in range(4):
+        moving = torch.where(hidden, moving, x).requires_grad_()
+        (gradient,) = torch.autograd.grad(target(moving).sum(), moving)
+        step = chosen.sampler.noise_scale * torch.randn(x.shape, generator=g) - chosen.sampler.step_size * gradient
+        moving = (moving + step).detach().clamp(0, 1)
+    completed = torch.where(hidden, moving, x)
+    e_plus, e_minus = target(x), target(completed)
+    expected = (e_plus + 0.2 * e_plus**2).mean() + (0.2 * e_minus**2 - e_minus).mean()
+    assert (turn.loss - turn_of_joint.loss).item() == pytest.approx(0.7 * expected.item(), rel=1e-4, abs=1e-6)
+    assert turn.metrics["completion_error"].item() == pytest.approx(((completed - x) ** 2).mean().item(), rel=1e-4)
+    assert turn.metrics["completion_gap"].item() == pytest.approx((e_plus - e_minus).mean().item(), rel=1e-3, abs=1e-5)
+    gradients = [
+        torch.autograd.grad(own.loss, list(t.objective.players["energy"].parameters()))
+        for own, t in ((turn, trainer), (turn_of_joint, joint))
+    ]
+    beyond = torch.autograd.grad(0.7 * expected, list(energy.parameters()))
+    for both, alone, extra in zip(*gradients, beyond, strict=True):
+        torch.testing.assert_close(both - alone, extra, rtol=1e-3, atol=1e-5)
+
+
+def test_all_halves_are_hidden_and_no_more():
+    from ebm_dist.objectives.composite_likelihood import halves
+
+    hidden = halves(torch.zeros(64, 3, 5, 6), stream(0, "halves"))
+    assert hidden.shape == (64, 1, 5, 6)
+    kinds = {bytes(one.to(torch.uint8).numpy().tobytes()): one for one in hidden}
+    assert sorted(one.float().mean().item() for one in kinds.values()) == pytest.approx([0.4, 0.5, 0.5, 0.6])
+    assert torch.equal(sum(one.long() for one in kinds.values()), torch.full((1, 5, 6), 2))
+
+
+def test_a_conditional_energy_stays_one_inside_composite_likelihood(digits_data):
+    chosen, _ = composite(True)
+    assert is_conditional(chosen) and chosen.objective.label_temperature == 0.5
+    assert not is_conditional(composite(False)[0])
+    with pytest.raises(ConfigError, match=r"label_temperature.* only a conditional energy has labels"):
+        composite(False, joint={"name": "contrastive_divergence", "label_temperature": 0.5})
+
+
+def test_only_images_have_halves(tmp_path):
+    toy = shards.write(
+        tmp_path / "toy", "random", Dataset({"train": Arrays(np.zeros((64, 2), np.float32), None)}, 1.0, None, 0, "zeros", False)
+    )
+    trainer = helpers.build(composite(False)[0], toy.folder)
+    with pytest.raises(ConfigError, match=r"samples of shape \(2,\) are no images, of which a half could be hidden"):
+        list(trainer.objective.turns(trainer.batch(0), trainer.context(0)))
 
 
 def test_the_gradient_raises_likelihood():

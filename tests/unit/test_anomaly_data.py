@@ -42,6 +42,19 @@ def test_distinct_rows_of_kdd99_have_normals_as_inliers():
 
 
 @needs_data
+def test_white_columns_are_measured_by_the_training_rows():
+    plain, data = loaded(kdd99, scaling="log"), loaded(kdd99, scaling="white")
+    known, x = (np.sinh(data.splits[split].x.astype(float)) for split in ("train", "test"))
+    assert data.bounds is None and np.array_equal(data.splits["test"].y, plain.splits["test"].y)
+    assert abs(known.mean(axis=0)).max() < 1e-3
+    covariance = np.cov(known, rowvar=False)
+    varies = covariance.diagonal() > 0.5
+    assert 80 < varies.sum() < 121 and abs(covariance[np.ix_(varies, varies)] - np.eye(varies.sum())).max() < 0.1
+    assert abs(x[:, ~varies]).max() > 100 * abs(known[:, ~varies]).max()  # what never varied gives an anomaly away
+    assert (np.linalg.norm(data.splits["test"].x, axis=1)[data.splits["test"].y == 1]).mean() > 3  # of inliers below 3
+
+
+@needs_data
 def test_a_held_out_digit_is_in_the_test_alone_and_no_image_twice():
     data = loaded(mnist, held_out=3)
     train, val, test = (data.splits[name] for name in ("train", "val", "test"))
@@ -50,6 +63,21 @@ def test_a_held_out_digit_is_in_the_test_alone_and_no_image_twice():
     assert (test.y == 0).sum() == (70000 - 7141) // 5
     rows = [set(map(bytes, arrays.x)) for arrays in (train, val, test)]
     assert not rows[0] & rows[2] and not rows[1] & rows[2]
+
+
+@needs_data
+def test_known_classes_leave_the_anomaly_beyond_them():
+    plain, data = loaded(mnist, held_out=3), loaded(mnist, held_out=3, known_classes=True)
+    assert data.num_classes == 9 and set(data.splits["train"].y.tolist()) == set(range(9))
+    for split in ("train", "val", "test"):
+        assert np.array_equal(data.splits[split].x, plain.splits[split].x)
+    assert np.array_equal(data.splits["test"].y == 9, plain.splits["test"].y == 1)
+    digits = loaded(mnist)
+    digit_of = {bytes(x): y for x, y in zip(digits.splits["train"].x, digits.splits["train"].y, strict=True)}
+    seen = {
+        (digit_of[bytes(x)], y) for x, y in zip(data.splits["train"].x, data.splits["train"].y, strict=True) if bytes(x) in digit_of
+    }
+    assert {int(digit): int(y) for digit, y in seen} == {0: 0, 1: 1, 2: 2, 4: 3, 5: 4, 6: 5, 7: 6, 8: 7, 9: 8}
 
 
 @needs_data
