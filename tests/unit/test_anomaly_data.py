@@ -1,13 +1,16 @@
 """The data sets of the anomaly tasks, and how scores on them are judged."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ebm_dist.datasets import kdd99, mnist, odds
+from ebm_dist import config, evaluation, model, shards
+from ebm_dist.datasets import Arrays, digits, kdd99, mnist, odds
 from ebm_dist.errors import DataError
 from ebm_dist.evaluation import anomaly, modes
+from tests import helpers
 
 needs_data = pytest.mark.skipif("EBM_DATA_DIR" not in os.environ, reason="EBM_DATA_DIR is not set")
 
@@ -114,3 +117,37 @@ def test_small_tables_are_whole_and_their_outliers_are_in_the_test_alone(table, 
     assert train.x.shape[1] == columns and len(test.x) == rows - rows // 2
     assert not train.y.any() and 0 < test.y.sum() < outliers
     assert np.abs(train.x.mean(axis=0)).max() < 1e-5
+
+
+@pytest.fixture(scope="module")
+def labelled_nine(tmp_path_factory):
+    """A subject: 8x8 digits of which the 9 is the anomaly and the others have labels, and an energy after a few steps."""
+    folder = tmp_path_factory.mktemp("anomaly")
+    whole = digits.load(digits.Config())
+    train, test = whole.splits["train"], whole.splits["test"]
+    known = Arrays(train.x[train.y < 9], train.y[train.y < 9])
+    splits = {"train": Arrays(known.x, None), "labelled-0": known, "val": known, "test": test}
+    shards.write(folder / "dataset", "digits", whole._replace(splits=splits, num_classes=9))
+    meg = {"name": "meg", "generator": {"name": "mlp"}, "num_energy_steps": 1}
+    sections = {"objective": {"name": "semi_supervised", "unsupervised": meg}, "energy": {"name": "classifier", "hidden": [32]}}
+    chosen = config.from_values(helpers.values(**sections), Path("test"))
+    helpers.build(chosen, folder / "dataset").fit(folder / "run", helpers.Silent())
+    helpers.export(folder / "run", folder / "model", chosen, folder / "dataset")
+    return evaluation.Subject(model.load(folder / "model"), shards.read_index(folder / "dataset"), {}, None)
+
+
+def test_detectors_that_know_the_classes_stand_beside_the_energy(labelled_nine):
+    _, labels = shards.read_split(labelled_nine.data, "test")
+    found = anomaly.evaluate(anomaly.Config(supervised_steps=200), labelled_nine)
+    assert found.metrics["prevalence"] == pytest.approx((labels == 9).float().mean().item())
+    scores = found.metrics["scores"]
+    for name in ("energy (labels alone)", "least probability (labels alone)", "Mahalanobis by class (labels)"):
+        assert scores[name]["auroc"] > 0.75, name  # chance .5: a 9 is of no class
+    assert scores["Mahalanobis by class (labels)"]["auroc"] > scores["Mahalanobis"]["auroc"]
+    plain = [row["auprc"] for name, row in scores.items() if "(" not in name]
+    assert found.metrics["best_baseline"]["auprc"] == max(plain) and found.figures["scores.png"].startswith(b"\x89PNG")
+
+
+def test_a_split_without_anomalies_is_refused(labelled_nine):
+    with pytest.raises(DataError, match="the val split needs anomalies and others"):
+        anomaly.evaluate(anomaly.Config(split="val"), labelled_nine)
