@@ -70,8 +70,12 @@ def row(name: str, entry: Mapping[str, Any], reports: Path) -> dict[str, Any]:
         "seconds": [run["seconds"] for run in runs],
         "data": {key: runs[0][key] for key in ("dataset", "is_official", "data_digest")},
         "recipes": recipes,
-        "command": " ".join(["dvc repro", *(f"pipelines/recipes/dvc.yaml:results@{recipe}" for recipe in recipes)]),
+        "command": _command(recipes),
     }
+
+
+def _command(recipes: list[str]) -> str:
+    return " ".join(["dvc repro", *(f"pipelines/recipes/dvc.yaml:results@{recipe}" for recipe in recipes)])
 
 
 def _replicates(metric: str, recipes: list[str], reports: Path) -> dict[str, float]:
@@ -130,8 +134,8 @@ def renewed(page: str, rows: list[dict[str, Any]]) -> str:
     return f"{before}{_MARK}\n{summary(rows, 'docs/results.md#{}')}\n{_END}{after}"
 
 
-def markdown(rows: list[dict[str, Any]]) -> str:
-    """The table as a page: the summary, and a section a system."""
+def markdown(rows: list[dict[str, Any]], unmeasured: Mapping[str, Mapping[str, Any]]) -> str:
+    """The table as a page: the summary, a section a system, and the entries that nobody has run, with the reason."""
     lines = [
         "# Results",
         "",
@@ -144,6 +148,12 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     for name, own in systems(rows).items():
         lines += ["", f'<a id="{name}"></a>', "", f"## {own[0]['system']}", "", _origin(own[0]), ""]
         lines += [_line(*_COLUMNS), "|" + "---|" * len(_COLUMNS), *(_line(*_cells(row)) for row in own)]
+    if unmeasured:
+        lines += ["", "## Not measured", "", _line("id", "what", "why", "command"), "|" + "---|" * 4]
+        lines += [
+            _line(f"`{name}`", entry["what"], entry["unmeasured"], f"`{_command([entry['recipe']])}`")
+            for name, entry in unmeasured.items()
+        ]
     return "\n".join(lines) + "\n"
 
 

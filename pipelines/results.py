@@ -19,10 +19,11 @@ def main() -> None:
     options.add_argument("--readme", type=Path, default=Path("README.md"), help="page whose table, between its marks, is renewed")
     given = options.parse_args()
     entries = YAML(typ="safe", pure=True).load(given.rows.read_text())
-    rows = [results.row(name, entry, given.reports) for name, entry in entries.items()]
+    unmeasured = {name: entry for name, entry in entries.items() if "unmeasured" in entry}
+    rows = [results.row(name, entry, given.reports) for name, entry in entries.items() if name not in unmeasured]
     given.out.mkdir(parents=True, exist_ok=True)
     write_json(given.out / "results.json", rows)
-    write_whole(given.out / "results.md", results.markdown(rows).encode())
+    write_whole(given.out / "results.md", results.markdown(rows, unmeasured).encode())
     write_whole(given.readme, results.renewed(given.readme.read_text(), rows).encode())
     print(f"{given.out}/results.md: {len(rows)} rows")
 

@@ -36,7 +36,11 @@ def test_a_row_is_the_mean_with_a_t_interval_and_what_to_read_it_by(reports):
     expected = stats.t.interval(0.95, 2, 12.0, stats.sem([10, 12, 14]))
     assert row["reached"] == 12.0 and row["interval"] == pytest.approx(expected)
     assert row["seeds"] == {"0": 10.0, "1": 12.0, "2": 14.0} and row["beside"] == {"floor": 4.0, "chance": 0.5}
-    page = results.markdown([row])
+    page = results.markdown([row], {"b-fid": {"recipe": "b", "what": "FID", "unmeasured": "needs a GPU"}})
+    assert (
+        "## Not measured" in page and "| `b-fid` | FID | needs a GPU | `dvc repro pipelines/recipes/dvc.yaml:results@b` |" in page
+    )
+    assert "Not measured" not in results.markdown([row], {})
     assert "own files" in page and "| `id` | w | none | **12** |" in page and "floor 4; chance 0.5" in page
 
 
@@ -82,7 +86,9 @@ def test_a_system_has_a_page_with_pictures_every_figure_and_the_files_that_made_
 
 def test_the_committed_pages_are_what_the_committed_metrics_give():
     entries = YAML(typ="safe", pure=True).load((ROOT / "pipelines/results.yaml").read_text())
-    rows = [results.row(name, entry, ROOT / "reports") for name, entry in entries.items()]
-    assert (ROOT / "docs/results.md").read_text() == results.markdown(rows)
+    unmeasured = {name: entry for name, entry in entries.items() if "unmeasured" in entry}
+    assert not any(list((ROOT / "reports" / entry["recipe"]).glob("*/metrics.json")) for entry in unmeasured.values())
+    rows = [results.row(name, entry, ROOT / "reports") for name, entry in entries.items() if name not in unmeasured]
+    assert (ROOT / "docs/results.md").read_text() == results.markdown(rows, unmeasured)
     readme = (ROOT / "README.md").read_text()
     assert readme == results.renewed(readme, rows)
