@@ -102,7 +102,7 @@ MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "the other KL": ("evaluation/density.py", "np.exp(log_p[there]) * (log_p[there] - log_q[there])", "np.exp(log_q[there]) * (log_q[there] - log_p[there])", MEG),
     "modes that only bad samples hit": ("evaluation/density.py", "np.unique(mode[distance < _GOOD])", "np.unique(mode)", MEG),
     "all but the highest class": ("evaluation/anomaly.py", "labels[chosen] == anomalous", "labels[chosen] != anomalous", ANOMALY),
-    "one covariance of all classes": ("evaluation/anomaly.py", "np.cov(at - means[names], rowvar=False)", "np.cov(at, rowvar=False) * 0 + np.eye(at.shape[1])", ANOMALY),
+    "one covariance of all classes": ("evaluation/anomaly.py", "np.cov(at - means[names], rowvar=False)", "np.cov(at, rowvar=False)", ANOMALY),
     "far from the nearest class": ("evaluation/anomaly.py", "means @ root).min(axis=1)", "means @ root).max(axis=1)", ANOMALY),
     "low energies are anomalies": ("evaluation/anomaly.py", "called = scores > np.quantile(scores, 1 - contamination)", "called = scores < np.quantile(scores, contamination)", ANOMALY),
     "empty modes count": ("evaluation/modes.py", "float(len(present))", "float(len(shares))", ANOMALY),
