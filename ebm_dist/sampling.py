@@ -22,6 +22,7 @@ from ebm_dist.samplers import ChainStats, Kernel, run_chain
 Precision = Literal["float32", "bfloat16"]
 
 _MOST_STEPS = 10  # at once: more make no faster code, but take longer to compile
+_MOST_CHAINS = 4096  # at once on a CPU: activations of more, already in a small network, do not stay in its caches
 
 
 class Chains:
@@ -58,6 +59,8 @@ class FastChains(Chains):
     @torch.no_grad()
     def __call__(self, position: Tensor, labels: Tensor | None, generator: Generator) -> tuple[Tensor, ChainStats]:
         start, noise = position, position.new_empty(self.block, *position.shape)
+        parts = 1 if position.is_cuda else -(-len(position) // _MOST_CHAINS)
+        asked = [None] * parts if labels is None else labels.tensor_split(parts)
         with parametrize.cached():
             for name, own in self.copy.state_dict(keep_vars=True).items():
                 own.copy_(operator.attrgetter(name)(self.energy))
@@ -65,15 +68,19 @@ class FastChains(Chains):
             faults.point("chain.step")
             for row in noise:  # one by one: the bits are those of Chains
                 row.normal_(generator=generator)
-            try:
-                position, energy, score_norm = self.several(position, labels, noise)
-            except TorchDynamoException as failed:
-                logging.getLogger(__name__).warning("torch.compile failed, chains run uncompiled: %s", str(failed).splitlines()[0])
-                self.several = self._steps
-                position, energy, score_norm = self.several(position, labels, noise)
-            position = position.clone() if position.is_cuda else position  # a CUDA graph writes its output in the same place again
+            given_parts = zip(position.tensor_split(parts), asked, noise.tensor_split(parts, dim=1), strict=True)
+            # concatenated also if there is one: a CUDA graph writes its output in the same place again
+            position, energy, score_norm = map(torch.cat, zip(*(self._run(*part) for part in given_parts), strict=True))
         moved = (position - start).flatten(1).norm(dim=1).mean()
         return position, ChainStats(energy.mean(), score_norm.mean(), torch.ones(()), moved)
+
+    def _run(self, position: Tensor, labels: Tensor | None, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        try:
+            return self.several(position, labels, noise)
+        except TorchDynamoException as failed:
+            logging.getLogger(__name__).warning("torch.compile failed, chains run uncompiled: %s", str(failed).splitlines()[0])
+            self.several = self._steps
+            return self.several(position, labels, noise)
 
     def _steps(self, position: Tensor, labels: Tensor | None, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         target = given(self.copy, labels)

@@ -172,6 +172,8 @@ MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "one row of noise for several steps": ("samplers/langevin.py", "for row in noise:", "for row in noise[:1].expand_as(noise):", SAMPLING),
     "a copy of old weights": ("sampling.py", "own.copy_(operator.attrgetter(name)(self.energy))", "pass", SAMPLING),
     "steps beyond the last": ("sampling.py", "for n in range(1, _MOST_STEPS + 1) if num_steps % n == 0", "for n in range(1, _MOST_STEPS + 1)", SAMPLING),
+    "parts by the labels of the first": ("sampling.py", "else labels.tensor_split(parts)", "else [labels.tensor_split(parts)[0]] * parts", SAMPLING),
+    "parts with the noise of the first": ("sampling.py", "asked, noise.tensor_split(parts, dim=1)", "asked, [noise.tensor_split(parts, dim=1)[0]] * parts", SAMPLING),
     "pooling sums": ("energies/resnet.py", "F.avg_pool2d(F.pad(weight", "4 * F.avg_pool2d(F.pad(weight", SAMPLING),
     "gain is added": ("energies/resnet.py", "gain * self.second(", "gain + self.second(", SAMPLING),
     "cells overlap by one": ("energies/convnet.py", "(2 * b, 3 - 2 * b, 2 * a, 3 - 2 * a)", "(b, 3 - b, a, 3 - a)", SAMPLING),

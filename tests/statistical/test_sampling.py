@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch._dynamo.exc import TorchDynamoException
 from torch.nn.utils import parametrize
 
+from ebm_dist import sampling
 from ebm_dist.energies import convnet, frozen, given, mlp, resnet, score
 from ebm_dist.errors import ConfigError
 from ebm_dist.rng import stream
@@ -53,6 +54,16 @@ def test_several_steps_at_once_are_bitwise_the_steps_one_by_one(name, num_steps)
     for one, other in zip(told, told_too, strict=True):
         torch.testing.assert_close(one, other)
     assert not torch.equal(a, ends(fast(own, num_steps), 3, seed=1)[0])
+
+
+@pytest.mark.parametrize("num_classes", [0, 3])
+@pytest.mark.parametrize("at_once", [1, 4, 5])
+def test_chains_in_parts_are_the_chains_all_at_once(monkeypatch, at_once, num_classes):
+    own = network("mlp", num_classes)
+    monkeypatch.setattr(sampling, "_MOST_CHAINS", at_once)
+    (a, told), (b, told_too) = ends(plain(own, 20), num_classes), ends(fast(own, 20), num_classes)
+    torch.testing.assert_close(a, b)
+    torch.testing.assert_close(torch.stack(told), torch.stack(told_too))
 
 
 def compiled_is_plain(name, num_classes):
