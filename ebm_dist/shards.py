@@ -9,6 +9,7 @@ import hashlib
 import io
 import math
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -306,9 +307,9 @@ class LogicalShard:
         chosen = torch.cat(rows)
         return _to_model(self.x.index_select(0, chosen), self.scale), self.y[chosen]
 
-    def sum(self) -> Tensor:
-        """``(*shape)`` float64: of all samples."""
-        return self.x.sum(dim=0, dtype=torch.float64) / self.scale
+    def sum(self, of: Callable[[Tensor], Tensor]) -> Tensor:
+        """Over all samples, of a function ``(B, *shape) -> (B, ...)`` that is given them in float64."""
+        return torch.stack([of(rows.double() / self.scale).sum(dim=0) for rows in self.x.split(1000)]).sum(dim=0)
 
     def _epoch_order(self, epoch: int) -> Tensor:
         if self._order[0] != epoch:

@@ -17,6 +17,8 @@ from ebm_dist.config import Params, module_of
 from ebm_dist.rng import seeded
 
 EnergyFn = Callable[[Tensor], Tensor]
+Average = Callable[[Callable[[Tensor], Tensor]], Tensor]
+"""Of a function ``(B, *shape) -> (B, ...)`` in float64, its mean over all training samples, bitwise the same on all workers."""
 
 
 class EnergyModel(nn.Module):
@@ -28,8 +30,8 @@ class EnergyModel(nn.Module):
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         raise NotImplementedError
 
-    def initialise(self, mean: Tensor) -> None:
-        """Before training: take what a good start needs from the mean ``(*shape)`` of the training data; nothing, as a rule."""
+    def initialise(self, average: Average) -> None:
+        """Before training: take what a good start needs from averages over the training data; nothing, as a rule."""
 
 
 @runtime_checkable

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from ebm_dist.config import Count, Positive, section
-from ebm_dist.energies import EnergyModel
+from ebm_dist.energies import Average, EnergyModel
 from ebm_dist.rng import bernoulli
 
 
@@ -95,9 +95,9 @@ class RBM(EnergyModel):
         return v
 
     @torch.no_grad()
-    def initialise(self, mean: Tensor) -> None:
+    def initialise(self, average: Average) -> None:
         """Before training, of the data's mean (``shape``, clipped to 0.01 ... 0.99): the centre, and its logits as biases."""
-        flat = mean.flatten().clamp(0.01, 0.99)
+        flat = average(lambda x: x).float().flatten().clamp(0.01, 0.99)
         self.visible_bias.copy_(flat.logit())
         if self.centred:
             self.visible_offset.copy_(flat)

@@ -57,6 +57,7 @@ def evaluate(config: Config, subject: Subject) -> Report:
     }
     if not is_conditional(subject.model.params):
         untrained = build_energy(subject.model.params, subject.data.shape, subject.data.num_classes)
+        untrained.initialise(lambda of: of(train.double()).mean(dim=0))
         blank = subject.model._replace(energy=untrained.eval().requires_grad_(False))
         scorers[_UNTRAINED] = lambda x: -blank.energies(x).double().numpy()
     scorers |= _baselines(train)

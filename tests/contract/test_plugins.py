@@ -41,7 +41,10 @@ def test_a_plugin_has_a_documented_config_and_an_entry(folder, name):
 def energy_of(name, num_classes=0):
     plugin = module("energies", name)
     torch.manual_seed(0)
-    return plugin.build(plugin.Config(), shape=SHAPE, num_classes=num_classes)
+    parts = {"network": module("energies", "mlp").Config()} if "network" in plugin.Config.__pydantic_fields__ else {}
+    energy = plugin.build(plugin.Config(**parts), shape=SHAPE, num_classes=num_classes)
+    energy.initialise(lambda of: of(torch.rand(20, *SHAPE, dtype=torch.float64)).mean(dim=0))
+    return energy
 
 
 @pytest.mark.parametrize("num_classes", [0, 3])

@@ -14,6 +14,7 @@ SAMPLERS, RBM, DIAGNOSTICS = (f"tests/statistical/test_{name}.py" for name in ("
 SAMPLING, CONDITIONAL = "tests/statistical/test_sampling.py", "tests/statistical/test_conditional_suites.py"
 MEG, ANOMALY = "tests/statistical/test_meg.py", "tests/unit/test_anomaly_data.py"
 NOISE = "tests/statistical/test_noise_contrastive.py"
+BAND_POWER = "tests/statistical/test_band_power.py"
 CHAINS, TASKS = "tests/statistical/test_chains_suite.py", "tests/statistical/test_tasks.py"
 GEWEKE, BOUNDS = f"{SAMPLERS}::test_exact_draws_stay_exact_at_every_step", f"{SAMPLERS}::test_bounds_leave_the_sampler_exact"
 HALF, KEPT = (
@@ -174,6 +175,11 @@ MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "steps beyond the last": ("sampling.py", "for n in range(1, _MOST_STEPS + 1) if num_steps % n == 0", "for n in range(1, _MOST_STEPS + 1)", SAMPLING),
     "parts by the labels of the first": ("sampling.py", "else labels.tensor_split(parts)", "else [labels.tensor_split(parts)[0]] * parts", SAMPLING),
     "parts with the noise of the first": ("sampling.py", "asked, noise.tensor_split(parts, dim=1)", "asked, [noise.tensor_split(parts, dim=1)[0]] * parts", SAMPLING),
+    "powers of the image itself": ("energies/band_power.py", "(colours - smooth).square()", "colours.square()", BAND_POWER),
+    "the finest octave again and again": ("energies/band_power.py", "colours = coarse", "colours = coarse.detach() * 0 + smooth[..., ::2, ::2]", BAND_POWER),
+    "a tail that falls": ("energies/band_power.py", "energy + self.weight * torch.log1p(distance)", "energy - self.weight * torch.log1p(distance)", BAND_POWER),
+    "the mean is not taken off": ("energies/band_power.py", "log_powers(x, self.floor) - self.mean", "log_powers(x, self.floor)", BAND_POWER),
+    "moments of one worker": ("trainer.py", "sums = comm.gather(torch.stack([shard.sum(of) for shard in data.values()]), num_shards)", "sums = torch.stack([shard.sum(of) for shard in data.values()])", BAND_POWER),
     "pooling sums": ("energies/resnet.py", "F.avg_pool2d(F.pad(weight", "4 * F.avg_pool2d(F.pad(weight", SAMPLING),
     "gain is added": ("energies/resnet.py", "gain * self.second(", "gain + self.second(", SAMPLING),
     "cells overlap by one": ("energies/convnet.py", "(2 * b, 3 - 2 * b, 2 * a, 3 - 2 * a)", "(b, 3 - b, a, 3 - a)", SAMPLING),

@@ -109,7 +109,8 @@ def test_images_and_labels():
 @pytest.mark.parametrize("centred", [False, True])
 def test_initialised_by_the_mean_of_the_data(centred):
     model = rbm.build(rbm.Config(num_hidden=4, centred=centred, weight_sd=1e-6), shape=(1, 2, 2), num_classes=0)
-    model.initialise(torch.tensor([[[0.0, 0.2], [0.7, 1.0]]]))
+    data = torch.tensor([[[[0.0, 0.1], [0.6, 1.0]]], [[[0.0, 0.3], [0.8, 1.0]]]])
+    model.initialise(lambda of: of(data.double()).mean(dim=0))
     p = (-joint(model.weights()).logsumexp(1)).neg().softmax(0)
     torch.testing.assert_close(p @ states(4).double(), torch.tensor([0.01, 0.2, 0.7, 0.99]).double(), rtol=1e-4, atol=1e-4)
 
