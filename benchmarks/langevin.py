@@ -74,9 +74,9 @@ CASES = [
 
 
 class TorchEBM:
-    """The toy network under TorchEBM's own sampler and loss."""
+    """The toy network of standard layers under TorchEBM's own sampler and loss."""
 
-    def __init__(self, case: Case, network: EnergyModel) -> None:
+    def __init__(self, case: Case, network: nn.Module) -> None:
         from torchebm.core import BaseModel
         from torchebm.losses import ContrastiveDivergence
         from torchebm.samplers import LangevinDynamics
@@ -107,7 +107,7 @@ class TorchEBM:
 
 
 def textbook_of(case: Case, own: EnergyModel) -> nn.Module:
-    theirs = textbook.ConvNet() if case.name == "MNIST CNN" else textbook.ResNet()
+    theirs = {"2-D MLP": textbook.Mlp, "MNIST CNN": textbook.ConvNet, "IGEBM net": textbook.ResNet}[case.name]()
     weights = own.state_dict()
     if case.name == "MNIST CNN":  # its first kernel is kept in another form
         weights = {name.replace("parametrizations.weight.original", "weight"): value for name, value in weights.items()}
@@ -174,7 +174,7 @@ def sampling(case: Case) -> tuple[dict[str, Sampling], dict[str, float]]:
     }
     ends = {"ours": compiled(start, y, stream(1, "chain"))[0], "ours, uncompiled": plain(start, y, stream(1, "chain"))[0]}
     if case.bounds is None:
-        peer = TorchEBM(case, copy.deepcopy(own))
+        peer = TorchEBM(case, textbook_of(case, own))
         works["TorchEBM"] = lambda: peer.sample(start)
         ends["TorchEBM"] = peer.sample(start, stream(1, "chain"))
     else:
@@ -194,7 +194,7 @@ def training(case: Case) -> dict[str, Sampling]:
     for name, compiles in (("ours", True), ("ours, uncompiled", False)):
         works[name] = our_trainer(case, copy.deepcopy(own), compiles).advance
     if case.bounds is None:
-        peer = TorchEBM(case, copy.deepcopy(own))
+        peer = TorchEBM(case, textbook_of(case, own))
         works["TorchEBM"] = lambda: peer.step(x)
     else:
         for name, freezes in (("textbook", False), ("textbook, frozen", True)):
@@ -231,7 +231,7 @@ def main() -> None:
                 works, apart = sampling(case)
             else:
                 works = training(case)
-            own = case.build() if case.bounds is None else textbook_of(case, case.build())
+            own = textbook_of(case, case.build())
             y = torch.arange(case.num_chains) % case.num_classes if case.num_classes else None
             found["rows"].append(row(case, what, works, gflop(case, own, y), case.rounds) | {"largest_difference": apart})
             print(told(found["rows"][-1]), flush=True)

@@ -12,6 +12,19 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 
+class Mlp(nn.Module):
+    """The layers of :mod:`ebm_dist.energies.mlp` with two hidden ones of 128, for points of the plane."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.last = nn.ModuleList([nn.Linear(2, 128), nn.Linear(128, 128)]), nn.Linear(128, 1)
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        for layer in self.layers:
+            x = F.silu(layer(x))
+        return self.last(x).squeeze(-1)
+
+
 class ConvNet(nn.Module):
     """The layers of :mod:`ebm_dist.energies.convnet` with its default settings, 1x28x28."""
 

@@ -2,13 +2,9 @@
 
 The highest class of the test is that of the anomalies, and the score is E: high = anomalous. Precision, recall and F1 are those of
 calling the known share of anomalies so, those of the highest scores; areas under the two curves need no threshold. Beside E stand
-the norm of its gradient, chance, and baselines that learn from the same rows without a net.
-
-An image of low energy may still lie on a slope, where no data are: how far E falls down it is a second score (in the suite ``ood``
-along a chain), and both are combined as independent tests are (Fisher 1932).
-
-Where inliers have labels, there are detectors that use these: the same network taught by them alone (Hendrycks & Gimpel 2017; Liu
-et al. 2020), and the distance to the nearest class (Lee et al. 2018).
+the norm of its gradient, chance, and baselines that learn from the same rows without a net. Where inliers have labels, there are
+detectors that use these: the same network taught by them alone (Hendrycks & Gimpel 2017; Liu et al. 2020), and the distance to the
+nearest class (Lee et al. 2018).
 """
 
 from collections.abc import Callable
@@ -27,16 +23,15 @@ from torch import Tensor
 
 from ebm_dist import figures, shards
 from ebm_dist.config import Count, Fraction, Positive, section
-from ebm_dist.energies import EnergyFn, build_energy, score
+from ebm_dist.energies import build_energy, score
 from ebm_dist.errors import DataError
 from ebm_dist.evaluation import Report, Subject
 from ebm_dist.rng import numpy_stream
-from ebm_dist.samplers import Bounds
 
 Array = npt.NDArray[np.float64]
 
 _BATCH = 128  # labelled rows of an update
-_ENERGY, _GIVEN_INK, _AND_FALL, _CHANCE = "E (model)", "E given ink (model)", "E and its fall (model)", "chance"
+_ENERGY, _GIVEN_INK, _CHANCE = "E (model)", "E given ink (model)", "chance"
 
 
 @section
@@ -46,13 +41,9 @@ class Config:
     num_components: tuple[Count, ...] = (2, 50)
     """Of the principal components' residuals among the baselines."""
     max_train: Count = 5000
-    """Training rows, at random, of the scores that compare with each of them."""
+    """Training rows, at random, of the baselines that compare with each of them."""
     max_test: Count = 200000
     """Test rows, at random."""
-    descent_steps: Count = 20
-    """Of images, steps of gradient descent over which E falls."""
-    descent_step_size: Positive = 0.1
-    """Factor of the score in each."""
     supervised_steps: Count = 1000
     """Updates of the network that the inliers' labels alone teach."""
     supervised_lr: Positive = 1e-3
@@ -76,7 +67,6 @@ def evaluate(config: Config, subject: Subject) -> Report:
     }
     if train.ndim == 4:
         scorers[_GIVEN_INK] = _given_ink(scorers[_ENERGY], train)
-        scorers[_AND_FALL] = _with_fall(config, subject, subject.model.energy, scorers[_ENERGY], train)
     scorers |= _baselines(config, subject, train) | _by_class(config, subject)
     rows = {name: judge(truth, scorer(test), contamination) for name, scorer in scorers.items()}
     prevalence = float(truth.mean())
@@ -111,33 +101,6 @@ def judge(truth: npt.NDArray[np.int64], scores: Array, contamination: float) -> 
 def _score_norm(subject: Subject, x: Tensor) -> Array:
     norm: Array = score(subject.model.energy, x)[1].flatten(1).norm(dim=1).double().numpy()
     return norm
-
-
-def _with_fall(
-    config: Config, subject: Subject, energy: EnergyFn, score_of: Callable[[Tensor], Array], train: Tensor
-) -> Callable[[Tensor], Array]:
-    """Minus the sum of the logarithms of two shares of training rows: those of as high an energy, and those of as deep a fall."""
-    some = train[torch.from_numpy(numpy_stream(0, "anomaly/train").permutation(len(train))[: config.max_train])]
-
-    def fall(x: Tensor) -> Array:
-        return torch.cat([_fall(config, subject.data.bounds, energy, part) for part in x.split(1000)]).double().numpy()
-
-    known = [np.sort(own(some)) for own in (score_of, fall)]
-
-    def combined(x: Tensor) -> Array:
-        higher = [len(own) - np.searchsorted(own, found) for own, found in zip(known, (score_of(x), fall(x)), strict=True)]
-        return -sum(np.log((count + 1) / (len(some) + 1)) for count in higher)  # type: ignore[return-value]
-
-    return combined
-
-
-def _fall(config: Config, bounds: Bounds, energy: EnergyFn, x: Tensor) -> Tensor:
-    """``E(x) - E(x')`` of each row, ``(n,)``: ``x'`` is where gradient descent leads from it, within the data's bounds."""
-    position, (first, _) = x, score(energy, x)
-    for _ in range(config.descent_steps):
-        position = position + config.descent_step_size * score(energy, position)[1]
-        position = position if bounds is None else position.clamp(*bounds)
-    return first - score(energy, position)[0]
 
 
 def _ink(x: Tensor) -> Array:
@@ -209,13 +172,8 @@ def _by_class(config: Config, subject: Subject) -> dict[str, Callable[[Tensor], 
         every = torch.arange(num_classes)
         return -torch.cat([network(part, every.expand(len(part), num_classes)) for part in x.split(1000)]).double()
 
-    def energy_of(x: Tensor) -> Array:
-        energies: Array = -logits(x).logsumexp(dim=1).numpy()
-        return energies
-
     return {
-        "energy (labels alone)": energy_of,
-        "energy and its fall (labels alone)": _with_fall(config, subject, network, energy_of, x),
+        "energy (labels alone)": lambda x: -logits(x).logsumexp(dim=1).numpy(),
         "least probability (labels alone)": lambda x: -logits(x).softmax(dim=1).amax(dim=1).numpy(),
         "Mahalanobis by class (labels)": lambda x: cdist(x.flatten(1).double().numpy() @ root, means @ root).min(axis=1),
     }
