@@ -55,8 +55,8 @@ def toy() -> EnergyModel:
 
 
 CASES = [
-    Case("2-D MLP", toy, (2,), 0, 1024, TOY, None, 9),
-    Case("2-D MLP", toy, (2,), 0, 16384, TOY, None, 5),
+    Case("2-D MLP", toy, (2,), 0, 1024, TOY, None, 21),
+    Case("2-D MLP", toy, (2,), 0, 16384, TOY, None, 11),
     Case(
         "MNIST CNN", lambda: convnet.build(convnet.Config(), shape=(1, 28, 28), num_classes=0), (1, 28, 28), 0, 128, COLD, (0, 1), 7
     ),
@@ -157,8 +157,9 @@ def our_trainer(case: Case, own: EnergyModel, compiles: bool) -> Trainer:
     chains = ReplayShard(params.replay.capacity, case.shape, case.bounds, range(case.num_classes), stream(0, "chains"))
     data: Any = {0: Batches(x, case.num_classes)}
     return Trainer(
-        params=params, objective=objective, data=data, replay={0: chains}, comm=LocalComm(), device=torch.device("cpu"), digest=""
-    )
+        params=params, objective=objective, data=data, replay={0: chains}, comm=LocalComm(), device=torch.device("cpu"),
+        num_classes=max(case.num_classes, 1), labelled=None, digest="",
+    )  # fmt: skip
 
 
 def sampling(case: Case) -> tuple[dict[str, Sampling], dict[str, float]]:
