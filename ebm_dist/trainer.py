@@ -349,7 +349,7 @@ def build(params: Params, index: shards.Index, comm: Comm, device: torch.device,
     )
     data = {s: shards.LogicalShard(index, "train", s, config.num_shards, batch_size, params.seed) for s in mine}
     labelled = shards.read_labelled(index, params.seed)
-    cast(EnergyModel, networks["energy"]).initialise(partial(_average, data, comm, config.num_shards, device))
+    cast(EnergyModel, networks["energy"]).initialise(partial(_average, data, comm, config.num_shards))
     return Trainer(
         params=params,
         objective=objective,
@@ -363,10 +363,8 @@ def build(params: Params, index: shards.Index, comm: Comm, device: torch.device,
     )
 
 
-def _average(
-    data: Mapping[int, shards.LogicalShard], comm: Comm, num_shards: int, device: torch.device, of: Callable[[Tensor], Tensor]
-) -> Tensor:
+def _average(data: Mapping[int, shards.LogicalShard], comm: Comm, num_shards: int, of: Callable[[Tensor], Tensor]) -> Tensor:
     """Over all training samples, bitwise the same for any number of workers."""
     sums = comm.gather(torch.stack([shard.sum(of) for shard in data.values()]), num_shards)
     counts = comm.gather(torch.tensor([len(shard.x) for shard in data.values()]), num_shards)
-    return (sums.sum(dim=0) / counts.sum()).to(device)
+    return sums.sum(dim=0) / counts.sum()

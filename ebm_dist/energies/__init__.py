@@ -18,7 +18,8 @@ from ebm_dist.rng import seeded
 
 EnergyFn = Callable[[Tensor], Tensor]
 Average = Callable[[Callable[[Tensor], Tensor]], Tensor]
-"""Of a function ``(B, *shape) -> (B, ...)`` in float64, its mean over all training samples, bitwise the same on all workers."""
+"""Of a function ``(B, *shape) -> (B, ...)``, its mean over all training samples: float64, on the CPU, and bitwise the same
+on all workers, however many there are."""
 
 
 class EnergyModel(nn.Module):

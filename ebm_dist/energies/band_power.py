@@ -9,6 +9,7 @@ with ``s`` the logarithms of ``K`` band powers, ``m`` and ``C`` their mean and c
 what is too smooth or too rough, so a network alone learns little about it; there the second term rises on either side.
 """
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from ebm_dist.config import Mismatch, Params, Positive, module_of, plugin, section
 from ebm_dist.energies import Average, EnergyModel
+from ebm_dist.errors import ConfigError
 
 _RIDGE = 1e-3  # added to the variances of the logarithms, which are about 1
 
@@ -33,6 +35,8 @@ class Config:
     def check(self, params: Params) -> None:
         if getattr(module_of(self.network), "IS_CLASSIFIER", False):
             raise Mismatch("energy.network", "a classifier's energies of classes have no second term; use mlp, convnet or resnet")
+        if check := getattr(self.network, "check", None):
+            check(dataclasses.replace(params, energy=self.network))
 
 
 class BandPower(EnergyModel):
@@ -52,14 +56,19 @@ class BandPower(EnergyModel):
         """Mean and precision of the logarithms, from the training data."""
         self.network.initialise(average)
         mean = average(lambda x: log_powers(x, self.floor))
-        covariance = average(lambda x: torch.einsum("ni,nj->nij", *2 * [log_powers(x, self.floor) - mean]))
+
+        def products(x: Tensor) -> Tensor:
+            d = log_powers(x, self.floor) - mean
+            return d[:, :, None] * d[:, None, :]
+
+        covariance = average(products)
         self.mean.copy_(mean)
         self.precision.copy_(torch.linalg.inv(covariance + _RIDGE * torch.eye(len(mean))))
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         d = log_powers(x, self.floor) - self.mean
         distance = ((d @ self.precision) * d).mean(dim=1)
-        energy: Tensor = self.network(x, y) if y is not None else self.network(x)
+        energy: Tensor = self.network(x, y)
         return energy + self.weight * torch.log1p(distance)
 
 
@@ -84,5 +93,7 @@ def contrasts(x: Tensor) -> Tensor:
 
 
 def build(config: Config, *, shape: tuple[int, ...], num_classes: int) -> EnergyModel:
+    if len(shape) != 3:
+        raise ConfigError(f"energy: samples of shape {shape} are no images, which alone have octaves; set energy.name: mlp")
     network = module_of(config.network).build(config.network, shape=shape, num_classes=num_classes)
     return BandPower(config, network, shape)
