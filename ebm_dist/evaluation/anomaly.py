@@ -4,7 +4,7 @@ The highest class of the test is that of the anomalies, and the score is E: high
 calling the known share of anomalies so, those of the highest scores; areas under the two curves need no threshold. Beside E stand
 the norm of its gradient, chance, and baselines that learn from the same rows without a net. Where inliers have labels, there are
 detectors that use these: the same network taught by them alone (Hendrycks & Gimpel 2017; Liu et al. 2020), and the distance to the
-nearest class (Lee et al. 2018).
+nearest class (Lee et al. 2018). A model that has learnt p(y | x) too is asked both how rare a sample is and how doubtful its class.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ from ebm_dist.rng import numpy_stream
 Array = npt.NDArray[np.float64]
 
 _BATCH = 128  # labelled rows of an update
-_ENERGY, _GIVEN_INK, _CHANCE = "E (model)", "E given ink (model)", "chance"
+_ENERGY, _GIVEN_INK, _WITH_DOUBT, _CHANCE = "E (model)", "E given ink (model)", "E and doubt (model)", "chance"
 
 
 @section
@@ -161,7 +161,7 @@ def _by_class(config: Config, subject: Subject) -> dict[str, Callable[[Tensor], 
     if known is None:
         return {}
     x, y = known
-    num_classes, at, names = subject.data.num_classes, x.flatten(1).double().numpy(), y.numpy()
+    num_classes, at, names, model = subject.data.num_classes, x.flatten(1).double().numpy(), y.numpy(), subject.model
     means = np.stack([at[names == k].mean(axis=0) for k in range(num_classes)])
     within = np.cov(at - means[names], rowvar=False)
     root = np.linalg.cholesky(np.linalg.inv(within + 1e-6 * np.eye(len(within))))
@@ -172,11 +172,34 @@ def _by_class(config: Config, subject: Subject) -> dict[str, Callable[[Tensor], 
         every = torch.arange(num_classes)
         return -torch.cat([network(part, every.expand(len(part), num_classes)) for part in x.split(1000)]).double()
 
-    return {
-        "energy (labels alone)": lambda x: -logits(x).logsumexp(dim=1).numpy(),
+    def rarity(x: Tensor) -> Array:
+        return -logits(x).logsumexp(dim=1).numpy()  # type: ignore[no-any-return]
+
+    found: dict[str, Callable[[Tensor], Array]] = {
+        "energy (labels alone)": rarity,
         "least probability (labels alone)": lambda x: -logits(x).softmax(dim=1).amax(dim=1).numpy(),
+        "energy and doubt (labels alone)": _both(rarity, lambda x: _entropy(logits(x).softmax(dim=1)), x),
         "Mahalanobis by class (labels)": lambda x: cdist(x.flatten(1).double().numpy() @ root, means @ root).min(axis=1),
     }
+    if model.knows_labels:
+        found[_WITH_DOUBT] = _both(lambda x: model.energies(x).double().numpy(), lambda x: _entropy(model.classify(x).double()), x)
+    return found
+
+
+def _entropy(p: Tensor) -> Array:
+    entropy: Array = torch.special.entr(p).sum(dim=1).numpy()
+    return entropy
+
+
+def _both(first: Callable[[Tensor], Array], second: Callable[[Tensor], Array], train: Tensor) -> Callable[[Tensor], Array]:
+    """``-log p_1 - log p_2`` (Fisher 1932, section 21.1), with ``p`` the share of training samples that score as high or higher."""
+    known = [(score, np.sort(score(train))) for score in (first, second)]
+
+    def combined(x: Tensor) -> Array:
+        above = [1 + len(scores) - np.searchsorted(scores, score(x)) for score, scores in known]
+        return -np.log(np.array(above) / (1 + len(train))).sum(axis=0)  # type: ignore[no-any-return]
+
+    return combined
 
 
 def _supervised(config: Config, subject: Subject, x: Tensor, y: Tensor) -> torch.nn.Module:

@@ -141,7 +141,8 @@ def test_detectors_that_know_the_classes_stand_beside_the_energy(labelled_nine):
     found = anomaly.evaluate(anomaly.Config(supervised_steps=200), labelled_nine)
     assert found.metrics["prevalence"] == pytest.approx((labels == 9).float().mean().item())
     scores = found.metrics["scores"]
-    for name in ("energy (labels alone)", "least probability (labels alone)", "Mahalanobis by class (labels)"):
+    labels_alone = ("energy (labels alone)", "least probability (labels alone)", "energy and doubt (labels alone)")
+    for name in (*labels_alone, "Mahalanobis by class (labels)"):
         assert scores[name]["auroc"] > 0.75, name  # chance .5: a 9 is of no class
     x, y = (part.double().numpy() for part in shards.read_labelled(labelled_nine.data, 0))
     x, rows = x.reshape(len(x), -1), test.flatten(1).double().numpy()
@@ -150,6 +151,17 @@ def test_detectors_that_know_the_classes_stand_beside_the_energy(labelled_nine):
     apart = [min((row - mean) @ np.linalg.solve(within, row - mean) for mean in means) for row in rows]
     by_hand = anomaly.judge((labels == 9).long().numpy(), np.array(apart), found.metrics["prevalence"])
     assert scores["Mahalanobis by class (labels)"]["auroc"] == pytest.approx(by_hand["auroc"], abs=1e-3)
+    trained = labelled_nine.model
+
+    def rarities(images):
+        p = trained.classify(images).double()
+        return trained.energies(images), -(p * p.log()).sum(dim=1)
+
+    train, _ = shards.read_labelled(labelled_nine.data, 0)
+    above = [(theirs >= ours[:, None]).sum(dim=1) for ours, theirs in zip(rarities(test), rarities(train), strict=True)]
+    rare = -sum(((1 + count) / (1 + len(train))).log() for count in above)
+    by_hand = anomaly.judge((labels == 9).long().numpy(), rare.numpy(), found.metrics["prevalence"])
+    assert scores["E and doubt (model)"] == pytest.approx(by_hand, abs=1e-3)
     plain = [row["auprc"] for name, row in scores.items() if "(" not in name]
     assert found.metrics["best_baseline"]["auprc"] == max(plain) and found.figures["scores.png"].startswith(b"\x89PNG")
 
