@@ -15,7 +15,7 @@ from torch._dynamo.exc import TorchDynamoException
 from torch.nn.utils import parametrize
 from torch.profiler import record_function
 
-from ebm_dist import faults
+from ebm_dist import fast_layers, faults
 from ebm_dist.energies import EnergyModel, frozen, given
 from ebm_dist.samplers import ChainStats, Kernel, run_chain
 
@@ -49,10 +49,12 @@ class FastChains(Chains):
         super().__init__(energy, kernel, num_steps)
         self.dtype: torch.dtype = getattr(torch, precision)
         self.copy = _plain_copy(energy).to(self.dtype)
-        self.block = max(n for n in range(1, _MOST_STEPS + 1) if num_steps % n == 0)
+        on_gpu, most = next(energy.parameters()).is_cuda, _MOST_STEPS
+        if compiles and not on_gpu and self.dtype == torch.float32 and fast_layers.speed_up(self.copy):
+            most = 1  # one step of such a network is work enough, and takes long enough to compile
+        self.block = max(n for n in range(1, most + 1) if num_steps % n == 0)
         self.several = self._steps
         if compiles:
-            on_gpu = next(energy.parameters()).is_cuda
             self.several = torch.compile(self._steps, dynamic=False, mode="reduce-overhead" if on_gpu else None)
 
     @record_function("sampler")
@@ -64,6 +66,7 @@ class FastChains(Chains):
         with parametrize.cached():
             for name, own in self.copy.state_dict(keep_vars=True).items():
                 own.copy_(operator.attrgetter(name)(self.energy))
+            fast_layers.refresh(self.copy)
         for _ in range(self.num_steps // self.block):
             faults.point("chain.step")
             for row in noise:  # one by one: the bits are those of Chains

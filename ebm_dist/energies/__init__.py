@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
@@ -77,6 +78,11 @@ def linear_energy(layer: nn.Linear, h: Tensor) -> Tensor:
     """``(B,)``: the one output of a layer on features ``(B, n)``; as a vector product, whose gradient is no matrix product."""
     energy = torch.mv(h, layer.weight[0])
     return energy if layer.bias is None else energy + layer.bias
+
+
+def silu(h: Tensor) -> Tensor:
+    """``h sigmoid(h)``; compiled, in a form whose gradient finds the sigmoid instead of computing it again."""
+    return h * h.sigmoid() if torch.compiler.is_compiling() else F.silu(h)
 
 
 def score(energy: EnergyFn, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ebm_dist.config import Count, Mismatch, Params, section
-from ebm_dist.energies import EnergyModel, linear_energy, spectral_norm
+from ebm_dist.energies import EnergyModel, linear_energy, silu, spectral_norm
 
 
 @section
@@ -73,11 +73,11 @@ class ConvNet(EnergyModel):
     def _features(self, h: Tensor, y: Tensor | None) -> Tensor:
         for i, convolution in enumerate(self.convolutions):
             h = convolution(h)
-            h = F.silu(h + self.classes[i](y)[:, :, None, None] if self.classes else h)
+            h = silu(h + self.classes[i](y)[:, :, None, None] if self.classes else h)
         return h.flatten(1)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        return linear_energy(self.last, F.silu(self.hidden(self._features(x, y))))
+        return linear_energy(self.last, silu(self.hidden(self._features(x, y))))
 
 
 def build(config: Config, *, shape: tuple[int, ...], num_classes: int) -> EnergyModel:

@@ -4,11 +4,10 @@ import math
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ebm_dist.config import Count, Index, Mismatch, NonNegative, Params, Positive, section
-from ebm_dist.energies import EnergyModel, is_conditional, linear_energy, spectral_norm
+from ebm_dist.energies import EnergyModel, is_conditional, linear_energy, silu, spectral_norm
 from ebm_dist.errors import ConfigError
 
 
@@ -69,7 +68,7 @@ class MLP(EnergyModel):
             h = torch.cat([h, angles.sin(), angles.cos()], dim=1)
         for i, layer in enumerate(self.layers):
             h = layer(h)
-            h = F.silu(h + self.classes[i](y) if self.classes else h)
+            h = silu(h + self.classes[i](y) if self.classes else h)
             if self.gates:
                 h = h * self.get_buffer(self.gates[i])[y]
         energy = linear_energy(self.last, h)

@@ -14,6 +14,7 @@ SAMPLERS, RBM, DIAGNOSTICS = (f"tests/statistical/test_{name}.py" for name in ("
 SAMPLING, CONDITIONAL = "tests/statistical/test_sampling.py", "tests/statistical/test_conditional_suites.py"
 MEG, ANOMALY = "tests/statistical/test_meg.py", "tests/unit/test_anomaly_data.py"
 NOISE = "tests/statistical/test_noise_contrastive.py"
+FAST_LAYERS = "tests/unit/test_fast_layers.py"
 BAND_POWER = "tests/statistical/test_band_power.py"
 CHAINS, TASKS = "tests/statistical/test_chains_suite.py", "tests/statistical/test_tasks.py"
 GEWEKE, BOUNDS = f"{SAMPLERS}::test_exact_draws_stay_exact_at_every_step", f"{SAMPLERS}::test_bounds_leave_the_sampler_exact"
@@ -180,6 +181,14 @@ MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "a tail that falls": ("energies/band_power.py", "energy + self.weight * torch.log1p(distance)", "energy - self.weight * torch.log1p(distance)", BAND_POWER),
     "the mean is not taken off": ("energies/band_power.py", "log_powers(x, self.floor) - self.mean", "log_powers(x, self.floor)", BAND_POWER),
     "moments of one worker": ("trainer.py", "sums = comm.gather(torch.stack([shard.sum(of) for shard in data.values()]), num_shards)", "sums = torch.stack([shard.sum(of) for shard in data.values()])", BAND_POWER),
+    "a sum of B": ("fast_layers.py", "4 * d0 - 5 * d2 + d4", "4 * d0 - 5 * d2 - d4", FAST_LAYERS),
+    "a sum of G": ("fast_layers.py", "g0 / 24 + g2 / 6", "g0 / 24 - g2 / 6", FAST_LAYERS),
+    "a sum of A": ("fast_layers.py", "b + 8 * d + m5", "b + 8 * d", FAST_LAYERS),
+    "the gradient's kernel is not turned": ("fast_layers.py", "weight.flip(2, 3).transpose(0, 1)", "weight.transpose(0, 1)", FAST_LAYERS),
+    "fast layers of old weights": ("fast_layers.py", "layer.back.copy_(kernel_rows(_turned(layer.weight)))", "pass", FAST_LAYERS),
+    "sign of the bias": ("fast_layers.py", "- (-self.bias)", "- self.bias", FAST_LAYERS),
+    "any height": ("fast_layers.py", "x.shape[2] % 4 or not", "not", FAST_LAYERS),
+    "chains of old fast layers": ("sampling.py", "fast_layers.refresh(self.copy)", "pass", f"{SAMPLING}::test_compiled_chains_of_fast_layers_follow_the_weights"),
     "pooling sums": ("energies/resnet.py", "F.avg_pool2d(F.pad(weight", "4 * F.avg_pool2d(F.pad(weight", SAMPLING),
     "gain is added": ("energies/resnet.py", "gain * self.second(", "gain + self.second(", SAMPLING),
     "cells overlap by one": ("energies/convnet.py", "(2 * b, 3 - 2 * b, 2 * a, 3 - 2 * a)", "(b, 3 - b, a, 3 - a)", SAMPLING),

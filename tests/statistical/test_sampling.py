@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch._dynamo.exc import TorchDynamoException
 from torch.nn.utils import parametrize
 
-from ebm_dist import sampling
+from ebm_dist import fast_layers, sampling
 from ebm_dist.energies import convnet, frozen, given, mlp, resnet, score
 from ebm_dist.errors import ConfigError
 from ebm_dist.rng import stream
@@ -22,6 +22,7 @@ NETWORKS = {
     "mlp": lambda k: mlp.build(mlp.Config(hidden=(32, 16), spectral_norm=True), shape=SHAPE, num_classes=k),
     "convnet": lambda k: convnet.build(convnet.Config(channels=(8, 8), hidden=16), shape=SHAPE, num_classes=k),
     "resnet": lambda k: resnet.build(resnet.Config(channels=(8, 16, 16)), shape=SHAPE, num_classes=k),
+    "wide resnet": lambda k: resnet.build(resnet.Config(channels=(64, 64)), shape=SHAPE, num_classes=k),
 }
 CONFIG = langevin.Config(step_size=2.0, noise_scale=0.02, score_clip=0.03)
 
@@ -96,6 +97,23 @@ def test_the_copy_follows_the_weights_and_leaves_them_alone(name):
     assert torch.equal(ends(chains)[0], ends(plain(own, 4))[0])
     assert not torch.equal(ends(chains)[0], before)
     assert all(parameter.requires_grad and parameter.grad is None for parameter in own.parameters())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_compiled_chains_of_fast_layers_follow_the_weights(monkeypatch, name):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # all that compiled code does, but not compiled
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    own = network(name, 3)
+    chains = fast(own, 4, compiles=True)
+    ends(chains, 3)
+    with torch.no_grad():
+        for parameter in own.parameters():
+            parameter.mul_(1.1)
+    (a, told), (b, told_too) = ends(chains, 3), ends(plain(own, 4), 3)
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+    torch.testing.assert_close(torch.stack(told), torch.stack(told_too), rtol=1e-4, atol=1e-5)
+    kinds = {type(layer) for layer in chains.copy.modules()}
+    assert (fast_layers.Conv3x3 in kinds, fast_layers.Linear in kinds) == (name == "wide resnet", True)
 
 
 def test_without_a_compiler_chains_run_as_they_are_and_it_is_said(monkeypatch, caplog):

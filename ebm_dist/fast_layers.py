@@ -1,0 +1,108 @@
+"""Layers in the form that is soonest done by compiled code on a CPU: for the copy of a network on which chains walk.
+
+The functions are the same, and so are names and shapes of the weights; only the last bits of what is computed are others.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_FEWEST_CHANNELS = 64  # of a convolution by fewer products: with less, as much time goes into sums and copies
+
+
+def speed_up(network: nn.Module) -> bool:
+    """Give a network's layers their fast form, where they have one; whether there are convolutions among them.
+
+    Frozen weights only: the gradient by them is not computed. After their weights have changed, call :func:`refresh`.
+    """
+    for layer in network.modules():
+        if type(layer) is nn.Linear:
+            layer.__class__ = Linear
+            layer.weight = nn.Parameter(layer.weight.detach().t().contiguous().t(), requires_grad=False)
+        elif type(layer) is nn.Conv2d and _is_suited(layer):
+            layer.__class__ = Conv3x3
+            there, back = kernel_rows(layer.weight.detach()), kernel_rows(_turned(layer.weight.detach()))
+            layer.register_buffer("there", there, persistent=False)
+            layer.register_buffer("back", back, persistent=False)
+    return any(isinstance(layer, Conv3x3) for layer in network.modules())
+
+
+@torch.no_grad()
+def refresh(network: nn.Module) -> None:
+    """Compute what the layers keep beside their weights."""
+    for layer in network.modules():
+        if isinstance(layer, Conv3x3):
+            layer.there.copy_(kernel_rows(layer.weight))
+            layer.back.copy_(kernel_rows(_turned(layer.weight)))
+
+
+class Linear(nn.Linear):
+    """The weights lie column by column: a product with few columns, as for points of a plane, takes a quarter of the time so."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        # subtracted, as an added bias becomes part of the product, which first copies it to every row
+        return F.linear(h, self.weight) if self.bias is None else F.linear(h, self.weight) - (-self.bias)
+
+
+class Conv3x3(nn.Conv2d):
+    """With half the products; only compiled, where sums and copies become a few loops."""
+
+    there: Tensor
+    back: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[2] % 4 or not torch.compiler.is_compiling():
+            return super().forward(x)
+        h = MinimalFiltering.apply(x, self.there, self.back)  # type: ignore[no-untyped-call]
+        return h if self.bias is None else h + self.bias[:, None, None]  # type: ignore[no-any-return]
+
+
+class MinimalFiltering(torch.autograd.Function):
+    """:func:`convolve`, and its gradient by the image, which is the convolution with the turned kernel ``back``."""
+
+    @staticmethod
+    def forward(x: Tensor, there: Tensor, back: Tensor) -> Tensor:
+        return convolve(x, there)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[2])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        return convolve(gradient, *ctx.saved_tensors), None, None
+
+
+def convolve(x: Tensor, rows: Tensor) -> Tensor:
+    """Images ``(B, i, H, W)``, H a multiple of 4, to ``(B, o, H, W)``: 3x3, stride 1, padding 1.
+
+    Winograd's minimal filtering F(4, 3) along the columns: of each four results six products instead of twelve. Matrices B, G and A
+    as in Lavin & Gray (2016), section 4.3, there for both directions; along one, sums are few and the rest is a usual convolution.
+    """
+    height = x.shape[2]
+    padded = F.pad(x, (0, 0, 1, 1))
+    d0, d1, d2, d3, d4, d5 = (padded[:, :, i : i + height - 3 : 4] for i in range(6))
+    a, b, c, d = d4 - 4 * d2, d3 - 4 * d1, d4 - d2, 2 * (d3 - d1)
+    data = torch.cat([4 * d0 - 5 * d2 + d4, a + b, a - b, c + d, c - d, 4 * d1 - 5 * d3 + d5], dim=1)  # B^T d
+    m0, m1, m2, m3, m4, m5 = F.conv2d(data, rows, padding=(0, 1), groups=6).chunk(6, dim=1)
+    a, b, c, d = m1 + m2, m1 - m2, m3 + m4, m3 - m4
+    return torch.stack([m0 + a + c, b + 2 * d, a + 4 * c, b + 8 * d + m5], dim=3).flatten(2, 3)  # A^T m
+
+
+def kernel_rows(weight: Tensor) -> Tensor:
+    """G g: a kernel ``(o, i, 3, 3)`` to the six of one row that :func:`convolve` takes, ``(6 o, i, 1, 3)``."""
+    g0, g1, g2 = weight.unbind(2)
+    a, b = -(g0 + g2) / 6, g0 / 24 + g2 / 6
+    six = torch.cat([g0 / 4, a - g1 / 6, a + g1 / 6, b + g1 / 12, b - g1 / 12, g2])
+    return six.unsqueeze(2).contiguous(memory_format=torch.channels_last)
+
+
+def _turned(weight: Tensor) -> Tensor:
+    return weight.flip(2, 3).transpose(0, 1)
+
+
+def _is_suited(layer: nn.Conv2d) -> bool:
+    is_plain = layer.stride == layer.padding == layer.dilation == (1, 1) and layer.groups == 1
+    return is_plain and layer.weight.shape[2:] == (3, 3) and min(layer.weight.shape[:2]) >= _FEWEST_CHANNELS
