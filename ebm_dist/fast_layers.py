@@ -23,9 +23,9 @@ def speed_up(network: nn.Module) -> bool:
             layer.weight = nn.Parameter(layer.weight.detach().t().contiguous().t(), requires_grad=False)
         elif type(layer) is nn.Conv2d and _is_suited(layer):
             layer.__class__ = Conv3x3
-            there, back = kernel_rows(layer.weight.detach()), kernel_rows(_turned(layer.weight.detach()))
-            layer.register_buffer("there", there, persistent=False)
-            layer.register_buffer("back", back, persistent=False)
+            weight = layer.weight.detach()
+            layer.register_buffer("there", kernel_rows(weight), persistent=False)
+            layer.register_buffer("back", kernel_rows(_turned(weight)), persistent=False)
     return any(isinstance(layer, Conv3x3) for layer in network.modules())
 
 
@@ -55,11 +55,11 @@ class Conv3x3(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[2] % 4 or not torch.compiler.is_compiling():
             return super().forward(x)
-        h = MinimalFiltering.apply(x, self.there, self.back)  # type: ignore[no-untyped-call]
+        h = _MinimalFiltering.apply(x, self.there, self.back)  # type: ignore[no-untyped-call]
         return h if self.bias is None else h + self.bias[:, None, None]  # type: ignore[no-any-return]
 
 
-class MinimalFiltering(torch.autograd.Function):
+class _MinimalFiltering(torch.autograd.Function):
     """:func:`convolve`, and its gradient by the image, which is the convolution with the turned kernel ``back``."""
 
     @staticmethod

@@ -173,7 +173,7 @@ MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "compiled chains go uphill": ("energies/__init__.py", "return value, -gradient", "return value, gradient", SAMPLING),
     "one row of noise for several steps": ("samplers/langevin.py", "for row in noise:", "for row in noise[:1].expand_as(noise):", SAMPLING),
     "a copy of old weights": ("sampling.py", "own.copy_(operator.attrgetter(name)(self.energy))", "pass", SAMPLING),
-    "steps beyond the last": ("sampling.py", "for n in range(1, _MOST_STEPS + 1) if num_steps % n == 0", "for n in range(1, _MOST_STEPS + 1)", SAMPLING),
+    "steps beyond the last": ("sampling.py", "for n in range(1, most + 1) if num_steps % n == 0", "for n in range(1, most + 1)", SAMPLING),
     "parts by the labels of the first": ("sampling.py", "else labels.tensor_split(parts)", "else [labels.tensor_split(parts)[0]] * parts", SAMPLING),
     "parts with the noise of the first": ("sampling.py", "asked, noise.tensor_split(parts, dim=1)", "asked, [noise.tensor_split(parts, dim=1)[0]] * parts", SAMPLING),
     "powers of the image itself": ("energies/band_power.py", "(colours - smooth).square()", "colours.square()", BAND_POWER),

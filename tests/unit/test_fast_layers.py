@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ebm_dist.energies import resnet, silu
-from ebm_dist.fast_layers import Conv3x3, Linear, MinimalFiltering, convolve, kernel_rows, refresh, speed_up
+from ebm_dist.fast_layers import Conv3x3, Linear, _MinimalFiltering, convolve, kernel_rows, refresh, speed_up
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def test_half_the_products_give_the_convolution_and_its_gradient(i, o, height, w
     close(convolve(x, there), expected)
     gradient = torch.randn(expected.shape, dtype=torch.float64, generator=generator)
     (right,) = torch.autograd.grad(expected, x, gradient)
-    close(torch.autograd.grad(MinimalFiltering.apply(x, there, back), x, gradient)[0], right)
+    close(torch.autograd.grad(_MinimalFiltering.apply(x, there, back), x, gradient)[0], right)
 
 
 def test_half_the_products_of_the_residual_net_are_saved(compiling):
