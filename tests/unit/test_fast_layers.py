@@ -56,7 +56,7 @@ def test_only_layers_whose_fast_form_is_the_same_function_get_it():
     unsuited = [
         conv(64, 64, 3, padding=1, stride=2), conv(64, 64, 3), conv(64, 64, 5, padding=1), conv(64, 64, 3, padding=1, groups=2),
         conv(64, 64, 3, padding=1, dilation=2), conv(3, 64, 3, padding=1), conv(64, 3, 3, padding=1), OwnConv(64, 64, 3, padding=1),
-        nn.ConvTranspose2d(64, 64, 3, padding=1),
+        nn.ConvTranspose2d(64, 64, 3, padding=1), conv(64, 64, 3, padding=1, padding_mode="reflect"), conv(64, 64, 3, padding="same"),
     ]  # fmt: skip
     kinds = [type(layer) for layer in unsuited]
     assert not speed_up(nn.ModuleList(unsuited))
