@@ -4,7 +4,7 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: run test slow lint docs install
+.PHONY: run test slow lowest lint docs install
 
 run: install ## prepare, train on Ray, evaluate, register; run again to resume
 	dvc repro
@@ -14,6 +14,11 @@ test: install ## the fast tests
 
 slow: install ## real Ray, MLflow and DVC, and faults
 	pytest -m slow
+
+lowest: install ## the fast tests with the oldest versions that pyproject.toml admits, in .venv-lowest (gigabytes: torch with CUDA)
+	uv venv --quiet --allow-existing --python $(PYTHON) .venv-lowest
+	uv pip install --quiet --python .venv-lowest --resolution lowest-direct --editable '.[dev]'
+	.venv-lowest/bin/pytest
 
 lint: install ## style, types, import contracts
 	ruff check

@@ -12,6 +12,7 @@ import os
 import random
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 import webdataset
 from ruamel.yaml import YAML
@@ -38,6 +40,8 @@ from ebm_dist.search import tuning
 
 ROOT = Path(__file__).resolve().parent.parent
 MNIST = ROOT / "pipelines/recipes/mnist.yaml"
+IDLE = ("_AutoscalingCoordinatorActor", "SynchronizationActor", "PlacementGroupCleaner", "DatasetManager")  # Ray Train's
+WINDOW_S = 2
 
 
 def replay(folder: Path) -> dict[str, Any]:
@@ -134,9 +138,14 @@ def settings(folder: Path, name: str, **changes: dict[str, Any]) -> Path:
     return path
 
 
+def rows_of(run: Path) -> list[dict[str, Any]]:
+    """The record of the one run in this folder so far."""
+    return [row for path in run.rglob(METRICS) for row in read_lines(path)]
+
+
 def rate(run: Path) -> float:
     """Training steps a second in the second half of a run, from its own record: at first the driver still imports MLflow."""
-    rows = list(read_lines(run / METRICS))
+    rows = rows_of(run)
     first = rows[len(rows) // 2]
     return (rows[-1]["step"] - first["step"]) / (rows[-1]["seconds"] - first["seconds"])
 
@@ -153,13 +162,13 @@ def bare(folder: Path, params: Path, workers: int) -> float:
 
 def on_ray(folder: Path, params: Path) -> float:
     run = Path(tempfile.mkdtemp(dir=folder))
-    call(
-        "-m", "pipelines.train", "--params", str(params), "--data", str(folder / "data"), "--out", str(run / "model"),
-        "--report", str(run / "report"), "--runs", str(run / "runs"),
-        MLFLOW_TRACKING_URI=f"sqlite:///{run}/mlflow.db",
-    )  # fmt: skip
-    (record,) = (run / "runs").glob(f"*/{METRICS}")
-    return rate(record.parent)
+    call(*training(folder, params, run), MLFLOW_TRACKING_URI=f"sqlite:///{run}/mlflow.db")
+    return rate(run)
+
+
+def training(folder: Path, params: Path, run: Path) -> list[str]:
+    where = {"params": params, "data": folder / "data", "out": run / "model", "report": run / "report", "runs": run / "runs"}
+    return ["-m", "pipelines.train", *(word for name, path in where.items() for word in (f"--{name}", str(path)))]
 
 
 def rates(works: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
@@ -192,6 +201,55 @@ def spare(folder: Path) -> dict[str, Any]:
         "torchrun, ordered, 1 worker": partial(bare, folder, one, 1),
     }
     return {"steps_per_second": rates(works, rounds=4)}
+
+
+def others(folder: Path) -> dict[str, Any]:
+    """What Ray's other processes cost the job: its speed while they are stopped to that beside them, by turns."""
+    prepared(folder, MNIST)
+    params = settings(folder, "long", train={"log_every": 2, "checkpoint_every": 10_000})
+    run, environment = folder / "others", os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
+    command = [sys.executable, *training(folder, params, run)]
+    job = psutil.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def speed() -> float:
+        before = len(rows_of(run))
+        time.sleep(WINDOW_S)
+        rows = rows_of(run)[before:]
+        if len(rows) < 2:
+            raise SystemExit("training stands still; see what it says")
+        return float((rows[-1]["step"] - rows[0]["step"]) / (rows[-1]["seconds"] - rows[0]["seconds"]))
+
+    try:
+        while len(rows_of(run)) < 20:  # the driver still imports MLflow
+            if job.poll() is not None:
+                raise SystemExit("training ended")
+            time.sleep(1)
+        names = {process: process.cmdline()[0] for process in [job, *job.children(recursive=True)]}
+        groups = {
+            "its idle actors": [own for own, name in names.items() if any(f"ray::{idle}" in name for idle in IDLE)],
+            "all but the workers": [own for own, name in names.items() if "ray::RayTrainWorker" not in name],
+        }
+        rows: dict[str, dict[str, Any]] = {name: {"processes": len(own), "cpu": [], "ratio": []} for name, own in groups.items()}
+        for name, own in list(groups.items()) * 24:
+            began = sum(sum(process.cpu_times()[:2]) for process in own)
+            beside = speed()
+            rows[name]["cpu"].append((sum(sum(process.cpu_times()[:2]) for process in own) - began) / WINDOW_S)
+            for process in own:
+                process.suspend()
+            try:
+                rows[name]["ratio"].append(speed() / beside)
+            finally:
+                for process in own:
+                    process.resume()
+            time.sleep(0.5)
+    finally:
+        job.terminate()
+        if psutil.wait_procs([job], timeout=60)[1]:
+            job.kill()
+    for row in rows.values():
+        row["cpu"] = statistics.fmean(row["cpu"])
+        row["ratio"] = statistics.quantiles(row["ratio"], n=4)
+    return {"rows": rows}
 
 
 def scaling(folder: Path) -> dict[str, Any]:
@@ -272,6 +330,7 @@ PARTS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "checkpoints": checkpoints,
     "ray": ray,
     "spare": spare,
+    "others": others,
     "scaling": scaling,
     "search": search,
     "pipeline": pipeline,

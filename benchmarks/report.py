@@ -64,6 +64,16 @@ def training(found: dict[str, Any], to: str = "torchrun, ordered, 2 workers") ->
     yield from table(["mnist recipe", "steps/s", f"to {to}"], rows)
 
 
+def others(found: dict[str, Any]) -> Iterator[str]:
+    yield where(found)
+    yield ""
+    rows = []
+    for name, row in found["rows"].items():
+        low, mid, high = row["ratio"]
+        rows.append([name, row["processes"], f"{row['cpu']:.1%}", f"**{mid:.3f}** ({low:.3f} to {high:.3f})"])
+    yield from table(["stopped by turns", "processes", "else use of a core", "speed to that beside them (middle half)"], rows)
+
+
 def serving(found: dict[str, Any]) -> Iterator[str]:
     yield where(found)
     yield ""
@@ -163,6 +173,7 @@ def main() -> None:
         "langevin": langevin(peers),
         "ray": training(platform["ray"]),
         "spare": training(platform["spare"], "torchrun, ordered, 1 worker"),
+        "others": others(platform["others"]),
         "serving": serving(read_json(given.reports / "serving.json", "benchmark")),
         "scaling": training(platform["scaling"]),
         "around": around(platform),
