@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -204,25 +205,25 @@ def spare(folder: Path) -> dict[str, Any]:
 
 
 def others(folder: Path) -> dict[str, Any]:
-    """What Ray's other processes cost the job: its speed while they are stopped to that beside them, by turns."""
+    """What the processes beside the workers cost: the job's speed while they are stopped to that beside them, by turns."""
     prepared(folder, MNIST)
     params = settings(folder, "long", train={"log_every": 2, "checkpoint_every": 10_000})
     run, environment = folder / "others", os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
     command = [sys.executable, *training(folder, params, run)]
-    job = psutil.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    job = psutil.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
 
     def speed() -> float:
         before = len(rows_of(run))
         time.sleep(WINDOW_S)
         rows = rows_of(run)[before:]
         if len(rows) < 2:
-            raise SystemExit("training stands still; see what it says")
+            raise SystemExit("training stands still; see its lines above")
         return float((rows[-1]["step"] - rows[0]["step"]) / (rows[-1]["seconds"] - rows[0]["seconds"]))
 
     try:
         while len(rows_of(run)) < 20:  # the driver still imports MLflow
             if job.poll() is not None:
-                raise SystemExit("training ended")
+                raise SystemExit("training ended; see its lines above")
             time.sleep(1)
         names = {process: process.cmdline()[0] for process in [job, *job.children(recursive=True)]}
         groups = {
@@ -243,7 +244,8 @@ def others(folder: Path) -> dict[str, Any]:
                     process.resume()
             time.sleep(0.5)
     finally:
-        job.terminate()
+        with suppress(psutil.NoSuchProcess):
+            job.terminate()
         if psutil.wait_procs([job], timeout=60)[1]:
             job.kill()
     for row in rows.values():
