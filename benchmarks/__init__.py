@@ -25,10 +25,9 @@ def take_turns(works: Mapping[str, Callable[[], object]], reference: str, rounds
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for count in range(warm_up + rounds):
         for name in list(works) if count % 2 else reversed(list(works)):
-            began = time.perf_counter()
-            works[name]()
+            taken = seconds_of(works[name])
             if count >= warm_up:
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(taken)
     ratios = {name: sorted(a / b for a, b in zip(seconds[reference], own, strict=True)) for name, own in seconds.items()}
     return Timing(
         {name: statistics.median(own) for name, own in seconds.items()},
@@ -36,16 +35,20 @@ def take_turns(works: Mapping[str, Callable[[], object]], reference: str, rounds
     )
 
 
-def peak_gflops(size: int = 2048, rounds: int = 5) -> float:
-    """What a large float32 matrix product reaches here with the threads that torch has now: the machine's limit for a network."""
-    a, b = torch.randn(size, size), torch.randn(size, size)
-    torch.mm(a, b)
-    best = 0.0
-    for _ in range(rounds):
-        began = time.perf_counter()
-        torch.mm(a, b)
-        best = max(best, 2 * size**3 / (time.perf_counter() - began) / 1e9)
-    return best
+def seconds_of(work: Callable[[], object]) -> float:
+    """How long it takes, on a GPU to its end."""
+    began = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def peak_gflops(device: str = "cpu", dtype: torch.dtype = torch.float32, rounds: int = 6) -> float:
+    """What a large matrix product reaches here, with the threads that torch has now: the machine's limit for a network."""
+    size = 2048 if device == "cpu" else 8192
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    return 2 * size**3 / min(seconds_of(lambda: torch.mm(a, b)) for _ in range(rounds)) / 1e9
 
 
 def circumstances(*packages: str) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
     pip install -c constraints.txt -e '.[benchmarks]'
     python -m benchmarks.langevin
+    python -m benchmarks.langevin --device cuda --out reports/benchmarks/gpu.json
 
 All take turns in one process; a ratio is the median over rounds of the peer's time to ours. Before, chains are run with the same
-noise and compared. The share of the peak counts the operations of the plain algorithm, forward and gradient by the positions.
+noise and compared. The share of the peak counts the operations of the plain algorithm, forward and gradient by the positions. On a
+GPU, chains of images are ours in bfloat16, and those of others as PyTorch does float32 there: convolutions in TF32.
 Writes reports/benchmarks/langevin.json, keeping in it what was not run again.
 """
 
@@ -12,6 +14,7 @@ import argparse
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +32,7 @@ from ebm_dist.objectives import contrastive_divergence
 from ebm_dist.replay import ReplayShard
 from ebm_dist.rng import stream
 from ebm_dist.samplers import langevin, noise
-from ebm_dist.sampling import Chains, FastChains
+from ebm_dist.sampling import Chains, FastChains, Precision
 from ebm_dist.trainer import Trainer
 
 Sampling = Callable[[], object]
@@ -71,12 +74,13 @@ CASES = [
         3,
     ),
 ]
+ON_GPU = [*CASES[:3], CASES[3]._replace(num_chains=128, sampler=replace(COLD, score_clip=0.01), rounds=7)]
 
 
 class TorchEBM:
     """The toy network of standard layers under TorchEBM's own sampler and loss."""
 
-    def __init__(self, case: Case, network: nn.Module) -> None:
+    def __init__(self, case: Case, network: nn.Module, device: str) -> None:
         from torchebm.core import BaseModel
         from torchebm.losses import ContrastiveDivergence
         from torchebm.samplers import LangevinDynamics
@@ -89,10 +93,10 @@ class TorchEBM:
             def forward(self, x: Tensor, **_: Any) -> Tensor:
                 return self.network(x)
 
-        self.case, self.model = case, Wrapped()
-        self.sampler = LangevinDynamics(self.model, step_size=case.sampler.step_size, noise_scale=1.0)
+        self.case, self.model, own = case, Wrapped(), torch.device(device)
+        self.sampler = LangevinDynamics(self.model, step_size=case.sampler.step_size, noise_scale=1.0, device=own)
         self.loss = ContrastiveDivergence(
-            self.model, self.sampler, k_steps=case.sampler.num_steps, persistent=True, buffer_size=8192, init_steps=0
+            self.model, self.sampler, k_steps=case.sampler.num_steps, persistent=True, buffer_size=8192, init_steps=0, device=own
         )
         self.optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, betas=(0.0, 0.999))
 
@@ -115,8 +119,9 @@ def textbook_of(case: Case, own: EnergyModel) -> nn.Module:
     return theirs
 
 
-def gflop(case: Case, network: nn.Module, y: Tensor | None) -> float:
+def gflop(case: Case) -> float:
     """Of one step of all chains, as the plain algorithm does it."""
+    network, y = textbook_of(case, case.build()), labels_of(case, "cpu")
     for parameter in network.parameters():
         parameter.requires_grad_(False)
     x = torch.rand(case.num_chains, *case.shape, requires_grad=True)
@@ -137,7 +142,18 @@ class Batches:
         return self.x, self.y
 
 
-def our_trainer(case: Case, own: EnergyModel, compiles: bool) -> Trainer:
+def labels_of(case: Case, device: str) -> Tensor | None:
+    return torch.arange(case.num_chains, device=device) % case.num_classes if case.num_classes else None
+
+
+def kinds(case: Case, device: str) -> dict[str, tuple[bool, Precision]]:
+    """Ways to run our chains: whether compiled, and the network's precision."""
+    if device == "cpu" or case.bounds is None:
+        return {"ours": (True, "float32"), "ours, uncompiled": (False, "float32")}
+    return {"ours": (True, "bfloat16"), "ours, float32": (True, "float32"), "ours, uncompiled": (False, "float32")}
+
+
+def our_trainer(case: Case, own: EnergyModel, compiles: bool, precision: Precision, device: str) -> Trainer:
     """The trainer of the pipeline, with one shard and data of random numbers."""
     sampler = {field: getattr(case.sampler, field) for field in ("num_steps", "step_size", "noise_scale", "score_clip")}
     values = {
@@ -145,7 +161,8 @@ def our_trainer(case: Case, own: EnergyModel, compiles: bool) -> Trainer:
         "energy": {"name": "mlp"},
         "sampler": {"name": "langevin"} | {key: value for key, value in sampler.items() if value is not None},
         "objective": {"name": "contrastive_divergence", "energy_penalty": 0.1, "conditional": case.num_classes > 0},
-        "train": {"num_steps": 1000, "batch_size": case.num_chains, "num_shards": 1, "compile": compiles, "max_energy": 1e9},
+        "train": {"num_steps": 1000, "batch_size": case.num_chains, "num_shards": 1, "compile": compiles, "precision": precision}
+        | {"max_energy": 1e9},
         "replay": {"capacity": max(8192, case.num_chains)},
         "optimizer": {"lr": 1e-4, "max_grad_norm": 0.1},
         "cluster": {"workers": 1},
@@ -154,63 +171,72 @@ def our_trainer(case: Case, own: EnergyModel, compiles: bool) -> Trainer:
     kernel = langevin.build(case.sampler, bounds=case.bounds)
     objective = contrastive_divergence.build(params, networks={"energy": own}, kernel=kernel, bounds=case.bounds)
     x = noise((case.num_chains, *case.shape), case.bounds, stream(0, "data"))
-    chains = ReplayShard(params.replay.capacity, case.shape, case.bounds, range(case.num_classes), stream(0, "chains"))
+    chains = ReplayShard(
+        params.replay.capacity, case.shape, case.bounds, range(case.num_classes), stream(0, "chains", device=device)
+    )
     data: Any = {0: Batches(x, case.num_classes)}
     return Trainer(
-        params=params, objective=objective, data=data, replay={0: chains}, comm=LocalComm(), device=torch.device("cpu"),
+        params=params, objective=objective, data=data, replay={0: chains}, comm=LocalComm(), device=torch.device(device),
         num_classes=max(case.num_classes, 1), labelled=None, digest="",
     )  # fmt: skip
 
 
-def sampling(case: Case) -> tuple[dict[str, Sampling], dict[str, float]]:
+def sampling(case: Case, device: str) -> tuple[dict[str, Sampling], dict[str, float]]:
     """Who samples, and how far each one's chains are from ours where the noise is the same."""
-    own, y = case.build(), torch.arange(case.num_chains) % case.num_classes if case.num_classes else None
+    own, y, num_steps = case.build().to(device), labels_of(case, device), case.sampler.num_steps
     kernel = langevin.build(case.sampler, bounds=case.bounds)
-    start = noise((case.num_chains, *case.shape), case.bounds, stream(0, "start"))
-    plain = Chains(own, kernel, case.sampler.num_steps)
-    compiled = FastChains(own, kernel, case.sampler.num_steps, compiles=True, precision="float32")
+    start = noise((case.num_chains, *case.shape), case.bounds, stream(0, "start", device=device))
+    chains: dict[str, Chains] = {"ours, uncompiled": Chains(own, kernel, num_steps)}
+    for name, (compiles, precision) in kinds(case, device).items():
+        if compiles:
+            chains[name] = FastChains(own, kernel, num_steps, compiles=True, precision=precision)
     works: dict[str, Sampling] = {
-        "ours": lambda: compiled(start, y, stream(1, "chain")),
-        "ours, uncompiled": lambda: plain(start, y, stream(1, "chain")),
+        name: partial(lambda walk: walk(start, y, stream(1, "chain", device=device)), walk) for name, walk in chains.items()
     }
-    ends = {"ours": compiled(start, y, stream(1, "chain"))[0], "ours, uncompiled": plain(start, y, stream(1, "chain"))[0]}
+    ends = {name: walk(start, y, stream(1, "chain", device=device))[0] for name, walk in chains.items()}
     if case.bounds is None:
-        peer = TorchEBM(case, textbook_of(case, own))
+        peer = TorchEBM(case, textbook_of(case, own).to(device), device)
         works["TorchEBM"] = lambda: peer.sample(start)
-        ends["TorchEBM"] = peer.sample(start, stream(1, "chain"))
+        ends["TorchEBM"] = peer.sample(start, stream(1, "chain", device=device))
     else:
-        theirs, generator = textbook_of(case, own), stream(1, "chain")
-        given = torch.stack([torch.randn(start.shape, generator=generator) for _ in range(case.sampler.num_steps)])
-        loop = partial(textbook.sample, theirs, start, y, case.sampler.num_steps, clip=case.sampler.score_clip)
+        theirs, generator = textbook_of(case, own).to(device), stream(1, "chain", device=device)
+        given = torch.stack([torch.randn(start.shape, generator=generator, device=device) for _ in range(num_steps)])
+        loop = partial(textbook.sample, theirs, start, y, num_steps, clip=case.sampler.score_clip)
         works["textbook"] = loop
         works["textbook, frozen"] = lambda: loop(freezes=True)
         ends["textbook"] = loop(noise=given)
     return works, {name: (end - ends["ours"]).abs().max().item() for name, end in ends.items() if name != "ours"}
 
 
-def training(case: Case) -> dict[str, Sampling]:
-    own = case.build()
+def training(case: Case, device: str) -> dict[str, Sampling]:
+    own = case.build().to(device)
     x = noise((case.num_chains, *case.shape), case.bounds, stream(0, "data"))
-    works: dict[str, Sampling] = {}
-    for name, compiles in (("ours", True), ("ours, uncompiled", False)):
-        works[name] = our_trainer(case, copy.deepcopy(own), compiles).advance
+    works: dict[str, Sampling] = {
+        name: our_trainer(case, copy.deepcopy(own), *options, device).advance for name, options in kinds(case, device).items()
+    }
     if case.bounds is None:
-        peer = TorchEBM(case, textbook_of(case, own))
+        peer = TorchEBM(case, textbook_of(case, own).to(device), device)
         works["TorchEBM"] = lambda: peer.step(x)
     else:
         for name, freezes in (("textbook", False), ("textbook, frozen", True)):
-            plain = textbook.Trainer(textbook_of(case, own), case.shape, case.num_classes, case.sampler.num_steps, freezes)
-            works[name] = partial(plain.step, x)
+            theirs = textbook_of(case, own).to(device)
+            plain = textbook.Trainer(theirs, case.shape, case.num_classes, case.sampler.num_steps, freezes)
+            works[name] = lambda plain=plain: plain.step(x.to(device))
     return works
 
 
-def row(case: Case, what: str, works: dict[str, Sampling], gflop_a_step: float, rounds: int) -> dict[str, Any]:
-    timing = take_turns(works, "ours", rounds)
-    peak = peak_gflops()
-    reached = gflop_a_step * case.sampler.num_steps / timing.seconds["ours"] / peak
+def row(case: Case, what: str, device: str) -> dict[str, Any]:
+    apart: dict[str, float] = {}
+    if what == "sampling":
+        works, apart = sampling(case, device)
+    else:
+        works = training(case, device)
+    timing = take_turns(works, "ours", case.rounds)
+    peak = peak_gflops(device, getattr(torch, kinds(case, device)["ours"][1]))
     return {
-        "work": what, "network": case.name, "chains": case.num_chains, "num_steps": case.sampler.num_steps, "rounds": rounds,
-        "seconds": timing.seconds, "share_of_peak": reached, "peak_gflops": peak,
+        "work": what, "network": case.name, "chains": case.num_chains, "num_steps": case.sampler.num_steps, "rounds": case.rounds,
+        "seconds": timing.seconds, "share_of_peak": gflop(case) * case.sampler.num_steps / timing.seconds["ours"] / peak,
+        "peak_gflops": peak, "largest_difference": apart,
         # of each peer's time to ours
         "ratio": {name: [1 / high, 1 / median, 1 / low] for name, (median, low, high) in timing.ratio.items() if name != "ours"},
     }  # fmt: skip
@@ -219,24 +245,17 @@ def row(case: Case, what: str, works: dict[str, Sampling], gflop_a_step: float, 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--only", default="", help="only cases whose name has this in it")
+    options.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     options.add_argument("--out", type=Path, default=Path("reports/benchmarks/langevin.json"))
     given = options.parse_args()
     before = read_json(given.out, "benchmark")["rows"] if given.out.exists() else []
     found: dict[str, Any] = circumstances("torchebm") | {"rows": [row for row in before if given.only not in row["network"]]}
-    for case in CASES:
-        if given.only not in case.name:
-            continue
-        for what in ("sampling", "training step"):
-            apart: dict[str, float] = {}
-            if what == "sampling":
-                works, apart = sampling(case)
-            else:
-                works = training(case)
-            own = textbook_of(case, case.build())
-            y = torch.arange(case.num_chains) % case.num_classes if case.num_classes else None
-            found["rows"].append(row(case, what, works, gflop(case, own, y), case.rounds) | {"largest_difference": apart})
-            print(told(found["rows"][-1]), flush=True)
-    write_json(given.out, found)
+    for case in CASES if given.device == "cpu" else ON_GPU:
+        if given.only in case.name:
+            for what in ("sampling", "training step"):
+                found["rows"].append(row(case, what, given.device))
+                print(told(found["rows"][-1]), flush=True)
+                write_json(given.out, found)
 
 
 def told(row: dict[str, Any]) -> str:

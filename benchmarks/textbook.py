@@ -124,8 +124,8 @@ class Trainer:
 
     def step(self, x: Tensor) -> None:
         picked = [random.randrange(len(self.buffer)) if random.random() > 0.05 else None for _ in range(len(x))]
-        start = torch.cat([torch.rand_like(x[:1]) if slot is None else self.buffer[slot] for slot in picked])
-        y = torch.randint(self.num_classes, (len(x),)) if self.num_classes else None
+        start = torch.cat([torch.rand(1, *x.shape[1:]) if slot is None else self.buffer[slot] for slot in picked]).to(x.device)
+        y = torch.randint(self.num_classes, (len(x),), device=x.device) if self.num_classes else None
         negative = sample(self.network, start, y, self.num_steps, freezes=self.freezes)
         self.buffer = (list(negative.cpu().chunk(len(x))) + self.buffer)[:8192]
         self.optimizer.zero_grad()

@@ -53,11 +53,11 @@ class TorchComm:
     @record_function("reduce")
     def gather(self, rows: Tensor, num_shards: int) -> Tensor:
         counts = [len(deal(num_shards, self.world_size, rank)) for rank in range(self.world_size)]
-        padded = rows.new_zeros(max(counts), *rows.shape[1:])
+        padded = rows.new_zeros(max(counts), *rows.shape[1:], device=self.device)
         padded[: len(rows)] = rows
-        gathered = rows.new_empty(self.world_size, *padded.shape)
+        gathered = padded.new_empty(self.world_size, *padded.shape)
         dist.all_gather_into_tensor(gathered.flatten(0, 1), padded)
-        return torch.cat([gathered[rank, :count] for rank, count in enumerate(counts)])
+        return torch.cat([gathered[rank, :count] for rank, count in enumerate(counts)]).to(rows.device)
 
 
 class Reduction(Protocol):
@@ -114,10 +114,3 @@ REDUCTIONS: Mapping[str, Callable[[Mapping[str, nn.Module], Comm, int], Reductio
 
 def _flat(tensors: Any) -> Tensor:
     return torch.cat([t.reshape(-1) for t in tensors])
-
-
-def assign_gradient(player: nn.Module, gradient: Tensor) -> None:
-    """Give each parameter its slice of a flat gradient. ``(num_parameters,)``."""
-    parameters = list(player.parameters())
-    for parameter, piece in zip(parameters, gradient.split([p.numel() for p in parameters]), strict=True):
-        parameter.grad = piece.view_as(parameter)

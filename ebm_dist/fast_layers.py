@@ -3,17 +3,22 @@
 The functions are the same, and so are names and shapes of the weights; only the last bits of what is computed are others.
 """
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_FEWEST_CHANNELS = 64  # of a convolution by fewer products: with less, as much time goes into sums and copies
+_FEWEST_CHANNELS = 64  # of a wide convolution: with less, sums and copies take up much of what fewer products bring
 
 
-def speed_up(network: nn.Module) -> bool:
-    """Give a network's layers their fast form, where they have one; whether there are convolutions among them.
+def is_wide(network: nn.Module) -> bool:
+    """Whether it has convolutions of so many channels that they are nearly all the work."""
+    return any(_is_suited(layer) for layer in network.modules())
+
+
+def speed_up(network: nn.Module) -> None:
+    """Give a network's layers their fast form, where they have one.
 
     Frozen weights only: the gradient by them is not computed. After their weights have changed, call :func:`refresh`.
     """
@@ -21,21 +26,18 @@ def speed_up(network: nn.Module) -> bool:
         if type(layer) is nn.Linear:
             layer.__class__ = Linear
             layer.weight = nn.Parameter(layer.weight.detach().t().contiguous().t(), requires_grad=False)
-        elif type(layer) is nn.Conv2d and _is_suited(layer):
+        elif _is_suited(layer):
             layer.__class__ = Conv3x3
-            weight = layer.weight.detach()
-            layer.register_buffer("there", kernel_rows(weight), persistent=False)
-            layer.register_buffer("back", kernel_rows(_turned(weight)), persistent=False)
-    return any(isinstance(layer, Conv3x3) for layer in network.modules())
+            for name, rows in _kept(layer).items():
+                layer.register_buffer(name, rows, persistent=False)
 
 
-@torch.no_grad()
 def refresh(network: nn.Module) -> None:
     """Compute what the layers keep beside their weights."""
     for layer in network.modules():
         if isinstance(layer, Conv3x3):
-            layer.there.copy_(kernel_rows(layer.weight))
-            layer.back.copy_(kernel_rows(_turned(layer.weight)))
+            for name, rows in _kept(layer).items():
+                getattr(layer, name).copy_(rows)
 
 
 class Linear(nn.Linear):
@@ -57,6 +59,11 @@ class Conv3x3(nn.Conv2d):
             return super().forward(x)
         h = _MinimalFiltering.apply(x, self.there, self.back)  # type: ignore[no-untyped-call]
         return h if self.bias is None else h + self.bias[:, None, None]  # type: ignore[no-any-return]
+
+
+def _kept(layer: nn.Conv2d) -> dict[str, Tensor]:
+    weight = layer.weight.detach()
+    return {"there": kernel_rows(weight), "back": kernel_rows(_turned(weight))}
 
 
 class _MinimalFiltering(torch.autograd.Function):
@@ -103,6 +110,8 @@ def _turned(weight: Tensor) -> Tensor:
     return weight.flip(2, 3).transpose(0, 1)
 
 
-def _is_suited(layer: nn.Conv2d) -> bool:
+def _is_suited(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
+    if type(layer) is not nn.Conv2d:
+        return False
     is_plain = layer.stride == layer.padding == layer.dilation == (1, 1) and layer.groups == 1 and layer.padding_mode == "zeros"
     return is_plain and layer.weight.shape[2:] == (3, 3) and min(layer.weight.shape[:2]) >= _FEWEST_CHANNELS

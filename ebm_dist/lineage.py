@@ -101,11 +101,14 @@ def dvc_hashes(lock: Path) -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """The machine, in words: processor, its cores at hand, memory."""
+    """The machine, in words: processor, its cores at hand, memory, and a GPU's name if there is one."""
+    import torch
+
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
         names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
         cpu = names[0] if names else cpu
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "memory_gib": round(memory)}
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    return {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "memory_gib": round(memory), **gpu}

@@ -60,6 +60,18 @@ def optimizer(config: Config, player: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.Adam(player.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
 
 
+def assign_gradient(player: nn.Module, gradient: Tensor) -> None:
+    """Give each parameter its slice of a flat gradient. ``(num_parameters,)``."""
+    parameters = list(player.parameters())
+    for parameter, piece in zip(parameters, gradient.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = laid_out_as(parameter, piece.view_as(parameter))
+
+
+def laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
+    """A value of the parameter's shape with its strides: fused Adam goes through the memory of both, on a CPU without a look."""
+    return value if value.stride() == parameter.stride() else torch.empty_like(parameter).copy_(value)
+
+
 def average_of(player: nn.Module) -> nn.Module:
     """A copy of the player to hold the moving average of its weights."""
     return copy.deepcopy(player).requires_grad_(False)

@@ -49,9 +49,11 @@ class FastChains(Chains):
         super().__init__(energy, kernel, num_steps)
         self.dtype: torch.dtype = getattr(torch, precision)
         self.copy = _plain_copy(energy).to(self.dtype)
-        on_gpu, most = next(energy.parameters()).is_cuda, _MOST_STEPS
-        if compiles and not on_gpu and self.dtype == torch.float32 and fast_layers.speed_up(self.copy):
-            most = 1  # one step of such a network is work enough, and takes long enough to compile
+        on_gpu = next(energy.parameters()).is_cuda
+        # one step of a wide network is work enough, and takes long enough to compile
+        most = 1 if compiles and fast_layers.is_wide(self.copy) else _MOST_STEPS
+        if compiles and not on_gpu and self.dtype == torch.float32:
+            fast_layers.speed_up(self.copy)
         self.block = max(n for n in range(1, most + 1) if num_steps % n == 0)
         self.several = self._steps
         if compiles:
@@ -75,7 +77,7 @@ class FastChains(Chains):
             # concatenated also if there is one: a CUDA graph writes its output in the same place again
             position, energy, score_norm = map(torch.cat, zip(*(self._run(*part) for part in given_parts), strict=True))
         moved = (position - start).flatten(1).norm(dim=1).mean()
-        return position, ChainStats(energy.mean(), score_norm.mean(), torch.ones(()), moved)
+        return position, ChainStats(energy.mean(), score_norm.mean(), position.new_ones(()), moved)
 
     def _run(self, position: Tensor, labels: Tensor | None, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         try:

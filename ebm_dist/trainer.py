@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from ebm_dist import checkpoint, faults, optim, shards
-from ebm_dist.comm import REDUCTIONS, Comm, assign_gradient
+from ebm_dist.comm import REDUCTIONS, Comm
 from ebm_dist.config import Count, Fraction, Index, Mismatch, Params, Positive, module_of, section
 from ebm_dist.energies import EnergyModel, iterate_power
 from ebm_dist.errors import CheckpointError, ConfigError, DivergedError
@@ -146,7 +146,7 @@ class Trainer:
         config, network, optimizer = self.params.optimizer, self.objective.players[player], self.optimizers[player]
         if config.max_grad_norm is not None:
             gradient = gradient * (config.max_grad_norm / gradient.norm().clamp(min=config.max_grad_norm))
-        assign_gradient(network, gradient)
+        optim.assign_gradient(network, gradient)
         step = self.step % self.steps_per_task
         rate = optim.learning_rate(config, step, self.steps_per_task) * config.lr_factors.get(player, 1.0)
         optimizer.param_groups[0]["lr"] = rate * self.config.rollback_lr**self.rollbacks
@@ -326,7 +326,8 @@ def _load_moments(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
+        parameter = optimizer.param_groups[0]["params"][int(index)]
+        state.setdefault(int(index), {})[name] = optim.laid_out_as(parameter, value) if value.shape == parameter.shape else value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -200,6 +200,28 @@ def test_gradients_are_clipped_to_their_norm(digits_data):
     assert row["grad_norm_energy"][0] > 0.01
 
 
+def test_kernels_that_lie_channels_last_learn_as_adam_says_also_after_a_restart(digits_data, tmp_path):
+    """Fused Adam goes through memory: gradient and moments must lie there as the weights do (Kingma & Ba 2015, Algorithm 1)."""
+    chosen = helpers.params(
+        energy={"name": "convnet", "channels": [8, 8], "hidden": 16}, optimizer={"betas": [0.5, 0.9], "decay": 0.0}
+    )
+    own = helpers.build(chosen, digits_data)
+    assert any(not parameter.is_contiguous() for parameter in own.objective.players["energy"].parameters())
+    weights = torch.cat([parameter.detach().flatten() for parameter in own.objective.players["energy"].parameters()])
+    first, second = torch.randn(2, len(weights), generator=torch.Generator().manual_seed(0))
+    own.update("energy", first)
+    own.step = 1
+    own.save(tmp_path)
+    own = helpers.build(chosen, digits_data)
+    own.restore(tmp_path)
+    own.update("energy", second)
+    weights = weights - 1e-3 * first / (first.abs() + 1e-8)
+    mean, square = (0.25 * first + 0.5 * second) / 0.75, (0.09 * first**2 + 0.1 * second**2) / 0.19
+    weights = weights - 1e-3 * mean / (square.sqrt() + 1e-8)
+    found = torch.cat([parameter.detach().flatten() for parameter in own.objective.players["energy"].parameters()])
+    torch.testing.assert_close(found, weights, rtol=0, atol=1e-6)
+
+
 def test_the_record_has_each_step_once_over_restarts(digits_data, tmp_path):
     for stop_after in (5, None):
         trainer = helpers.build(helpers.params(), digits_data)
