@@ -27,7 +27,8 @@ def where(found: dict[str, Any]) -> str:
     machine, versions = found["hardware"], found["versions"]
     threads = f", {found['threads']} torch threads" if "threads" in found else ""
     named = ", ".join(f"{name} {version}" for name, version in versions.items())
-    return f"{machine['cpu']}, {machine['cores']} cores{threads}, load before {found['load']}; {named}."
+    gpu = f"{machine['gpu']}, " if "gpu" in machine else ""
+    return f"{gpu}{machine['cpu']}, {machine['cores']} cores{threads}, load before {found['load']}; {named}."
 
 
 def in_order(found: dict[str, Any]) -> list[dict[str, Any]]:
@@ -43,14 +44,16 @@ def langevin(found: dict[str, Any]) -> Iterator[str]:
     for row in in_order(found):
         peers = "; ".join(f"{name} **{mid:.2f}** ({low:.2f} to {high:.2f})" for name, (low, mid, high) in row["ratio"].items())
         apart = max(row["largest_difference"].values(), default=None)
-        milliseconds = f"{1e3 * row['seconds']['ours']:.0f}"
+        milliseconds = (
+            f"{1e3 * row['seconds']['ours']:.3g}" if row["seconds"]["ours"] < 1 else f"{1e3 * row['seconds']['ours']:.0f}"
+        )
         rows.append(
             [
                 row["work"], f"{row['network']}, {row['chains']:,} chains, K={row['num_steps']}", milliseconds,
                 f"{row['share_of_peak']:.0%}", peers, "" if apart is None else f"{apart:.0e}",
             ]
         )  # fmt: skip
-    yield from table(["work", "network", "ours, ms", "of sgemm peak", "peer's time to ours: median (range)", "chains apart"], rows)
+    yield from table(["work", "network", "ours, ms", "of the peak", "peer's time to ours: median (range)", "chains apart"], rows)
 
 
 def training(found: dict[str, Any], to: str = "torchrun, ordered, 2 workers") -> Iterator[str]:
@@ -171,6 +174,7 @@ def main() -> None:
     peers = read_json(given.reports / "langevin.json", "benchmark")
     parts = {
         "langevin": langevin(peers),
+        "gpu": langevin(read_json(given.reports / "gpu.json", "benchmark")),
         "ray": training(platform["ray"]),
         "spare": training(platform["spare"], "torchrun, ordered, 1 worker"),
         "others": others(platform["others"]),

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ebm_dist import checkpoint, config
 from ebm_dist.config import TRAINING, Params, module_of
-from ebm_dist.energies import EnergyModel, is_conditional, iterate_power
+from ebm_dist.energies import EnergyModel, HasConditionals, is_conditional, iterate_power
 from ebm_dist.errors import DataError
 from ebm_dist.files import encode, read_json, read_tensors, sha256, write_json
 from ebm_dist.generators import GeneratorModel
@@ -32,11 +32,27 @@ _CARD, _CHAINS, _PLAYER, _EARLIER = "model.json", "chains.safetensors", "{}.safe
 _POWER_ITERATIONS = 15  # the average's own largest singular values; the buffers come from the last weights
 
 
+class OnGpu(EnergyModel):
+    """An energy that is computed on a GPU, for positions and labels on the CPU: who judges a model or walks on it need not know."""
+
+    def __init__(self, network: EnergyModel) -> None:
+        super().__init__()
+        self.network = network.cuda()
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        energy: Tensor = self.network(x.cuda(), None if y is None else y.cuda())
+        return energy.to(x.device)
+
+
+def _placed(energy: EnergyModel) -> EnergyModel:
+    return OnGpu(energy) if torch.cuda.is_available() and not isinstance(energy, HasConditionals) else energy
+
+
 class TrainedModel(NamedTuple):
     """A model loaded from its folder."""
 
     energy: EnergyModel
-    """frozen, in evaluation mode"""
+    """frozen, in evaluation mode; where there is a GPU, computed there (:class:`OnGpu`)"""
     chains: Tensor
     """``(capacity, *shape)`` positions of the replay buffer at the end of training"""
     labels: Tensor
@@ -126,7 +142,7 @@ def _energies(energy: EnergyModel, x: Tensor, y: Tensor | None = None) -> Tensor
 
 def _class_energies(energy: EnergyModel, x: Tensor, y: Tensor, num_classes: int) -> dict[str, list[float]]:
     """Mean and standard deviation of the energies of the data of each class, under its own label."""
-    energies = _energies(energy, x, y).double()
+    energies = _energies(_placed(energy), x, y).double()
     own = [energies[y == k] for k in range(num_classes)]
     return {"mean": [e.mean().item() for e in own], "sd": [max(e.std(correction=0).item(), 1e-12) for e in own]}
 
@@ -176,7 +192,7 @@ def _trained(
     players: Mapping[str, nn.Module], chains: Mapping[str, Tensor], params: Params, card: dict[str, Any], *earlier: EnergyModel
 ) -> TrainedModel:
     others = {name: player.eval().requires_grad_(False) for name, player in players.items()}
-    energy = cast(EnergyModel, others.pop("energy"))
+    energy = _placed(cast(EnergyModel, others.pop("energy")))
     return TrainedModel(energy, chains["position"], chains["label"], params, card, earlier, others)
 
 
@@ -225,7 +241,8 @@ def load(folder: Path) -> TrainedModel:
         for name, digest in card["sha256"].items():
             if sha256(folder / Path(name).name) != digest:
                 raise DataError(f"{folder / name}: differs from {_CARD}: altered; run 'dvc repro -f train'")
-        params = config.from_values(card["params"], folder / _CARD)
+        # not how many workers it had: by default there are two, too many for one logical shard
+        params = config.from_values(card["params"] | {"cluster": {"workers": 1}}, folder / _CARD)
         players = build_players(params, tuple(card["shape"]), card["num_classes"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as failed:
         raise DataError(f"{folder}: not a model of ours ({type(failed).__name__}: {failed}); run 'dvc repro train'") from None

@@ -81,7 +81,8 @@ class ResNet(EnergyModel):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        h = F.leaky_relu(self.first(x), _SLOPE)
+        # so that the compiled gradient by x, on a GPU, is not copied from one layout to the other and back
+        h = F.leaky_relu(self.first(x.contiguous(memory_format=torch.channels_last)), _SLOPE)
         for block in self.blocks:
             h = block(h, y)
         return linear_energy(self.last, h.sum(dim=(2, 3)))

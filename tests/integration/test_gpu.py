@@ -1,5 +1,6 @@
 """On a GPU: the family, fast chains and the reductions there. All of it is skipped where there is none."""
 
+import copy
 import json
 import os
 import subprocess
@@ -11,7 +12,7 @@ import torch
 import torch.distributed as dist
 from ruamel.yaml import YAML
 
-from ebm_dist import config, shards, trainer
+from ebm_dist import config, model, shards, trainer
 from ebm_dist.comm import DDP, LocalComm, Ordered, TorchComm
 from ebm_dist.config import module_of
 from ebm_dist.energies import convnet, mlp, resnet
@@ -147,7 +148,7 @@ def test_ray_trains_on_a_gpu_and_goes_on(tmp_path):
     values = settings("igebm-cifar10", tmp_path)
     values["energy"] = {"name": "resnet", "channels": [32, 32]}
     values["train"] |= {"reduce": "ddp", "compile": True, "precision": "bfloat16", "num_shards": 1}
-    values["cluster"] = {"workers": 1, "use_gpu": True}
+    values |= {"cluster": {"workers": 1, "use_gpu": True}, "others": {}}
     (tmp_path / "params.yaml").write_text(json.dumps(values))
     environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
     where = {"data": "data", "out": "model", "report": "report", "runs": "runs"}
@@ -156,3 +157,6 @@ def test_ray_trains_on_a_gpu_and_goes_on(tmp_path):
         command = [sys.executable, "-m", f"pipelines.{stage}", "--params", str(tmp_path / "params.yaml"), *paths]
         subprocess.run(command, cwd=helpers.ROOT, env=environment, check=True, timeout=280)
     assert json.loads((tmp_path / "report/metrics.json").read_text())["step"] == 2
+    trained, x, y = model.load(tmp_path / "model"), torch.rand(4, 3, 32, 32), torch.arange(4)
+    assert trained.energy(x, y).device.type == "cpu"
+    torch.testing.assert_close(trained.energy(x, y), copy.deepcopy(trained.energy.network).cpu()(x, y), rtol=1e-3, atol=1e-4)

@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from ebm_dist import checkpoint, files
+from ebm_dist import checkpoint, files, model
 from ebm_dist.energies import iterate_power
 from ebm_dist.errors import CheckpointError, DivergedError
 from ebm_dist.reporting import EVENTS, METRICS, Asked, FileReporter, read_lines
@@ -220,6 +220,13 @@ def test_kernels_that_lie_channels_last_learn_as_adam_says_also_after_a_restart(
     weights = weights - 1e-3 * mean / (square.sqrt() + 1e-8)
     found = torch.cat([parameter.detach().flatten() for parameter in own.objective.players["energy"].parameters()])
     torch.testing.assert_close(found, weights, rtol=0, atol=1e-6)
+
+
+def test_a_model_of_one_logical_shard_is_exported_and_loaded(digits_data, tmp_path):
+    chosen = helpers.params(train={"num_shards": 1}, cluster={"workers": 1})
+    helpers.build(chosen, digits_data).fit(tmp_path / "run", Silent())
+    helpers.export(tmp_path / "run", tmp_path / "model", chosen, digits_data)
+    assert model.load(tmp_path / "model").params.train == chosen.train
 
 
 def test_the_record_has_each_step_once_over_restarts(digits_data, tmp_path):

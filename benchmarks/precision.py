@@ -1,0 +1,88 @@
+"""Are chains whose network is in bfloat16 distributed like those in float32? Energies and FID-clf of their ends.
+
+    python -m benchmarks.precision --model models/igebm-cifar10/0 --data data/igebm-cifar10 \
+      --classifier models/igebm-cifar10/classifier
+
+Several independent sets of chains from noise in each precision: every set is compared with every other set in float32, and how
+far those are from each other is chance. Energies are those that the float32 network gives to the ends. TF32 is what PyTorch takes
+for float32 convolutions on a GPU, unless told not to. Writes reports/benchmarks/precision.json.
+"""
+
+import argparse
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy.stats import ks_2samp
+from torch import Tensor
+
+from benchmarks import circumstances
+from ebm_dist import features, model, shards
+from ebm_dist.energies import given, is_conditional
+from ebm_dist.files import write_json
+from ebm_dist.rng import stream
+from ebm_dist.samplers import noise
+from ebm_dist.sampling import Chains, FastChains
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def chains_of(kind: str, trained: model.TrainedModel, num_steps: int) -> Chains:
+    network = getattr(trained.energy, "network", trained.energy)
+    torch.backends.cudnn.allow_tf32 = kind == "TF32"
+    if kind == "bfloat16":
+        return FastChains(network, trained.kernel(), num_steps, compiles=DEVICE == "cuda", precision="bfloat16")
+    return Chains(network, trained.kernel(), num_steps)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("model", "data", "classifier"):
+        options.add_argument(f"--{name}", type=Path, required=True)
+    options.add_argument("--chains", type=int, default=1000, help="of a set")
+    options.add_argument("--num-steps", type=int, default=120)
+    options.add_argument("--sets", type=int, default=4, help="of each precision")
+    options.add_argument("--out", type=Path, default=Path("reports/benchmarks/precision.json"))
+    asked = options.parse_args()
+    trained, classifier = model.load(asked.model), features.load(asked.classifier)
+    assert classifier is not None
+    real, _ = shards.read_split(shards.read_index(asked.data / "dataset"), "test")
+    labels = torch.arange(asked.chains, device=DEVICE) % trained.card["num_classes"] if is_conditional(trained.params) else None
+    seen_real = features.classify(classifier, real).features
+    energies: dict[tuple[str, int], Any] = {}
+    seen: dict[tuple[str, int], Any] = {}
+    for kind in ("float32", "TF32", "bfloat16"):
+        walk = chains_of(kind, trained, asked.num_steps)
+        for number in range(asked.sets):
+            size = (asked.chains, *trained.card["shape"])
+            start = noise(size, trained.bounds, stream(number, f"precision/{kind}/start", device=DEVICE))
+            end: Tensor = walk(start, labels, stream(number, f"precision/{kind}/chain", device=DEVICE))[0]
+            torch.backends.cudnn.allow_tf32 = False
+            with torch.no_grad():
+                energies[kind, number] = given(walk.energy, labels)(end).cpu().numpy()
+            seen[kind, number] = features.classify(classifier, end.cpu()).features
+            torch.backends.cudnn.allow_tf32 = kind == "TF32"
+    rows = list[dict[str, Any]]()
+    for kind in ("float32", "TF32", "bfloat16"):
+        own = [key for key in seen if key[0] == kind]
+        pairs = [(a, b) for a in own for b in seen if b[0] == "float32" and (a[1] < b[1] if kind == "float32" else True)]
+        rows.append(
+            {
+                "precision": kind,
+                "energy_mean": [float(energies[key].mean()) for key in own],
+                "energy_sd": [float(energies[key].std()) for key in own],
+                "fid_clf": [features.frechet_distance(seen[key], seen_real) for key in own],
+                "fid_clf_to_float32": [features.frechet_distance(seen[a], seen[b]) for a, b in pairs],
+                "ks_to_float32": [float(ks_2samp(energies[a], energies[b]).statistic) for a, b in pairs],
+            }
+        )
+        values = {name: value for name, value in rows[-1].items() if isinstance(value, list)}
+        told = ", ".join(f"{name} {statistics.median(v):.4g} ({min(v):.4g} to {max(v):.4g})" for name, v in values.items())
+        print(f"{kind}: {told}", flush=True)
+    settings = {"chains": asked.chains, "num_steps": asked.num_steps, "model": trained.card["run_digest"]}
+    write_json(asked.out, circumstances() | settings | {"rows": rows})
+
+
+if __name__ == "__main__":
+    main()
