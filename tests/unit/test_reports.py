@@ -34,7 +34,7 @@ def test_an_exported_model_is_the_average_with_every_chain(exported, digits_data
         assert torch.equal(trained.energy(x), trainer.averages["energy"](x))
         assert not torch.equal(trained.energy(x), trainer.objective.players["energy"](x))
     assert torch.equal(trained.chains, torch.cat([chains.position for chains in trainer.replay.values()]))
-    assert trained.params == helpers.params()
+    assert trained.params == helpers.params(cluster={"workers": 1})  # how it was trained is not part of a model
     assert trained.card["shape"] == [1, 8, 8] and trained.card["data_digest"] == shards.read_index(digits_data).digest
 
 
