@@ -29,7 +29,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def chains_of(kind: str, trained: model.TrainedModel, num_steps: int) -> Chains:
-    network = getattr(trained.energy, "network", trained.energy)
+    network = trained.energy.network if isinstance(trained.energy, model.OnGpu) else trained.energy
     torch.backends.cudnn.allow_tf32 = kind == "TF32"
     if kind == "bfloat16":
         return FastChains(network, trained.kernel(), num_steps, compiles=DEVICE == "cuda", precision="bfloat16")
