@@ -1,5 +1,7 @@
 """The fast forms of layers against the layers: the same function, the same gradient by the input."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -89,7 +91,22 @@ def test_fast_layers_are_the_layers_and_follow_their_weights(compiling, height, 
     close(*(torch.autograd.grad(network(x).sum(), x)[0] for network in (fast, plain)))
 
 
-def test_a_sigmoid_that_is_kept_gives_the_same_unit_and_slope(compiling):
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("num_inputs", [1, 2, 4, 5])
+def test_few_inputs_are_summed_without_a_product(compiling, num_inputs, bias):
+    torch.manual_seed(0)
+    plain = nn.Linear(num_inputs, 6, bias=bias).double()
+    fast = nn.ModuleList([copy.deepcopy(plain)])
+    speed_up(fast)
+    x = torch.randn(7, num_inputs, dtype=torch.float64, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        fast[0](x).square().sum().backward()
+    close(fast[0](x), plain(x))
+    close(x.grad, torch.autograd.grad(plain(x).square().sum(), x)[0])
+    assert (counter.get_total_flops() == 0) == (num_inputs <= 4)
+
+
+def test_a_slope_that_is_kept_is_that_of_the_unit(compiling):
     h = torch.linspace(-20, 20, 401, dtype=torch.float64, requires_grad=True)
     close(silu(h), F.silu(h))
     close(*(torch.autograd.grad(unit(h).sum(), h)[0] for unit in (silu, F.silu)))
