@@ -26,6 +26,7 @@ from ebm_dist.samplers import noise
 from ebm_dist.sampling import Chains, FastChains
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+KINDS = ("float32", "TF32", "bfloat16") if DEVICE == "cuda" else ("float32", "bfloat16")
 
 
 def chains_of(kind: str, trained: model.TrainedModel, num_steps: int) -> Chains:
@@ -52,7 +53,7 @@ def main() -> None:
     seen_real = features.classify(classifier, real).features
     energies: dict[tuple[str, int], Any] = {}
     seen: dict[tuple[str, int], Any] = {}
-    for kind in ("float32", "TF32", "bfloat16"):
+    for kind in KINDS:
         walk = chains_of(kind, trained, asked.num_steps)
         for number in range(asked.sets):
             size = (asked.chains, *trained.card["shape"])
@@ -64,7 +65,7 @@ def main() -> None:
             seen[kind, number] = features.classify(classifier, end.cpu()).features
             torch.backends.cudnn.allow_tf32 = kind == "TF32"
     rows = list[dict[str, Any]]()
-    for kind in ("float32", "TF32", "bfloat16"):
+    for kind in KINDS:
         own = [key for key in seen if key[0] == kind]
         pairs = [(a, b) for a in own for b in seen if b[0] == "float32" and (a[1] < b[1] if kind == "float32" else True)]
         rows.append(
