@@ -61,7 +61,14 @@ CASES = [
     Case("2-D MLP", toy, (2,), 0, 1024, TOY, None, 61),
     Case("2-D MLP", toy, (2,), 0, 16384, TOY, None, 11),
     Case(
-        "MNIST CNN", lambda: convnet.build(convnet.Config(), shape=(1, 28, 28), num_classes=0), (1, 28, 28), 0, 128, COLD, (0, 1), 15
+        "MNIST CNN",
+        lambda: convnet.build(convnet.Config(), shape=(1, 28, 28), num_classes=0),
+        (1, 28, 28),
+        0,
+        128,
+        COLD,
+        (0, 1),
+        15,
     ),
     Case(
         "IGEBM net",
