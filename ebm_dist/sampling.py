@@ -7,7 +7,6 @@ bfloat16. The algorithm is the same; only the last bits are others.
 import copy
 import logging
 import operator
-from collections.abc import Callable
 from typing import Literal, Protocol
 
 import torch
@@ -23,11 +22,6 @@ from ebm_dist.samplers import ChainStats, Kernel, run_chain
 Precision = Literal["float32", "bfloat16"]
 
 _MOST_STEPS = 20  # at once: more hardly make faster code, but take longer to compile
-# C++ also between the loops and products, and a product and a sum in one instruction
-_CPU_CODE: dict[str, str | int | bool | Callable[..., object]] = {
-    "cpp_wrapper": True,
-    "cpp.enable_floating_point_contract_flag": "fast",
-}
 _MOST_CHAINS = 4096  # at once on a CPU: activations of more, already in a small network, do not stay in its caches
 
 
@@ -65,7 +59,10 @@ class FastChains(Chains):
         if compiles and on_gpu:
             self.several = torch.compile(self._steps, dynamic=False, mode="reduce-overhead")
         elif compiles:
-            self.several = torch.compile(self._steps, dynamic=False, options=_CPU_CODE)
+            # C++ also between the loops and products, and a product and a sum in one instruction
+            self.several = torch.compile(
+                self._steps, dynamic=False, options={"cpp_wrapper": True, "cpp.enable_floating_point_contract_flag": "fast"}
+            )
 
     @record_function("sampler")
     @torch.no_grad()
