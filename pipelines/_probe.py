@@ -1,0 +1,195 @@
+"""Train each recipe for a few steps in one tree of code and print the SHA-256 of every result, a JSON line per recipe.
+
+:mod:`pipelines.verify` runs this file in two trees. It therefore imports by name, and knows the module names that older
+trees use.
+"""
+
+import argparse
+import copy
+import hashlib
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_BATCH_PER_SHARD = 16
+_MAX_CHAIN_STEPS = 5
+_MAX_COUNT = 40  # of anything that a suite counts: samples, chains, steps, draws
+
+
+class Interrupted(Exception):
+    """Stands for the death of the process: the second attempt resumes from a checkpoint."""
+
+
+def module(*names: str) -> Any:
+    """Import the first module of these names that the tree has."""
+    for name in names:
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as missing:
+            if not (missing.name and name.startswith(missing.name)):
+                raise
+    raise ModuleNotFoundError(" or ".join(names))
+
+
+config = module("ebm_dist.config")
+errors = module("ebm_dist.errors")
+evaluation = module("ebm_dist.evaluation")
+shards = module("ebm_dist.data.shards", "ebm_dist.shards")
+trainer = module("ebm_dist.training.trainer", "ebm_dist.trainer")
+reduce = module("ebm_dist.training.reduce", "ebm_dist.comm")
+reporter = module("ebm_dist.training.reporter", "ebm_dist.reporting")
+checkpoint = module("ebm_dist.training.checkpoint", "ebm_dist.checkpoint")
+model = module("ebm_dist.models.trained", "ebm_dist.model")
+features = module("ebm_dist.metrics.classifier", "ebm_dist.features")
+
+
+def reduced(values: dict[str, Any], steps: int) -> dict[str, Any]:
+    """Shrink a recipe so that a few steps pass a logging, checkpoint, burn-in and task boundary."""
+    values = copy.deepcopy(values)
+    train, replay, tasks = values["train"], values["replay"], values["train"]["num_tasks"]
+    steps = -(-steps // tasks) * tasks
+    train |= {"num_steps": steps, "log_every": max(5, *_counts(values["objective"], "num_energy_steps"), 5)}
+    train |= {"checkpoint_every": steps // 2 - 2, "max_energy": 1e12, "compile": False, "precision": "float32"}
+    train["batch_size"] = _BATCH_PER_SHARD * train["num_shards"]
+    replay["capacity"] = 2 * train["batch_size"]
+    values["sampler"]["num_steps"] = min(values["sampler"]["num_steps"], _MAX_CHAIN_STEPS)
+    caps = {"pretraining": steps // 5, "energy_lead": steps // 5, "num_steps": _MAX_CHAIN_STEPS, "num_completions": 8}
+    _cap(values["objective"], caps)
+    values["cluster"] |= {"workers": 1, "use_gpu": False}
+    values["features"]["num_steps"] = 3
+    values.pop("tune", None)
+    values["register"]["gates"] = []
+    return values
+
+
+def _counts(values: dict[str, Any], name: str) -> list[int]:
+    inner = [count for value in values.values() if isinstance(value, dict) for count in _counts(value, name)]
+    return [values[name], *inner] if name in values else inner
+
+
+def _cap(values: dict[str, Any], caps: dict[str, int]) -> None:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            _cap(value, caps)
+        elif name in caps and isinstance(value, int):
+            values[name] = min(value, caps[name])
+
+
+def interrupted_after(step: int, run: Path) -> Any:
+    """A reporter that keeps the record and ends training once at this step."""
+
+    class Reporter(reporter.FileReporter):  # type: ignore[misc,name-defined]
+        def metrics(self, row: dict[str, float], seconds: float) -> None:
+            super().metrics(row, seconds)
+            if row["step"] >= step:
+                raise Interrupted
+
+    return Reporter(run)
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+class Probe:
+    """Prepared data are kept per data set, so that recipes share them."""
+
+    def __init__(self, work: Path, steps: int) -> None:
+        self.work, self.steps = work, steps
+        self.prepared: dict[str, Any] = {}
+        self.classifiers: dict[str, Any] = {}
+
+    def prepare(self, plugin: Any) -> Any:
+        key = sha256(repr(plugin).encode())[:16]
+        if key not in self.prepared:
+            name = config.plugin_name(plugin)
+            self.prepared[key] = shards.write(self.work / "data" / key, name, config.module_of(plugin).load(plugin))
+        return self.prepared[key]
+
+    def classifier(self, params: Any, index: Any) -> Any:
+        key = sha256(f"{index.digest} {params.features}".encode())[:16]
+        if key not in self.classifiers:
+            folder = self.work / "classifier" / key
+            possible = features.is_possible(index)
+            if possible:
+                features.train(params.features, index, folder)
+            self.classifiers[key] = features.load(folder) if possible else None
+        return self.classifiers[key]
+
+    def run(self, path: Path, suite: str | None) -> dict[str, str]:
+        """SHA-256 by name of the result, of one recipe."""
+        values = reduced(config.load(path).as_dict(), self.steps)
+        params = config.from_values(values, path)
+        index = self.prepare(params.dataset)
+        out = {"data": index.digest}
+        run = self.work / "runs" / path.stem
+        try:
+            out |= self.train(params, index, run)
+        except errors.DivergedError as diverged:
+            return out | {"diverged": str(diverged)}
+        exported = self.work / "models" / path.stem
+        train = shards.read_split(index, "train")
+        model.export(run, exported, params, index, train, "verify")
+        out |= {f"exported {p.name}": sha256(p.read_bytes()) for p in exported.glob("*.safetensors")}
+        card = json.loads((exported / "model.json").read_bytes())
+        out["class energies"] = sha256(json.dumps(card["class_energies"]).encode())
+        if suite:
+            out[f"suite {suite}"] = self.evaluate(path, values, suite, exported, index)
+        return out
+
+    def train(self, params: Any, index: Any, run: Path) -> dict[str, str]:
+        for reporter_of in (lambda: interrupted_after(int(0.7 * self.steps), run), lambda: reporter.FileReporter(run)):
+            fresh = trainer.build(params, index, reduce.LocalComm(), torch.device("cpu"), "verify")
+            try:
+                fresh.fit(run, reporter_of())
+            except Interrupted:
+                continue
+        folder = checkpoint.latest(run, "verify")
+        files = {p.name: p for p in folder.iterdir() if p.name not in ("manifest.json", "state.json")}
+        return {name: sha256(files[name].read_bytes()) for name in sorted(files)}
+
+    def evaluate(self, path: Path, values: dict[str, Any], suite: str, exported: Path, index: Any) -> str:
+        chosen = values["evaluation"][suite]
+        chosen.pop("name", None)
+        for name, value in chosen.items():
+            if isinstance(value, int) and not isinstance(value, bool):
+                chosen[name] = min(value, _MAX_COUNT)
+        params = config.from_values(values | {"evaluation": {suite: chosen}}, path)
+        others = {name: self.prepare(other) for name, other in comparison_datasets(params).items()}
+        subject = evaluation.Subject(model.load(exported), index, others, self.classifier(params, index))
+        suite_config = params.evaluation[suite]
+        report = config.module_of(suite_config).evaluate(suite_config, subject)
+        found = sha256(json.dumps([report.metrics, report.tables], sort_keys=True, default=str).encode())
+        return found
+
+
+def comparison_datasets(params: Any) -> dict[str, Any]:
+    found: dict[str, Any] = getattr(params, "comparison_datasets", None) or getattr(params, "others", {})
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("recipes", nargs="+", help="path:suite, or path: for none")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    probe = Probe(args.work, args.steps)
+    for entry in args.recipes:
+        path, _, suite = entry.rpartition(":")
+        try:
+            bits = probe.run(Path(path), suite or None)
+        except errors.DataError as missing:
+            bits = {"skipped": str(missing).replace(str(args.work), "")}
+        except Exception as failed:  # noqa: BLE001 (whatever one tree does, the other has to do too)
+            bits = {"failed": f"{type(failed).__name__}: {failed}"}
+        print(json.dumps({"recipe": Path(path).stem, "bits": bits}), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
