@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ebm_dist.lineage import hardware
+from ebm_dist.runs.lineage import hardware
 
 
 class Timing(NamedTuple):

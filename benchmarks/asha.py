@@ -8,19 +8,22 @@ again.
 import argparse
 from pathlib import Path
 
-from ebm_dist import config, figures, shards, tracking
+from ebm_dist import config
+from ebm_dist.data import shards
 from ebm_dist.files import write_json
-from ebm_dist.search import study, tuning
+from ebm_dist.report import figures
+from ebm_dist.search import driver, trials
+from ebm_dist.search.mlflow import Family
 from ebm_dist.storage import store, write_whole
 from pipelines import run
 
 
-def curve(params: config.Params, data: Path, classifier: Path, runs: Path) -> study.Progress:
+def curve(params: config.Params, data: Path, classifier: Path, runs: Path) -> trials.Progress:
     index = shards.read_index(data / "dataset")
-    job = tuning.start(params, index, classifier, runs)
-    family = tracking.Family(params, job.digest, f"tune-{index.dataset}-{job.digest[:8]}", {"dataset": index.dataset})
-    found = tuning.find(params, job, family, compares=False)
-    return study.progress(found.trials, params.tune.metric)
+    job = driver.start(params, index, classifier, runs)
+    family = Family(params, job.digest, f"tune-{index.dataset}-{job.digest[:8]}", {"dataset": index.dataset})
+    found = driver.find(params, job, family, compares=False)
+    return trials.progress(found.trials, params.tune.metric)
 
 
 def main() -> None:

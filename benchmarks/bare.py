@@ -6,9 +6,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from ebm_dist import config, shards, trainer
-from ebm_dist.comm import TorchComm
-from ebm_dist.reporting import FileReporter
+from ebm_dist import config
+from ebm_dist.data import shards
+from ebm_dist.runs.record import FileReporter
+from ebm_dist.training import trainer
+from ebm_dist.training.reduce import TorchComm
 
 
 def main() -> None:

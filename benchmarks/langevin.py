@@ -25,15 +25,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import circumstances, peak_gflops, take_turns, textbook
 from ebm_dist import config
-from ebm_dist.comm import LocalComm
+from ebm_dist.chains.compiled import CompiledChains
+from ebm_dist.chains.replay import ReplayShard
+from ebm_dist.chains.run import Chains, Precision
 from ebm_dist.energies import EnergyModel, convnet, mlp, resnet
 from ebm_dist.files import read_json, write_json
 from ebm_dist.objectives import contrastive_divergence
-from ebm_dist.replay import ReplayShard
 from ebm_dist.rng import stream
 from ebm_dist.samplers import langevin, noise
-from ebm_dist.sampling import Chains, FastChains, Precision
-from ebm_dist.trainer import Trainer
+from ebm_dist.training.reduce import LocalComm
+from ebm_dist.training.trainer import Trainer
 
 Sampling = Callable[[], object]
 
@@ -196,7 +197,7 @@ def sampling(case: Case, device: str) -> tuple[dict[str, Sampling], dict[str, fl
     chains: dict[str, Chains] = {"ours, uncompiled": Chains(own, kernel, num_steps)}
     for name, (compiles, precision) in kinds(case, device).items():
         if compiles:
-            chains[name] = FastChains(own, kernel, num_steps, compiles=True, precision=precision)
+            chains[name] = CompiledChains(own, kernel, num_steps, compiles=True, precision=precision)
     works: dict[str, Sampling] = {
         name: partial(lambda walk: walk(start, y, stream(1, "chain", device=device)), walk) for name, walk in chains.items()
     }

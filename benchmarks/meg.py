@@ -14,13 +14,15 @@ import torch
 from ruamel.yaml import YAML
 
 from benchmarks import circumstances
-from ebm_dist import config, shards, trainer
-from ebm_dist.comm import LocalComm
+from ebm_dist import config
 from ebm_dist.config import module_of
+from ebm_dist.data import shards
 from ebm_dist.errors import DivergedError
 from ebm_dist.evaluation.density import quality
 from ebm_dist.files import write_json
 from ebm_dist.rng import stream
+from ebm_dist.training import trainer
+from ebm_dist.training.reduce import LocalComm
 from pipelines import run
 
 RECIPE = Path("pipelines/recipes/meg-25gaussians.yaml")

@@ -30,14 +30,17 @@ import webdataset
 from ruamel.yaml import YAML
 
 from benchmarks import circumstances, take_turns
-from ebm_dist import config, shards, tracking, trainer
-from ebm_dist.comm import LocalComm
+from ebm_dist import config
+from ebm_dist.chains.replay import ReplayShard
+from ebm_dist.data import shards
 from ebm_dist.datasets import Arrays, Dataset
 from ebm_dist.files import read_json, write_json
-from ebm_dist.replay import ReplayShard
-from ebm_dist.reporting import METRICS, FileReporter, read_lines
 from ebm_dist.rng import stream
-from ebm_dist.search import tuning
+from ebm_dist.runs.record import METRICS, FileReporter, read_lines
+from ebm_dist.search import driver
+from ebm_dist.search.mlflow import Family
+from ebm_dist.training import trainer
+from ebm_dist.training.reduce import LocalComm
 
 ROOT = Path(__file__).resolve().parent.parent
 MNIST = ROOT / "pipelines/recipes/mnist.yaml"
@@ -281,9 +284,9 @@ def search(folder: Path) -> dict[str, Any]:
     values = config.load(ROOT / "params.yaml").as_dict()
     values["tune"] |= {"num_trials": 2, "num_steps": 270, "scheduler": "none"}
     params, index = config.from_values(values, Path("benchmark")), shards.read_index(ROOT / "data/main/dataset")
-    job = tuning.start(params, index, ROOT / "model/classifier", folder / "runs")
+    job = driver.start(params, index, ROOT / "model/classifier", folder / "runs")
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
-    found = tuning.find(params, job, tracking.Family(params, job.digest, "benchmark", {}), compares=False)
+    found = driver.find(params, job, Family(params, job.digest, "benchmark", {}), compares=False)
     trained = [list(read_lines(path))[-1]["seconds"] for path in (Path(job.home) / "search").rglob(METRICS)]
     return {"seconds": found.seconds["search"], "training": max(trained), "num_trials": len(trained)}
 

@@ -18,22 +18,25 @@ from scipy.stats import ks_2samp
 from torch import Tensor
 
 from benchmarks import circumstances
-from ebm_dist import features, model, shards
+from ebm_dist import models
+from ebm_dist.chains.compiled import CompiledChains
+from ebm_dist.chains.run import Chains
+from ebm_dist.data import shards
 from ebm_dist.energies import given, is_conditional
 from ebm_dist.files import write_json
+from ebm_dist.metrics import features
 from ebm_dist.rng import stream
 from ebm_dist.samplers import noise
-from ebm_dist.sampling import Chains, FastChains
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 KINDS = ("float32", "TF32", "bfloat16") if DEVICE == "cuda" else ("float32", "bfloat16")
 
 
-def chains_of(kind: str, trained: model.TrainedModel, num_steps: int) -> Chains:
-    network = trained.energy.network if isinstance(trained.energy, model.OnGpu) else trained.energy
+def chains_of(kind: str, trained: models.TrainedModel, num_steps: int) -> Chains:
+    network = trained.energy.network if isinstance(trained.energy, models.OnGpu) else trained.energy
     torch.backends.cudnn.allow_tf32 = kind == "TF32"
     if kind == "bfloat16":
-        return FastChains(network, trained.kernel(), num_steps, compiles=DEVICE == "cuda", precision="bfloat16")
+        return CompiledChains(network, trained.kernel(), num_steps, compiles=DEVICE == "cuda", precision="bfloat16")
     return Chains(network, trained.kernel(), num_steps)
 
 
@@ -46,7 +49,7 @@ def main() -> None:
     options.add_argument("--sets", type=int, default=4, help="of each precision")
     options.add_argument("--out", type=Path, default=Path("reports/benchmarks/precision.json"))
     asked = options.parse_args()
-    trained, classifier = model.load(asked.model), features.load(asked.classifier)
+    trained, classifier = models.load(asked.model), features.load(asked.classifier)
     assert classifier is not None
     real, _ = shards.read_split(shards.read_index(asked.data / "dataset"), "test")
     labels = torch.arange(asked.chains, device=DEVICE) % trained.card["num_classes"] if is_conditional(trained.params) else None

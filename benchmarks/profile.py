@@ -19,10 +19,13 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import circumstances
-from ebm_dist import config, shards, trainer
-from ebm_dist.comm import Comm, LocalComm, TorchComm
+from ebm_dist import config
+from ebm_dist.data import shards
 from ebm_dist.files import write_json
-from ebm_dist.reporting import Asked, FileReporter
+from ebm_dist.runs.record import FileReporter
+from ebm_dist.training import trainer
+from ebm_dist.training.reduce import Comm, LocalComm, TorchComm
+from ebm_dist.training.reporter import Request
 
 PARTS = {  # named in the code by record_function
     "data": "batches from memory",
@@ -41,9 +44,9 @@ class Ending(FileReporter):
         super().__init__(run, rank)
         self.left = num_steps
 
-    def asked(self) -> Asked:
+    def requested(self) -> Request:
         self.left -= 1
-        return Asked.NOTHING if self.left >= 0 else Asked.STOP
+        return Request.NOTHING if self.left >= 0 else Request.STOP
 
 
 def shares(params: config.Params, index: shards.Index, comm: Comm, num_steps: int) -> dict[str, Any]:

@@ -15,13 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ebm_dist import config, figures, shards, trainer
-from ebm_dist.comm import LocalComm
+from ebm_dist import config
+from ebm_dist.data import shards
 from ebm_dist.energies import rbm
 from ebm_dist.files import write_json
-from ebm_dist.likelihood import ais, schedule
+from ebm_dist.metrics.ais import ais, schedule
+from ebm_dist.report import figures
 from ebm_dist.rng import bernoulli, stream
 from ebm_dist.storage import write_whole
+from ebm_dist.training import trainer
+from ebm_dist.training.reduce import LocalComm
 from pipelines import run
 
 METHODS: dict[str, dict[str, Any]] = {

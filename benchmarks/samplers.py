@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ebm_dist import adaptation, diagnostics
+from ebm_dist.chains import adaptation, diagnostics
 from ebm_dist.config import module_of
 from ebm_dist.rng import stream
 from ebm_dist.samplers import hmc, mala, metropolis, run_chain

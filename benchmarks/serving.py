@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks import circumstances
-from ebm_dist import tracking
 from ebm_dist.files import write_json
+from ebm_dist.runs import tracking
 from tests import pages
 
 ROOT = Path(__file__).resolve().parent.parent

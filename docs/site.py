@@ -8,7 +8,7 @@ from typing import Any
 
 from mkdocs.structure.files import File, Files
 
-from ebm_dist import figures, results
+from ebm_dist.report import figures, table
 
 ROOT = Path(__file__).resolve().parent.parent
 _OUTSIDE = "../reports/"
@@ -27,7 +27,7 @@ def on_files(files: Files, config: Any) -> Files:
         files.append(File.generated(config, f"systems/{name}.png", content=picture(own[0])))
         pictures.append(f"{name}.png")
         heads = {recipe: (ROOT / f"pipelines/recipes/{recipe}.yaml").read_text() for recipe in recipes}
-        files.append(File.generated(config, f"systems/{name}.md", content=results.system_page(own, pictures, heads)))
+        files.append(File.generated(config, f"systems/{name}.md", content=table.system_page(own, pictures, heads)))
     for name in modules():
         files.append(File.generated(config, f"reference/{name}.md", content=f"::: {name}\n"))
     return files
@@ -55,7 +55,7 @@ def on_page_content(html: str, **_: Any) -> str:
 
 
 def systems() -> dict[str, list[dict[str, Any]]]:
-    return results.systems(json.loads((ROOT / "docs/results.json").read_text()))
+    return table.systems(json.loads((ROOT / "docs/results.json").read_text()))
 
 
 def picture(row: dict[str, Any]) -> bytes:

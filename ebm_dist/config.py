@@ -1,7 +1,7 @@
 """Parameter files: YAML text to a frozen, typed, checked tree of ``Config`` objects.
 
 The folder is the registry. A section of the file is typed by the ``Config`` of the module that it configures: ``replay:`` by
-``ebm_dist/replay.py``; a plugin section such as ``sampler: {name: langevin, ...}`` by ``ebm_dist/samplers/langevin.py``. This
+``ebm_dist/chains/replay.py``; a plugin section such as ``sampler: {name: langevin, ...}`` by ``ebm_dist/samplers/langevin.py``. This
 file knows the sections, not what is in them, and imports no module before a file names it.
 
 A ``Config`` may have ``check(self, params)``, which raises :class:`Mismatch` where its values do not fit another section.
@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import importlib
 import json
+import logging
 import pkgutil
 import re
 import sys
@@ -20,7 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, dataclass_transform
+from typing import Annotated, Any, TypeVar, dataclass_transform
 
 import pydantic
 from pydantic import ConfigDict, Field
@@ -30,19 +31,19 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from ebm_dist.errors import ConfigError
 
-if TYPE_CHECKING:
-    from ebm_dist import cluster, features, optim, registry, replay, tracking, trainer
-    from ebm_dist.search import study
-
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-Index = Annotated[int, Field(ge=0)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 TRAINING = ("seed", "dataset", "energy", "sampler", "objective", "train", "replay", "optimizer")
 """The sections that decide the result of training."""
+
+RENAMED = {"others": "comparison_datasets"}
+"""Keys of a parameter file that have a new name; the old one is accepted with a warning."""
 
 _MAX_BYTES = 1 << 20
 _PLAIN = [f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str")]
@@ -78,19 +79,19 @@ class Params:
 
     seed: int = 0
     dataset: Any = plugin("datasets")
-    others: dict[str, Any] = field(metadata={"each": "ebm_dist.datasets", "name_is_key": False})
+    comparison_datasets: dict[str, Any] = field(metadata={"each": "ebm_dist.datasets", "name_is_key": False})
     energy: Any = plugin("energies")
     sampler: Any = plugin("samplers")
     objective: Any = plugin("objectives")
-    train: "trainer.Config" = _module("trainer")
-    replay: "replay.Config" = _module("replay")
-    optimizer: "optim.Config" = _module("optim")
-    cluster: "cluster.Config" = _module("cluster")
-    features: "features.Config" = _module("features")
+    train: Any = _module("training.trainer")
+    replay: Any = _module("chains.replay")
+    optimizer: Any = _module("training.optim")
+    cluster: Any = _module("runs.cluster")
+    features: Any = _module("metrics.features")
     evaluation: dict[str, Any] = field(metadata={"each": "ebm_dist.evaluation", "name_is_key": True})
-    tracking: "tracking.Config" = _module("tracking")
-    register: "registry.Config" = _module("registry")
-    tune: "study.Config" = _module("search.study")
+    tracking: Any = _module("runs.tracking")
+    register: Any = _module("registry.versions")
+    tune: Any = _module("search.study")
 
     def as_dict(self, *names: str) -> dict[str, Any]:
         """The values with all defaults filled in, of the named sections or of all, as JSON can hold them."""
@@ -138,8 +139,9 @@ def plugin_name(config: Any) -> str | None:
 
 
 def plugins(folder: str) -> list[str]:
-    """The names of the plugins of a package such as ``ebm_dist.samplers``: its files, sorted."""
-    return sorted(entry.name for entry in pkgutil.iter_modules(importlib.import_module(folder).__path__))
+    """The names of the plugins of a package such as ``ebm_dist.samplers``: its files, sorted, but those that begin with ``_``."""
+    names = (entry.name for entry in pkgutil.iter_modules(importlib.import_module(folder).__path__))
+    return sorted(name for name in names if not name.startswith("_"))
 
 
 def load(path: Path | str, *, seed: int | None = None) -> Params:
@@ -164,6 +166,7 @@ def from_values(values: dict[str, Any], origin: Path) -> Params:
 
 def _typed(source: "_Source") -> Params:
     known = {f.name: f.metadata for f in fields(Params)}
+    source.rename(RENAMED)
     source.only_known((), source.values, [*known, "recipe"])
     sections: dict[str, Any] = {}
     for name, metadata in known.items():
@@ -230,6 +233,16 @@ class _Source:
         while found and found not in self.lines:
             found = found[:-1]
         return ConfigError(f"{self.path}:{self.lines.get(found, 1)}: {'.'.join(map(str, key)) or 'file'}: {message}")
+
+    def rename(self, renamed: dict[str, str]) -> None:
+        """Give top-level keys their present names. Raises :class:`ConfigError` where a file has both."""
+        for old, new in renamed.items():
+            if old in self.values:
+                if new in self.values:
+                    raise self.error((old,), f"is the old name of {new!r}, which the file has too; keep one of them")
+                log.warning("%s", self.error((old,), f"has been renamed; write {new!r}"))
+                self.values = {new if key == old else key: value for key, value in self.values.items()}
+                self.lines = {(new, *key[1:]) if key[:1] == (old,) else key: line for key, line in self.lines.items()}
 
     def only_known(self, key: tuple[Any, ...], values: dict[str, Any], known: list[str]) -> None:
         for name in values:

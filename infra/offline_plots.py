@@ -7,7 +7,7 @@ import subprocess
 
 import vl_convert
 
-from ebm_dist.lineage import ROOT
+from ebm_dist.runs.lineage import ROOT
 from ebm_dist.storage import write_whole
 
 _PAGE = """<!DOCTYPE html>

@@ -1,6 +1,6 @@
 """The champion of a registered model on Ray Serve: ``python infra/serve.py ebm-digits``, then ``POST /`` as to MLflow's server.
 
-A request is ``{"inputs": samples, "params": {"task": "sample", ...}}``, the answer ``{"predictions": ...}``; see ebm_dist/tasks.py.
+A request is ``{"inputs": samples, "params": {"task": "sample", ...}}``, the answer ``{"predictions": ...}``; see ebm_dist/models/requests.py.
 What does not fit is status 400, with what was expected. MLflow is where ``MLFLOW_TRACKING_URI`` says, Ray where ``RAY_ADDRESS``
 says, else here. Needs ``pip install 'ebm-dist[serve]'``.
 """
@@ -17,8 +17,10 @@ from ray import serve
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from ebm_dist import model, tasks, tracking
+from ebm_dist import models
 from ebm_dist.errors import RequestError
+from ebm_dist.models import requests
+from ebm_dist.runs import tracking
 
 _MOST_BYTES = 64 << 20  # of a request
 
@@ -26,11 +28,11 @@ _MOST_BYTES = 64 << 20  # of a request
 @serve.deployment
 class Champion:
     def __init__(self, folder: str) -> None:
-        self.model = model.load(Path(folder))
+        self.model = models.load(Path(folder))
 
     async def __call__(self, request: Request) -> JSONResponse:
         if request.method != "POST":
-            return JSONResponse({"tasks": list(tasks.TASKS), "shape": list(self.model.card["shape"])})
+            return JSONResponse({"tasks": list(requests.TASKS), "shape": list(self.model.card["shape"])})
         if int(request.headers.get("content-length", 0)) > _MOST_BYTES:
             return JSONResponse({"error": f"at most {_MOST_BYTES >> 20} MiB a request"}, 413)
         try:
@@ -39,7 +41,7 @@ class Champion:
                 raise RequestError('expected {"inputs": samples, "params": {...}}')
             if not isinstance(asked.get("params") or {}, dict):
                 raise RequestError("params must be an object")
-            answer = tasks.answer(self.model, asked["inputs"], asked.get("params"))
+            answer = requests.answer(self.model, asked["inputs"], asked.get("params"))
         except (ValueError, RecursionError) as failed:
             return JSONResponse({"error": f"not JSON: {failed}"}, 400)
         except RequestError as refused:

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import torch
 
-from ebm_dist import config, features, shards
+from ebm_dist import config
+from ebm_dist.data import shards
 from ebm_dist.files import write_json
+from ebm_dist.metrics import features
 from pipelines import parser, run
 
 

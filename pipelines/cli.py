@@ -5,7 +5,7 @@ from pathlib import Path
 
 import shtab
 
-from ebm_dist import scaffold
+from ebm_dist.cli import scaffold
 from pipelines import run
 
 
@@ -55,6 +55,6 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     given = parser().parse_args()
-    from ebm_dist import commands  # after the parsing: help and completion come at once
+    from ebm_dist.cli import commands  # after the parsing: help and completion come at once
 
     run(lambda: getattr(commands, given.main)(given))

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import torch
 
-from ebm_dist import config, evaluation, features, model, shards
+from ebm_dist import config, evaluation, models
 from ebm_dist.config import module_of
+from ebm_dist.data import shards
 from ebm_dist.errors import ConfigError
+from ebm_dist.metrics import features
 from pipelines import parser, run
 
 
@@ -24,10 +26,10 @@ def main() -> None:
     chosen = params.evaluation[given.suite]
     torch.set_num_threads(params.features.num_threads)
     index = shards.read_index(given.data / "dataset")
-    others = {name: shards.read_index(given.data / name) for name in params.others}
+    others = {name: shards.read_index(given.data / name) for name in params.comparison_datasets}
     classifier = features.load(given.classifier)
     reports = {}
-    for trained in map(model.load, given.model):
+    for trained in map(models.load, given.model):
         subject = evaluation.Subject(trained, index, others, classifier)
         reports[trained.params.seed] = module_of(chosen).evaluate(chosen, subject)
     report = evaluation.over_seeds(reports)

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from ebm_dist import config, shards
+from ebm_dist import config
 from ebm_dist.config import module_of, plugin_name
+from ebm_dist.data import shards
 from pipelines import parser, run
 
 
@@ -12,7 +13,7 @@ def main() -> None:
     options.add_argument("--out", type=Path, required=True, help="folder to write: dataset/ and one folder for each other set")
     given = options.parse_args()
     params = config.load(given.params, seed=given.seed)
-    for folder, chosen in {"dataset": params.dataset, **params.others}.items():
+    for folder, chosen in {"dataset": params.dataset, **params.comparison_datasets}.items():
         name = plugin_name(chosen) or folder
         index = shards.write(given.out / folder, name, module_of(chosen).load(chosen))
         counts = ", ".join(f"{index.num_samples(split):,} {split}" for split in index.splits)

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
-from ebm_dist import config, model, registry, storage, tracking
+from ebm_dist import config, models, storage
 from ebm_dist.files import write_json
+from ebm_dist.registry import versions
+from ebm_dist.runs import tracking
 from pipelines import parser, run
 
 
@@ -14,11 +16,11 @@ def main() -> None:
     options.add_argument("--out", type=Path, required=True, help="JSON file to write")
     options.add_argument("--runs", type=storage.location, help="folder of the runs' records (default: $EBM_STORE/runs or runs)")
     given = options.parse_args()
-    params, card = config.load(given.params, seed=given.seed), model.load(given.model).card
+    params, card = config.load(given.params, seed=given.seed), models.load(given.model).card
     digest = card["run_digest"]
     name = f"{card['dataset']}-{digest[:8]}"
     runs = given.runs or storage.store("runs")
-    result = registry.register(params, given.model, given.reports, runs / digest[:16], name)
+    result = versions.register(params, given.model, given.reports, runs / digest[:16], name)
     write_json(given.out, result)
     for gate in result["gates"]:
         print(f"gate {gate['metric']} = {gate['value']:.4g} ({gate['bound']}): {'pass' if gate['passes'] else 'FAIL'}")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from ebm_dist import results
 from ebm_dist.files import write_json
+from ebm_dist.report import table
 from ebm_dist.storage import write_whole
 from pipelines import run
 
@@ -20,11 +20,11 @@ def main() -> None:
     given = options.parse_args()
     entries = YAML(typ="safe", pure=True).load(given.rows.read_text())
     unmeasured = {name: entry for name, entry in entries.items() if "unmeasured" in entry}
-    rows = [results.row(name, entry, given.reports) for name, entry in entries.items() if name not in unmeasured]
+    rows = [table.row(name, entry, given.reports) for name, entry in entries.items() if name not in unmeasured]
     given.out.mkdir(parents=True, exist_ok=True)
     write_json(given.out / "results.json", rows)
-    write_whole(given.out / "results.md", results.markdown(rows, unmeasured).encode())
-    write_whole(given.readme, results.renewed(given.readme.read_text(), rows).encode())
+    write_whole(given.out / "results.md", table.markdown(rows, unmeasured).encode())
+    write_whole(given.readme, table.renewed(given.readme.read_text(), rows).encode())
     print(f"{given.out}/results.md: {len(rows)} rows")
 
 

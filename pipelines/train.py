@@ -6,8 +6,10 @@ digest is of settings, data and code.
 
 from pathlib import Path
 
-from ebm_dist import cluster, config, lineage, model, progress, reporting, shards, snapshots, storage, tracking
+from ebm_dist import config, models, storage
+from ebm_dist.data import shards
 from ebm_dist.files import write_csv, write_json
+from ebm_dist.runs import cluster, lineage, progress, record, snapshots, tracking
 from pipelines import parser, run
 
 
@@ -24,11 +26,11 @@ def main() -> None:
     storage.check(runs)
     digest = lineage.run_digest(params, index.digest)
     folder, name = runs / digest[:16], f"{index.dataset}-{digest[:8]}"
-    with cluster.exclusive(folder, digest), tracking.following(params, digest, name, folder):
+    with cluster.exclusive_lock(folder, digest), tracking.sync_while_running(params, digest, name, folder):
         if not cluster.is_finished(folder, digest, params.train.num_steps):
-            with progress.live(folder, params.train.num_steps), snapshots.following(folder):
+            with progress.live(folder, params.train.num_steps), snapshots.sync_while_running(folder):
                 cluster.fit(params, shards.publish(index, storage.store("shards")).folder, folder, digest)
-    exported = model.export(folder, given.out, params, index, shards.read_split(index, "train"), digest)
+    exported = models.export(folder, given.out, params, index, shards.read_split(index, "train"), digest)
     history = exported["history"]
     given.report.mkdir(parents=True, exist_ok=True)
     write_json(given.report / "metrics.json", history[-1])
@@ -36,7 +38,7 @@ def main() -> None:
     if strip := snapshots.strip(folder):  # no output of the stage either: which checkpoints were seen differs
         storage.write_whole(given.report / "chains.png", strip)
     facts = {"dataset": index.dataset, "is_official": index.is_official, "data_digest": index.digest, "run_digest": digest}
-    watts = [row["watts"] for row in reporting.read_lines(folder / reporting.METRICS) if "watts" in row]
+    watts = [row["watts"] for row in record.read_lines(folder / record.METRICS) if "watts" in row]
     facts |= {"watts_a_worker": round(sum(watts) / len(watts), 1)} if watts else {}
     facts |= {"seconds": round(exported["seconds"], 1), "workers": params.cluster.workers, "hardware": lineage.hardware()}
     write_json(given.report / "run.json", facts)  # no output of the stage: times differ from run to run

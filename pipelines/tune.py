@@ -6,10 +6,13 @@ earlier one was interrupted. To adopt what it found and train with it: dvc exp r
 
 from pathlib import Path
 
-from ebm_dist import config, shards, storage, tracking
+from ebm_dist import config, storage
+from ebm_dist.data import shards
 from ebm_dist.files import write_json
-from ebm_dist.lineage import hardware
-from ebm_dist.search import report, tuning
+from ebm_dist.runs import tracking
+from ebm_dist.runs.lineage import hardware
+from ebm_dist.search import driver, report
+from ebm_dist.search.mlflow import Family
 from pipelines import parser, run
 
 
@@ -25,10 +28,10 @@ def main() -> None:
     index = shards.read_index(given.data / "dataset")
     shards.verify(index)
     storage.check(runs)
-    job = tuning.start(params, index, given.classifier, runs)
+    job = driver.start(params, index, given.classifier, runs)
     facts = {"dataset": index.dataset, "data.digest": index.digest}
-    family = tracking.Family(params, job.digest, f"tune-{index.dataset}-{job.digest[:8]}", facts)
-    found = tuning.find(params, job, family)
+    family = Family(params, job.digest, f"tune-{index.dataset}-{job.digest[:8]}", facts)
+    found = driver.find(params, job, family)
     metrics = report.write(params, found, given.out, given.params, given.tuned)
     write_json(given.out / "run.json", {"seconds": found.seconds, "hardware": hardware()})
     words = report.verdict(metrics)

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from ebm_dist import shards
+from ebm_dist.data import shards
 from ebm_dist.datasets import digits, photos
 
 

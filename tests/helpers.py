@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from ruamel.yaml import YAML
 
-from ebm_dist import checkpoint, config, model, shards, trainer
-from ebm_dist.comm import Comm, LocalComm
-from ebm_dist.reporting import Asked, Row
+from ebm_dist import config, models
+from ebm_dist.data import shards
+from ebm_dist.training import checkpoint, trainer
+from ebm_dist.training.reduce import Comm, LocalComm
+from ebm_dist.training.reporter import Request, Row
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -45,7 +47,7 @@ def params(**sections: dict[str, Any]) -> config.Params:
 class Silent:
     """A reporter that keeps what it hears; stops after a number of steps, or asks for a checkpoint then, if told to."""
 
-    def __init__(self, stop_after: int | None = None, asks: Asked = Asked.STOP) -> None:
+    def __init__(self, stop_after: int | None = None, asks: Request = Request.STOP) -> None:
         self.starts, self.rollbacks, self.rows, self.saves = list[int](), list[int](), list[Row](), 0
         self.stop_after, self.asks, self.count = stop_after, asks, 0
 
@@ -59,9 +61,9 @@ class Silent:
     def saved(self, row: Row) -> None:
         self.saves += 1
 
-    def asked(self) -> Asked:
+    def requested(self) -> Request:
         self.count += 1
-        return self.asks if self.stop_after is not None and self.count > self.stop_after else Asked.NOTHING
+        return self.asks if self.stop_after is not None and self.count > self.stop_after else Request.NOTHING
 
 
 def build(chosen: config.Params, data: Path, comm: Comm | None = None, digest: str = "digest") -> trainer.Trainer:
@@ -71,7 +73,7 @@ def build(chosen: config.Params, data: Path, comm: Comm | None = None, digest: s
 
 def export(run: Path, folder: Path, chosen: config.Params, data: Path) -> None:
     index = shards.read_index(data)
-    model.export(run, folder, chosen, index, shards.read_split(index, "train"), "digest")
+    models.export(run, folder, chosen, index, shards.read_split(index, "train"), "digest")
 
 
 def state_of(run: Path) -> dict[str, bytes]:

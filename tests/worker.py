@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 
 from ebm_dist import config
-from ebm_dist.comm import TorchComm
-from ebm_dist.reporting import FileReporter
+from ebm_dist.runs.record import FileReporter
+from ebm_dist.training.reduce import TorchComm
 from tests import helpers
 
 if __name__ == "__main__":

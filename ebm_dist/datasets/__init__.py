@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ebm_dist.files import RawFile, fetch, read_idx
 from ebm_dist.rng import numpy_stream
 
 
@@ -45,19 +44,4 @@ def hold_out(data: Arrays, count: int, purpose: str) -> tuple[Arrays, Arrays]:
     return (
         Arrays(data.x[rest], None if data.y is None else data.y[rest]),
         Arrays(data.x[held], None if data.y is None else data.y[held]),
-    )
-
-
-def load_idx(files: dict[str, RawFile], num_val: int, purpose: str, source: str) -> Dataset:
-    """A published set of grey images in four IDX files: ``{train,test}_{images,labels}``."""
-    raw = {part: read_idx(fetch(file)) for part, file in files.items()}
-    split = {name: Arrays(raw[f"{name}_images"][:, None], raw[f"{name}_labels"].astype(np.int64)) for name in ("train", "test")}
-    train, val = hold_out(split["train"], num_val, purpose)
-    return Dataset(
-        splits={"train": train, "val": val, "test": split["test"]},
-        scale=255.0,
-        bounds=(0.0, 1.0),
-        num_classes=int(train.y.max()) + 1 if train.y is not None else 0,
-        source=source,
-        is_official=True,
     )

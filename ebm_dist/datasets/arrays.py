@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ebm_dist.config import Count, Fraction, Mismatch, Params, section
+from ebm_dist.config import Mismatch, Params, PositiveInt, Probability, section
 from ebm_dist.datasets import Arrays, Dataset, hold_out
 from ebm_dist.errors import DataError
 
@@ -25,11 +25,11 @@ class Config:
     path: str
     """The file or folder, as given or in the folder that EBM_DATA_DIR names. An ``.npz`` has ``images`` and,
     perhaps, ``labels``; or the same with ``train_`` and ``test_`` before."""
-    val_fraction: Fraction = 0.1
+    val_fraction: Probability = 0.1
     """Share of the training samples to choose settings by; drawn at random, always the same."""
-    test_fraction: Fraction = 0.2
+    test_fraction: Probability = 0.2
     """Share of all samples to report on, where the file has no test part of its own; 1 for a set that is only compared with."""
-    max_samples: Count | None = None
+    max_samples: PositiveInt | None = None
     """At most this many of each part, drawn at random; all if absent."""
 
     def check(self, params: Params) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ebm_dist.config import Count, section
+from ebm_dist.config import PositiveInt, section
 from ebm_dist.datasets import Arrays, Dataset, hold_out
+from ebm_dist.datasets._download import RawFile, fetch
 from ebm_dist.errors import DataError
-from ebm_dist.files import RawFile, fetch
 
 _FILE = RawFile(
     "cifar-10-binary.tar.gz",
@@ -24,7 +24,7 @@ NUM_CLASSES = 10
 
 @section
 class Config:
-    num_val: Count = 5000
+    num_val: PositiveInt = 5000
     """Images taken from the training split for choosing settings."""
 
 

@@ -6,15 +6,15 @@ Pixels are counts from 0 to 16. There is no published split of this copy, so 360
 import numpy as np
 from sklearn.datasets import load_digits
 
-from ebm_dist.config import Count, section
+from ebm_dist.config import PositiveInt, section
 from ebm_dist.datasets import Arrays, Dataset, hold_out
 
 
 @section
 class Config:
-    num_test: Count = 360
+    num_test: PositiveInt = 360
     """Images to report on."""
-    num_val: Count = 180
+    num_val: PositiveInt = 180
     """Images to choose settings by; the rest are for training."""
 
 

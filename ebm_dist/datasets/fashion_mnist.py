@@ -3,9 +3,9 @@
 Its files have the names of MNIST's, so they are looked for as ``fashion-mnist/<name>``.
 """
 
-from ebm_dist.config import Count, section
-from ebm_dist.datasets import Dataset, load_idx
-from ebm_dist.files import RawFile
+from ebm_dist.config import PositiveInt, section
+from ebm_dist.datasets import Dataset
+from ebm_dist.datasets._download import RawFile, load_idx
 
 _URL = "https://fashion-mnist.s3.eu-central-1.amazonaws.com/"
 _FILES = {
@@ -34,7 +34,7 @@ _FILES = {
 
 @section
 class Config:
-    num_val: Count = 5000
+    num_val: PositiveInt = 5000
     """Images taken from the training split for choosing settings."""
 
 

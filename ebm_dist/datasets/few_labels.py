@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ebm_dist.config import Count, module_of, plugin, section
+from ebm_dist.config import PositiveInt, module_of, plugin, section
 from ebm_dist.datasets import Arrays, Dataset
 from ebm_dist.errors import DataError
 from ebm_dist.rng import numpy_stream
@@ -19,9 +19,9 @@ from ebm_dist.rng import numpy_stream
 class Config:
     of: Any = plugin("datasets")
     """The data set."""
-    per_class: Count = 10
+    per_class: PositiveInt = 10
     """Labelled samples of each class."""
-    num_draws: Count = 1
+    num_draws: PositiveInt = 1
     """Random choices of them."""
     placement: Literal["random", "even"] = "random"
     """``even``: in each class at equal shares of its samples by distance from the origin, from a random one on: along the arm of a

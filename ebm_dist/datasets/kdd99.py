@@ -12,10 +12,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ebm_dist.config import Index, section
+from ebm_dist.config import NonNegativeInt, section
 from ebm_dist.datasets import Arrays, Dataset
+from ebm_dist.datasets._download import RawFile, fetch
 from ebm_dist.errors import DataError
-from ebm_dist.files import RawFile, fetch
 from ebm_dist.rng import numpy_stream
 
 _FILE = RawFile(
@@ -42,7 +42,7 @@ class Config:
     """Each different row once: 145,586 remain."""
     inliers: Literal["attacks", "normals"] = "attacks"
     """What is learnt, and what is not anomalous."""
-    split_seed: Index = 42
+    split_seed: NonNegativeInt = 42
     """Of the halves."""
 
 

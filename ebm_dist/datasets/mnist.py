@@ -10,9 +10,9 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from ebm_dist.config import Count, Mismatch, Params, section
-from ebm_dist.datasets import Arrays, Dataset, hold_out, load_idx
-from ebm_dist.files import RawFile
+from ebm_dist.config import Mismatch, Params, PositiveInt, section
+from ebm_dist.datasets import Arrays, Dataset, hold_out
+from ebm_dist.datasets._download import RawFile, load_idx
 from ebm_dist.rng import numpy_stream
 
 _URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
@@ -44,11 +44,11 @@ Digit = Annotated[int, Field(ge=0, le=9)]
 
 @section
 class Config:
-    num_val: Count = 5000
+    num_val: PositiveInt = 5000
     """Images taken from the training split for choosing settings."""
-    num_channels: Count = 1
+    num_channels: PositiveInt = 1
     """Digits of each image."""
-    num_stacked: Count = 100000
+    num_stacked: PositiveInt = 100000
     """Training images with more than one digit; a quarter as many for the test."""
     held_out: Digit | None = None
     """Digit that is only in the test, as class 1. Of the others a fifth of all 70,000 is there too, and no image in two splits."""

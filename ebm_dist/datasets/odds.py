@@ -9,10 +9,10 @@ from typing import Literal
 import numpy as np
 from scipy.io import loadmat
 
-from ebm_dist.config import Index, section
+from ebm_dist.config import NonNegativeInt, section
 from ebm_dist.datasets import Arrays, Dataset
+from ebm_dist.datasets._download import RawFile, fetch
 from ebm_dist.errors import DataError
-from ebm_dist.files import RawFile, fetch
 from ebm_dist.rng import numpy_stream
 
 _FILES = {
@@ -33,7 +33,7 @@ _FILES = {
 class Config:
     table: Literal["thyroid", "arrhythmia"] = "thyroid"
     """Which of the two tables."""
-    split_seed: Index = 0
+    split_seed: NonNegativeInt = 0
     """Of the halves."""
 
 

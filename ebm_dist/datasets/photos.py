@@ -6,15 +6,15 @@ An out-of-distribution set that needs no network. Patches are grey, on a regular
 import numpy as np
 from sklearn.datasets import load_sample_images
 
-from ebm_dist.config import Count, section
+from ebm_dist.config import PositiveInt, section
 from ebm_dist.datasets import Arrays, Dataset
 
 
 @section
 class Config:
-    size: Count = 8
+    size: PositiveInt = 8
     """Pixels a side of each patch."""
-    reduction: Count = 4
+    reduction: PositiveInt = 4
     """Each photograph is first averaged over squares of so many pixels a side."""
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 from scipy.io import loadmat
 
-from ebm_dist.config import Count, section
+from ebm_dist.config import PositiveInt, section
 from ebm_dist.datasets import Arrays, Dataset, hold_out
+from ebm_dist.datasets._download import RawFile, fetch
 from ebm_dist.errors import DataError
-from ebm_dist.files import RawFile, fetch
 
 _URL = "http://ufldl.stanford.edu/housenumbers/"
 _TRAIN = RawFile("train_32x32.mat", _URL + "train_32x32.mat", "435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8")
@@ -17,7 +17,7 @@ _TEST = RawFile("test_32x32.mat", _URL + "test_32x32.mat", "cdce80dfb2a2c4c61609
 
 @section
 class Config:
-    num_val: Count = 5000
+    num_val: PositiveInt = 5000
     """Images taken from the training split for choosing settings."""
 
 

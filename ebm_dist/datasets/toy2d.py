@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import logsumexp
 
-from ebm_dist.config import Count, Positive, section
+from ebm_dist.config import Positive, PositiveInt, section
 from ebm_dist.datasets import Arrays, Dataset
 from ebm_dist.rng import numpy_stream
 
@@ -28,9 +28,9 @@ class Config:
     """Everything is this much larger."""
     sd: Positive | None = None
     """Standard deviation of each Gaussian, in place of the density's own."""
-    num_train: Count = 100000
+    num_train: PositiveInt = 100000
     """Samples to learn from."""
-    num_test: Count = 10000
+    num_test: PositiveInt = 10000
     """Samples to report on; as many to choose settings by."""
 
 

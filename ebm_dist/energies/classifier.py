@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from ebm_dist.config import Count, section
+from ebm_dist.config import PositiveInt, section
 from ebm_dist.energies import EnergyModel
 
 IS_CLASSIFIER = True
@@ -14,9 +14,9 @@ IS_CLASSIFIER = True
 
 @section
 class Config:
-    channels: tuple[Count, ...] = ()
+    channels: tuple[PositiveInt, ...] = ()
     """Of images, channels of each 3x3 convolution; every one halves the image."""
-    hidden: tuple[Count, ...] = (128, 128, 128)
+    hidden: tuple[PositiveInt, ...] = (128, 128, 128)
     """Width of each hidden layer after them."""
 
 

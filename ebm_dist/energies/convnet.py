@@ -7,15 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ebm_dist.config import Count, Mismatch, Params, section
-from ebm_dist.energies import EnergyModel, linear_energy, silu, spectral_norm
+from ebm_dist.config import Mismatch, Params, PositiveInt, section
+from ebm_dist.energies import EnergyModel
+from ebm_dist.energies._layers import linear_energy, silu, spectral_norm
 
 
 @section
 class Config:
-    channels: tuple[Count, ...] = (16, 32, 64, 64)
+    channels: tuple[PositiveInt, ...] = (16, 32, 64, 64)
     """Channels of each convolution; every one halves the image. The first is 5x5 with padding 4, the rest 3x3."""
-    hidden: Count = 64
+    hidden: PositiveInt = 64
     """Width of the fully connected layer before the energy."""
     spectral_norm: bool = False
     """Divide each layer's weight but the last's by its largest singular value (Miyato et al. 2018)."""

@@ -6,16 +6,17 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from ebm_dist.config import Count, Index, Mismatch, NonNegative, Params, Positive, section
-from ebm_dist.energies import EnergyModel, is_conditional, linear_energy, silu, spectral_norm
+from ebm_dist.config import Mismatch, NonNegative, NonNegativeInt, Params, Positive, PositiveInt, section
+from ebm_dist.energies import EnergyModel, is_conditional
+from ebm_dist.energies._layers import linear_energy, silu, spectral_norm
 from ebm_dist.errors import ConfigError
 
 
 @section
 class Config:
-    hidden: tuple[Count, ...] = (256, 256, 256, 64)
+    hidden: tuple[PositiveInt, ...] = (256, 256, 256, 64)
     """Width of each hidden layer."""
-    num_frequencies: Index = 0
+    num_frequencies: NonNegativeInt = 0
     """The first layer also sees sine and cosine of so many random projections of the input (Rahimi & Recht 2007; Tancik et al.
     2020): what varies over short distances is learnt sooner."""
     frequency: Positive = 6.0

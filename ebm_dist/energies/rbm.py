@@ -15,14 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from ebm_dist.config import Count, Positive, section
+from ebm_dist.config import Positive, PositiveInt, section
 from ebm_dist.energies import Average, EnergyModel
 from ebm_dist.rng import bernoulli
 
 
 @section
 class Config:
-    num_hidden: Count = 500
+    num_hidden: PositiveInt = 500
     """Hidden units."""
     weight_sd: Positive = 0.01
     """Standard deviation of the initial weights."""

@@ -14,15 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ebm_dist.config import Count, Mismatch, Params, section
-from ebm_dist.energies import EnergyModel, linear_energy, spectral_norm
+from ebm_dist.config import Mismatch, Params, PositiveInt, section
+from ebm_dist.energies import EnergyModel
+from ebm_dist.energies._layers import linear_energy, spectral_norm
 
 _SLOPE = 0.2
 
 
 @section
 class Config:
-    channels: tuple[Count, ...] = (128, 128, 256, 256, 256, 256)
+    channels: tuple[PositiveInt, ...] = (128, 128, 256, 256, 256, 256)
     """Channels of each residual block. The first, third, fifth ... block halves the image."""
     spectral_norm: bool = True
     """Divide each layer's weight but the last's by its largest singular value (Miyato et al. 2018)."""

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ebm_dist import shards
-from ebm_dist.features import Classifier
+from ebm_dist.data import shards
 from ebm_dist.files import write_csv, write_json
-from ebm_dist.model import TrainedModel
+from ebm_dist.metrics.features import Classifier
+from ebm_dist.models.trained import TrainedModel
 from ebm_dist.storage import write_whole
 
 
@@ -19,7 +19,7 @@ class Subject(NamedTuple):
 
     model: TrainedModel
     data: shards.Index
-    others: Mapping[str, shards.Index]
+    comparison_datasets: Mapping[str, shards.Index]
     """real data sets of another kind"""
     classifier: Classifier | None
     """None where the data has no labels or is no images"""

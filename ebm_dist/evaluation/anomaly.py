@@ -21,14 +21,14 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.svm import OneClassSVM
 from torch import Tensor
 
-from ebm_dist import figures, shards
-from ebm_dist.config import Count, Fraction, Positive, section
+from ebm_dist.config import Positive, PositiveInt, Probability, section
+from ebm_dist.data import shards
 from ebm_dist.energies import build_energy, score
 from ebm_dist.errors import DataError
 from ebm_dist.evaluation import Report, Subject
+from ebm_dist.evaluation._baselines import Array, FittedGaussian, rows
+from ebm_dist.report import figures
 from ebm_dist.rng import numpy_stream
-
-Array = npt.NDArray[np.float64]
 
 _BATCH = 128  # labelled rows of an update
 _ENERGY, _GIVEN_INK, _WITH_DOUBT, _CHANCE = "E (model)", "E given ink (model)", "E and doubt (model)", "chance"
@@ -36,15 +36,15 @@ _ENERGY, _GIVEN_INK, _WITH_DOUBT, _CHANCE = "E (model)", "E given ink (model)", 
 
 @section
 class Config:
-    contamination: Fraction | None = None
+    contamination: Probability | None = None
     """Share of the highest scores that are called anomalies; the test's own share of them if absent."""
-    num_components: tuple[Count, ...] = (2, 50)
+    num_components: tuple[PositiveInt, ...] = (2, 50)
     """Of the principal components' residuals among the baselines."""
-    max_train: Count = 5000
+    max_train: PositiveInt = 5000
     """Training rows, at random, of the baselines that compare with each of them."""
-    max_test: Count = 200000
+    max_test: PositiveInt = 200000
     """Test rows, at random."""
-    supervised_steps: Count = 1000
+    supervised_steps: PositiveInt = 1000
     """Updates of the network that the inliers' labels alone teach."""
     supervised_lr: Positive = 1e-3
     """Learning rate of its Adam."""
@@ -68,7 +68,7 @@ def evaluate(config: Config, subject: Subject) -> Report:
     if train.ndim == 4:
         scorers[_GIVEN_INK] = _given_ink(scorers[_ENERGY], train)
     scorers |= _baselines(config, subject, train) | _by_class(config, subject)
-    rows = {name: judge(truth, scorer(test), contamination) for name, scorer in scorers.items()}
+    rows = {name: score_detector(truth, scorer(test), contamination) for name, scorer in scorers.items()}
     prevalence = float(truth.mean())
     rows[_CHANCE] = dict.fromkeys(("precision", "recall", "f1", "auprc"), prevalence) | {"recall": contamination, "auroc": 0.5}
     rows[_CHANCE]["f1"] = 2 * prevalence * contamination / (prevalence + contamination)
@@ -83,7 +83,7 @@ def evaluate(config: Config, subject: Subject) -> Report:
     return Report(metrics, {"scores": [{"score": name, **row} for name, row in rows.items()]}, {"scores.png": picture})
 
 
-def judge(truth: npt.NDArray[np.int64], scores: Array, contamination: float) -> dict[str, float]:
+def score_detector(truth: npt.NDArray[np.int64], scores: Array, contamination: float) -> dict[str, float]:
     """Precision, recall and F1 of the highest ``contamination`` of the scores; areas under both curves (trapezoid)."""
     called = scores > np.quantile(scores, 1 - contamination)
     hits = float((called & (truth == 1)).sum())
@@ -115,38 +115,27 @@ def _given_ink(energy: Callable[[Tensor], Array], train: Tensor) -> Callable[[Te
 
 def _baselines(config: Config, subject: Subject, train: Tensor) -> dict[str, Callable[[Tensor], Array]]:
     """Scores of plain detectors, high = anomalous; all learn from the training rows, those that are slow from a part of them."""
-    flat = train.flatten(1).double().numpy()
-    mean, covariance = flat.mean(axis=0), np.cov(flat, rowvar=False)
+    gaussian, flat = FittedGaussian(train), rows(train)
     some = flat[numpy_stream(0, "anomaly/train").permutation(len(flat))[: config.max_train]]
-    precision = np.linalg.inv(covariance + 1e-6 * np.eye(len(mean)))
-    _, directions = np.linalg.eigh(covariance)
     forest = IsolationForest(random_state=0).fit(some)
     machine = OneClassSVM(nu=0.1, gamma="scale").fit(some)
     neighbours = NearestNeighbors(n_neighbors=5).fit(some)
 
-    def rows(x: Tensor) -> Array:
-        return x.flatten(1).double().numpy()
-
-    def mahalanobis(x: Tensor) -> Array:
-        d = rows(x) - mean
-        return ((d @ precision) * d).sum(axis=1)  # type: ignore[no-any-return]
-
     def residual(count: int) -> Callable[[Tensor], Array]:
-        leading = directions[:, -count:]
-        return lambda x: ((rows(x) - mean) ** 2).sum(axis=1) - (((rows(x) - mean) @ leading) ** 2).sum(axis=1)
+        return lambda x: gaussian.residual(x, count)
 
     def nearest(x: Tensor) -> Array:
         return neighbours.kneighbors(rows(x))[0].mean(axis=1)  # type: ignore[no-any-return]
 
     found: dict[str, Callable[[Tensor], Array]] = {
-        "Mahalanobis": mahalanobis,
-        **{f"PCA residual, {count} components": residual(count) for count in config.num_components if count < len(mean)},
+        "Mahalanobis": lambda x: gaussian.mahalanobis(x, 1e-6),
+        **{f"PCA residual, {count} components": residual(count) for count in config.num_components if count < len(gaussian.mean)},
         "isolation forest": lambda x: -forest.score_samples(rows(x)),
         "one-class SVM": lambda x: -machine.score_samples(rows(x)),
         "distance to 5 nearest": nearest,
     }
     if subject.data.bounds is None:
-        found["distance from the mean"] = lambda x: np.linalg.norm(rows(x) - mean, axis=1)
+        found["distance from the mean"] = lambda x: np.linalg.norm(rows(x) - gaussian.mean, axis=1)
     if train.ndim == 4:
         found["little ink"] = lambda x: -_ink(x)
         found["distance to 5 nearest, over norm"] = lambda x: nearest(x) / np.linalg.norm(rows(x), axis=1).clip(min=1e-6)

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ebm_dist import figures, shards
-from ebm_dist.config import Count, Mismatch, Params, section
-from ebm_dist.diagnostics import Floats, Trace, ess_bulk, ess_tail, rhat
+from ebm_dist.chains.diagnostics import Floats, Trace, ess_bulk, ess_tail, rhat
+from ebm_dist.config import Mismatch, Params, PositiveInt, section
+from ebm_dist.data import shards
 from ebm_dist.energies import frozen, given, is_conditional
 from ebm_dist.evaluation import Report, Subject
+from ebm_dist.report import figures
 from ebm_dist.rng import stream
 from ebm_dist.samplers import noise, run_chain
 
@@ -27,13 +28,13 @@ _NUM_PATHS, _NUM_DOTS = 5, 2000
 
 @section
 class Config:
-    num_chains: Count = 100
+    num_chains: PositiveInt = 100
     """Chains from noise, and as many from the replay buffer."""
-    num_draws: Count = 200
+    num_draws: PositiveInt = 200
     """Draws of each chain; the first half is warm-up, and judged is the second."""
-    thin: Count = 5
+    thin: PositiveInt = 5
     """Steps of the sampler from one draw to the next."""
-    num_components: Count = 5
+    num_components: PositiveInt = 5
     """Principal components of the training data to follow, beside the energy."""
 
     def check(self, params: Params) -> None:

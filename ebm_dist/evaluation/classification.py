@@ -16,11 +16,12 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.semi_supervised import LabelPropagation, LabelSpreading
 from torch import Tensor
 
-from ebm_dist import figures, shards
-from ebm_dist.config import Count, Mismatch, Params, Positive, section
+from ebm_dist.config import Mismatch, Params, Positive, PositiveInt, section
+from ebm_dist.data import shards
 from ebm_dist.energies import build_energy, is_classifier
 from ebm_dist.errors import DataError
 from ebm_dist.evaluation import Report, Subject
+from ebm_dist.report import figures
 from ebm_dist.rng import numpy_stream
 
 Array = npt.NDArray[np.float64]
@@ -31,13 +32,13 @@ _SIDE = 200  # of the pictures of a plane
 
 @section
 class Config:
-    supervised_steps: Count = 500
+    supervised_steps: PositiveInt = 500
     """Updates of the network that the labels alone teach, with all of them in each."""
     supervised_lr: Positive = 1e-3
     """Learning rate of its Adam."""
-    num_neighbours: Count = 7
+    num_neighbours: PositiveInt = 7
     """Of the graph on which labels spread."""
-    max_graph: Count = 5000
+    max_graph: PositiveInt = 5000
     """Samples without a label in that graph, at random."""
     extent: Positive = 4.0
     """Of data in the plane, the picture shows the square from minus this to plus this."""
@@ -62,10 +63,10 @@ def evaluate(config: Config, subject: Subject) -> Report:
     with torch.no_grad():
         of_supervised = torch.cat([supervised(part, _every(part, num_classes)) for part in x.split(1000)]).neg().softmax(dim=1)
     rows: dict[str, dict[str, float]] = {
-        "p(k | x) of the energy": judge(truth, probabilities),
-        "same network, labels alone": judge(truth, of_supervised.double().numpy()),
-        **{name: judge(truth, p) for name, p in _baselines(config, subject, x, labelled, labels).items()},
-        "chance": judge(truth, np.full((len(truth), num_classes), 1 / num_classes)) | {"accuracy": 1 / num_classes},
+        "p(k | x) of the energy": score_predictions(truth, probabilities),
+        "same network, labels alone": score_predictions(truth, of_supervised.double().numpy()),
+        **{name: score_predictions(truth, p) for name, p in _baselines(config, subject, x, labelled, labels).items()},
+        "chance": score_predictions(truth, np.full((len(truth), num_classes), 1 / num_classes)) | {"accuracy": 1 / num_classes},
     }
     own, alone = rows["p(k | x) of the energy"], rows["same network, labels alone"]
     keys = ("model", "supervised", "nearest", "spreading", "propagation", "chance")
@@ -82,7 +83,7 @@ def evaluate(config: Config, subject: Subject) -> Report:
     return Report(metrics, {"scores": [{"by": name, **row} for name, row in rows.items()]}, pictures)
 
 
-def judge(truth: npt.NDArray[np.int64], probabilities: Array) -> dict[str, float]:
+def score_predictions(truth: npt.NDArray[np.int64], probabilities: Array) -> dict[str, float]:
     """Accuracy, mean negative log likelihood in nats, and the expected calibration error over 15 bins (Guo et al. 2017, eq. 3)."""
     chosen = probabilities.argmax(axis=1)
     right, confidence = chosen == truth, probabilities.max(axis=1)

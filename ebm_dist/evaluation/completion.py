@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ebm_dist import figures, shards
-from ebm_dist.config import Count, section
+from ebm_dist.config import PositiveInt, section
+from ebm_dist.data import shards
 from ebm_dist.energies import frozen, given, is_conditional
 from ebm_dist.errors import ConfigError
 from ebm_dist.evaluation import Report, Subject
+from ebm_dist.report import figures
 from ebm_dist.rng import numpy_stream, stream
 from ebm_dist.samplers import noise, run_chain
 
@@ -24,11 +25,11 @@ _SHOWN = 10
 
 @section
 class Config:
-    num_images: Count = 500
+    num_images: PositiveInt = 500
     """Images of each split, of which every one is completed."""
-    num_completions: Count = 8
+    num_completions: PositiveInt = 8
     """Completions of each image."""
-    num_steps: Count = 200
+    num_steps: PositiveInt = 200
     """Steps of the chains."""
 
 

@@ -11,20 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ebm_dist import features, figures
-from ebm_dist.config import Count, section
+from ebm_dist.config import PositiveInt, section
 from ebm_dist.energies import frozen, is_conditional
 from ebm_dist.errors import ConfigError
 from ebm_dist.evaluation import Report, Subject
+from ebm_dist.metrics import features
+from ebm_dist.report import figures
 from ebm_dist.rng import stream
 from ebm_dist.samplers import noise, run_chain
 
 
 @section
 class Config:
-    samples_per_pair: Count = 20
+    samples_per_pair: PositiveInt = 20
     """Chains for each pair of classes, and as many for each of the two alone."""
-    num_steps: Count = 80
+    num_steps: PositiveInt = 80
     """Steps of the chains."""
 
 

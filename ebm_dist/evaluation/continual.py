@@ -13,18 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ebm_dist import figures, shards
-from ebm_dist.config import Count, Positive, section
+from ebm_dist.config import Positive, PositiveInt, section
+from ebm_dist.data import shards
 from ebm_dist.energies import EnergyModel, is_conditional
 from ebm_dist.errors import ConfigError
 from ebm_dist.evaluation import Report, Subject
+from ebm_dist.report import figures
 
 
 @section
 class Config:
     split: str = "test"
     """The images to classify: ``val`` to choose settings by, ``test`` to report."""
-    batch_size: Count = 1000
+    batch_size: PositiveInt = 1000
     """Images at once."""
     shrinkage: Positive = 0.05
     """Added to the variances of each class's Gaussian; inputs are between 0 and 1."""
@@ -42,7 +43,7 @@ def evaluate(config: Config, subject: Subject) -> Report:
     x, y = shards.read_split(subject.data, config.split)
     each = num_classes // num_tasks
     matrix = np.full((num_tasks, num_tasks), np.nan)  # [after task, on task]
-    for after, energy in enumerate([*model.earlier, model.energy]):
+    for after, energy in enumerate([*model.previous_tasks, model.energy]):
         seen = _energies(config, energy, x, (after + 1) * each).argmin(dim=1)
         for on in range(after + 1):
             mine = y // each == on

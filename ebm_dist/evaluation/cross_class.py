@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ebm_dist import features, figures, shards
-from ebm_dist.config import Count, section
+from ebm_dist.config import PositiveInt, section
+from ebm_dist.data import shards
 from ebm_dist.energies import frozen, given, is_conditional
 from ebm_dist.errors import ConfigError
 from ebm_dist.evaluation import Report, Subject
+from ebm_dist.metrics import features
+from ebm_dist.report import figures
 from ebm_dist.rng import stream
 from ebm_dist.samplers import noise, run_chain
 
@@ -23,11 +25,11 @@ _SHOWN = 10
 
 @section
 class Config:
-    num_samples: Count = 1000
+    num_samples: PositiveInt = 1000
     """Chains from noise, and chains from images of other classes."""
-    num_rounds: Count = 10
+    num_rounds: PositiveInt = 10
     """Looks at the chains on their way."""
-    steps_per_round: Count = 20
+    steps_per_round: PositiveInt = 20
     """Steps between two looks."""
 
 
@@ -62,7 +64,7 @@ def evaluate(config: Config, subject: Subject) -> Report:
         )
         shown = torch.cat([look[:_SHOWN] for look in looks])
         steps = f"{config.steps_per_round} steps a row"
-        pictures[f"{name}.png"] = figures.image_grid(shown.numpy(), _SHOWN, f"Asked for classes 0, 1, 2 ... from {name}; {steps}")
+        pictures[f"{name}.png"] = figures.image_grid(shown.numpy(), _SHOWN, f"Request for classes 0, 1, 2 ... from {name}; {steps}")
     lines = {f"from {name}": _band(tables[f"rounds_from_{name}"], config.num_samples) for name in starts}
     title = f"What a classifier sees (chance {1 / num_classes:.2g}, real images {metrics['hit_rate_of_real']:.3f})"
     pictures["hit_rate.png"] = figures.bands(lines, "Langevin steps", "share of the asked class, 95 % interval", title)

@@ -14,10 +14,12 @@ import torch
 from scipy.special import logsumexp
 from torch import Tensor
 
-from ebm_dist import figures, latent, shards
-from ebm_dist.config import Count, Index, Mismatch, Params, Positive, module_of, section
+from ebm_dist.config import Mismatch, NonNegativeInt, Params, Positive, PositiveInt, module_of, section
+from ebm_dist.data import shards
 from ebm_dist.evaluation import Report, Subject
 from ebm_dist.generators import FlowModel
+from ebm_dist.models import latent
+from ebm_dist.report import figures
 from ebm_dist.rng import numpy_stream, stream
 
 _GOOD = 4.0  # standard deviations
@@ -28,11 +30,11 @@ Array = npt.NDArray[np.float64]
 
 @section
 class Config:
-    num_samples: Count = 10000
+    num_samples: PositiveInt = 10000
     """Samples of each kind."""
-    num_steps: Index = 20
+    num_steps: NonNegativeInt = 20
     """Steps of the chains in latent space; 0 for none."""
-    grid: Count = 1000
+    grid: PositiveInt = 1000
     """Points a side of the grid."""
     extent: Positive = 2.0
     """The grid covers the square from minus this to plus this."""
@@ -73,11 +75,11 @@ def evaluate(config: Config, subject: Subject) -> Report:
     metrics["energy_kl"] = kl | {"uniform": grid_kl(log_p, np.zeros_like(log_p))}
     best = config.temperatures[int(np.argmin(list(kl.values())))]
     fields = {f"exp(-E / {best:g}) / Z" if best != 1 else "exp(-E) / Z": -energy / best}
-    if "log_z" in model.others:
+    if "log_z" in model.other_players:
         found, log_q = _partition(config, subject, truth, energy, log_p, points)
         metrics |= found
         fields["density of the noise"] = log_q
-    shown = {"data": real, "noise" if "log_z" in model.others else "generator": kinds["generator"].x.numpy()}
+    shown = {"data": real, "noise" if "log_z" in model.other_players else "generator": kinds["generator"].x.numpy()}
     if config.num_steps:
         shown["chains in latent space"] = kinds["generator, chains"].x.numpy()
     title = f"{model.params.dataset.density}: {min(_SHOWN, config.num_samples):,} samples each, and densities"
@@ -93,7 +95,7 @@ def _partition(
     """The learnt log Z against the grid's and the noise's own; likelihoods in nats; and log q on the grid."""
     model, flow = subject.model, cast(FlowModel, subject.model.generator)
     cell = np.log((2 * config.extent / config.grid) ** 2)
-    learnt, exact = float(cast(Any, model.others["log_z"])()), float(logsumexp(-energy) + cell)
+    learnt, exact = float(cast(Any, model.other_players["log_z"])()), float(logsumexp(-energy) + cell)
     x = shards.read_split(subject.data, "test")[0][: config.num_samples]
     z = torch.randn(config.num_samples, flow.latent_size, generator=stream(0, "density/noise"))
     noise, log_q_noise = (part.double() for part in flow.draw(z))

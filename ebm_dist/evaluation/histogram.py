@@ -3,17 +3,18 @@
 import torch
 from sklearn.metrics import roc_auc_score
 
-from ebm_dist import figures, shards
-from ebm_dist.config import Count, section
+from ebm_dist.config import PositiveInt, section
+from ebm_dist.data import shards
 from ebm_dist.evaluation import Report, Subject
-from ebm_dist.evaluation_sets import others_like
+from ebm_dist.metrics.ood_images import others_like
+from ebm_dist.report import figures
 from ebm_dist.rng import stream
 from ebm_dist.samplers import noise
 
 
 @section
 class Config:
-    max_samples: Count = 10000
+    max_samples: PositiveInt = 10000
     """At most so many samples of each set."""
 
 
@@ -23,7 +24,7 @@ def evaluate(config: Config, subject: Subject) -> Report:
     sets["uniform noise" if subject.data.bounds else "normal noise"] = noise(
         size, subject.data.bounds, stream(0, "histogram/noise")
     )
-    sets |= others_like(subject.data, subject.others, config.max_samples)
+    sets |= others_like(subject.data, subject.comparison_datasets, config.max_samples)
     energies = {name: subject.model.energies(x) for name, x in sets.items()}
     rows = [
         {"set": name, "count": len(e), "mean": e.mean().item(), "sd": e.std().item()}

@@ -15,23 +15,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ebm_dist import figures, shards
-from ebm_dist.config import Count, Mismatch, Params, plugin_name, section
+from ebm_dist.config import Mismatch, Params, PositiveInt, plugin_name, section
+from ebm_dist.data import shards
 from ebm_dist.energies import rbm
 from ebm_dist.evaluation import Report, Subject
-from ebm_dist.likelihood import Estimate, ais, exact_log_z, pseudo_log_likelihood, reconstruction_error, reverse_ais, schedule
+from ebm_dist.metrics.ais import Estimate, ais, exact_log_z, pseudo_log_likelihood, reconstruction_error, reverse_ais, schedule
+from ebm_dist.report import figures
 from ebm_dist.rng import bernoulli, stream
 
 
 @section
 class Config:
-    num_betas: Count = 14500
+    num_betas: PositiveInt = 14500
     """Inverse temperatures of AIS and of reverse AIS."""
-    num_chains: Count = 100
+    num_chains: PositiveInt = 100
     """Chains of each."""
-    burn_in: Count = 1000
+    burn_in: PositiveInt = 1000
     """Sweeps of the replayed chains, with the exported weights, before reverse AIS starts from them; and of chains from noise."""
-    max_exact_hidden: Count = 20
+    max_exact_hidden: PositiveInt = 20
     """Up to so many hidden units log Z is summed too: a minute at 20."""
     split: str = "test"
     """The data to report: ``val`` to choose settings by, ``test`` to report; training data beside it."""

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ebm_dist import figures, shards
-from ebm_dist.config import Count, section
+from ebm_dist.config import PositiveInt, section
+from ebm_dist.data import shards
 from ebm_dist.energies import frozen, given, is_conditional
 from ebm_dist.evaluation import Report, Subject
+from ebm_dist.report import figures
 from ebm_dist.rng import stream
 from ebm_dist.samplers import noise, run_chain
 
@@ -24,13 +25,13 @@ _RANGE = torch.tensor([0.01, 0.5, 0.99], dtype=torch.double)
 
 @section
 class Config:
-    num_steps: Count = 10000
+    num_steps: PositiveInt = 10000
     """Steps of each chain."""
-    num_chains: Count = 50
+    num_chains: PositiveInt = 50
     """Chains from test images, and as many from noise."""
-    looks_per_decade: Count = 3
+    looks_per_decade: PositiveInt = 3
     """Looks at the chains on their way, at steps evenly spread in the logarithm."""
-    max_samples: Count = 10000
+    max_samples: PositiveInt = 10000
     """Training samples whose energies are the measure."""
 
 

@@ -10,10 +10,13 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from ebm_dist import features, figures, latent, shards
-from ebm_dist.config import Count, section
+from ebm_dist.config import PositiveInt, section
+from ebm_dist.data import shards
 from ebm_dist.errors import ConfigError
 from ebm_dist.evaluation import Report, Subject
+from ebm_dist.metrics import features
+from ebm_dist.models import latent
+from ebm_dist.report import figures
 from ebm_dist.rng import numpy_stream
 
 _PART = 26000  # images at a time
@@ -21,9 +24,9 @@ _PART = 26000  # images at a time
 
 @section
 class Config:
-    samples_per_mode: Count = 26
+    samples_per_mode: PositiveInt = 26
     """Images for each mode (26,000 for a thousand)."""
-    num_steps: Count = 5
+    num_steps: PositiveInt = 5
     """Steps of the chains in latent space."""
 
 
@@ -47,7 +50,7 @@ def evaluate(config: Config, subject: Subject) -> Report:
     generator = numpy_stream(0, "modes/uniform")
     shares["test digits"] = np.bincount(read(classifier, real), minlength=num_modes) / len(real)
     shares["exactly uniform"] = generator.multinomial(count, np.full(num_modes, 1 / num_modes)) / count
-    rows: list[dict[str, Any]] = [{"samples": name, **judge(share)} for name, share in shares.items()]
+    rows: list[dict[str, Any]] = [{"samples": name, **class_balance(share)} for name, share in shares.items()]
     ours, moved, digits, floor = ({k: v for k, v in row.items() if k != "samples"} for row in rows)
     metrics = {"num_modes": float(num_modes), "num_samples": float(count), **ours}
     metrics |= {"chains": moved | {"acceptance_rate": acceptance}, "test_digits": digits, "uniform": floor}
@@ -63,7 +66,7 @@ def read(classifier: features.Classifier, x: Tensor) -> npt.NDArray[np.int64]:
     return number
 
 
-def judge(shares: npt.NDArray[np.float64]) -> dict[str, float]:
+def class_balance(shares: npt.NDArray[np.float64]) -> dict[str, float]:
     """Modes that are there at all, and KL(shares || uniform), empty ones counting 0."""
     present = shares[shares > 0]
     return {"modes": float(len(present)), "kl": float((present * np.log(present * len(shares))).sum())}

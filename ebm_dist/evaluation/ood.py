@@ -12,19 +12,20 @@ import io
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 from scipy.stats import rankdata
 from torch import Tensor
 
-from ebm_dist import figures, shards
-from ebm_dist.config import Count, section
+from ebm_dist.config import PositiveInt, section
+from ebm_dist.data import shards
 from ebm_dist.energies import build_energy, given, is_conditional
 from ebm_dist.errors import ConfigError
 from ebm_dist.evaluation import Report, Subject
-from ebm_dist.evaluation_sets import others_like, synthetic
-from ebm_dist.model import TrainedModel
+from ebm_dist.evaluation._baselines import Array, FittedGaussian
+from ebm_dist.metrics.ood_images import others_like, synthetic
+from ebm_dist.models.trained import TrainedModel
+from ebm_dist.report import figures
 from ebm_dist.rng import numpy_stream, stream
 from ebm_dist.samplers import run_chain
 
@@ -32,16 +33,14 @@ _MODEL, _FALL, _UNTRAINED = "-E (model)", "fall of E (model)", "-E (before train
 _BATCH = 1000  # chains at once
 _NUM_COMPONENTS = 100
 
-Array = npt.NDArray[np.float64]
-
 
 @section
 class Config:
-    max_samples: Count = 10000
+    max_samples: PositiveInt = 10000
     """At most so many samples of each set."""
-    num_chains: Count = 2000
+    num_chains: PositiveInt = 2000
     """Of these, at most so many start a chain, for the fall of the energy."""
-    num_bootstrap: Count = 1000
+    num_bootstrap: PositiveInt = 1000
     """Resamples of both sets behind each 95 % interval."""
     mean_of: tuple[str, ...] = ()
     """Sets whose mean is reported as ``mean_auroc``; all if none is named."""
@@ -50,10 +49,10 @@ class Config:
 def evaluate(config: Config, subject: Subject) -> Report:
     train = shards.read_split(subject.data, "train")[0][: config.max_samples]
     inside = shards.read_split(subject.data, "test")[0][: config.max_samples]
-    sets = synthetic(inside, subject.data) | others_like(subject.data, subject.others, config.max_samples)
+    sets = synthetic(inside, subject.data) | others_like(subject.data, subject.comparison_datasets, config.max_samples)
     scorers: dict[str, Any] = {
         _MODEL: lambda x: -subject.model.energies(x).double().numpy(),
-        _FALL: lambda x: -fall(subject.model, x[: config.num_chains]).double().numpy(),
+        _FALL: lambda x: -energy_drop(subject.model, x[: config.num_chains]).double().numpy(),
     }
     if not is_conditional(subject.model.params):
         untrained = build_energy(subject.model.params, subject.data.shape, subject.data.num_classes)
@@ -119,7 +118,7 @@ def auroc(inside: Array, outside: Array, num_bootstrap: int) -> tuple[float, flo
 
 
 @torch.no_grad()
-def fall(model: TrainedModel, x: Tensor) -> Tensor:
+def energy_drop(model: TrainedModel, x: Tensor) -> Tensor:
     """``E(x) - E(x_K)`` of each sample ``(n, *shape)``, ``(n,)``: ``x_K`` is where ``K`` steps of the model's sampler lead from it.
 
     ``K`` is that of training. Of a conditional model under the likeliest label, in standard deviations of that class's energies.
@@ -137,23 +136,16 @@ def fall(model: TrainedModel, x: Tensor) -> Tensor:
 
 def _baselines(train: Tensor) -> dict[str, Any]:
     """Scores that no energy model made; where a sign would have to be chosen they are two-sided."""
-    flat = train.flatten(1).double().numpy()
-    mean, covariance = flat.mean(axis=0), np.cov(flat, rowvar=False)
-    _, directions = np.linalg.eigh(covariance)
-    leading = directions[:, -min(_NUM_COMPONENTS, len(mean) // 4) :]
-    precision = np.linalg.inv(covariance + 1e-3 * np.trace(covariance) / len(mean) * np.eye(len(mean)))
+    gaussian = FittedGaussian(train)
+    size = len(gaussian.mean)
+    ridge = 1e-3 * np.trace(gaussian.covariance) / size
 
     def two_sided(statistic: Any) -> Any:
         middle = np.median(statistic(train))
         return lambda x: -np.abs(statistic(x) - middle)
 
-    def mahalanobis(x: Tensor) -> Array:
-        d = x.flatten(1).double().numpy() - mean
-        return -((d @ precision) * d).sum(axis=1)  # type: ignore[no-any-return]
-
     def residual(x: Tensor) -> Array:
-        d = x.flatten(1).double().numpy() - mean
-        return np.log((d**2).sum(axis=1) - ((d @ leading) ** 2).sum(axis=1) + 1e-6)  # type: ignore[no-any-return]
+        return np.log(gaussian.residual(x, min(_NUM_COMPONENTS, size // 4)) + 1e-6)  # type: ignore[no-any-return]
 
     def variation(x: Tensor) -> Array:
         return sum(x.diff(dim=dim).abs().flatten(1).sum(dim=1) for dim in (2, 3)).double().numpy()  # type: ignore[union-attr]
@@ -167,7 +159,7 @@ def _baselines(train: Tensor) -> dict[str, Any]:
         "brightness, two-sided": two_sided(lambda x: x.flatten(1).mean(dim=1).double().numpy()),
         "total variation, two-sided": two_sided(variation),
         "PCA residual, two-sided": two_sided(residual),
-        "Gaussian (Mahalanobis)": mahalanobis,
+        "Gaussian (Mahalanobis)": lambda x: -gaussian.mahalanobis(x, ridge),
         **colour,
     }
 

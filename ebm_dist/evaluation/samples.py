@@ -1,6 +1,6 @@
 """Samples: what chains from noise look like, how far they are from held-out data, whether they copy the training data.
 
-FID-clf and IS-clf are in the features of the pipeline's own classifier (see :mod:`ebm_dist.features`); the floor and the plain
+FID-clf and IS-clf are in the features of the pipeline's own classifier (see :mod:`ebm_dist.metrics.features`); the floor and the plain
 baselines are scored in the same way, with as many samples.
 """
 
@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ebm_dist import features, figures, shards
-from ebm_dist.config import Count, section
+from ebm_dist.config import PositiveInt, section
+from ebm_dist.data import shards
 from ebm_dist.energies import frozen, given, is_conditional
 from ebm_dist.evaluation import Report, Subject
+from ebm_dist.metrics import features
+from ebm_dist.report import figures
 from ebm_dist.rng import numpy_stream, stream
 from ebm_dist.samplers import Info, State, noise, run_chain
 
@@ -23,11 +25,11 @@ _COLUMNS = 10
 
 @section
 class Config:
-    num_samples: Count = 1000
+    num_samples: PositiveInt = 1000
     """Chains from noise; the floor and the baselines have as many samples."""
-    num_steps: Count = 200
+    num_steps: PositiveInt = 200
     """Steps of the chains from noise, of the sampler that the model was trained with."""
-    num_frames: Count = 20
+    num_frames: PositiveInt = 20
     """Frames of the animated chains."""
     split: str = "test"
     """The real images to compare with: ``val`` to choose settings by, ``test`` to report."""

@@ -9,16 +9,16 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from ebm_dist.config import Count, section
+from ebm_dist.config import PositiveInt, section
 from ebm_dist.errors import ConfigError
 from ebm_dist.generators import GeneratorModel
 
 
 @section
 class Config:
-    latent_size: Count = 128
+    latent_size: PositiveInt = 128
     """Numbers of ``z ~ N(0, I)``."""
-    channels: tuple[Count, ...] = (256, 128, 64)
+    channels: tuple[PositiveInt, ...] = (256, 128, 64)
     """Of each layer before the image; the side doubles with each, from the image's own divided as often."""
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from ebm_dist.config import Count, section
+from ebm_dist.config import PositiveInt, section
 from ebm_dist.generators import FlowModel, standard_normal
 
 HAS_DENSITY = True
@@ -17,9 +17,9 @@ class Config:
     kind: Literal["affine", "spline"] = "affine"
     """Of each coupling: ``affine``: one half of the numbers is scaled and shifted by functions of the other; ``spline``: monotone
     piecewise rational functions, one number after the other, which fit more and cost more."""
-    num_couplings: Count = 8
+    num_couplings: PositiveInt = 8
     """Transformations, one after the other."""
-    hidden: tuple[Count, ...] = (64, 64)
+    hidden: tuple[PositiveInt, ...] = (64, 64)
     """Width of each hidden layer of each transformation's network."""
 
 

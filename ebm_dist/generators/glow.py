@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ebm_dist.config import Count, section
+from ebm_dist.config import PositiveInt, section
 from ebm_dist.errors import ConfigError
 from ebm_dist.generators import FlowModel, standard_normal
 
@@ -20,11 +20,11 @@ HAS_DENSITY = True
 
 @section
 class Config:
-    num_levels: Count = 2
+    num_levels: PositiveInt = 2
     """Scales; each halves the image, and all but the last give off half of their channels."""
-    num_steps: Count = 4
+    num_steps: PositiveInt = 4
     """Steps of flow at each."""
-    hidden: Count = 32
+    hidden: PositiveInt = 32
     """Channels between the three convolutions of each coupling."""
 
 

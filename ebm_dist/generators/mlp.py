@@ -5,15 +5,15 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from ebm_dist.config import Count, section
+from ebm_dist.config import PositiveInt, section
 from ebm_dist.generators import GeneratorModel
 
 
 @section
 class Config:
-    latent_size: Count = 2
+    latent_size: PositiveInt = 2
     """Numbers of ``z ~ N(0, I)``."""
-    hidden: tuple[Count, ...] = (128, 128, 128)
+    hidden: tuple[PositiveInt, ...] = (128, 128, 128)
     """Width of each hidden layer."""
 
 

@@ -10,16 +10,14 @@ reduces it over the logical shards, guards it and updates that player, and then 
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Generator, Tensor, nn
 
+from ebm_dist.chains.replay import ReplayShard
 from ebm_dist.config import Params, module_of
 from ebm_dist.energies import EnergyModel, build_energy
 from ebm_dist.rng import seeded
-
-if TYPE_CHECKING:
-    from ebm_dist.replay import ReplayShard
 
 
 class Batch(NamedTuple):
@@ -35,7 +33,7 @@ class StepContext(NamedTuple):
     """What a step of one logical shard may use."""
 
     step: int
-    replay: "ReplayShard"
+    replay: ReplayShard
     players: Mapping[str, Callable[..., Any]]
     """The networks to call in a loss: under DDP they are wrapped. Sampling uses the objective's own, unwrapped ones."""
     stream: Callable[[str], Generator]

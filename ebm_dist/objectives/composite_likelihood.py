@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ebm_dist.config import Count, NonNegative, Params, module_of, plugin, section
+from ebm_dist.config import NonNegative, Params, PositiveInt, module_of, plugin, section
 from ebm_dist.energies import EnergyModel, frozen, given
 from ebm_dist.errors import ConfigError
 from ebm_dist.objectives import Batch, Objective, StepContext, Turn
@@ -28,9 +28,9 @@ class Config:
     """What learns p(x)."""
     weight: NonNegative = 1.0
     """Of the conditionals in the loss."""
-    num_completions: Count = 64
+    num_completions: PositiveInt = 64
     """Images of each logical shard that are completed in a step; at most all of its batch."""
-    num_steps: Count = 40
+    num_steps: PositiveInt = 40
     """Steps of their chains."""
     energy_penalty: NonNegative = 0.1
     """Weight of their ``E(x)^2``."""

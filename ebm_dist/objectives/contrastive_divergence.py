@@ -19,14 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ebm_dist.augmentation import AUGMENTATIONS, Augmentation
-from ebm_dist.config import Fraction, Index, Mismatch, NonNegative, Params, Positive, module_of, section
+from ebm_dist.chains.augmentation import AUGMENTATIONS, Augmentation
+from ebm_dist.chains.replay import Draw
+from ebm_dist.chains.run import Chains, build_chains
+from ebm_dist.config import Mismatch, NonNegative, NonNegativeInt, Params, Positive, Probability, module_of, section
 from ebm_dist.energies import EnergyModel, frozen, given
 from ebm_dist.objectives import Batch, Objective, StepContext, Turn
-from ebm_dist.replay import Draw
 from ebm_dist.rng import bernoulli
 from ebm_dist.samplers import Bounds, Kernel, noise
-from ebm_dist.sampling import Chains, chains_of
 
 
 @section
@@ -39,11 +39,11 @@ class Config:
     """Data are drawn anew at each visit, 1 with the grey level as probability, else 0 (Salakhutdinov & Murray 2008)."""
     data_noise: NonNegative = 0.0
     """Standard deviation of the noise added to the data, clamped like a chain's positions."""
-    augment_prob: Fraction = 0.0
+    augment_prob: Probability = 0.0
     """Probability that the image at which a chain starts, from the buffer or the data, is changed at random first."""
     augmentation: Augmentation = "affine"
     """How: ``affine``: turned, mirrored, scaled, sheared; ``crop``: mirrored, a part of it enlarged, its colours changed."""
-    burn_in: Index = 0
+    burn_in: NonNegativeInt = 0
     """Draws for which a chain that started afresh only runs; after them it counts as a negative."""
     conditional: bool = False
     """Learn E(x, y): data come with their labels, and each chain keeps the label that it was started with."""
@@ -63,7 +63,7 @@ class Config:
             raise Mismatch("objective.label_temperature", "only a conditional energy has labels; set conditional: true")
         if self.chain_labels == "data" and not self.conditional:
             raise Mismatch("objective.chain_labels", "only a conditional energy has labels; set conditional: true")
-        if self.kl_weight and module_of(params.sampler).build(params.sampler, bounds=None).trace is None:
+        if self.kl_weight and module_of(params.sampler).build(params.sampler, bounds=None).differentiable_step is None:
             raise Mismatch("objective.kl_weight", "this sampler's steps have no gradient by weights; use langevin, or set it to 0")
         if self.entropy_weight and not self.kl_weight:
             raise Mismatch("objective.entropy_weight", "is part of the term that objective.kl_weight weighs; set that too")
@@ -156,7 +156,7 @@ class ContrastiveDivergence:
 
     def _kl(self, x: Tensor, labels: Tensor | None, context: StepContext) -> Tensor:
         """``E(x') - entropy_weight * log(distance to the nearest other chain)``; the weights enter by the step to ``x'`` alone."""
-        energy, step = cast(EnergyModel, self.players["energy"]), self.chains.kernel.trace
+        energy, step = cast(EnergyModel, self.players["energy"]), self.chains.kernel.differentiable_step
         assert step is not None
         noise = torch.randn(x.shape, generator=context.stream("kl"), device=x.device)
         moved = step(given(energy, labels), x, noise)
@@ -177,5 +177,5 @@ class ContrastiveDivergence:
 
 def build(params: Params, *, networks: Mapping[str, nn.Module], kernel: Kernel, bounds: Bounds) -> Objective:
     energy = cast(EnergyModel, networks["energy"])
-    chains = chains_of(params.train, energy, kernel, params.sampler.num_steps)
+    chains = build_chains(params.train, energy, kernel, params.sampler.num_steps)
     return ContrastiveDivergence(params.objective, energy, chains, params.replay.reinit_prob, bounds)

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ebm_dist.config import Count, Mismatch, NonNegative, Params, module_of, plugin, section
+from ebm_dist.config import Mismatch, NonNegative, Params, PositiveInt, module_of, plugin, section
 from ebm_dist.energies import EnergyModel, frozen
 from ebm_dist.generators import GeneratorModel
 from ebm_dist.objectives import Batch, Objective, StepContext, Turn
@@ -33,7 +33,7 @@ PLAYERS = ("generator", "statistics")
 class Config:
     generator: Any = plugin("generators")
     """The network that draws."""
-    num_energy_steps: Count = 5
+    num_energy_steps: PositiveInt = 5
     """Updates of the energy for each of the other two."""
     loss: Literal["linear", "logistic", "relativistic"] = "linear"
     """``linear``: ``E(x+) - E(x-)`` as published; ``logistic``: ``softplus(E(x+)) + softplus(-E(x-))``, which samples that are told
@@ -47,9 +47,9 @@ class Config:
     """Of the mutual information in the generator's loss."""
     final_mi_weight: NonNegative | None = None
     """At the end of training; in between the weight changes linearly."""
-    statistics_channels: tuple[Count, ...] = ()
+    statistics_channels: tuple[PositiveInt, ...] = ()
     """Of images, 4x4 convolutions with stride 2 of the statistics network; without any it sees all pixels at once."""
-    statistics_hidden: tuple[Count, ...] = (128, 128, 128)
+    statistics_hidden: tuple[PositiveInt, ...] = (128, 128, 128)
     """Width of each of its hidden layers, of which the first also sees the latent."""
 
     def check(self, params: Params) -> None:

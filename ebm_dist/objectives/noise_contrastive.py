@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ebm_dist.config import Count, Fraction, Index, Mismatch, NonNegative, Params, module_of, plugin, section
+from ebm_dist.config import Mismatch, NonNegative, NonNegativeInt, Params, PositiveInt, Probability, module_of, plugin, section
 from ebm_dist.energies import EnergyModel, frozen
 from ebm_dist.generators import FlowModel
 from ebm_dist.objectives import Batch, Objective, StepContext, Turn
@@ -34,22 +34,22 @@ class Config:
     """What draws the noise: one whose density is known, ``gaussian`` or a flow."""
     data_noise: NonNegative = 0.0
     """Standard deviation of Gaussian noise added to the data: grey levels have no density otherwise."""
-    noise_ratio: Count = 1
+    noise_ratio: PositiveInt = 1
     """nu: samples of noise for each of the data."""
-    pretraining: Index = 300
+    pretraining: NonNegativeInt = 300
     """Steps in which the noise is fitted to the data by maximum likelihood, before the energy learns."""
     noise_learns: Literal["never", "value", "likelihood"] = "never"
     """And after that: ``never``: NCE; by ``value``, V: FCE; by ``likelihood`` still, to compare with."""
-    energy_lead: Index = 200
+    energy_lead: NonNegativeInt = 200
     """Steps after the pretraining in which the energy learns alone."""
-    turn_accuracy: Fraction = 0.6
+    turn_accuracy: Probability = 0.6
     """The energy's turn ends when the share of data and noise that are told apart, on average over the last steps, is above this;
     the noise's when it is not."""
-    accuracy_decay: Fraction = 0.9
+    accuracy_decay: Probability = 0.9
     """Of that moving average."""
-    min_turn: Count = 1
+    min_turn: PositiveInt = 1
     """Steps that a turn has at least."""
-    max_turn: Count = 20
+    max_turn: PositiveInt = 20
     """And at most, so that neither starves."""
 
     def check(self, params: Params) -> None:

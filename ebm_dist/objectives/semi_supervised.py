@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ebm_dist.config import Count, Fraction, Mismatch, NonNegative, Params, Positive, module_of, plugin, section
+from ebm_dist.config import Mismatch, NonNegative, Params, Positive, PositiveInt, Probability, module_of, plugin, section
 from ebm_dist.energies import EnergyModel, frozen, is_classifier
 from ebm_dist.errors import ConfigError
 from ebm_dist.objectives import Batch, Objective, StepContext, Turn
@@ -31,7 +31,7 @@ class Config:
     """Of its loss; with 0 the classifier is all that is learnt, to compare with."""
     label_weight: NonNegative = 1.0
     """Of the cross-entropy of the labelled samples."""
-    label_batch: Count = 256
+    label_batch: PositiveInt = 256
     """How many of them are seen in each step: all, if there are no more."""
     label_temperature: Positive = 1.0
     """``p(k | x) = softmax(-E(x, k) / T)``"""
@@ -43,7 +43,7 @@ class Config:
     """Norm of the random step from which ``r`` is found (xi)."""
     entropy_weight: NonNegative = 0.0
     """Of the entropy of predictions at samples without a label."""
-    label_ramp: Fraction = 0.0
+    label_ramp: Probability = 0.0
     """Share of the training over which the last two weights rise linearly from 0."""
 
     def check(self, params: Params) -> None:

@@ -42,11 +42,11 @@ class Kernel(NamedTuple):
 
     init: Callable[[EnergyFn, Tensor], State]
     step: Callable[[EnergyFn, Any, Generator], tuple[State, Info]]
-    steps: Callable[[EnergyFn, Any, Tensor], tuple[State, Info]] | None = None
-    """``steps(target, state, noise)``: one step for each of ``noise (n, B, *shape)``, standard normal, and the info of the last.
+    step_many: Callable[[EnergyFn, Any, Tensor], tuple[State, Info]] | None = None
+    """``step_many(target, state, noise)``: one step for each of ``noise (n, B, *shape)``, standard normal, and the info of the last.
     For kernels that have no other randomness: such code can be compiled."""
-    trace: Callable[[EnergyFn, Tensor, Tensor], Tensor] | None = None
-    """``trace(target, x, noise)``: where one step leads, as a function of the target's parameters, with its graph."""
+    differentiable_step: Callable[[EnergyFn, Tensor, Tensor], Tensor] | None = None
+    """``differentiable_step(target, x, noise)``: where one step leads, as a function of the target's parameters, with its graph."""
 
 
 class ChainStats(NamedTuple):
@@ -70,15 +70,15 @@ def noise(size: tuple[int, ...], bounds: Bounds, generator: Generator) -> Tensor
     return torch.rand(size, generator=generator, device=generator.device) * (high - low) + low
 
 
-def accept(log_ratio: Tensor, is_finite: Tensor, generator: Generator) -> Tensor:
+def accept_mask(log_ratio: Tensor, is_finite: Tensor, generator: Generator) -> Tensor:
     """Which chains take their proposals ``(B,)``: each with probability ``min(1, exp(log_ratio))``, none that is not finite."""
     uniform = torch.rand(log_ratio.shape, generator=generator, device=log_ratio.device)
     return is_finite & (uniform.log() < log_ratio)  # false if the ratio is NaN
 
 
-def choose(taken: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    """``(B, *shape)``: of each chain the new where ``taken (B,)``, else the old."""
-    return torch.where(taken.view(-1, *[1] * (new.ndim - 1)), new, old)
+def where_accepted(is_accepted: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """``(B, *shape)``: of each chain the new where ``is_accepted (B,)``, else the old."""
+    return torch.where(is_accepted.view(-1, *[1] * (new.ndim - 1)), new, old)
 
 
 def reflect(x: Tensor, bounds: tuple[float, float]) -> tuple[Tensor, Tensor]:

@@ -11,16 +11,16 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from ebm_dist.config import Count, Mismatch, Params, plugin_name, section
+from ebm_dist.config import Mismatch, Params, PositiveInt, plugin_name, section
 from ebm_dist.energies import EnergyFn, HasConditionals
 from ebm_dist.samplers import Bounds, Info, Kernel
 
 
 @section
 class Config:
-    num_steps: Count = 1
+    num_steps: PositiveInt = 1
     """Steps of the chains for each training step: k of CD-k and PCD-k."""
-    num_sweeps: Count = 1
+    num_sweeps: PositiveInt = 1
     """Sweeps over all blocks in a step; the energy, for the record only, is computed once a step."""
     scan: Literal["systematic", "random"] = "systematic"
     """``systematic``: the blocks in turn. ``random``: as many blocks, drawn with replacement, the same for all chains."""

@@ -7,14 +7,13 @@ It samples ``exp(-E / T)`` exactly. Each chain draws its own ``e`` in each step,
 trajectory varies and none is caught in a period of the target.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Generator, Tensor
 
-from ebm_dist.config import Count, Fraction, Positive, section
-from ebm_dist.energies import EnergyFn, score
-from ebm_dist.samplers import Bounds, Info, Kernel, accept, choose, reflect
+from ebm_dist.config import Positive, PositiveInt, Probability, section
+from ebm_dist.energies import EnergyFn
+from ebm_dist.samplers import Bounds, Info, Kernel, accept_mask, reflect
+from ebm_dist.samplers._gradient_state import State, init, select
 
 ACCEPTANCE = 0.8
 """Somewhat more than the best for a known length, 0.651 (Beskos et al. 2013), since too large a step costs more than too small."""
@@ -22,24 +21,16 @@ ACCEPTANCE = 0.8
 
 @section
 class Config:
-    num_steps: Count = 10
+    num_steps: PositiveInt = 10
     """Trajectories of the chains for each training step."""
     step_size: Positive = 0.1
     """Length of the longest leapfrog step."""
-    num_leapfrog: Count = 10
+    num_leapfrog: PositiveInt = 10
     """Leapfrog steps, hence gradients, of a trajectory."""
-    jitter: Fraction = 0.5
+    jitter: Probability = 0.5
     """``e`` is uniform in ``step_size * (1 - jitter, 1)``."""
     temperature: Positive = 1.0
     """T of the ``exp(-E / T)`` that is sampled."""
-
-
-class State(NamedTuple):
-    position: Tensor
-    energy: Tensor
-    """``(B,)`` at the position"""
-    score: Tensor
-    """``(B, *shape)`` there"""
 
 
 def build(config: Config, *, bounds: Bounds) -> Kernel:
@@ -49,27 +40,25 @@ def build(config: Config, *, bounds: Bounds) -> Kernel:
     def kinetic(momentum: Tensor) -> Tensor:
         return (momentum**2).flatten(1).sum(1) / 2
 
-    def init(target: EnergyFn, position: Tensor) -> State:
-        return State(position, *score(target, position))
-
     def step(target: EnergyFn, state: State, generator: Generator) -> tuple[State, Info]:
-        x, energy, drift = state
+        x = state.position
         momentum = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
         uniform = torch.rand(len(x), generator=generator, device=x.device, dtype=x.dtype).view(-1, *[1] * (x.ndim - 1))
         e = config.step_size * (1 - config.jitter * uniform)
         half = e / (2 * temperature)
-        before = energy / temperature + kinetic(momentum)
+        start = state.energy / temperature + kinetic(momentum)
+        new = state
         for _ in range(config.num_leapfrog):
-            momentum = torch.addcmul(momentum, half, drift)
-            x = torch.addcmul(x, e, momentum)
+            momentum = torch.addcmul(momentum, half, new.score)
+            x = torch.addcmul(new.position, e, momentum)
             if bounds is not None:
-                x, turned = reflect(x, bounds)
-                momentum = torch.where(turned, -momentum, momentum)
-            energy, drift = score(target, x)
-            momentum = torch.addcmul(momentum, half, drift)
-        is_finite = energy.isfinite() & drift.isfinite().flatten(1).all(1)
-        taken = accept(before - energy / temperature - kinetic(momentum), is_finite, generator)
-        state = State(choose(taken, x, state.position), choose(taken, energy, state.energy), choose(taken, drift, state.score))
-        return state, Info(state.energy, state.score.flatten(1).norm(dim=1), taken, is_finite)
+                x, reversed_ = reflect(x, bounds)
+                momentum = torch.where(reversed_, -momentum, momentum)
+            new = init(target, x)
+            momentum = torch.addcmul(momentum, half, new.score)
+        is_finite = new.is_finite
+        is_accepted = accept_mask(start - new.energy / temperature - kinetic(momentum), is_finite, generator)
+        state = select(is_accepted, new, state)
+        return state, Info(state.energy, state.score.flatten(1).norm(dim=1), is_accepted, is_finite)
 
     return Kernel(init, step)

@@ -11,14 +11,14 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from ebm_dist.config import Count, NonNegative, Positive, section
+from ebm_dist.config import NonNegative, Positive, PositiveInt, section
 from ebm_dist.energies import EnergyFn, score
 from ebm_dist.samplers import Bounds, Info, Kernel
 
 
 @section
 class Config:
-    num_steps: Count = 60
+    num_steps: PositiveInt = 60
     """Steps of the chains for each training step (K of Algorithm 1)."""
     step_size: Positive = 10.0
     """Factor of the score."""
@@ -57,12 +57,12 @@ def build(config: Config, *, bounds: Bounds) -> Kernel:
     def step(target: EnergyFn, state: State, generator: Generator) -> tuple[State, Info]:
         return move(target, state, torch.randn(state.position.shape, generator=generator, device=state.position.device))
 
-    def steps(target: EnergyFn, state: State, noise: Tensor) -> tuple[State, Info]:
+    def step_many(target: EnergyFn, state: State, noise: Tensor) -> tuple[State, Info]:
         for row in noise:
             state, info = move(target, state, row)
         return state, info
 
-    def trace(target: EnergyFn, x: Tensor, noise: Tensor) -> Tensor:
+    def differentiable_step(target: EnergyFn, x: Tensor, noise: Tensor) -> Tensor:
         x = x.detach().requires_grad_()
         (slope,) = torch.autograd.grad(target(x).sum(), x, create_graph=True)
         if config.score_clip is not None:
@@ -70,4 +70,4 @@ def build(config: Config, *, bounds: Bounds) -> Kernel:
         moved = x.detach() - config.step_size * slope + config.noise_scale * noise
         return moved if bounds is None else moved.clamp(*bounds)
 
-    return Kernel(init, step, steps, trace)
+    return Kernel(init, step, step_many, differentiable_step)

@@ -8,14 +8,13 @@ It is the ``langevin`` sampler with ``noise_scale = sqrt(2 step_size T)``, made 
 with the position, so a step takes one gradient.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Generator, Tensor
 
-from ebm_dist.config import Count, Positive, section
-from ebm_dist.energies import EnergyFn, score
-from ebm_dist.samplers import Bounds, Info, Kernel, accept, choose
+from ebm_dist.config import Positive, PositiveInt, section
+from ebm_dist.energies import EnergyFn
+from ebm_dist.samplers import Bounds, Info, Kernel, accept_mask
+from ebm_dist.samplers._gradient_state import State, init, select
 
 ACCEPTANCE = 0.574
 """The best in many dimensions (Roberts & Rosenthal 1998)."""
@@ -23,20 +22,12 @@ ACCEPTANCE = 0.574
 
 @section
 class Config:
-    num_steps: Count = 60
+    num_steps: PositiveInt = 60
     """Steps of the chains for each training step."""
     step_size: Positive = 0.1
     """Factor of the score."""
     temperature: Positive = 1.0
     """T of the ``exp(-E / T)`` that is sampled."""
-
-
-class State(NamedTuple):
-    position: Tensor
-    energy: Tensor
-    """``(B,)`` at the position"""
-    score: Tensor
-    """``(B, *shape)`` there"""
 
 
 def build(config: Config, *, bounds: Bounds) -> Kernel:
@@ -46,23 +37,22 @@ def build(config: Config, *, bounds: Bounds) -> Kernel:
     """
     a, temperature = config.step_size, config.temperature
 
-    def log_q(to: Tensor, start: Tensor, drift: Tensor) -> Tensor:
-        distance: Tensor = (to - start - a * drift).flatten(1).norm(dim=1)
+    def log_q(end: Tensor, start: Tensor, start_score: Tensor) -> Tensor:
+        distance: Tensor = (end - start - a * start_score).flatten(1).norm(dim=1)
         return -(distance**2) / (4 * a * temperature)
-
-    def init(target: EnergyFn, position: Tensor) -> State:
-        return State(position, *score(target, position))
 
     def step(target: EnergyFn, state: State, generator: Generator) -> tuple[State, Info]:
         x = state.position
         noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-        new = x + a * state.score + (2 * a * temperature) ** 0.5 * noise
-        energy, drift = score(target, new)
-        is_finite = energy.isfinite() & drift.isfinite().flatten(1).all(1)
-        inside = torch.ones_like(is_finite) if bounds is None else ((new >= bounds[0]) & (new <= bounds[1])).flatten(1).all(1)
-        log_ratio = (state.energy - energy) / temperature + log_q(x, new, drift) - log_q(new, x, state.score)
-        taken = accept(log_ratio, is_finite & inside, generator)
-        state = State(choose(taken, new, x), choose(taken, energy, state.energy), choose(taken, drift, state.score))
-        return state, Info(state.energy, state.score.flatten(1).norm(dim=1), taken, is_finite)
+        new = init(target, x + a * state.score + (2 * a * temperature) ** 0.5 * noise)
+        is_finite = new.is_finite
+        inside = torch.ones_like(is_finite)
+        if bounds is not None:
+            inside = ((new.position >= bounds[0]) & (new.position <= bounds[1])).flatten(1).all(1)
+        log_ratio = (state.energy - new.energy) / temperature
+        log_ratio = log_ratio + log_q(x, new.position, new.score) - log_q(new.position, x, state.score)
+        is_accepted = accept_mask(log_ratio, is_finite & inside, generator)
+        state = select(is_accepted, new, state)
+        return state, Info(state.energy, state.score.flatten(1).norm(dim=1), is_accepted, is_finite)
 
     return Kernel(init, step)

@@ -12,9 +12,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from ebm_dist.config import Count, Positive, section
+from ebm_dist.config import Positive, PositiveInt, section
 from ebm_dist.energies import EnergyFn
-from ebm_dist.samplers import Bounds, Info, Kernel, accept, choose, noise, reflect
+from ebm_dist.samplers import Bounds, Info, Kernel, accept_mask, noise, reflect, where_accepted
 
 ACCEPTANCE = 0.234
 """The best for a walk in many dimensions (Roberts, Gelman & Gilks 1997)."""
@@ -22,7 +22,7 @@ ACCEPTANCE = 0.234
 
 @section
 class Config:
-    num_steps: Count = 60
+    num_steps: PositiveInt = 60
     """Steps of the chains for each training step."""
     step_size: Positive = 0.1
     """Standard deviation of the walk, or of the noise if there are no bounds."""
@@ -60,9 +60,9 @@ def build(config: Config, *, bounds: Bounds) -> Kernel:
         x, log_q_ratio = propose(state.position, generator)
         energy = target(x)
         is_finite = energy.isfinite()
-        taken = accept((state.energy - energy) / config.temperature + log_q_ratio, is_finite, generator)
-        state = State(choose(taken, x, state.position), choose(taken, energy, state.energy))
+        is_accepted = accept_mask((state.energy - energy) / config.temperature + log_q_ratio, is_finite, generator)
+        state = State(where_accepted(is_accepted, x, state.position), where_accepted(is_accepted, energy, state.energy))
         no_score = torch.zeros_like(energy)
-        return state, Info(state.energy, no_score, taken, is_finite)
+        return state, Info(state.energy, no_score, is_accepted, is_finite)
 
     return Kernel(init, step)

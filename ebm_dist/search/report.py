@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from ebm_dist import figures
 from ebm_dist.config import Params
 from ebm_dist.files import write_csv, write_json
-from ebm_dist.progress import showing
-from ebm_dist.reporting import METRICS, read_lines
-from ebm_dist.results import interval
-from ebm_dist.search import study
-from ebm_dist.search.study import Found, Trial
+from ebm_dist.report import figures
+from ebm_dist.report.table import interval
+from ebm_dist.runs.progress import live_display
+from ebm_dist.runs.record import METRICS, read_lines
+from ebm_dist.search import study, trials
+from ebm_dist.search.trials import SearchResult, Trial
 from ebm_dist.storage import is_local, write_whole
 
 _NAMES = {
@@ -30,9 +30,9 @@ _ROWS = 12  # of the live table
 _SURFACE = ("sampler.step_size", "objective.energy_penalty")
 
 
-def summary(params: Params, found: Found) -> dict[str, Any]:
+def summary(params: Params, found: SearchResult) -> dict[str, Any]:
     """What ``metrics.json`` holds: the search, and the comparison of the file's own values with the best over seeds."""
-    own, best = params.tune, study.ranked(found.trials, params.tune.metric)[0]
+    own, best = params.tune, trials.ranked(found.trials, params.tune.metric)[0]
     states = {
         f"num_{state}": sum(t.state == state for t in found.trials) for state in ("finished", "stopped", "diverged", "failed")
     }
@@ -46,7 +46,7 @@ def summary(params: Params, found: Found) -> dict[str, Any]:
         "search": own.search,
         "num_trials": len(found.trials),
         **states,
-        "used_steps": study.progress(found.trials, own.metric).used_steps[-1],
+        "used_steps": trials.progress(found.trials, own.metric).used_steps[-1],
         "best": {"trial": best.index, "step": best.step, "score": best.score(own.metric), "values": best.values},
         "comparison": {
             "num_steps": found.num_steps,
@@ -93,13 +93,13 @@ def _words(spread: dict[str, Any]) -> str:
     return f"{spread['mean']:.4g}{ends}  ({each})"
 
 
-def write(params: Params, found: Found, folder: Path, source: Path, tuned: Path) -> dict[str, Any]:
+def write(params: Params, found: SearchResult, folder: Path, source: Path, tuned: Path) -> dict[str, Any]:
     """Write all files; returns the metrics. ``tuned`` has the values that were found, if they are better than the source's."""
     metrics = summary(params, found)
     for name, content in pictures(params, found).items():
         (folder / "plots").mkdir(parents=True, exist_ok=True)
         write_whole(folder / "plots" / name, content)
-    write_csv(folder / "trials.csv", study.table(found.trials, params.tune.metric))
+    write_csv(folder / "trials.csv", trials.table(found.trials, params.tune.metric))
     write_json(folder / "metrics.json", metrics)
     compared = metrics["comparison"]
     head = f"The values of {source}" + (
@@ -111,22 +111,22 @@ def write(params: Params, found: Found, folder: Path, source: Path, tuned: Path)
     return metrics
 
 
-def pictures(params: Params, found: Found) -> dict[str, bytes]:
+def pictures(params: Params, found: SearchResult) -> dict[str, bytes]:
     """Parallel coordinates, the response surface of each pair of values on logarithmic axes, and the best score so far."""
-    metric, trials = params.tune.metric, [trial for trial in found.trials if trial.values]
-    scores = np.array([math.nan if (score := trial.score(metric)) is None else score for trial in trials])
+    metric, valued = params.tune.metric, [trial for trial in found.trials if trial.values]
+    scores = np.array([math.nan if (score := trial.score(metric)) is None else score for trial in valued])
     ranges = params.tune.ranges(params)
     columns = {
-        key.split(".")[-1]: figures.Column([t.values[key] for t in trials], bool(chosen.log), chosen.log or chosen.linear)
+        key.split(".")[-1]: figures.Column([t.values[key] for t in valued], bool(chosen.log), chosen.log or chosen.linear)
         for key, chosen in ranges.items()
     }
-    title = f"{len(trials)} trials, {sum(not np.isfinite(s) for s in scores)} of them diverged or failed"
+    title = f"{len(valued)} trials, {sum(not np.isfinite(s) for s in scores)} of them diverged or failed"
     out = {"parallel.png": figures.parallel_coordinates(columns, scores, metric, title)}
     for x, y in itertools.combinations([key for key, chosen in ranges.items() if chosen.log], 2):
         name = "surface.png" if (x, y) == _SURFACE else f"surface-{x.split('.')[-1]}-{y.split('.')[-1]}.png"
-        across, up = (figures.Column([t.values[key] for t in trials], True, ranges[key].log) for key in (x, y))
+        across, up = (figures.Column([t.values[key] for t in valued], True, ranges[key].log) for key in (x, y))
         out[name] = figures.surface(across, up, scores, (x, y, metric), title)
-    best = study.progress(found.trials, metric)
+    best = trials.progress(found.trials, metric)
     label = _NAMES[metric]
     out["best.png"] = figures.best_so_far({params.tune.scheduler: best}, "training steps used", label, "Best score so far")
     return out
@@ -140,7 +140,7 @@ def table(known: Sequence[Trial], metric: str, started: float, now: float, steps
     )
     for name in ("trial", "state", "step", metric, *(next((list(t.values) for t in known if t.values), [])), "time"):
         shown.add_column(name.split(".")[-1], justify="left" if name == "state" else "right", no_wrap=True)
-    ordered = study.ranked([trial for trial in known if trial.rows or trial.state == "running"], metric)
+    ordered = trials.ranked([trial for trial in known if trial.rows or trial.state == "running"], metric)
     running = [trial for trial in ordered if trial.state == "running"]
     for trial in [*[trial for trial in ordered if trial.state != "running"][: max(2, _ROWS - len(running))], *running]:
         score, step = trial.score(metric), steps.get(trial.index, trial.step)
@@ -153,7 +153,7 @@ def table(known: Sequence[Trial], metric: str, started: float, now: float, steps
 def trials_line(known: Sequence[Trial], metric: str, seconds: float) -> str:
     """A search in one line: how many trials are where, and the best so far."""
     counts = {state: sum(trial.state == state for trial in known) for state in dict.fromkeys(trial.state for trial in known)}
-    best = next((trial for trial in study.ranked(known, metric) if trial.score(metric) is not None), None)
+    best = next((trial for trial in trials.ranked(known, metric) if trial.score(metric) is not None), None)
     tail = f"  best {metric} {best.score(metric):.4g} (trial {best.index}, step {best.step})" if best else ""
     return f"{_minutes(seconds)}  " + ", ".join(f"{count} {state}" for state, count in counts.items()) + tail
 
@@ -173,7 +173,7 @@ def live_trials(known: Sequence[Trial], metric: str, folder: Path) -> Iterator[N
             known, metric, started, time.monotonic(), {index: _newest_step(folder / f"trial-{index:04d}") for index in running}
         )
 
-    with showing(current, lambda: trials_line(known, metric, time.monotonic() - started)):
+    with live_display(current, lambda: trials_line(known, metric, time.monotonic() - started)):
         yield
 
 

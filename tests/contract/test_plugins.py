@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from ebm_dist import config, shards
+from ebm_dist import config
 from ebm_dist.config import plugins
+from ebm_dist.data import shards
 from ebm_dist.energies import frozen, score
 from ebm_dist.errors import ConfigError, DataError
 from ebm_dist.rng import stream

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
 
-from ebm_dist import checkpoint
-from ebm_dist.reporting import EVENTS, METRICS, read_lines
+from ebm_dist.runs.record import EVENTS, METRICS, read_lines
+from ebm_dist.training import checkpoint
 from infra.local import Stack, descendants
 from tests import helpers
 from tests.faults.proxy import CUT, PASS, UNAVAILABLE, Proxy

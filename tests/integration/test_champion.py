@@ -9,7 +9,8 @@ import urllib.request
 import numpy as np
 import pytest
 
-from ebm_dist import model, shards
+from ebm_dist import models
+from ebm_dist.data import shards
 from tests import pages
 from tests.integration.test_main_job import finish, kill, start, undisturbed
 
@@ -44,7 +45,7 @@ def test_ray_serve_answers_as_mlflow_does(done):
 
     try:
         pages.wait_for(lambda: pages.answers(f"http://127.0.0.1:{port}"))
-        trained = model.load(folder / "model/energy")
+        trained = models.load(folder / "model/energy")
         x = shards.read_split(shards.read_index(folder / "data/main/dataset"), "test")[0][:3]
         status, answer = ask(json.dumps({"inputs": x.tolist()}).encode())
         assert status == 200

@@ -12,13 +12,16 @@ import torch
 import torch.distributed as dist
 from ruamel.yaml import YAML
 
-from ebm_dist import config, model, shards, trainer
-from ebm_dist.comm import DDP, LocalComm, Ordered, TorchComm
+from ebm_dist import config, models
+from ebm_dist.chains.compiled import CompiledChains
+from ebm_dist.chains.run import Chains
 from ebm_dist.config import module_of
+from ebm_dist.data import shards
 from ebm_dist.energies import convnet, mlp, resnet
 from ebm_dist.rng import stream
 from ebm_dist.samplers import langevin, noise
-from ebm_dist.sampling import Chains, FastChains
+from ebm_dist.training import trainer
+from ebm_dist.training.reduce import DDP, LocalComm, Ordered, TorchComm
 from tests import helpers
 
 if not torch.cuda.is_available():
@@ -89,13 +92,13 @@ def test_fast_chains_are_the_plain_ones(name):
 
     plain, told = ends(Chains(own, kernel, 20))
     for compiles in (False, True):
-        chains = FastChains(own, kernel, 20, compiles=compiles, precision="float32")
+        chains = CompiledChains(own, kernel, 20, compiles=compiles, precision="float32")
         for _ in range(2):  # at first a graph is recorded, then replayed
             end, told_too = ends(chains)
             torch.testing.assert_close(end, plain, rtol=0, atol=1e-4)
             torch.testing.assert_close(torch.stack(told_too), torch.stack([t.to(GPU) for t in told]), rtol=1e-3, atol=1e-4)
         assert chains.several is not chains._steps or not compiles, "was not compiled"
-    half, _ = ends(FastChains(own, kernel, 20, compiles=True, precision="bfloat16"))
+    half, _ = ends(CompiledChains(own, kernel, 20, compiles=True, precision="bfloat16"))
     assert half.dtype == torch.float32 and 0 < (half - plain).abs().mean() < 0.01
 
 
@@ -104,7 +107,7 @@ def test_compiled_chains_follow_the_weights():
     own = NETWORKS["resnet"]().to(GPU)
     kernel = langevin.build(langevin.Config(step_size=2.0, noise_scale=0.0), bounds=(0.0, 1.0))
     start, labels = noise((8, 3, 16, 16), (0.0, 1.0), stream(0, "start", device=GPU)), torch.zeros(8, dtype=torch.long, device=GPU)
-    chains = FastChains(own, kernel, 6, compiles=True, precision="float32")
+    chains = CompiledChains(own, kernel, 6, compiles=True, precision="float32")
     before = chains(start, labels, stream(0, "chain", device=GPU))[0]
     with torch.no_grad():
         for parameter in own.parameters():
@@ -148,7 +151,7 @@ def test_ray_trains_on_a_gpu_and_goes_on(tmp_path):
     values = settings("igebm-cifar10", tmp_path)
     values["energy"] = {"name": "resnet", "channels": [32, 32]}
     values["train"] |= {"reduce": "ddp", "compile": True, "precision": "bfloat16", "num_shards": 1}
-    values |= {"cluster": {"workers": 1, "use_gpu": True}, "others": {}}
+    values |= {"cluster": {"workers": 1, "use_gpu": True}, "comparison_datasets": {}}
     (tmp_path / "params.yaml").write_text(json.dumps(values))
     environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
     where = {"data": "data", "out": "model", "report": "report", "runs": "runs"}
@@ -157,6 +160,6 @@ def test_ray_trains_on_a_gpu_and_goes_on(tmp_path):
         command = [sys.executable, "-m", f"pipelines.{stage}", "--params", str(tmp_path / "params.yaml"), *paths]
         subprocess.run(command, cwd=helpers.ROOT, env=environment, check=True, timeout=280)
     assert json.loads((tmp_path / "report/metrics.json").read_text())["step"] == 2
-    trained, x, y = model.load(tmp_path / "model"), torch.rand(4, 3, 32, 32), torch.arange(4)
+    trained, x, y = models.load(tmp_path / "model"), torch.rand(4, 3, 32, 32), torch.arange(4)
     assert trained.energy(x, y).device.type == "cpu"
     torch.testing.assert_close(trained.energy(x, y), copy.deepcopy(trained.energy.network).cpu()(x, y), rtol=1e-3, atol=1e-4)

@@ -20,8 +20,11 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
-from ebm_dist import checkpoint, config, lineage, model, shards
-from ebm_dist.reporting import EVENTS, METRICS, read_lines
+from ebm_dist import config, models
+from ebm_dist.data import shards
+from ebm_dist.runs import lineage
+from ebm_dist.runs.record import EVENTS, METRICS, read_lines
+from ebm_dist.training import checkpoint
 from tests import pages
 from tests.helpers import ROOT, SMALL_PIPELINE, copy_project
 
@@ -177,7 +180,7 @@ def test_one_run_one_version_every_step_once(done):
 
 def test_the_champion_loads_in_a_new_process_without_pickle_and_agrees(done, tmp_path):
     folder, _ = done
-    trained = model.load(folder / "model/energy")
+    trained = models.load(folder / "model/energy")
     x = shards.read_split(shards.read_index(folder / "data/main/dataset"), "test")[0][:50]
     np.save(tmp_path / "x.npy", x.numpy())
     script = f"""
@@ -220,7 +223,7 @@ def test_the_champion_is_served_and_what_it_cannot_do_is_status_400(done):
 
     try:
         pages.wait_for(lambda: pages.answers(f"http://127.0.0.1:{port}"))
-        trained = model.load(folder / "model/energy")
+        trained = models.load(folder / "model/energy")
         x = shards.read_split(shards.read_index(folder / "data/main/dataset"), "test")[0][:3]
         np.testing.assert_allclose(ask(x), trained.energies(x).numpy(), rtol=1e-5)
         drawn = ask(x, task="sample", num_steps=20)

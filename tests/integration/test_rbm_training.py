@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from ebm_dist import evaluation, model, shards
+from ebm_dist import evaluation, models
+from ebm_dist.data import shards
 from ebm_dist.evaluation import likelihood
 from tests import helpers
 
@@ -21,7 +22,7 @@ def trained(folder, data, **changes):
     chosen = helpers.params(**(RBM | {name: RBM[name] | change for name, change in changes.items()}))
     helpers.build(chosen, data).fit(folder / "run", helpers.Silent())
     helpers.export(folder / "run", folder / "model", chosen, data)
-    return model.load(folder / "model")
+    return models.load(folder / "model")
 
 
 def test_persistent_contrastive_divergence_learns_and_its_likelihood_is_estimated_rightly(digits_data, tmp_path):

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from ebm_dist import checkpoint, lineage, shards, storage
+from ebm_dist import storage
+from ebm_dist.data import shards
 from ebm_dist.errors import CheckpointError, DataError
-from ebm_dist.reporting import EVENTS, METRICS, FileReporter, read_lines
+from ebm_dist.runs import lineage
+from ebm_dist.runs.record import EVENTS, METRICS, FileReporter, read_lines
+from ebm_dist.training import checkpoint
 from infra.local import Stack
 from tests import helpers
 from tests.helpers import Silent, state_of

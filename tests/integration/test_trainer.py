@@ -8,10 +8,12 @@ import time
 import pytest
 import torch
 
-from ebm_dist import checkpoint, files, model
+from ebm_dist import files, models
 from ebm_dist.energies import iterate_power
 from ebm_dist.errors import CheckpointError, DivergedError
-from ebm_dist.reporting import EVENTS, METRICS, Asked, FileReporter, read_lines
+from ebm_dist.runs.record import EVENTS, METRICS, FileReporter, read_lines
+from ebm_dist.training import checkpoint
+from ebm_dist.training.reporter import Request
 from tests import helpers
 from tests.helpers import Silent, spawn, state_of
 
@@ -135,7 +137,7 @@ def test_rollbacks_are_bounded_and_survive_a_restart(digits_data, tmp_path):
 
 
 def test_a_checkpoint_is_written_when_asked_for_and_training_goes_on(digits_data, tmp_path, golden):
-    reporter = Silent(5, asks=Asked.SAVE)
+    reporter = Silent(5, asks=Request.SAVE)
     trainer = helpers.build(helpers.params(), digits_data)
     trainer.fit(tmp_path, reporter)
     assert reporter.saves == 8  # at step 4, and after every step from the sixth on
@@ -175,7 +177,7 @@ def test_spectral_norm_is_one_whatever_the_number_of_forward_passes(digits_data)
 
 
 def test_the_average_trails_the_weights_and_learning_rate_falls(digits_data):
-    from ebm_dist import optim
+    from ebm_dist.training import optim
 
     config = optim.Config(lr=1.0, warmup=0.1, decay=0.5)
     rates = [optim.learning_rate(config, step, 100) for step in range(100)]
@@ -226,7 +228,7 @@ def test_a_model_of_one_logical_shard_is_exported_and_loaded(digits_data, tmp_pa
     chosen = helpers.params(train={"num_shards": 1}, cluster={"workers": 1})
     helpers.build(chosen, digits_data).fit(tmp_path / "run", Silent())
     helpers.export(tmp_path / "run", tmp_path / "model", chosen, digits_data)
-    assert model.load(tmp_path / "model").params.train == chosen.train
+    assert models.load(tmp_path / "model").params.train == chosen.train
 
 
 def test_the_record_has_each_step_once_over_restarts(digits_data, tmp_path):
@@ -247,9 +249,9 @@ class Stopping(FileReporter):
         super().__init__(run)
         self.after = after
 
-    def asked(self):
+    def requested(self):
         self.after -= 1
-        return Asked.STOP if self.after < 0 else Asked.NOTHING
+        return Request.STOP if self.after < 0 else Request.NOTHING
 
 
 def test_a_stop_file_ends_the_run_at_the_next_step(digits_data, tmp_path):

@@ -16,11 +16,12 @@ import torch
 from PIL import Image
 from ruamel.yaml import YAML
 
-from ebm_dist import checkpoint, config
-from ebm_dist.comm import LocalComm
-from ebm_dist.reporting import FileReporter
-from ebm_dist.search import judge, study
-from ebm_dist.search.study import Trial
+from ebm_dist import config
+from ebm_dist.runs.record import FileReporter
+from ebm_dist.search import scores, space, trials
+from ebm_dist.search.trials import Trial
+from ebm_dist.training import checkpoint
+from ebm_dist.training.reduce import LocalComm
 from tests import helpers, pages
 from tests.helpers import copy_project
 from tests.integration.test_main_job import command_of, descendants, finish, kill, start
@@ -80,7 +81,7 @@ def searched(prepared, tmp_path_factory):
 
 def trials_of(folder: Path, phase: str = "search") -> list[Trial]:
     (path,) = (folder / "runs" / "tune").glob(f"*/{phase}*.json")
-    return study.read_trials(path.read_bytes())
+    return trials.read_trials(path.read_bytes())
 
 
 @pytest.mark.slow
@@ -220,10 +221,10 @@ def test_trials_that_crash_hang_and_are_killed_and_a_driver_that_is_killed(prepa
 def undisturbed(folder: Path, trial: Trial, run: Path) -> float:
     """The last score of a trial that trains in this process, from the beginning."""
     params = config.load(folder / "params.yaml")
-    chosen = study.trial_params(params, trial.values, trial.seed, trial.num_steps, params.tune.rungs[0])
+    chosen = space.trial_params(params, trial.values, trial.seed, trial.num_steps, params.tune.rungs[0])
     torch.set_num_threads(1)
     helpers.build(chosen, folder / "data/main/dataset", LocalComm(), "alone").fit(run, FileReporter(run))
-    own = judge.Judge(
+    own = scores.Scorer(
         chosen.as_dict(), str(folder / "data/main/dataset"), str(folder / "model/classifier"), "alone", (trial.num_steps,),
         params.tune.num_samples,
     )  # fmt: skip

@@ -16,8 +16,10 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from ebm_dist import checkpoint, config, model, shards
+from ebm_dist import config, models
+from ebm_dist.data import shards
 from ebm_dist.errors import CheckpointError, ConfigError, DataError
+from ebm_dist.training import checkpoint
 from tests import helpers
 from tests.helpers import ROOT, Silent
 
@@ -261,7 +263,7 @@ def test_models(share, exported):
     def read(values):
         try:
             path.write_text(json.dumps(values))
-            model.load(exported)
+            models.load(exported)
         finally:
             path.write_text(whole)
 
@@ -273,7 +275,7 @@ def test_requests_to_the_served_model(share, exported):
     """What the server turns into status 400."""
     import mlflow
 
-    from ebm_dist.serving import EnergyService
+    from ebm_dist.registry.serving import EnergyService
 
     class Context:
         artifacts = {"model": str(exported)}

@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from ebm_dist import checkpoint, features, files, model, shards, storage
+from ebm_dist import files, models, storage
+from ebm_dist.data import shards
 from ebm_dist.datasets import arrays
 from ebm_dist.errors import DataError, EbmError
+from ebm_dist.metrics import features
+from ebm_dist.training import checkpoint
 from tests import helpers
 from tests.helpers import ROOT, Silent
 
@@ -141,7 +144,7 @@ def test_in_a_model_and_in_a_classifier(digits_data, tmp_path, mark, kind):
     (tmp_path / "model/energy.safetensors").write_bytes(content)
     (tmp_path / "model/model.json").write_text(json.dumps(card))
     with pytest.raises(DataError, match="safetensors"):
-        model.load(tmp_path / "model")
+        models.load(tmp_path / "model")
     card = {"shape": [1, 8, 8], "num_classes": 10, "dim": 8, "weights_sha256": hashlib.sha256(content).hexdigest()}
     files.write_json(tmp_path / "classifier" / features.CARD, card)
     (tmp_path / "classifier" / features.WEIGHTS).write_bytes(content)

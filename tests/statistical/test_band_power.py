@@ -7,7 +7,8 @@ import pytest
 import torch
 from scipy import stats
 
-from ebm_dist import config, shards
+from ebm_dist import config
+from ebm_dist.data import shards
 from ebm_dist.energies import band_power, mlp
 from ebm_dist.errors import ConfigError
 from ebm_dist.rng import stream

@@ -4,10 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from ebm_dist import evaluation, features, shards
+from ebm_dist import evaluation
+from ebm_dist.data import shards
 from ebm_dist.errors import ConfigError
 from ebm_dist.evaluation import completion, composition, cross_class
-from ebm_dist.model import TrainedModel
+from ebm_dist.metrics import features
+from ebm_dist.models.trained import TrainedModel
 from tests import helpers
 
 STIFFNESS = 500.0

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from ebm_dist import shards
-from ebm_dist.augmentation import AUGMENTATIONS, affine
+from ebm_dist.chains.augmentation import AUGMENTATIONS, affine
+from ebm_dist.data import shards
 from ebm_dist.datasets import Arrays, Dataset
 from ebm_dist.energies import is_conditional
 from ebm_dist.errors import ConfigError

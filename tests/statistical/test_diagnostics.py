@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import signal, stats
 
-from ebm_dist import diagnostics
+from ebm_dist.chains import diagnostics
 from ebm_dist.rng import numpy_stream, stream
 from ebm_dist.samplers import Info, hmc, langevin, mala, run_chain
 

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from ebm_dist import evaluation, shards
+from ebm_dist import evaluation
+from ebm_dist.data import shards
 from ebm_dist.energies import rbm
 from ebm_dist.evaluation import likelihood
-from ebm_dist.likelihood import exact_log_z
-from ebm_dist.model import TrainedModel
+from ebm_dist.metrics.ais import exact_log_z
+from ebm_dist.models.trained import TrainedModel
 from tests import helpers
 
 

@@ -8,12 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ebm_dist import config, latent, shards
+from ebm_dist import config
+from ebm_dist.data import shards
 from ebm_dist.datasets import toy2d
 from ebm_dist.energies import score
 from ebm_dist.errors import ConfigError, DataError
 from ebm_dist.evaluation import density
 from ebm_dist.generators import LatentEnergy
+from ebm_dist.models import latent
 from ebm_dist.objectives import meg
 from ebm_dist.rng import stream
 from ebm_dist.samplers import mala, run_chain
@@ -192,7 +194,8 @@ def test_all_players_come_back_from_a_checkpoint_and_any_number_of_workers_gives
 
 
 def test_double_backward_under_ddp_agrees_with_ordered(toy, tmp_path):
-    from ebm_dist import checkpoint, files
+    from ebm_dist import files
+    from ebm_dist.training import checkpoint
 
     chosen = {"num_steps": 20, "checkpoint_every": 20}
     spawn(2, tmp_path / "ddp", toy, settings(train=chosen | {"reduce": "ddp"}))
@@ -206,13 +209,13 @@ def test_double_backward_under_ddp_agrees_with_ordered(toy, tmp_path):
 
 
 def test_the_exported_model_draws_and_has_all_players(toy, tmp_path):
-    from ebm_dist import model
+    from ebm_dist import models
 
     trainer = helpers.build(params(), toy)
     trainer.fit(tmp_path / "run", Silent())
     helpers.export(tmp_path / "run", tmp_path / "model", params(), toy)
-    trained = model.load(tmp_path / "model")
-    assert set(trained.others) == {"generator", "statistics"}
+    trained = models.load(tmp_path / "model")
+    assert set(trained.other_players) == {"generator", "statistics"}
     z = torch.randn(5, 2)
     assert torch.equal(trained.generator(z), trainer.averages["generator"](z))
     assert not any(p.requires_grad for p in trained.generator.parameters())
@@ -226,12 +229,12 @@ def test_the_exported_model_draws_and_has_all_players(toy, tmp_path):
 
 
 def test_a_model_without_a_generator_says_so(digits_data, tmp_path):
-    from ebm_dist import model
+    from ebm_dist import models
 
     helpers.build(helpers.params(), digits_data).fit(tmp_path / "run", Silent())
     helpers.export(tmp_path / "run", tmp_path / "model", helpers.params(), digits_data)
     with pytest.raises(DataError, match="has no generator, only energy; train one with objective meg"):
-        latent.draw(model.load(tmp_path / "model"), 5, "test")
+        latent.draw(models.load(tmp_path / "model"), 5, "test")
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from ebm_dist import checkpoint, config, evaluation, files, model, shards
+from ebm_dist import config, evaluation, files, models
 from ebm_dist.config import module_of
+from ebm_dist.data import shards
 from ebm_dist.datasets import few_labels, toy2d
 from ebm_dist.errors import ConfigError, DataError
 from ebm_dist.evaluation import classification, density
 from ebm_dist.generators import flow, gaussian, glow
 from ebm_dist.objectives import noise_contrastive, semi_supervised
 from ebm_dist.rng import stream
+from ebm_dist.training import checkpoint
 from tests import helpers
 from tests.helpers import Silent, spawn, state_of
 
@@ -284,7 +286,7 @@ def trained(base, data, folder, **changes):
     chosen = params(base, **changes)
     helpers.build(chosen, data).fit(folder / "run", Silent())
     helpers.export(folder / "run", folder / "model", chosen, data)
-    return evaluation.Subject(model.load(folder / "model"), shards.read_index(data), {}, None), chosen
+    return evaluation.Subject(models.load(folder / "model"), shards.read_index(data), {}, None), chosen
 
 
 def test_the_density_suite_integrates_what_was_learnt(toy, tmp_path):
@@ -437,13 +439,13 @@ def test_the_model_classifies_and_the_suite_compares(spirals, tmp_path):
 def test_calibration_of_known_predictions():
     truth = np.array([0, 0, 1, 1])
     sure = np.array([[0.8, 0.2]] * 4)
-    assert classification.judge(truth, sure) == {
+    assert classification.score_predictions(truth, sure) == {
         "accuracy": 0.5,
         "nll": pytest.approx(-(math.log(0.8) + math.log(0.2)) / 2),
         "calibration_error": pytest.approx(0.3),
     }
     perfect = np.eye(2)[truth]
-    assert classification.judge(truth, perfect)["calibration_error"] == 0
+    assert classification.score_predictions(truth, perfect)["calibration_error"] == 0
 
 
 def test_a_model_without_labels_does_not_classify(toy, tmp_path):

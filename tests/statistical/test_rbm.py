@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
-from ebm_dist import likelihood
 from ebm_dist.energies import HasConditionals, rbm
+from ebm_dist.metrics import ais
 from ebm_dist.rng import stream
 from ebm_dist.samplers import gibbs, run_chain
 from tests.statistical.targets import Z, assert_counts
@@ -121,20 +121,20 @@ def test_initialised_by_the_mean_of_the_data(centred):
 @pytest.mark.parametrize(("num_visible", "num_hidden"), [(6, 5), (4, 9), (9, 1)])
 def test_exact_log_z_by_either_layer(num_visible, num_hidden):
     weights = machine(num_visible, num_hidden).weights()
-    assert likelihood.exact_log_z(weights) == pytest.approx(joint(weights).flatten().logsumexp(0).item(), rel=1e-12)
+    assert ais.exact_log_z(weights) == pytest.approx(joint(weights).flatten().logsumexp(0).item(), rel=1e-12)
 
 
 def test_exact_log_z_in_chunks():
     weights = machine(16, 15, scale=0.3).weights()
     v = states(16).double()
     by_v = torch.logsumexp(-rbm.Weights(*(value.detach().double() for value in weights)).free_energy(v), 0)
-    assert likelihood.exact_log_z(weights) == pytest.approx(by_v.item(), rel=1e-12)
+    assert ais.exact_log_z(weights) == pytest.approx(by_v.item(), rel=1e-12)
     with pytest.raises(ValueError, match="too many"):
-        likelihood.exact_log_z(machine(26, 26).weights())
+        ais.exact_log_z(machine(26, 26).weights())
 
 
 def test_the_classic_schedule():
-    betas = likelihood.schedule()
+    betas = ais.schedule()
     assert len(betas) == 14_501 and betas[0] == 0 and betas[500] == 0.5 and betas[4500] == 0.9 and betas[-1] == 1
     assert all(a < b for a, b in itertools.pairwise(betas))
 
@@ -150,10 +150,10 @@ def exact_draws(weights, n, generator):
 @pytest.mark.parametrize("scale", [0.3, 0.6])
 def test_ais_and_reverse_ais_hold_the_exact_value_in_their_intervals(scale):
     weights = plain(machine(20, 10, scale).weights())
-    exact, betas = likelihood.exact_log_z(weights), likelihood.schedule(1000)
+    exact, betas = ais.exact_log_z(weights), ais.schedule(1000)
     base = torch.logit(exact_draws(weights, 1000, stream(0, "data")).mean(0).clamp(0.01, 0.99))
-    forward = likelihood.ais(weights, base, betas, 100, stream(5, "ais"))
-    back = likelihood.reverse_ais(weights, base, betas, exact_draws(weights, 100, stream(6, "exact")), stream(7, "ais"))
+    forward = ais.ais(weights, base, betas, 100, stream(5, "ais"))
+    back = ais.reverse_ais(weights, base, betas, exact_draws(weights, 100, stream(6, "exact")), stream(7, "ais"))
     for estimate in (forward, back):
         assert estimate.low < exact < estimate.high and estimate.low < estimate.log_z < estimate.high
         assert estimate.high - estimate.low < 0.5 and 50 < estimate.ess <= 100
@@ -163,10 +163,10 @@ def test_ais_and_reverse_ais_hold_the_exact_value_in_their_intervals(scale):
 def test_the_mean_weight_is_right_for_any_temperatures(num_betas):
     """Unbiased for Z forwards, for 1/Z backwards: the log of 20,000 chains' mean is exact up to its error, with hardly any betas."""
     weights = plain(machine(6, 5, 0.5).weights())
-    exact, base = likelihood.exact_log_z(weights), torch.linspace(-0.5, 0.5, 6)
+    exact, base = ais.exact_log_z(weights), torch.linspace(-0.5, 0.5, 6)
     betas = [i / num_betas for i in range(num_betas + 1)]
-    forward = likelihood.ais(weights, base, betas, 20_000, stream(8, "ais"))
-    back = likelihood.reverse_ais(weights, base, betas, exact_draws(weights, 20_000, stream(9, "exact")), stream(10, "ais"))
+    forward = ais.ais(weights, base, betas, 20_000, stream(8, "ais"))
+    back = ais.reverse_ais(weights, base, betas, exact_draws(weights, 20_000, stream(9, "exact")), stream(10, "ais"))
     for estimate in (forward, back):
         error = (estimate.high - estimate.low) / 6  # one standard error
         assert abs(estimate.log_z - exact) < Z * error and error < 0.05
@@ -178,12 +178,12 @@ def test_pseudo_likelihood():
     log_p = (-model(states(6)).detach().double()).log_softmax(0).view([2] * 6)
     rows = states(6)[[0, 21, 63]]
     exact = torch.stack([torch.stack([log_p.log_softmax(i)[tuple(row.long())] for i in range(6)]).sum() for row in rows])
-    torch.testing.assert_close(likelihood.pseudo_log_likelihood(model, rows).double(), exact, rtol=1e-4, atol=1e-4)
-    many = likelihood.pseudo_log_likelihood(model, rows[1].expand(20_000, 6), stream(11, "units"))
+    torch.testing.assert_close(ais.pseudo_log_likelihood(model, rows).double(), exact, rtol=1e-4, atol=1e-4)
+    many = ais.pseudo_log_likelihood(model, rows[1].expand(20_000, 6), stream(11, "units"))
     assert abs(many.mean() - exact[1]) < Z * many.std() / 20_000**0.5
 
 
 def test_reconstruction():
     weights = rbm.Weights(100 * torch.eye(3), torch.full((3,), -50.0), torch.full((3,), -50.0))
-    assert likelihood.reconstruction_error(weights, states(3)) < 1e-9
-    assert likelihood.reconstruction_error(weights._replace(weight=torch.zeros(3, 3)), torch.ones(1, 3)) == pytest.approx(1)
+    assert ais.reconstruction_error(weights, states(3)) < 1e-9
+    assert ais.reconstruction_error(weights._replace(weight=torch.zeros(3, 3)), torch.ones(1, 3)) == pytest.approx(1)

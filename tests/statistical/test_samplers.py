@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ebm_dist import adaptation, tempering
+from ebm_dist.chains import adaptation, tempering
 from ebm_dist.config import module_of
 from ebm_dist.rng import stream
 from ebm_dist.samplers import gibbs, hmc, langevin, mala, metropolis, noise, reflect, run_chain

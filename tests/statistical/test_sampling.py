@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from torch._dynamo.exc import TorchDynamoException
 from torch.nn.utils import parametrize
 
-from ebm_dist import fast_layers, sampling
+from ebm_dist.chains import cpu_layers, run
+from ebm_dist.chains.compiled import CompiledChains
+from ebm_dist.chains.run import Chains, build_chains
 from ebm_dist.energies import convnet, frozen, given, mlp, resnet, score
 from ebm_dist.errors import ConfigError
 from ebm_dist.rng import stream
 from ebm_dist.samplers import langevin, noise
-from ebm_dist.sampling import Chains, FastChains, chains_of
 from tests import helpers
 
 SHAPE = (1, 8, 8)
@@ -39,7 +40,7 @@ def ends(chains, num_classes=0, seed=0):
 
 def fast(energy, num_steps, **options):
     kernel = langevin.build(CONFIG, bounds=(0.0, 1.0))
-    return FastChains(energy, kernel, num_steps, **{"compiles": False, "precision": "float32"} | options)
+    return CompiledChains(energy, kernel, num_steps, **{"compiles": False, "precision": "float32"} | options)
 
 
 def plain(energy, num_steps):
@@ -61,7 +62,7 @@ def test_several_steps_at_once_are_bitwise_the_steps_one_by_one(name, num_steps)
 @pytest.mark.parametrize("at_once", [1, 4, 5])
 def test_chains_in_parts_are_the_chains_all_at_once(monkeypatch, at_once, num_classes):
     own = network("mlp", num_classes)
-    monkeypatch.setattr(sampling, "_MOST_CHAINS", at_once)
+    monkeypatch.setattr(run, "_MOST_CHAINS", at_once)
     (a, told), (b, told_too) = ends(plain(own, 20), num_classes), ends(fast(own, 20), num_classes)
     torch.testing.assert_close(a, b)
     torch.testing.assert_close(torch.stack(told), torch.stack(told_too))
@@ -113,7 +114,7 @@ def test_compiled_chains_of_fast_layers_follow_the_weights(monkeypatch, name):
     torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
     torch.testing.assert_close(torch.stack(told), torch.stack(told_too), rtol=1e-4, atol=1e-5)
     kinds = {type(layer) for layer in chains.copy.modules()}
-    assert (fast_layers.Conv3x3 in kinds, fast_layers.Linear in kinds) == (name == "wide resnet", True)
+    assert (cpu_layers.Conv3x3 in kinds, cpu_layers.Linear in kinds) == (name == "wide resnet", True)
 
 
 def test_without_a_compiler_chains_run_as_they_are_and_it_is_said(monkeypatch, caplog):
@@ -151,8 +152,8 @@ def test_bfloat16_keeps_positions_exact_and_scores_near(name):
 def test_options_choose_the_chains_and_do_not_suit_every_sampler():
     own, kernel = network("mlp"), langevin.build(CONFIG, bounds=None)
     train = helpers.params().train
-    assert type(chains_of(train, own, kernel, 3)) is Chains
-    assert type(chains_of(dataclasses.replace(train, precision="bfloat16"), own, kernel, 3)) is FastChains
+    assert type(build_chains(train, own, kernel, 3)) is Chains
+    assert type(build_chains(dataclasses.replace(train, precision="bfloat16"), own, kernel, 3)) is CompiledChains
     for key, value in (("compile", True), ("precision", "bfloat16")):
         with pytest.raises(ConfigError, match=f"train.{key}: mala has no steps to compile"):
             helpers.params(train={key: value}, sampler={"name": "mala"})
@@ -190,7 +191,7 @@ def test_a_block_is_the_formula_of_its_docstring():
 def test_langevin_steps_use_each_row_of_noise_once():
     kernel = langevin.build(langevin.Config(step_size=0.1, noise_scale=0.3), bounds=None)
     rows = torch.randn(4, 5, 2)
-    state, _ = kernel.steps(lambda x: (x**2).sum(1) / 2, kernel.init(lambda x: x.sum(1), torch.zeros(5, 2)), rows)
+    state, _ = kernel.step_many(lambda x: (x**2).sum(1) / 2, kernel.init(lambda x: x.sum(1), torch.zeros(5, 2)), rows)
     expected = torch.zeros(5, 2)
     for row in rows:
         expected = 0.9 * expected + 0.3 * row

@@ -5,11 +5,13 @@ import pytest
 import torch
 from torch import nn
 
-from ebm_dist import checkpoint, config, evaluation, model, shards
+from ebm_dist import config, evaluation, models
+from ebm_dist.data import shards
 from ebm_dist.energies import mlp
 from ebm_dist.errors import ConfigError, DataError
 from ebm_dist.evaluation import continual
-from ebm_dist.model import TrainedModel
+from ebm_dist.models.trained import TrainedModel
+from ebm_dist.training import checkpoint
 from tests import helpers
 from tests.helpers import Silent, spawn, state_of
 
@@ -67,16 +69,16 @@ def test_a_model_keeps_the_energies_of_each_task(digits_data, tmp_path):
     trainer = helpers.build(chosen, digits_data)
     trainer.fit(tmp_path / "run", Silent())
     helpers.export(tmp_path / "run", tmp_path / "model", chosen, digits_data)
-    trained = model.load(tmp_path / "model")
-    assert len(trained.earlier) == 4 and checkpoint.latest(tmp_path / "run")
+    trained = models.load(tmp_path / "model")
+    assert len(trained.previous_tasks) == 4 and checkpoint.latest(tmp_path / "run")
     x = torch.rand(7, 1, 8, 8)
-    for task, energy in enumerate(trained.earlier):
+    for task, energy in enumerate(trained.previous_tasks):
         own = torch.full((7,), 2 * task)
         assert torch.equal(energy(x, own), trained.energy(x, own))  # gates: nothing is forgotten
         assert not torch.allclose(energy(x, own + 2), trained.energy(x, own + 2))  # nor known beforehand
     (tmp_path / "model" / "energy-02.safetensors").unlink()
     with pytest.raises(DataError):
-        model.load(tmp_path / "model")
+        models.load(tmp_path / "model")
 
 
 class Table(nn.Module):

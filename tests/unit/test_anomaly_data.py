@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ebm_dist import config, evaluation, model, shards
+from ebm_dist import config, evaluation, models
+from ebm_dist.data import shards
 from ebm_dist.datasets import Arrays, digits, kdd99, mnist, odds
 from ebm_dist.errors import DataError
 from ebm_dist.evaluation import anomaly, modes
@@ -95,18 +96,18 @@ def test_stacked_digits_spell_their_class():
 def test_scores_are_judged_by_the_known_share():
     truth = np.array([1, 0, 0, 1, 0, 0, 0, 0, 0, 0])
     scores = np.array([0.9, 0.8, 0.1, 0.7, 0.2, 0.3, 0.05, 0.0, 0.15, 0.25])
-    found = anomaly.judge(truth, scores, 0.2)
+    found = anomaly.score_detector(truth, scores, 0.2)
     assert found["precision"] == 0.5 and found["recall"] == 0.5 and found["f1"] == 0.5
     assert found["auroc"] == pytest.approx(15 / 16)  # one pair of 16 the wrong way round
     # precisions 1, 1/2, 2/3 at recalls 1/2, 1/2, 1, by trapezoids from (0, 1)
     assert found["auprc"] == pytest.approx(0.5 * 1 + 0.5 * (0.5 + 2 / 3) / 2)
-    best = anomaly.judge(truth, truth.astype(float), 0.2)
+    best = anomaly.score_detector(truth, truth.astype(float), 0.2)
     assert best["f1"] == best["auprc"] == best["auroc"] == 1
 
 
 def test_modes_are_counted_and_their_shares_compared_with_even_ones():
-    assert modes.judge(np.array([0.5, 0.5, 0.0, 0.0])) == {"modes": 2.0, "kl": pytest.approx(np.log(2))}
-    assert modes.judge(np.full(8, 1 / 8)) == {"modes": 8.0, "kl": pytest.approx(0)}
+    assert modes.class_balance(np.array([0.5, 0.5, 0.0, 0.0])) == {"modes": 2.0, "kl": pytest.approx(np.log(2))}
+    assert modes.class_balance(np.full(8, 1 / 8)) == {"modes": 8.0, "kl": pytest.approx(0)}
 
 
 @needs_data
@@ -133,7 +134,7 @@ def labelled_nine(tmp_path_factory):
     chosen = config.from_values(helpers.values(**sections), Path("test"))
     helpers.build(chosen, folder / "dataset").fit(folder / "run", helpers.Silent())
     helpers.export(folder / "run", folder / "model", chosen, folder / "dataset")
-    return evaluation.Subject(model.load(folder / "model"), shards.read_index(folder / "dataset"), {}, None)
+    return evaluation.Subject(models.load(folder / "model"), shards.read_index(folder / "dataset"), {}, None)
 
 
 def test_detectors_that_know_the_classes_stand_beside_the_energy(labelled_nine):
@@ -149,7 +150,7 @@ def test_detectors_that_know_the_classes_stand_beside_the_energy(labelled_nine):
     means = [x[y == k].mean(axis=0) for k in range(9)]
     within = np.cov(np.concatenate([x[y == k] - means[k] for k in range(9)]), rowvar=False) + 1e-6 * np.eye(64)
     apart = [min((row - mean) @ np.linalg.solve(within, row - mean) for mean in means) for row in rows]
-    by_hand = anomaly.judge((labels == 9).long().numpy(), np.array(apart), found.metrics["prevalence"])
+    by_hand = anomaly.score_detector((labels == 9).long().numpy(), np.array(apart), found.metrics["prevalence"])
     assert scores["Mahalanobis by class (labels)"]["auroc"] == pytest.approx(by_hand["auroc"], abs=1e-3)
     trained = labelled_nine.model
 
@@ -160,7 +161,7 @@ def test_detectors_that_know_the_classes_stand_beside_the_energy(labelled_nine):
     train, _ = shards.read_labelled(labelled_nine.data, 0)
     above = [(theirs >= ours[:, None]).sum(dim=1) for ours, theirs in zip(rarities(test), rarities(train), strict=True)]
     rare = -sum(((1 + count) / (1 + len(train))).log() for count in above)
-    by_hand = anomaly.judge((labels == 9).long().numpy(), rare.numpy(), found.metrics["prevalence"])
+    by_hand = anomaly.score_detector((labels == 9).long().numpy(), rare.numpy(), found.metrics["prevalence"])
     assert scores["E and doubt (model)"] == pytest.approx(by_hand, abs=1e-3)
     plain = [row["auprc"] for name, row in scores.items() if "(" not in name]
     assert found.metrics["best_baseline"]["auprc"] == max(plain) and found.figures["scores.png"].startswith(b"\x89PNG")

@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy.stats import kstest
 
-from ebm_dist.augmentation import affine, crop
+from ebm_dist.chains.augmentation import affine, crop
 from ebm_dist.errors import ConfigError
 from ebm_dist.rng import stream
 
@@ -76,7 +76,7 @@ def test_crops_have_areas_log_uniform_from_8_percent_inside_the_image_and_half_a
 
 
 def test_the_part_that_a_crop_enlarges(monkeypatch):
-    monkeypatch.setattr("ebm_dist.augmentation._MAX_COLOUR", 0.0)
+    monkeypatch.setattr("ebm_dist.chains.augmentation._MAX_COLOUR", 0.0)
     y = crop(ramps(4000), 1.0, (0.0, 1.0), stream(0, "augment"))
     side = (y[:, 1, -1, 16] - y[:, 1, 0, 16]) * 32 / 31
     area = side.clamp(max=1).double() ** 2
@@ -91,7 +91,7 @@ def test_the_part_that_a_crop_enlarges(monkeypatch):
 
 
 def test_colours_change_each_in_its_range_and_stay_within_bounds(monkeypatch):
-    monkeypatch.setattr("ebm_dist.augmentation._LEAST_AREA", 1.0)
+    monkeypatch.setattr("ebm_dist.chains.augmentation._LEAST_AREA", 1.0)
     grey = torch.full((4000, 3, 8, 8), 0.5)
     shift = crop(grey, 1.0, None, stream(0, "augment"))[:, :, 0, 0] - 0.5
     assert 0.25 < shift.abs().max() <= 0.3  # brightness 0.2 and hue 0.1

@@ -5,8 +5,9 @@ import shutil
 
 import pytest
 
-from ebm_dist import card, model, promotion, registry
+from ebm_dist import models
 from ebm_dist.errors import DataError, RegistryError
+from ebm_dist.registry import card, promotion, versions
 from tests import helpers
 from tests.helpers import Silent
 
@@ -72,7 +73,7 @@ def version(tmp_path_factory, digits_data):
         "seeds": {"0": {"auroc": 0.88, "noise": {"auroc": 0.98}}, "1": {"auroc": 0.92, "noise": {"auroc": 1.0}}},
     }
     (folder / "reports/ood/metrics.json").write_text(json.dumps(metrics))
-    return folder, chosen, model.load(folder / "model")
+    return folder, chosen, models.load(folder / "model")
 
 
 LINEAGE = {"config.digest": "abc", "hardware": "2 cores", "git.commit": "0123"}
@@ -80,7 +81,7 @@ LINEAGE = {"config.digest": "abc", "hardware": "2 cores", "git.commit": "0123"}
 
 def test_the_card_says_what_it_learnt_how_and_how_well(version):
     folder, chosen, trained = version
-    verdicts = [registry.Verdict("ood.auroc", 0.9, ">= 0.8", True), registry.Verdict("ood.noise.auroc", 0.99, ">= 0.995", False)]
+    verdicts = [versions.Verdict("ood.auroc", 0.9, ">= 0.8", True), versions.Verdict("ood.noise.auroc", 0.99, ">= 0.995", False)]
     text = card.write(trained, chosen, folder / "reports", verdicts, LINEAGE)
     assert [line for line in text.splitlines() if line.startswith("#")] == [
         f"# {chosen.register.model}", "## Data", "## Method", "## Sampler", "## Gates", "## Metrics", "## Limits", "## Lineage", "## Pictures",

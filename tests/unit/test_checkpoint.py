@@ -4,9 +4,10 @@ import shutil
 import pytest
 import torch
 
-from ebm_dist import checkpoint, files, storage
-from ebm_dist.comm import LocalComm
+from ebm_dist import files, storage
 from ebm_dist.errors import CheckpointError, DataError
+from ebm_dist.training import checkpoint
+from ebm_dist.training.reduce import LocalComm
 
 
 def save(root, step, digest="d", keep=9):

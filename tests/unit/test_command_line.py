@@ -16,8 +16,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from ebm_dist import config, doctor, plan, results, scaffold
+from ebm_dist import config
+from ebm_dist.cli import doctor, plan, scaffold
 from ebm_dist.errors import ConfigError, DataError
+from ebm_dist.report import table
 from pipelines import cli
 from tests import helpers, pages
 from tests.helpers import ROOT
@@ -185,14 +187,14 @@ def test_names_of_plugins(name, like, expected, tmp_path):
 
 
 def test_recipes_and_their_comparison(tmp_path):
-    found = {recipe.name: recipe for recipe in results.recipes(ROOT / "pipelines/recipes", ROOT / "reports")}
+    found = {recipe.name: recipe for recipe in table.recipes(ROOT / "pipelines/recipes", ROOT / "reports")}
     assert found["digits"].is_run and found["digits"].title.startswith("Implicit generation on 8x8 digits")
     assert set(found) == {path.stem for path in (ROOT / "pipelines/recipes").glob("*.yaml")} - {"dvc"}
     assert all(config.load(ROOT / f"pipelines/recipes/{name}.yaml") for name in found)
-    rows = {key: (a, b) for key, a, b in results.compare(ROOT / "reports/meg-25gaussians", ROOT / "reports/meg-8gaussians")}
+    rows = {key: (a, b) for key, a, b in table.compare(ROOT / "reports/meg-25gaussians", ROOT / "reports/meg-8gaussians")}
     assert rows["density.num_modes"] == (25, 8)
     with pytest.raises(DataError, match="no suite judged both"):
-        results.compare(ROOT / "reports/meg-25gaussians", tmp_path)
+        table.compare(ROOT / "reports/meg-25gaussians", tmp_path)
 
 
 def test_a_plan_counts_and_does_a_step(digits_data, tmp_path):

@@ -8,8 +8,8 @@ import threading
 import numpy as np
 import pytest
 
+from ebm_dist.datasets._download import RawFile, fetch, read_idx
 from ebm_dist.errors import DataError
-from ebm_dist.files import RawFile, fetch, read_idx
 
 CONTENT = gzip.compress(b"\0\0\x08\x01" + (5).to_bytes(4, "big") + bytes(range(5)), mtime=0)
 

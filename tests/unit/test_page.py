@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ebm_dist import page
 from ebm_dist.errors import DataError
 from ebm_dist.files import write_csv
+from ebm_dist.report import page
 from tests import pages
 
 

@@ -10,7 +10,9 @@ import psutil
 import pytest
 from ruamel.yaml import YAML
 
-from ebm_dist import cluster, config, lineage, reporting, trainer
+from ebm_dist import config
+from ebm_dist.runs import cluster, lineage, record
+from ebm_dist.training import trainer
 from tests.helpers import ROOT, params
 
 STAGES = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -55,8 +57,11 @@ def test_recipes_depend_on_their_own_plugins():
             assert config.module_of(getattr(chosen, section)).__name__.rpartition(".")[2] == item[section], item
         listed = [dep.replace("${item.", "{").format(**item) for dep in stages["train"]["do"]["deps"]]
         modules = [module.__name__ for section in FOLDERS.values() for module in config.modules_of(getattr(chosen, section))]
-        files = {str(p) for p in lineage.import_closure("ebm_dist.trainer", *modules)}
-        data = {str(p) for p in lineage.import_closure("ebm_dist.shards")} | {"ebm_dist/checkpoint.py", "ebm_dist/reporting.py"}
+        files = {str(p) for p in lineage.import_closure("ebm_dist.training.trainer", *modules)}
+        data = {str(p) for p in lineage.import_closure("ebm_dist.data.shards")} | {
+            "ebm_dist/training/checkpoint.py",
+            "ebm_dist/runs/record.py",
+        }
         assert not files - CHECKS - data - set(listed), "pipelines/recipes/dvc.yaml: stage train"
 
 
@@ -71,7 +76,7 @@ def test_every_file_that_deps_name_exists():
 
 
 def test_the_run_digest_changes_with_settings_data_and_code_only(digits_data, monkeypatch):
-    from ebm_dist import shards
+    from ebm_dist.data import shards
 
     index = shards.read_index(digits_data)
     base = lineage.run_digest(params(), index.digest)
@@ -83,15 +88,15 @@ def test_the_run_digest_changes_with_settings_data_and_code_only(digits_data, mo
 
 
 def test_the_code_digest_covers_the_mathematics_and_not_the_platforms():
-    files = {str(p) for p in lineage.import_closure("ebm_dist.trainer")}
+    files = {str(p) for p in lineage.import_closure("ebm_dist.training.trainer")}
     assert {
-        "ebm_dist/trainer.py",
-        "ebm_dist/comm.py",
-        "ebm_dist/replay.py",
-        "ebm_dist/shards.py",
+        "ebm_dist/training/trainer.py",
+        "ebm_dist/training/reduce.py",
+        "ebm_dist/chains/replay.py",
+        "ebm_dist/data/shards.py",
         "ebm_dist/energies/__init__.py",
     } <= files
-    assert not {"ebm_dist/cluster.py", "ebm_dist/tracking.py", "ebm_dist/figures.py"} & files
+    assert not {"ebm_dist/runs/cluster.py", "ebm_dist/runs/tracking.py", "ebm_dist/report/figures.py"} & files
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "pipelines").glob("*.py")), ids=lambda p: p.stem)
@@ -125,7 +130,7 @@ def test_nothing_happens_at_import(tmp_path):
     import subprocess
     import sys
 
-    code = "import ebm_dist, ebm_dist.cluster, ebm_dist.tracking, ebm_dist.registry, ebm_dist.search.tuning, pipelines.train, pipelines.register, pipelines.tune, sys; print('ray' in sys.modules, 'mlflow' in sys.modules)"
+    code = "import ebm_dist, ebm_dist.runs.cluster, ebm_dist.runs.tracking, ebm_dist.registry.versions, ebm_dist.search.driver, pipelines.train, pipelines.register, pipelines.tune, sys; print('ray' in sys.modules, 'mlflow' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
@@ -151,4 +156,4 @@ def test_the_record_has_the_watts_of_a_gpu_that_tells_them(tmp_path, monkeypatch
     reporter.metrics({"step": 1.0}, 2.0)
     monkeypatch.setattr("torch.cuda.power_draw", lambda: 512_000)
     reporter.metrics({"step": 2.0}, 4.0)
-    assert [row.get("watts") for row in reporting.read_lines(tmp_path / reporting.METRICS)] == [None, 512.0]
+    assert [row.get("watts") for row in record.read_lines(tmp_path / record.METRICS)] == [None, 512.0]

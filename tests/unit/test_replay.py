@@ -2,7 +2,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ebm_dist.replay import ReplayShard, deal
+from ebm_dist.chains.replay import ReplayShard, deal
 from ebm_dist.rng import stream
 
 
@@ -86,7 +86,7 @@ def test_a_reservoir_keeps_all_that_was_ever_put_with_the_same_probability():
     chains.position[:] = -1.0
     for step in range(180):
         draw = chains.draw(100, 0.0, stream(0, "replay", 0, step))
-        assert len(draw.slots.unique()) == len(draw.slots) == len(draw.rows)
+        assert len(draw.slots.unique()) == len(draw.slots) == len(draw.kept)
         chains.put(draw, torch.full((100, 1), float(step)))
     shares = torch.histc(chains.position, bins=10, min=-20, max=180) / 2000  # the first is what was there at the start
     assert (shares - 0.1).abs().max() < 4 * (0.09 / 2000) ** 0.5

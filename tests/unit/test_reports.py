@@ -8,10 +8,15 @@ import pytest
 import torch
 from PIL import Image
 
-from ebm_dist import evaluation, features, figures, files, model, progress, registry, shards
+from ebm_dist import evaluation, files, models
 from ebm_dist.config import module_of
+from ebm_dist.data import shards
 from ebm_dist.errors import DataError
-from ebm_dist.reporting import EVENTS, METRICS
+from ebm_dist.metrics import features
+from ebm_dist.registry import versions
+from ebm_dist.report import figures
+from ebm_dist.runs import progress
+from ebm_dist.runs.record import EVENTS, METRICS
 from tests import helpers
 from tests.helpers import Silent
 
@@ -26,7 +31,7 @@ def exported(digits_data, tmp_path_factory):
 
 
 def test_an_exported_model_is_the_average_with_every_chain(exported, digits_data):
-    trained = model.load(exported)
+    trained = models.load(exported)
     trainer = helpers.build(helpers.params(), digits_data)
     trainer.restore(exported.parent / "run")
     x = torch.rand(5, 1, 8, 8)
@@ -45,7 +50,7 @@ def test_the_energy_of_a_conditional_model_is_in_deviations_of_the_likeliest_cla
     chosen = helpers.params(objective=objective, train={"num_steps": 2})
     helpers.build(chosen, digits_data).fit(tmp_path / "run", Silent())
     helpers.export(tmp_path / "run", tmp_path / "model", chosen, digits_data)
-    trained = model.load(tmp_path / "model")
+    trained = models.load(tmp_path / "model")
     x = torch.rand(1100, 1, 8, 8)
     with torch.no_grad():
         data, y = shards.read_split(shards.read_index(digits_data), "train")
@@ -75,7 +80,7 @@ def test_an_altered_model_is_refused(exported, tmp_path, harm):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / harm).write_bytes((tmp_path / harm).read_bytes()[:-5] + b"xxxxx")
     with pytest.raises(DataError, match=r"altered|not a model of ours"):
-        model.load(tmp_path)
+        models.load(tmp_path)
 
 
 @pytest.mark.parametrize("suite", ["samples", "histogram", "ood", "chains"])
@@ -91,7 +96,7 @@ def test_suites_report_numbers_tables_and_readable_pictures(suite, exported, dig
     )
     torch.manual_seed(0)
     judge = features.Classifier(index.shape, 10, 16)
-    subject = evaluation.Subject(model.load(exported), index, {"photos": shards.read_index(photos_data)}, judge)
+    subject = evaluation.Subject(models.load(exported), index, {"photos": shards.read_index(photos_data)}, judge)
     config = chosen.evaluation[suite]
     report = module_of(config).evaluate(config, subject)
     again = module_of(config).evaluate(config, subject)
@@ -129,9 +134,9 @@ def test_the_live_line_says_what_matters(tmp_path):
 
 
 def test_gates():
-    gates = (registry.Gate(metric="a.x", at_most=2.0), registry.Gate(metric="a.y", at_least=0.5))
-    verdicts = registry.judge(gates, {"a.x": 2.0, "a.y": 0.4})
+    gates = (versions.Gate(metric="a.x", at_most=2.0), versions.Gate(metric="a.y", at_least=0.5))
+    verdicts = versions.check_gates(gates, {"a.x": 2.0, "a.y": 0.4})
     assert [v.passes for v in verdicts] == [True, False]
-    assert not registry.judge(gates, {"a.x": float("nan"), "a.y": 1})[0].passes
+    assert not versions.check_gates(gates, {"a.x": float("nan"), "a.y": 1})[0].passes
     with pytest.raises(DataError, match=r"no metric 'a\.y' in the reports; there: a\.x"):
-        registry.judge(gates, {"a.x": 1.0})
+        versions.check_gates(gates, {"a.x": 1.0})

@@ -4,8 +4,8 @@ import pytest
 from ruamel.yaml import YAML
 from scipy import stats
 
-from ebm_dist import results
 from ebm_dist.errors import DataError
+from ebm_dist.report import table
 from tests.helpers import ROOT
 
 
@@ -32,21 +32,21 @@ ENTRY = {"recipe": "r", "system": "S", "source": "P", "what": "w", "metric": "sa
 
 
 def test_a_row_is_the_mean_with_a_t_interval_and_what_to_read_it_by(reports):
-    row = results.row("id", ENTRY, reports)
+    row = table.row("id", ENTRY, reports)
     expected = stats.t.interval(0.95, 2, 12.0, stats.sem([10, 12, 14]))
     assert row["reached"] == 12.0 and row["interval"] == pytest.approx(expected)
     assert row["seeds"] == {"0": 10.0, "1": 12.0, "2": 14.0} and row["beside"] == {"floor": 4.0, "chance": 0.5}
-    page = results.markdown([row], {"b-fid": {"recipe": "b", "what": "FID", "unmeasured": "needs a GPU"}})
+    page = table.markdown([row], {"b-fid": {"recipe": "b", "what": "FID", "unmeasured": "needs a GPU"}})
     assert (
         "## Not measured" in page and "| `b-fid` | FID | needs a GPU | `dvc repro pipelines/recipes/dvc.yaml:results@b` |" in page
     )
-    assert "Not measured" not in results.markdown([row], {})
+    assert "Not measured" not in table.markdown([row], {})
     assert "own files" in page and "| `id` | w | none | **12** |" in page and "floor 4; chance 0.5" in page
 
 
 def test_replicates_may_be_recipes_and_what_stands_beside_may_be_of_another(reports):
     entry = ENTRY | {"recipe": ["split-0", "split-1"], "beside": {"floor": "samples.floor", "other": "r/samples.fid"}}
-    row = results.row("id", entry, reports)
+    row = table.row("id", entry, reports)
     assert row["reached"] == 2.0 and row["seeds"] == {"split-0": 1.0, "split-1": 3.0} and len(row["seconds"]) == 2
     assert row["beside"] == {"floor": 1.0, "other": 12.0}
     assert row["command"].split()[2:] == [f"pipelines/recipes/dvc.yaml:results@split-{i}" for i in (0, 1)]
@@ -54,24 +54,24 @@ def test_replicates_may_be_recipes_and_what_stands_beside_may_be_of_another(repo
 
 def test_a_missing_report_names_the_command_that_makes_it(reports):
     with pytest.raises(DataError, match=r"dvc repro pipelines/recipes/dvc\.yaml:results@gone"):
-        results.row("id", ENTRY | {"recipe": "gone"}, reports)
+        table.row("id", ENTRY | {"recipe": "gone"}, reports)
 
 
 def test_the_readme_shows_the_first_row_of_each_system_and_keeps_the_rest(reports):
     second, other = ENTRY | {"what": "second"}, ENTRY | {"system": "S(a | b)", "recipe": ["split-0", "split-1"], "published": 2.5}
-    rows = [results.row(name, entry, reports) for name, entry in {"one": ENTRY, "two": second, "three": other}.items()]
-    page = results.renewed("before\n<!-- python -m pipelines.results -->\nold\n<!-- end -->\nafter\n", rows)
+    rows = [table.row(name, entry, reports) for name, entry in {"one": ENTRY, "two": second, "three": other}.items()]
+    page = table.renewed("before\n<!-- python -m pipelines.results -->\nold\n<!-- end -->\nafter\n", rows)
     assert page.startswith("before\n") and page.endswith("\nafter\n") and "old" not in page and "second" not in page
-    assert results.renewed(page, rows) == page
+    assert table.renewed(page, rows) == page
     assert "| [S](docs/results.md#r) | P | w | none | **12** (7.032 to 16.97) | floor 4; chance 0.5 |" in page
     assert "[S(a \\| b)](docs/results.md#split)" in page and "| 2.5 | **2** (-10.71 to 14.71) |" in page
     with pytest.raises(DataError, match="no place for the table"):
-        results.renewed("nothing here", rows)
+        table.renewed("nothing here", rows)
 
 
 def test_a_system_has_a_page_with_pictures_every_figure_and_the_files_that_made_it(reports):
-    rows = [results.row(name, ENTRY | {"what": f"figure {name}"}, reports) for name in ("one", "two")]
-    page = results.system_page(rows, ["../images/r.png"], {"r": "seed: 0\n"})
+    rows = [table.row(name, ENTRY | {"what": f"figure {name}"}, reports) for name in ("one", "two")]
+    page = table.system_page(rows, ["../images/r.png"], {"r": "seed: 0\n"})
     assert page.startswith("# S\n") and "![S](../images/r.png)" in page and "```yaml\nseed: 0\n```" in page
     for text in (
         "## one",
@@ -88,7 +88,7 @@ def test_the_committed_pages_are_what_the_committed_metrics_give():
     entries = YAML(typ="safe", pure=True).load((ROOT / "pipelines/results.yaml").read_text())
     unmeasured = {name: entry for name, entry in entries.items() if "unmeasured" in entry}
     assert not any(list((ROOT / "reports" / entry["recipe"]).glob("*/metrics.json")) for entry in unmeasured.values())
-    rows = [results.row(name, entry, ROOT / "reports") for name, entry in entries.items() if name not in unmeasured]
-    assert (ROOT / "docs/results.md").read_text() == results.markdown(rows, unmeasured)
+    rows = [table.row(name, entry, ROOT / "reports") for name, entry in entries.items() if name not in unmeasured]
+    assert (ROOT / "docs/results.md").read_text() == table.markdown(rows, unmeasured)
     readme = (ROOT / "README.md").read_text()
-    assert readme == results.renewed(readme, rows)
+    assert readme == table.renewed(readme, rows)

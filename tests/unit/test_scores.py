@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 from scipy import linalg
 from sklearn.metrics import roc_auc_score
 
-from ebm_dist import evaluation_sets, features, model, shards
+from ebm_dist import models
+from ebm_dist.data import shards
 from ebm_dist.evaluation import ood, samples
+from ebm_dist.metrics import features, ood_images
 from tests import helpers
 
 RNG = np.random.default_rng(0)
@@ -69,9 +71,7 @@ def test_the_gaussian_baseline_has_the_data_s_moments():
 def test_out_of_distribution_sets_are_what_they_say(digits_data, photos_data):
     index = shards.read_index(digits_data)
     real = shards.read_split(index, "test")[0]
-    sets = evaluation_sets.synthetic(real, index) | evaluation_sets.others_like(
-        index, {"photos": shards.read_index(photos_data)}, 100
-    )
+    sets = ood_images.synthetic(real, index) | ood_images.others_like(index, {"photos": shards.read_index(photos_data)}, 100)
     assert list(sets) == ["uniform", "constant", "interpolation", "shuffled", "photos"]
     for name, x in sets.items():
         assert x.shape[1:] == (1, 8, 8) and x.min() >= 0 and x.max() <= 1, name
@@ -89,7 +89,7 @@ def test_others_are_resized_by_averaging(tmp_path, digits_data):
     big = np.zeros((40, 3, 16, 16), np.uint8)
     big[:, :, ::2] = 255
     other = shards.write(tmp_path, "big", Dataset({"test": Arrays(big, None)}, 255.0, (0.0, 1.0), 0, "", False))
-    x = evaluation_sets.others_like(shards.read_index(digits_data), {"big": other}, 99)["big"]
+    x = ood_images.others_like(shards.read_index(digits_data), {"big": other}, 99)["big"]
     assert x.shape == (40, 1, 8, 8) and (x == 0.5).all()
 
 
@@ -123,9 +123,9 @@ def test_the_fall_of_the_energy_is_that_of_a_chain_under_the_likeliest_label_in_
     sampler = {"num_steps": 3, "step_size": 0.5, "noise_scale": 0.0}
     params = helpers.params(objective={"conditional": True, "label_temperature": 2.0}, sampler=sampler)
     card = {"num_classes": 2, "bounds": None, "class_energies": {"mean": [5.0, 7.0], "sd": [1.0, 0.25]}}
-    own = model.TrainedModel(Wells(), torch.zeros(0), torch.zeros(0), params, card)
+    own = models.TrainedModel(Wells(), torch.zeros(0), torch.zeros(0), params, card)
     x = torch.tensor([[0.0], [3.0], [10.0], [14.0]])
     # slopes are 1 and 1/2: three steps of 0.5 go 1.5 and 0.75 towards the well, and energies fall by 1.5 and 0.375
     assert own.likeliest(x).tolist() == [0, 0, 1, 1]
-    assert ood.fall(own, x).tolist() == pytest.approx([0.0, 1.5, 0.0, 0.375 / 0.25])
+    assert ood.energy_drop(own, x).tolist() == pytest.approx([0.0, 1.5, 0.0, 0.375 / 0.25])
     assert own.energies(x).tolist() == pytest.approx([-5.0, -2.0, -7 / 0.25, (2 - 7) / 0.25])

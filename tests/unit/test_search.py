@@ -10,10 +10,12 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from ebm_dist import checkpoint, config, shards
+from ebm_dist import config
+from ebm_dist.data import shards
 from ebm_dist.errors import CheckpointError, ClusterError, ConfigError
-from ebm_dist.search import judge, proposals, report, study, tuning
-from ebm_dist.search.study import WORST, Found, Trial
+from ebm_dist.search import driver, optuna_search, report, space, study, trial_job, trials
+from ebm_dist.search.trials import WORST, SearchResult, Trial
+from ebm_dist.training import checkpoint
 from tests.helpers import ROOT, Silent, build, params, state_of, values
 
 SPACE = {"sampler.step_size": {"log": [1e-4, 1.0]}, "objective.energy_penalty": {"log": [1e-3, 1.0]}}
@@ -37,13 +39,13 @@ def trial(index, *scores, state="finished", **more):
 
 def test_draws_are_log_uniform_reproducible_and_readable():
     chosen = tuned_params()
-    drawn = [study.draw(chosen, i) for i in range(400)]
-    assert drawn == [study.draw(chosen, i) for i in range(400)]
+    drawn = [space.draw(chosen, i) for i in range(400)]
+    assert drawn == [space.draw(chosen, i) for i in range(400)]
     logs = np.log10([d["sampler.step_size"] for d in drawn])
     assert -4 <= logs.min() < -3.9 and -0.1 < logs.max() <= 0
     assert np.histogram(logs, bins=4, range=(-4, 0))[0].min() > 70  # each decade its share
     assert all(float(f"{d['sampler.step_size']:.4g}") == d["sampler.step_size"] for d in drawn)
-    assert study.draw(tuned_params(seed=1), 0) != drawn[0]
+    assert space.draw(tuned_params(seed=1), 0) != drawn[0]
 
 
 def test_whole_numbers_and_choices():
@@ -53,10 +55,10 @@ def test_whole_numbers_and_choices():
         "optimizer.lr": {"linear": [1e-4, 1e-3]},
     }
     chosen = tuned_params(space=space)
-    drawn = [study.draw(chosen, i) for i in range(50)]
+    drawn = [space.draw(chosen, i) for i in range(50)]
     assert all(isinstance(d["sampler.num_steps"], int) and 2 <= d["sampler.num_steps"] <= 64 for d in drawn)
     assert {len(d["energy.hidden"]) for d in drawn} == {1, 2}
-    own = study.trial_params(chosen, drawn[0], 5, 90, 10)
+    own = space.trial_params(chosen, drawn[0], 5, 90, 10)
     assert (own.seed, own.train.num_steps, own.train.checkpoint_every, own.train.max_rollbacks) == (5, 90, 10, 0)
     assert own.sampler.num_steps == drawn[0]["sampler.num_steps"] and own.tune.space is None
 
@@ -65,7 +67,7 @@ def test_combinations_that_the_settings_refuse_are_drawn_again():
     chosen = tuned_params(
         space={"train.batch_size": {"linear": [16, 64]}}
     )  # must be divisible by four shards, at most the capacity
-    assert all(study.draw(chosen, i)["train.batch_size"] % 4 == 0 for i in range(10))
+    assert all(space.draw(chosen, i)["train.batch_size"] % 4 == 0 for i in range(10))
 
 
 @pytest.mark.parametrize(
@@ -107,8 +109,8 @@ def test_a_bad_search_is_one_message_with_its_line(tmp_path, tune, texts):
 
 def test_the_default_space_is_what_the_file_has():
     chosen = params()
-    assert set(chosen.tune.ranges(chosen)) == set(study.DEFAULT_SPACE) and chosen.tune.space is None
-    low, high = study.DEFAULT_SPACE["sampler.step_size"].log
+    assert set(chosen.tune.ranges(chosen)) == set(space.DEFAULT_SPACE) and chosen.tune.space is None
+    low, high = space.DEFAULT_SPACE["sampler.step_size"].log
     assert math.log10(high / low) == pytest.approx(4)
 
 
@@ -123,31 +125,31 @@ def test_the_order_of_trials_never_prefers_what_diverged_or_is_not_a_number():
         trial(6, -math.inf),
         trial(7, 30.0),
     ]
-    assert [t.index for t in study.ranked(known, "fid_clf")][:3] == [3, 7, 0]  # equal scores: the farther first
+    assert [t.index for t in trials.ranked(known, "fid_clf")][:3] == [3, 7, 0]  # equal scores: the farther first
     assert [t.score("fid_clf") for t in known] == [50.0, None, None, 30.0, None, None, None, 30.0]
-    assert study.ranked([], "fid_clf") == []
-    assert study.read_trials(study.write_trials(known[:2])) == known[:2]
+    assert trials.ranked([], "fid_clf") == []
+    assert trials.read_trials(trials.write_trials(known[:2])) == known[:2]
 
 
 def test_proposals_are_reproducible_and_an_interrupted_search_gets_new_ones():
     pytest.importorskip("optuna")
     chosen = tuned_params(search="optuna")
-    first = proposals.Proposals(chosen, [])
+    first = optuna_search.Proposals(chosen, [])
     drawn = [first.next(i) for i in range(4)]
     over = [trial(i, 30.0 + i, values=drawn[i]) for i in range(2)]
-    again = proposals.Proposals(chosen, over)
-    assert [proposals.Proposals(chosen, []).next(i) for i in range(2)] == drawn[:2]
+    again = optuna_search.Proposals(chosen, over)
+    assert [optuna_search.Proposals(chosen, []).next(i) for i in range(2)] == drawn[:2]
     later = [again.next(i)["sampler.step_size"] for i in range(2, 6)]
     assert len({*later, *(values["sampler.step_size"] for values in drawn[:2])}) == 6
 
 
 def test_progress_counts_each_step_once():
     first, second = trial(0, 50.0, 40.0), trial(1, 60.0, 10.0, WORST)
-    found = study.progress([first, second], "fid_clf")
+    found = trials.progress([first, second], "fid_clf")
     assert found.used_steps == [10, 20, 30, 40, 50] and found.best == [50.0, 40.0, 40.0, 10.0, 10.0]
     clone = trial(2, 3.0)
     clone.rows[0] |= {"step": 30, "inherited": 20}
-    assert study.progress([clone], "fid_clf").used_steps == [10]
+    assert trials.progress([clone], "fid_clf").used_steps == [10]
 
 
 def test_the_tuned_file_is_whole_and_reads_back(tmp_path):
@@ -171,7 +173,7 @@ def test_the_tuned_file_is_whole_and_reads_back(tmp_path):
 def test_perturbed_values_stay_in_their_ranges():
     chosen = tuned_params(scheduler="pbt")
     generator = np.random.default_rng(0)
-    moved = [study.perturbed(chosen, {"sampler.step_size": 0.9, "objective.energy_penalty": 0.0011}, generator) for _ in range(20)]
+    moved = [space.perturbed(chosen, {"sampler.step_size": 0.9, "objective.energy_penalty": 0.0011}, generator) for _ in range(20)]
     assert {m["sampler.step_size"] for m in moved} == {0.72, 1.0}
     assert {m["objective.energy_penalty"] for m in moved} == {0.001, 0.001375}
 
@@ -191,7 +193,7 @@ def test_perturbed_values_stay_in_their_ranges():
     ],
 )
 def test_as_many_trials_at_once_as_fit_wherever_their_drivers_lie(nodes, need, count):
-    assert tuning.room(nodes, *need) == count
+    assert driver.max_concurrent_trials(nodes, *need) == count
 
 
 def test_a_trial_that_cannot_fit_is_refused_with_what_is_missing(monkeypatch):
@@ -199,7 +201,7 @@ def test_a_trial_that_cannot_fit_is_refused_with_what_is_missing(monkeypatch):
     chosen = config.from_values(values() | {"cluster": {"cpus_per_worker": 500.0}}, Path("test"))
     with (
         pytest.raises(ClusterError, match=r"a trial needs 500 CPUs, .* are free: lower tune.workers .* cluster.cpus_per_worker"),
-        tuning.connected(chosen),
+        driver.connected(chosen),
     ):
         pass
 
@@ -214,7 +216,7 @@ def found():
         trial(5, state="waiting"),
     ]
     finals = [trial(i, score) for i, score in enumerate([50.0, 52.0, 51.0, 40.0, 43.0, 41.0])]
-    return Found(trials, finals, [{}, trials[3].values], 90, {"search": 8.0, "comparison": 4.0})
+    return SearchResult(trials, finals, [{}, trials[3].values], 90, {"search": 8.0, "comparison": 4.0})
 
 
 def test_the_report_is_complete_and_honest(tmp_path):
@@ -251,7 +253,7 @@ def test_it_says_so_when_nothing_better_was_found_and_keeps_the_file(tmp_path):
 @pytest.mark.parametrize("scores", [[], [math.nan], [5.0], [math.nan, 5.0], [5.0, 5.0, 5.0, 5.0, 5.0]])
 def test_pictures_of_few_trials(scores):
     known = [trial(i, score) for i, score in enumerate(scores)]
-    report.pictures(tuned_params(), Found(known, [], [{}], 90, {"search": 1.0}))
+    report.pictures(tuned_params(), SearchResult(known, [], [{}], 90, {"search": 1.0}))
 
 
 def test_the_live_table_and_line():
@@ -273,7 +275,7 @@ def test_what_pbt_hands_on_is_every_bit_of_the_donor(tmp_path, digits_data):
     donor = build(params(), digits_data, digest="donor")
     donor.fit(tmp_path / "donor", Silent())
     folder = checkpoint.latest(tmp_path / "donor", "donor")
-    note = tuning.inherit(tmp_path / "trial", {"sampler.step_size": 0.03}, "settings", folder)
+    note = trial_job.clone_checkpoint(tmp_path / "trial", {"sampler.step_size": 0.03}, "settings", folder)
     assert (
         note["inherited"] == 12 and note["from"] == {"digest": "donor", "step": 12} and note["digest"] not in ("settings", "donor")
     )
@@ -285,18 +287,18 @@ def test_what_pbt_hands_on_is_every_bit_of_the_donor(tmp_path, digits_data):
         checkpoint.latest(tmp_path / "trial" / note["digest"][:16], "donor")
     (folder / "weights.safetensors").write_bytes(b"broken")
     with pytest.raises(CheckpointError, match=r"weights.safetensors"):
-        tuning.inherit(tmp_path / "other", {}, "settings", folder)
+        trial_job.clone_checkpoint(tmp_path / "other", {}, "settings", folder)
 
 
 def test_a_record_of_trials_survives_and_forgets_nothing(tmp_path):
-    job = tuning.Job({}, "", "", str(tmp_path), "digest", (10, 90), 10)
-    first = tuning.Trials(job, "search", [trial(0, state="waiting"), trial(1, state="waiting")])
+    job = trial_job.Job({}, "", "", str(tmp_path), "digest", (10, 90), 10)
+    first = trials.TrialStore(tmp_path, "search", [trial(0, state="waiting"), trial(1, state="waiting")])
     first.add(first.all[0], {"step": 10, "digest": "a", "fid_clf": 5.0})
     first.add(first.all[0], {"step": 10, "digest": "a", "fid_clf": 5.0})  # told again
     first.add(first.all[1], {"step": 10, "digest": "b", "fid_clf": 4.0})
     first.all[0].state, first.all[1].state = "stopped", "running"
     first.save()
-    again = tuning.Trials(job, "search", [trial(i, state="waiting") for i in range(3)])
+    again = trials.TrialStore(tmp_path, "search", [trial(i, state="waiting") for i in range(3)])
     assert [t.state for t in again.all] == ["stopped", "waiting", "waiting"] and [t.index for t in again.left] == [1, 2]
     assert [row["order"] for t in again.all for row in t.rows] == [0, 1]
 
@@ -305,16 +307,16 @@ def test_a_score_is_made_of_the_validation_split_only(tmp_path, digits_data, mon
     opened = []
     real = shards.read_split
     monkeypatch.setattr(shards, "read_split", lambda index, split, tars=None: opened.append(split) or real(index, split, tars))
-    from ebm_dist import features
+    from ebm_dist.metrics import features
 
     index = shards.read_index(digits_data)
     features.train(features.Config(num_steps=5), index, tmp_path / "classifier")
     opened.clear()
     trained = build(params(), digits_data, digest="digest")
     trained.fit(tmp_path / "run", Silent())
-    own = judge.Judge(params().as_dict(), str(digits_data), str(tmp_path / "classifier"), "digest", (4, 12), 50)
+    own = scores.Scorer(params().as_dict(), str(digits_data), str(tmp_path / "classifier"), "digest", (4, 12), 50)
     own.look(tmp_path / "run")
-    (row,) = [json.loads(line) for line in (tmp_path / "run" / judge.SCORES).read_text().splitlines()]
-    assert row["step"] == 12 and set(study.SCORES) < set(row) and all(math.isfinite(v) for v in row.values())
+    (row,) = [json.loads(line) for line in (tmp_path / "run" / scores.SCORES).read_text().splitlines()]
+    assert row["step"] == 12 and set(trials.SCORES) < set(row) and all(math.isfinite(v) for v in row.values())
     own.look(tmp_path / "run")
-    assert len((tmp_path / "run" / judge.SCORES).read_text().splitlines()) == 1 and set(opened) == {"val"}
+    assert len((tmp_path / "run" / scores.SCORES).read_text().splitlines()) == 1 and set(opened) == {"val"}

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from ebm_dist import model, tasks
+from ebm_dist import models
 from ebm_dist.errors import RequestError
+from ebm_dist.models import requests
 from tests import helpers
 from tests.helpers import Silent
 
@@ -14,7 +15,7 @@ def exported(folder, data, **objective):
     chosen = helpers.params(objective=objective)
     helpers.build(chosen, data).fit(folder / "run", Silent())
     helpers.export(folder / "run", folder / "model", chosen, data)
-    return model.load(folder / "model")
+    return models.load(folder / "model")
 
 
 @pytest.fixture(scope="module")
@@ -31,36 +32,36 @@ X = np.random.default_rng(0).random((4, 1, 8, 8), dtype=np.float32)
 
 
 def test_energies_are_those_of_the_model(plain):
-    assert np.array_equal(tasks.answer(plain, X), plain.energies(torch.from_numpy(X)).numpy())
-    assert np.array_equal(tasks.answer(plain, X.tolist(), {"task": "energy"}), tasks.answer(plain, X))
+    assert np.array_equal(requests.answer(plain, X), plain.energies(torch.from_numpy(X)).numpy())
+    assert np.array_equal(requests.answer(plain, X.tolist(), {"task": "energy"}), requests.answer(plain, X))
 
 
 def test_samples_are_chains_that_a_seed_names_and_lower_the_energy(plain):
-    a, b, c = (tasks.answer(plain, X, {"task": "sample", "num_steps": 30, "seed": seed}) for seed in (0, 0, 1))
+    a, b, c = (requests.answer(plain, X, {"task": "sample", "num_steps": 30, "seed": seed}) for seed in (0, 0, 1))
     assert a.shape == X.shape and np.array_equal(a, b) and not np.array_equal(a, c)
-    start = tasks.answer(plain, X, {"task": "sample", "num_steps": 1})
-    assert tasks.answer(plain, a).mean() < tasks.answer(plain, start).mean()
+    start = requests.answer(plain, X, {"task": "sample", "num_steps": 1})
+    assert requests.answer(plain, a).mean() < requests.answer(plain, start).mean()
     assert a.min() >= 0 and a.max() <= 1
 
 
 def test_completions_keep_what_is_known(plain):
     for rows, known in ((0, 4), (3, 5)):
-        found = tasks.answer(plain, X, {"task": "complete", "num_steps": 5, "hidden_rows": rows})
+        found = requests.answer(plain, X, {"task": "complete", "num_steps": 5, "hidden_rows": rows})
         assert np.array_equal(found[:, :, :known], X[:, :, :known]) and not np.isclose(found[:, :, known:], X[:, :, known:]).all()
     given = X.copy()
     given[:, :, 4:] = 0  # what is hidden does not matter
     options = {"task": "complete", "num_steps": 5}
-    assert np.array_equal(tasks.answer(plain, given, options), tasks.answer(plain, X, options))
+    assert np.array_equal(requests.answer(plain, given, options), requests.answer(plain, X, options))
 
 
 def test_a_class_can_be_asked_for_and_is_recognised(conditional):
     options = {"task": "sample", "num_steps": 5}
-    each, sevens, other = (tasks.answer(conditional, X, options | {"label": label}) for label in (-1, 7, 3))
+    each, sevens, other = (requests.answer(conditional, X, options | {"label": label}) for label in (-1, 7, 3))
     assert not np.array_equal(sevens, other) and not np.array_equal(each, sevens)
-    p = tasks.answer(conditional, X, {"task": "classify"})
+    p = requests.answer(conditional, X, {"task": "classify"})
     assert p.shape == (4, 10) and np.allclose(p.sum(axis=1), 1)
     with pytest.raises(RequestError, match="label must be below 10, or -1 for each in turn; found 10"):
-        tasks.answer(conditional, X, options | {"label": 10})
+        requests.answer(conditional, X, options | {"label": 10})
 
 
 @pytest.mark.parametrize(
@@ -76,15 +77,15 @@ def test_a_class_can_be_asked_for_and_is_recognised(conditional):
         (X[:, :, :4], {}, r"expected samples of shape \(n, 1, 8, 8\), found \(4, 1, 4, 8\)"),
         (np.full_like(X, np.nan), {}, "must be finite"),
         ([["a"]], {}, "not an array of numbers"),
-        (np.zeros((tasks.MAX_SAMPLES + 1, 1, 8, 8), np.float32), {"task": "sample"}, "at most 1000 samples a request, found 1001"),
+        (np.zeros((requests.MAX_SAMPLES + 1, 1, 8, 8), np.float32), {"task": "sample"}, "at most 1000 samples a request, found 1001"),
     ],
 )  # fmt: skip
 def test_what_is_refused(plain, samples, options, expected):
     with pytest.raises(RequestError, match=expected):
-        tasks.answer(plain, samples, options)
+        requests.answer(plain, samples, options)
 
 
 def test_only_images_are_completed(plain):
     flat = plain._replace(card=plain.card | {"shape": [64]})
     with pytest.raises(RequestError, match="only images can be completed"):
-        tasks.answer(flat, np.zeros((2, 64)), {"task": "complete"})
+        requests.answer(flat, np.zeros((2, 64)), {"task": "complete"})

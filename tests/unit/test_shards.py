@@ -8,7 +8,8 @@ import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ebm_dist import shards
+from ebm_dist.data import shards
+from ebm_dist.data.loader import LogicalShard
 from ebm_dist.datasets import Arrays, Dataset, digits
 from ebm_dist.errors import DataError
 
@@ -60,13 +61,13 @@ def test_data_without_labels(tmp_path):
 @pytest.mark.parametrize("num_shards", [1, 2, 4, 8, 16])
 def test_logical_shards_partition_the_data(folder, num_shards):
     index = shards.read_index(folder)
-    parts = [shards.LogicalShard(index, "train", s, num_shards, 2, 0).x for s in range(num_shards)]
+    parts = [LogicalShard(index, "train", s, num_shards, 2, 0).x for s in range(num_shards)]
     together = torch.cat(parts).flatten(1)
     assert len(together) == 50 == len(together.unique(dim=0))
 
 
 def test_each_epoch_has_every_sample_once_in_another_order(folder):
-    shard = shards.LogicalShard(shards.read_index(folder), "train", 0, 1, 10, seed=1)
+    shard = LogicalShard(shards.read_index(folder), "train", 0, 1, 10, seed=1)
     epochs = [torch.cat([shard.batch(step)[0] for step in range(first, first + 5)]) for first in (0, 5)]
     assert len(epochs[0].flatten(1).unique(dim=0)) == 50 == len(epochs[1].flatten(1).unique(dim=0))
     assert not torch.equal(*epochs)
@@ -76,7 +77,7 @@ def test_each_epoch_has_every_sample_once_in_another_order(folder):
 @settings(max_examples=40, deadline=None)
 def test_a_batch_is_full_and_a_function_of_its_step(digits_data, batch_size, step):
     index = shards.read_index(digits_data)
-    one, other = (shards.LogicalShard(index, "train", 1, 16, batch_size, 0) for _ in range(2))
+    one, other = (LogicalShard(index, "train", 1, 16, batch_size, 0) for _ in range(2))
     other.batch(max(0, step - 1))  # what was asked before must not matter
     (x, y), (again, _) = one.batch(step), other.batch(step)
     assert x.shape == (batch_size, 1, 8, 8) and y.shape == (batch_size,)
@@ -165,7 +166,7 @@ def test_an_object_array_cannot_run_code(folder, tmp_path):
 def test_too_few_samples_for_a_logical_shard(tmp_path):
     index = shards.write(tmp_path, "small", small(5))
     with pytest.raises(DataError, match="logical shard 5 of 16 has no train samples"):
-        shards.LogicalShard(index, "train", 5, 16, 2, 0)
+        LogicalShard(index, "train", 5, 16, 2, 0)
 
 
 def test_prepared_digits_are_all_there(digits_data):

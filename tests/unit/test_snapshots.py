@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ebm_dist import snapshots
-from ebm_dist.checkpoint import MANIFEST
 from ebm_dist.files import encode
+from ebm_dist.runs import snapshots
+from ebm_dist.training.checkpoint import MANIFEST
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_a_deleted_checkpoint_and_what_is_no_image_are_passed_over(run):
 
 def test_they_are_taken_while_a_block_runs_and_once_at_its_end(run):
     folder, put = run
-    with snapshots.following(folder):
+    with snapshots.sync_while_running(folder):
         put(200)
     assert list(snapshots.taken(folder)) == [200]
 

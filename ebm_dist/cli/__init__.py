@@ -1,0 +1,1 @@
+"""The command ``ebm-dist``."""

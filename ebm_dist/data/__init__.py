@@ -1,0 +1,1 @@
+"""Prepared data: WebDataset shards with an index, and the loader of a logical shard."""

@@ -1,0 +1,270 @@
+"""WebDataset tar shards with an index: written once, verified by hash, read by logical shard, epoch and offset.
+
+A tar holds packs of samples, ``<key>.x.npy`` and ``<key>.y.npy`` (reading one sample a member is fifty times slower).
+``index.json`` has the place and SHA-256 of everything and is written last, so a folder without it is not a data set.
+"""
+
+import hashlib
+import io
+import math
+import tarfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import webdataset
+from torch import Tensor
+
+from ebm_dist.datasets import Arrays, Dataset
+from ebm_dist.errors import DataError
+from ebm_dist.files import read_json, write_json
+from ebm_dist.rng import numpy_stream
+from ebm_dist.storage import is_local, read_bytes, write_whole
+
+SCHEMA = 1
+NUM_TARS = 16  # tars of each split: logical shards read whole tars, so their number must divide this
+PACK_SIZE = 256
+INDEX = "index.json"
+_MAX_SIDE = 1 << 20  # of an image, or number of classes: beyond it an index is nonsense
+STAGE = "prepare"
+
+
+class Pack(NamedTuple):
+    """One pack of samples inside a tar: where its two arrays lie, in bytes."""
+
+    num_samples: int
+    x: tuple[int, int]
+    y: tuple[int, int]
+
+
+class Tar(NamedTuple):
+    """One shard file."""
+
+    file: str
+    num_samples: int
+    bytes: int
+    sha256: str
+    packs: tuple[Pack, ...]
+
+
+class Index(NamedTuple):
+    """What ``index.json`` says about a prepared data set."""
+
+    folder: Path
+    dataset: str
+    source: str
+    is_official: bool
+    shape: tuple[int, ...]
+    scale: float
+    bounds: tuple[float, float] | None
+    num_classes: int
+    splits: dict[str, tuple[Tar, ...]]
+    statistics: dict[str, dict[str, Any]]
+    digest: str
+    """SHA-256 of the index, which holds the SHA-256 of each shard: names the data exactly."""
+
+    def num_samples(self, split: str) -> int:
+        """Of a split, over all its shards."""
+        return sum(tar.num_samples for tar in self.splits[split])
+
+
+def write(folder: Path, name: str, data: Dataset) -> Index:
+    """Write a data set as shards. Equal data gives equal bytes. Samples are dealt out in a fixed random order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / INDEX).unlink(missing_ok=True)  # first of all: what stands here is no longer valid
+    splits, statistics = {}, {}
+    for split, arrays in data.splits.items():
+        order = numpy_stream(0, f"shards/{split}").permutation(len(arrays.x))
+        tars = [order[i::NUM_TARS] for i in range(NUM_TARS)]
+        splits[split] = [_write_tar(folder, f"{split}-{i:06d}.tar", arrays, chosen) for i, chosen in enumerate(tars)]
+        statistics[split] = _statistics(arrays, data.scale)
+    example = next(iter(data.splits.values())).x
+    write_json(
+        folder / INDEX,
+        {
+            "schema": SCHEMA,
+            "dataset": name,
+            "source": data.source,
+            "is_official": data.is_official,
+            "shape": example.shape[1:],
+            "scale": data.scale,
+            "bounds": data.bounds,
+            "num_classes": data.num_classes,
+            "splits": splits,
+            "statistics": statistics,
+        },
+    )
+    return read_index(folder)
+
+
+def _write_tar(folder: Path, name: str, arrays: Arrays, chosen: npt.NDArray[np.int64]) -> dict[str, Any]:
+    path, packs = folder / name, {}
+    labels = np.zeros(len(arrays.x), np.int64) if arrays.y is None else arrays.y
+    try:
+        with webdataset.TarWriter(str(path), user="ebm", group="ebm", mtime=0) as tar:
+            for start in range(0, len(chosen), PACK_SIZE):
+                rows, key = chosen[start : start + PACK_SIZE], f"{start // PACK_SIZE:06d}"
+                tar.write({"__key__": key, "x.npy": arrays.x[rows], "y.npy": labels[rows]})
+                packs[key] = len(rows)
+        content = path.read_bytes()
+    except OSError as failed:
+        raise DataError(f"{path}: cannot be written ({failed.strerror}); free space and run 'dvc repro {STAGE}' again") from None
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        place = {member.name: (member.offset_data, member.size) for member in tar}
+    return {
+        "file": name,
+        "num_samples": len(chosen),
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "packs": [{"num_samples": n, "x": place[f"{key}.x.npy"], "y": place[f"{key}.y.npy"]} for key, n in packs.items()],
+    }
+
+
+def _statistics(arrays: Arrays, scale: float) -> dict[str, Any]:
+    x = arrays.x.reshape(len(arrays.x), -1)
+    total = x.sum(dtype=np.float64), np.square(x, dtype=np.float64).sum()
+    mean = total[0] / x.size / scale
+    return {
+        "num_samples": len(x),
+        "mean": mean,
+        "sd": float(np.sqrt(max(total[1] / x.size / scale**2 - mean**2, 0.0))),
+        "min": float(x.min()) / scale,
+        "max": float(x.max()) / scale,
+        "class_counts": None if arrays.y is None else np.bincount(arrays.y).tolist(),
+    }
+
+
+def read_index(folder: Path) -> Index:
+    """Read and check ``index.json``. Raises :class:`DataError` where it is missing, broken or of another schema."""
+    path = folder / INDEX
+    raw = read_json(path, STAGE)
+    try:
+        if raw["schema"] != SCHEMA:
+            raise DataError(f"{path}: schema {raw['schema']}, this version reads {SCHEMA}; run 'dvc repro -f {STAGE}'")
+        splits = {
+            split: tuple(
+                Tar(
+                    _plain_name(t["file"]), int(t["num_samples"]), int(t["bytes"]), str(t["sha256"]),
+                    tuple(Pack(int(p["num_samples"]), _place(p["x"]), _place(p["y"])) for p in t["packs"]),
+                )
+                for t in tars
+            )
+            for split, tars in raw["splits"].items()
+        }  # fmt: skip
+        bounds = None if raw["bounds"] is None else (float(raw["bounds"][0]), float(raw["bounds"][1]))
+        _sound("a split without shards", all(splits.values()) and splits)
+        _sound(f"bounds {bounds}", bounds is None or -math.inf < bounds[0] < bounds[1] < math.inf)
+        _sound(f"scale {raw['scale']}", 0 < float(raw["scale"]) < math.inf)
+        _sound(f"shape {raw['shape']}", raw["shape"] and all(isinstance(n, int) and 0 < n < _MAX_SIDE for n in raw["shape"]))
+        _sound(f"{raw['num_classes']} classes", 0 <= int(raw["num_classes"]) < _MAX_SIDE)
+        return Index(
+            folder, str(raw["dataset"]), str(raw["source"]), bool(raw["is_official"]), tuple(int(n) for n in raw["shape"]),
+            float(raw["scale"]), bounds, int(raw["num_classes"]), splits, dict(raw["statistics"]),
+            hashlib.sha256(read_bytes(path)).hexdigest(),
+        )  # fmt: skip
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as failed:
+        raise DataError(f"{path}: not an index of ours ({type(failed).__name__}: {failed}); run 'dvc repro -f {STAGE}'") from None
+
+
+def _sound(what: str, is_sound: Any) -> None:
+    if not is_sound:
+        raise ValueError(what)
+
+
+def _plain_name(name: str) -> str:
+    if not isinstance(name, str) or Path(name).name != name or not name.endswith(".tar"):
+        raise ValueError(f"shard name {name!r}")
+    return name
+
+
+def _place(value: Any) -> tuple[int, int]:
+    offset, size = int(value[0]), int(value[1])
+    _sound(f"place {value}", offset >= 0 and size >= 0)
+    return offset, size
+
+
+def publish(index: Index, root: Path) -> Index:
+    """Copy a data set to an object store, under its digest, unless it is there; a local root leaves it where it is.
+
+    The index is written last. Workers of a cluster read the copy.
+    """
+    if is_local(root):
+        return index
+    folder = root / index.digest[:16]
+    if not (folder / INDEX).exists():
+        for tars in index.splits.values():
+            for tar in tars:
+                write_whole(folder / tar.file, (index.folder / tar.file).read_bytes())
+        write_whole(folder / INDEX, (index.folder / INDEX).read_bytes())
+    return index._replace(folder=folder)
+
+
+def verify(index: Index) -> None:
+    """Read every shard and compare it with the index. Raises :class:`DataError` that names the first bad one."""
+    for tars in index.splits.values():
+        for tar in tars:
+            _read_tar(index, tar)
+
+
+def _read_tar(index: Index, tar: Tar) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """The samples of one tar, read at the places that the index gives; nothing is unpacked to disk."""
+    path, mend = index.folder / tar.file, f"run 'dvc repro -f {STAGE}'"
+    try:
+        content = read_bytes(path)
+    except OSError as failed:
+        raise DataError(f"{path}: cannot be read ({failed.strerror or failed}); {mend}") from None
+    if len(content) != tar.bytes:
+        raise DataError(f"{path}: {len(content)} bytes, the index says {tar.bytes}: truncated or another file; {mend}")
+    if hashlib.sha256(content).hexdigest() != tar.sha256:
+        raise DataError(f"{path}: SHA-256 differs from the index: altered; {mend}")
+    try:
+        xs, ys = [], []
+        for pack in tar.packs:
+            x, y = (_read_npy(content, place) for place in (pack.x, pack.y))
+            _sound(f"samples of type {x.dtype} with labels of type {y.dtype}", x.dtype.kind in "uf" and y.dtype == np.int64)
+            if x.shape != (pack.num_samples, *index.shape) or y.shape != (pack.num_samples,):
+                raise ValueError(f"pack of shape {x.shape} with {y.shape} labels, expected {pack.num_samples} of {index.shape}")
+            xs.append(x)
+            ys.append(y)
+        if not xs:
+            return np.empty((0, *index.shape), np.uint8), np.empty(0, np.int64)
+        return np.concatenate(xs), np.concatenate(ys)
+    except ValueError as failed:
+        raise DataError(f"{path}: not a shard of this data set ({failed}); {mend}") from None
+
+
+def _read_npy(content: bytes, place: tuple[int, int]) -> npt.NDArray[Any]:
+    offset, size = place
+    try:
+        return np.lib.format.read_array(io.BytesIO(content[offset : offset + size]), allow_pickle=False)  # type: ignore[no-any-return,no-untyped-call]
+    except Exception as failed:  # noqa: BLE001 (numpy reads the header as a Python literal: tokenizer, parser and memory errors)
+        raise ValueError(f"{type(failed).__name__}: {failed}") from None
+
+
+def read_split(index: Index, split: str, tars: range | None = None) -> tuple[Tensor, Tensor]:
+    """Samples of a split as model inputs ``(n, *shape)`` float32 and labels ``(n,)`` int64; of the given tars only, if any."""
+    x, y = read_raw(index, split, tars)
+    return to_model(torch.from_numpy(x), index.scale), torch.from_numpy(y)
+
+
+def read_labelled(index: Index, seed: int) -> tuple[Tensor, Tensor] | None:
+    """As :func:`read_split`, the few samples ``(n, *shape)`` whose labels are known, drawn for this seed; None where the data are
+    not so.
+    """
+    draws = sum(split.startswith("labelled-") for split in index.splits)
+    return read_split(index, f"labelled-{seed % draws}") if draws else None
+
+
+def read_raw(index: Index, split: str, tars: range | None) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """Read samples ``(n, *shape)`` as stored and labels ``(n,)``, of the given tars only, if any. Raises :class:`DataError`."""
+    if split not in index.splits:
+        raise DataError(f"{index.folder}: has no {split} split, only {', '.join(index.splits)}; choose another data set")
+    parts = [_read_tar(index, tar) for i, tar in enumerate(index.splits[split]) if tars is None or i in tars]
+    return np.concatenate([x for x, _ in parts]), np.concatenate([y for _, y in parts])
+
+
+def to_model(x: Tensor, scale: float) -> Tensor:
+    """Convert stored samples ``(n, *shape)`` to model inputs."""
+    return x.float() / scale

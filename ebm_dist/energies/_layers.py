@@ -1,0 +1,47 @@
+"""Layers that several energies share: SiLU with a cheap gradient, spectral normalisation, the linear energy of features."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+
+def linear_energy(layer: nn.Linear, h: Tensor) -> Tensor:
+    """``(B,)``: the one output of a layer on features ``(B, n)``; as a vector product, whose gradient is no matrix product."""
+    energy = torch.mv(h, layer.weight[0])
+    return energy if layer.bias is None else energy + layer.bias
+
+
+class _Silu(torch.autograd.Function):
+    """``h sigmoid(h)``, and its slope beside it: the gradient needs no second sigmoid."""
+
+    @staticmethod
+    def forward(h: Tensor) -> tuple[Tensor, Tensor]:
+        sigmoid = h.sigmoid()
+        unit = h * sigmoid
+        return unit, sigmoid + unit * (1 - sigmoid)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> Tensor:  # type: ignore[override]
+        return gradient * ctx.saved_tensors[0]  # type: ignore[no-any-return]
+
+
+def silu(h: Tensor) -> Tensor:
+    """``h sigmoid(h)``."""
+    return _Silu.apply(h)[0] if torch.compiler.is_compiling() else F.silu(h)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def spectral_norm(layer: nn.Module) -> nn.Module:
+    """Divide a layer's weight by its largest singular value (Miyato et al. 2018).
+
+    The layer stays in evaluation mode: torch would else do a power iteration in every forward pass, so that the estimate depended
+    on how many passes a worker makes. :func:`ebm_dist.energies.iterate_power` does it instead, once an update.
+    """
+    return parametrizations.spectral_norm(layer).eval()

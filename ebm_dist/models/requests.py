@@ -1,0 +1,121 @@
+"""What a trained model can be asked: arrays in, arrays out. MLflow and Ray Serve answer with these."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ebm_dist.energies import frozen, given, is_conditional
+from ebm_dist.errors import DataError, RequestError
+from ebm_dist.models.trained import TrainedModel
+from ebm_dist.rng import stream
+from ebm_dist.samplers import noise, run_chain
+
+MAX_SAMPLES, MAX_STEPS = 1000, 10000
+
+
+class Options(NamedTuple):
+    """What a request may say beside its samples. The defaults are those of the registered signature."""
+
+    task: str = "energy"
+    """``energy``, ``classify``, ``sample`` or ``complete``"""
+    num_steps: int = 100
+    """of the chains of ``sample`` and ``complete``"""
+    seed: int = 0
+    """of those: the same seed, the same answer"""
+    label: int = -1
+    """the class to sample or complete, of a conditional model; -1: each in turn"""
+    hidden_rows: int = 0
+    """lower rows of each image that ``complete`` is to find; 0: half of them"""
+
+
+def answer(model: TrainedModel, samples: Any, options: Mapping[str, Any] | None = None) -> npt.NDArray[np.float32]:
+    """The answer to a request about samples ``(n, *shape)``.
+
+    ``energy``: ``(n,)``; ``classify``: ``(n, num_classes)`` probabilities; ``sample``: ``(n, *shape)`` chains from noise, of the
+    samples only the number counts; ``complete``: the samples, their lower rows found by chains. Raises :class:`RequestError`.
+    """
+    unknown = set(options or {}) - set(Options._fields)
+    if unknown:
+        raise RequestError(f"no parameter {', '.join(sorted(unknown))}; there: {', '.join(Options._fields)}")
+    chosen = Options(**(options or {}))
+    for name, default in Options._field_defaults.items():
+        value = getattr(chosen, name)
+        if not isinstance(value, type(default)) or isinstance(value, bool):
+            raise RequestError(f"{name} must be of type {type(default).__name__}, found {value!r}")
+    if not 1 <= chosen.num_steps <= MAX_STEPS:
+        raise RequestError(f"num_steps must be from 1 to {MAX_STEPS}, found {chosen.num_steps}")
+    if chosen.task not in TASKS:
+        raise RequestError(f"no task {chosen.task!r}; there: {', '.join(TASKS)}")
+    x = _checked(samples, tuple(model.card["shape"]))
+    if chosen.task in ("sample", "complete") and len(x) > MAX_SAMPLES:
+        raise RequestError(f"at most {MAX_SAMPLES} samples a request, found {len(x)}")
+    try:
+        return TASKS[chosen.task](model, x, chosen).float().numpy()
+    except DataError as failed:  # the model cannot do this
+        raise RequestError(str(failed)) from None
+
+
+def _checked(samples: Any, shape: tuple[int, ...]) -> Tensor:
+    try:
+        x = np.asarray(samples, np.float32)
+    except (ValueError, TypeError, OverflowError) as failed:
+        raise RequestError(f"not an array of numbers: {failed}") from None
+    if x.ndim != len(shape) + 1 or x.shape[1:] != shape:
+        raise RequestError(f"expected samples of shape (n, {', '.join(map(str, shape))}), found {x.shape}")
+    if not np.isfinite(x).all():
+        raise RequestError("samples must be finite; found NaN or infinity")
+    return torch.from_numpy(x)
+
+
+def _energy(model: TrainedModel, x: Tensor, options: Options) -> Tensor:
+    return model.energies(x)
+
+
+def _classify(model: TrainedModel, x: Tensor, options: Options) -> Tensor:
+    return model.classify(x)
+
+
+def _labels(model: TrainedModel, count: int, options: Options) -> Tensor | None:
+    if not is_conditional(model.params):
+        return None
+    num_classes = model.card["num_classes"]
+    if not -1 <= options.label < num_classes:
+        raise RequestError(f"label must be below {num_classes}, or -1 for each in turn; found {options.label}")
+    return torch.arange(count) % num_classes if options.label < 0 else torch.full((count,), options.label)
+
+
+def _sample(model: TrainedModel, x: Tensor, options: Options) -> Tensor:
+    start = noise(tuple(x.shape), model.bounds, stream(options.seed, "sample/start"))
+    with frozen(model.energy):
+        target = given(model.energy, _labels(model, len(x), options))
+        return run_chain(model.kernel(), target, start, options.num_steps, stream(options.seed, "sample/chain"))[0]
+
+
+def _complete(model: TrainedModel, x: Tensor, options: Options) -> Tensor:
+    if x.ndim != 4:
+        raise RequestError(f"only images can be completed, this model's samples have shape {tuple(x.shape[1:])}")
+    count = options.hidden_rows or x.shape[2] // 2
+    if not 0 < count < x.shape[2]:
+        raise RequestError(f"hidden_rows must be from 1 to {x.shape[2] - 1}, found {options.hidden_rows}")
+    known, hidden = x[:, :, :-count], x[:, :, -count:]
+    start = noise(tuple(hidden.shape), model.bounds, stream(options.seed, "complete/start"))
+    with frozen(model.energy):
+        energy = given(model.energy, _labels(model, len(x), options))
+
+        def target(rows: Tensor) -> Tensor:
+            return energy(torch.cat([known, rows], dim=2))
+
+        end, _ = run_chain(model.kernel(), target, start, options.num_steps, stream(options.seed, "complete/chain"))
+    return torch.cat([known, end], dim=2)
+
+
+TASKS: Mapping[str, Callable[[TrainedModel, Tensor, Options], Tensor]] = {
+    "energy": _energy,
+    "classify": _classify,
+    "sample": _sample,
+    "complete": _complete,
+}

@@ -1,0 +1,261 @@
+"""A trained model as a folder: what training exports and what evaluation, registry and serving load.
+
+``energy.safetensors`` has the weights (moving averages), ``generator.safetensors`` and the like those of the other players,
+``energy-00.safetensors`` those at the end of an earlier task, ``chains.safetensors`` the replayed chains, ``model.json`` everything
+needed to build the networks again, and the lineage. Nothing in it can run code.
+"""
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from ebm_dist import config
+from ebm_dist.config import TRAINING, Params, module_of
+from ebm_dist.energies import EnergyModel, HasConditionals, is_conditional, iterate_power
+from ebm_dist.errors import DataError
+from ebm_dist.files import encode, read_json, read_tensors, sha256, write_json
+from ebm_dist.generators import GeneratorModel
+from ebm_dist.objectives import build_players
+from ebm_dist.samplers import Kernel
+from ebm_dist.storage import write_whole
+from ebm_dist.training import checkpoint
+
+if TYPE_CHECKING:
+    from ebm_dist.data.shards import Index
+
+_CARD, _CHAINS, _PLAYER, _EARLIER = "model.json", "chains.safetensors", "{}.safetensors", "energy-{:02d}.safetensors"
+_POWER_ITERATIONS = 15  # the average's own largest singular values; the buffers come from the last weights
+
+
+class OnGpu(EnergyModel):
+    """An energy that is computed on a GPU, for positions and labels on the CPU: who judges a model or walks on it need not know."""
+
+    def __init__(self, network: EnergyModel) -> None:
+        super().__init__()
+        self.network = network.cuda()
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        energy: Tensor = self.network(x.cuda(), None if y is None else y.cuda())
+        return energy.to(x.device)
+
+
+def _placed(energy: EnergyModel) -> EnergyModel:
+    return OnGpu(energy) if torch.cuda.is_available() and not isinstance(energy, HasConditionals) else energy
+
+
+class TrainedModel(NamedTuple):
+    """A model loaded from its folder."""
+
+    energy: EnergyModel
+    """frozen, in evaluation mode; where there is a GPU, computed there (:class:`OnGpu`)"""
+    chains: Tensor
+    """``(capacity, *shape)`` positions of the replay buffer at the end of training"""
+    labels: Tensor
+    """``(capacity,)`` their classes"""
+    params: Params
+    """the settings that it was trained with"""
+    card: dict[str, Any]
+    """shape, bounds, number of classes, digests, steps"""
+    previous_tasks: tuple[EnergyModel, ...] = ()
+    """as it was at the end of each earlier task, where classes were learnt in tasks"""
+    other_players: Mapping[str, nn.Module] = MappingProxyType({})
+    """the players besides the energy, frozen"""
+
+    @property
+    def generator(self) -> GeneratorModel:
+        """Raises :class:`DataError` where the objective trains none."""
+        if "generator" not in self.other_players:
+            raise DataError(
+                f"this model has no generator, only {', '.join(['energy', *self.other_players])}; train one with objective meg"
+            )
+        return cast(GeneratorModel, self.other_players["generator"])
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """Of the data, hence of chains; None where there are none."""
+        return None if self.card["bounds"] is None else tuple(self.card["bounds"])
+
+    @torch.no_grad()
+    def energies(self, x: Tensor) -> Tensor:
+        """Energies ``(n,)`` of samples ``(n, *shape)``; of a conditional model ``(E(x, y) - m_y) / s_y`` for the likeliest ``y``.
+
+        Chains that keep their label leave the energies of each class free by a constant and alike in no scale; ``m_y`` and ``s_y``
+        are mean and standard deviation of the class's own training data. The likeliest class is that of ``p(y | x)`` where the
+        model has learnt it, else the one that gives the least.
+        """
+        if not is_conditional(self.params):
+            return _energies(self.energy, x)
+        chosen = self.likeliest(x)
+        mean, sd = self.class_energies
+        return (_energies(self.energy, x, chosen) - mean[chosen]) / sd[chosen]
+
+    @property
+    def class_energies(self) -> tuple[Tensor, Tensor]:
+        """Of a conditional model, mean and standard deviation ``(num_classes,)`` of the energies of each class's training data."""
+        mean, sd = (torch.tensor(self.card["class_energies"][name]) for name in ("mean", "sd"))
+        return mean, sd
+
+    @torch.no_grad()
+    def likeliest(self, x: Tensor) -> Tensor:
+        """The class ``(n,)`` of each sample of a conditional model: that of ``p(y | x)`` where it has learnt it, else the one
+        among whose energies that of the sample is the lowest."""
+        energies, (mean, sd) = self.energies_by_class(x), self.class_energies
+        return (energies if self.knows_labels else (energies - mean) / sd).argmin(dim=1)
+
+    @property
+    def knows_labels(self) -> bool:
+        """Whether it has learnt ``p(y | x) = softmax(-E(x, y) / T)``, with ``T = objective.label_temperature``."""
+        return getattr(self.params.objective, "label_temperature", None) is not None
+
+    @torch.no_grad()
+    def energies_by_class(self, x: Tensor) -> Tensor:
+        """``E(x, y)`` of a conditional model, ``(n, num_classes)``."""
+        labels = (torch.full((len(x),), k) for k in range(self.card["num_classes"]))
+        return torch.stack([_energies(self.energy, x, y) for y in labels], dim=1)
+
+    @torch.no_grad()
+    def classify(self, x: Tensor) -> Tensor:
+        """``p(y | x) = softmax(-E(x, y) / T)``, ``(n, num_classes)``. Raises :class:`DataError` where it has not been learnt."""
+        if not self.knows_labels:
+            raise DataError(
+                "this model has learnt no p(y | x); train one with objective semi_supervised, or with objective.label_temperature"
+            )
+        logits: Tensor = -self.energies_by_class(x) / self.params.objective.label_temperature
+        return logits.softmax(dim=1)
+
+    def kernel(self) -> Kernel:
+        """The sampler that the model was trained with."""
+        kernel: Kernel = module_of(self.params.sampler).build(self.params.sampler, bounds=self.bounds)
+        return kernel
+
+
+@torch.no_grad()
+def _energies(energy: EnergyModel, x: Tensor, y: Tensor | None = None) -> Tensor:
+    parts = zip(x.split(1000), [None] * len(x) if y is None else y.split(1000), strict=False)
+    return torch.cat([energy(*part) for part in parts])
+
+
+def _class_energies(energy: EnergyModel, x: Tensor, y: Tensor, num_classes: int) -> dict[str, list[float]]:
+    """Mean and standard deviation of the energies of the data of each class, under its own label."""
+    energies = _energies(_placed(energy), x, y).double()
+    own = [energies[y == k] for k in range(num_classes)]
+    return {"mean": [e.mean().item() for e in own], "sd": [max(e.std(correction=0).item(), 1e-12) for e in own]}
+
+
+def export(run: Path, folder: Path, params: Params, index: "Index", train: tuple[Tensor, Tensor], digest: str) -> dict[str, Any]:
+    """Write the model of a finished run: bitwise a function of its last checkpoint and the training data ``(n, *shape)``, labels.
+
+    Returns the history of metrics and the seconds of training.
+    Raises :class:`DataError` for a run that has not ended.
+    """
+    final = checkpoint.latest(run, digest)
+    if final is None or checkpoint.verify(final, digest) < params.train.num_steps:
+        raise DataError(f"{run}: training has not ended; run 'dvc repro train'")
+    players, chains = _read(final, params, index)
+    energy = cast(EnergyModel, players["energy"])
+    files = {_PLAYER.format(name): player.state_dict() for name, player in players.items()} | {_CHAINS: chains}
+    files |= {_EARLIER.format(i): one.state_dict() for i, one in enumerate(_read_earlier(final, params, index))}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, tensors in files.items():
+        write_whole(folder / name, encode(tensors))
+    write_json(
+        folder / _CARD,
+        {
+            **_about(index),
+            "run_digest": digest,
+            "num_steps": params.train.num_steps,
+            "class_energies": _class_energies(energy, *train, index.num_classes) if is_conditional(params) else {},
+            "params": params.as_dict(*TRAINING),
+            "sha256": {name: sha256(folder / name) for name in files},
+        },
+    )
+    history: list[dict[str, Any]] = read_json(final / "history.json", "train")
+    return {"history": history, "seconds": read_json(final / "state.json", "train")["seconds"]}
+
+
+def from_checkpoint(folder: Path, params: Params, index: "Index") -> TrainedModel:
+    """The model that a checkpoint of these settings holds: the averages of the weights, and the chains.
+
+    Without the training data at hand, the energies of a conditional model stay as they are.
+    """
+    players, chains = _read(folder, params, index)
+    card = _about(index) | {"class_energies": {"mean": [0.0] * index.num_classes, "sd": [1.0] * index.num_classes}}
+    return _trained(players, chains, params, card)
+
+
+def _trained(
+    players: Mapping[str, nn.Module], chains: Mapping[str, Tensor], params: Params, card: dict[str, Any], *earlier: EnergyModel
+) -> TrainedModel:
+    others = {name: player.eval().requires_grad_(False) for name, player in players.items()}
+    energy = _placed(cast(EnergyModel, others.pop("energy")))
+    return TrainedModel(energy, chains["position"], chains["label"], params, card, earlier, others)
+
+
+def _read(folder: Path, params: Params, index: "Index") -> tuple[Mapping[str, nn.Module], dict[str, Tensor]]:
+    players = _rebuilt(read_tensors(folder / "average.safetensors", "train"), params, index)
+    chains = [read_tensors(path, "train") for path in sorted(folder.glob("chains-*.safetensors"))]
+    return players, {name: torch.cat([c[name] for c in chains]) for name in chains[0]}
+
+
+def _read_earlier(folder: Path, params: Params, index: "Index") -> list[EnergyModel]:
+    tensors = read_tensors(folder / "earlier.safetensors", "train")
+    return [
+        cast(EnergyModel, _rebuilt(_of(tensors, str(task)), params, index)["energy"])
+        for task in sorted({int(name.partition(".")[0]) for name in tensors})
+    ]
+
+
+def _rebuilt(averages: dict[str, Tensor], params: Params, index: "Index") -> Mapping[str, nn.Module]:
+    players = build_players(params, index.shape, index.num_classes)
+    for name, player in players.items():
+        player.load_state_dict(_of(averages, name))
+        iterate_power(player, _POWER_ITERATIONS)
+    return players
+
+
+def _of(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
+
+
+def _about(index: "Index") -> dict[str, Any]:
+    return {
+        "dataset": index.dataset,
+        "source": index.source,
+        "is_official": index.is_official,
+        "shape": index.shape,
+        "bounds": index.bounds,
+        "num_classes": index.num_classes,
+        "data_digest": index.digest,
+    }
+
+
+def load(folder: Path) -> TrainedModel:
+    """Load a model; its files are checked against the hashes in ``model.json``. Raises :class:`DataError` where they differ."""
+    try:
+        card = json.loads((folder / _CARD).read_bytes())
+        for name, digest in card["sha256"].items():
+            if sha256(folder / Path(name).name) != digest:
+                raise DataError(f"{folder / name}: differs from {_CARD}: altered; run 'dvc repro -f train'")
+        # not how many workers it had: by default there are two, too many for one logical shard
+        params = config.from_values(card["params"] | {"cluster": {"workers": 1}}, folder / _CARD)
+        players = build_players(params, tuple(card["shape"]), card["num_classes"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as failed:
+        raise DataError(f"{folder}: not a model of ours ({type(failed).__name__}: {failed}); run 'dvc repro train'") from None
+    earlier = []
+    try:
+        for name, player in players.items():
+            player.load_state_dict(read_tensors(folder / _PLAYER.format(name), "train"))
+        for task in range(params.train.num_tasks - 1):
+            earlier.append(copy.deepcopy(cast(EnergyModel, players["energy"])).eval().requires_grad_(False))
+            earlier[-1].load_state_dict(read_tensors(folder / _EARLIER.format(task), "train"))
+        chains = read_tensors(folder / _CHAINS, "train")
+        chains["position"], chains["label"]
+    except (RuntimeError, KeyError) as failed:
+        raise DataError(f"{folder}: the weights do not fit {_CARD} ({failed}); run 'dvc repro -f train'") from None
+    return _trained(players, chains, params, card, *earlier)

@@ -1,0 +1,1 @@
+"""MLflow model registry: versions, promotion, model card, serving, reproduction."""

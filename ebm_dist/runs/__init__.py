@@ -1,0 +1,1 @@
+"""Running a training: the Ray cluster, the record on disk, lineage, MLflow tracking, progress."""

@@ -1,0 +1,169 @@
+"""The driver of one trial, in a process of its own: a training that is scored at its rungs."""
+
+import hashlib
+import json
+import math
+import threading
+import time
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ebm_dist import storage
+from ebm_dist.config import from_values
+from ebm_dist.errors import DivergedError, EbmError
+from ebm_dist.files import read_json, sha256, write_json
+from ebm_dist.runs import cluster
+from ebm_dist.runs.record import STOP, read_lines
+from ebm_dist.search import space, trials
+from ebm_dist.search.scores import SCORES, Scorer
+from ebm_dist.search.trials import WORST
+from ebm_dist.training import checkpoint
+from ebm_dist.training.reduce import LocalComm
+from ebm_dist.training.reporter import Row
+
+if TYPE_CHECKING:
+    from ray import tune
+
+_NOTE = "trial.json"
+_LOOK_EVERY_S = 0.3
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every trial is to know; plain values, because it is sent to other machines."""
+
+    params: dict[str, Any]
+    data: str
+    classifier: str
+    home: str
+    digest: str
+    rungs: tuple[int, ...]
+    """steps at which trials are scored, the last at their end"""
+    every: int
+    """steps between two checkpoints; divides the rungs"""
+    seeds: dict[int, int] = field(default_factory=dict)
+    """the seed of each trial"""
+    shares_checkpoints: bool = False
+    """whether a trial's checkpoints go to Tune, for others to go on from"""
+    timeout_s: float = math.inf
+
+    def resource_tag(self, index: int) -> int:
+        """By which the workers of a trial are known on the cluster: a number of bytes, at most 64 MiB, that no other trial has."""
+        return 1 + int.from_bytes(hashlib.sha256(f"{self.home}/{index}".encode()).digest()[:4], "big") % (1 << 26)
+
+
+def trial_index(name: str) -> int:
+    return int(name.rsplit("-", 1)[1])
+
+
+def run_trial(point: dict[str, Any], *, job: Job) -> None:
+    """The driver of one trial, in a process of its own: starts the training, and tells Tune the scores as they are written."""
+    from ray import tune
+
+    index, values = trial_index(tune.get_context().get_trial_name()), point["values"]
+    home = storage.location(job.home) / f"trial-{index:04d}"
+    params = from_values(job.params, Path("tune"))
+    try:
+        chosen = space.trial_params(params, values, job.seeds[index], job.rungs[-1], job.every)
+        note = _settle(
+            home, values, hashlib.sha256(f"{job.digest}/{index}/{chosen.digest()}".encode()).hexdigest(), tune.get_checkpoint()
+        )
+        told, ending = 0, dict[str, Any]()
+        digest, last = str(note["digest"]), {"step": note["inherited"], "values": values, "digest": note["digest"]}
+        run, data = home / digest[:16], storage.location(job.data)
+        scorer = Scorer(chosen.as_dict(), job.data, job.classifier, digest, job.rungs, params.tune.num_samples)
+        training = (ending, chosen, data, run, digest, partial(ScoringReporter, scorer=scorer), job.resource_tag(index))
+        thread = threading.Thread(target=_train, args=training, daemon=True)
+        deadline = time.monotonic() + job.timeout_s
+        is_trained = cluster.is_finished(run, digest, chosen.train.num_steps) and (run / SCORES).exists()
+        if not is_trained and not (run / STOP).exists():
+            thread.start()
+        while True:
+            is_over = not thread.is_alive()
+            rows = list(read_lines(run / SCORES))
+            for row in rows[told:]:
+                last |= row | {"inherited": note["inherited"]}
+                newest = checkpoint.latest(run, digest) if job.shares_checkpoints else None
+                tune.report(last, checkpoint=tune.Checkpoint.from_directory(newest) if newest and row is rows[-1] else None)
+            told = len(rows)
+            if is_over:
+                break
+            if time.monotonic() > deadline:
+                ending = {"failed": f"not over after tune.trial_timeout_s = {job.timeout_s:g} s, at step {last['step']}"}
+                break
+            thread.join(_LOOK_EVERY_S)
+        if unknown := ending.pop("unknown", None):
+            raise unknown
+    except EbmError as failed:
+        ending = {"failed": str(failed)}
+        last = {"step": 0, "values": values, "digest": ""}
+    if ending:
+        beyond = next((rung for rung in job.rungs if rung > last["step"]), job.rungs[-1])
+        tune.report(last | {**dict.fromkeys(trials.METRICS, WORST), "step": beyond, **ending})
+
+
+def _train(ending: dict[str, Any], *training: Any) -> None:
+    try:
+        cluster.train(*training)
+    except DivergedError as diverged:
+        ending["diverged"] = str(diverged)
+    except EbmError as failed:
+        ending["failed"] = str(failed)
+    except BaseException as unknown:  # noqa: BLE001 (raised again where Tune sees it)
+        ending["unknown"] = unknown
+
+
+def _settle(home: Path, values: dict[str, Any], digest: str, given: "tune.Checkpoint | None") -> dict[str, Any]:
+    """Which run of a trial this is: ``{values, digest, inherited}``, as noted in its folder.
+
+    A checkpoint of another digest is what PBT gives: the weights, averages, moments and chains of a better trial. They become
+    the first checkpoint of a new run, whose digest tells the settings and where it comes from.
+    """
+    note: dict[str, Any] = read_json(home / _NOTE, "tune") if (home / _NOTE).exists() else {}
+    if given is not None:
+        with given.as_directory() as local:
+            donor = Path(local)
+            manifest = json.loads((donor / checkpoint.MANIFEST).read_bytes())
+            if manifest["digest"] != note.get("digest"):
+                return clone_checkpoint(home, values, digest, donor)
+    if note.get("values") != values:
+        note = {"values": values, "digest": digest, "inherited": 0}
+        write_json(home / _NOTE, note)
+    return note
+
+
+def clone_checkpoint(home: Path, values: dict[str, Any], digest: str, donor: Path) -> dict[str, Any]:
+    """Begin a run of a trial with the checkpoint of another; returns its note. Raises :class:`CheckpointError`."""
+    step = checkpoint.verify(donor)
+    manifest = json.loads((donor / checkpoint.MANIFEST).read_bytes())
+    own = hashlib.sha256(f"{digest} from {sha256(donor / checkpoint.MANIFEST)}".encode()).hexdigest()
+    content = {name: (donor / name).read_bytes() for name in manifest["files"]}
+    checkpoint.save(home / own[:16], step, content, LocalComm(), digest=own, keep=2)
+    note = {"values": values, "digest": own, "inherited": step, "from": {"digest": manifest["digest"], "step": step}}
+    write_json(home / _NOTE, note)
+    return note
+
+
+class ScoringReporter(cluster.RayReporter):
+    """A reporter of training that scores each checkpoint on rank 0 before anyone trains on."""
+
+    def __init__(self, *arguments: Any, scorer: Scorer) -> None:
+        super().__init__(*arguments)
+        self.scorer = scorer
+
+    def started(self, step: int, history: list[Row], rollbacks: int, reason: str) -> None:
+        super().started(step, history, rollbacks, reason)
+        self._score()  # should the last attempt have ended between a checkpoint and its score
+
+    def saved(self, row: Row) -> None:
+        self._score()
+        super().saved(row)
+
+    def _score(self) -> None:
+        from ray.train.collective import barrier
+
+        if self.rank == 0:
+            self.scorer.score_newest(self.run)
+        barrier()  # not one of training's, which would run into cluster.timeout_s

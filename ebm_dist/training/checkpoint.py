@@ -1,0 +1,107 @@
+"""Checkpoints that are whole or not there, verified by hash, and independent of how many workers wrote them.
+
+A checkpoint is a folder ``step-00001000`` of safetensors and JSON. ``manifest.json`` holds the SHA-256 of every other file; it is
+written last and deleted first, so a folder without it is not a checkpoint, whenever and wherever the writer died.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ebm_dist import faults
+from ebm_dist.errors import CheckpointError, DataError
+from ebm_dist.files import encode
+from ebm_dist.storage import read_bytes, remove_tree, write_whole
+from ebm_dist.training.reduce import Comm
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+_PREFIX = "step-"
+
+log = logging.getLogger(__name__)
+
+
+def save(root: Path, step: int, files: Mapping[str, bytes], comm: Comm, *, digest: str, keep: int) -> Path:
+    """Write a checkpoint together: every rank gives its own files. Then delete all but the newest ``keep``."""
+    folder = root / f"{_PREFIX}{step:08d}"
+    faults.point("checkpoint.begin")
+    if comm.rank == 0:
+        _delete(folder)  # the remains of a save that was cut off, perhaps by other workers
+        folder.mkdir(parents=True, exist_ok=True)
+    comm.agree(0)  # wait for all
+    for name, content in files.items():
+        write_whole(folder / name, content)
+    own = {name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)} for name, content in files.items()}
+    part = f"part-{comm.rank:05d}.json"
+    write_whole(folder / part, encode(own))
+    faults.point("checkpoint.parts")
+    comm.agree(0)  # wait for all
+    if comm.rank == 0:
+        listed: dict[str, Any] = {}
+        for path in sorted(folder.glob("part-*.json")):
+            listed |= json.loads(read_bytes(path))
+            path.unlink()
+        faults.point("checkpoint.manifest")
+        write_whole(folder / MANIFEST, encode({"schema": SCHEMA, "digest": digest, "step": step, "files": listed}))
+        for old in _folders(root)[keep:]:
+            _delete(old)
+    return folder
+
+
+def verify(folder: Path, digest: str | None = None) -> int:
+    """Check every file of a checkpoint against its manifest and return its step. Raises :class:`CheckpointError`."""
+    try:
+        manifest = json.loads(read_bytes(folder / MANIFEST))
+        if manifest["schema"] != SCHEMA:
+            raise CheckpointError(f"{folder}: schema {manifest['schema']}, this version reads {SCHEMA}")
+        if digest is not None and manifest["digest"] != digest:
+            raise CheckpointError(f"{folder}: of run {manifest['digest'][:12]}, not {digest[:12]}: settings, data or code differ")
+        for name, entry in manifest["files"].items():
+            content = read_bytes(folder / Path(name).name)
+            if len(content) != entry["bytes"] or hashlib.sha256(content).hexdigest() != entry["sha256"]:
+                raise CheckpointError(f"{folder / name}: differs from the manifest: truncated or altered")
+        return int(manifest["step"])
+    except FileNotFoundError as missing:
+        raise CheckpointError(f"{missing.filename or missing}: missing, so this checkpoint is not whole") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as failed:
+        raise CheckpointError(f"{folder / MANIFEST}: not readable ({type(failed).__name__}: {failed})") from None
+
+
+def latest(root: Path, digest: str | None = None) -> Path | None:
+    """The newest whole checkpoint; None if there is none yet.
+
+    One that is broken is named in the log and passed over, never deleted. Raises :class:`CheckpointError` if all are broken.
+    """
+    complaints = []
+    for folder in _folders(root):
+        try:
+            verify(folder, digest)
+            return folder
+        except CheckpointError as broken:
+            complaints.append(str(broken))
+            log.warning("checkpoint passed over: %s", broken)
+    if complaints and any((folder / MANIFEST).exists() for folder in _folders(root)):
+        raise CheckpointError("no whole checkpoint: " + "; ".join(complaints) + f"; remove {root} to start from the beginning")
+    return None
+
+
+def whole(root: Path) -> dict[int, Path]:
+    """Checkpoint folders that have a manifest, by step, the newest first; their files are not verified."""
+    return {int(folder.name.removeprefix(_PREFIX)): folder for folder in _folders(root) if (folder / MANIFEST).exists()}
+
+
+def _folders(root: Path) -> list[Path]:
+    """Checkpoint folders, the newest first."""
+    return sorted((folder for folder in root.glob(_PREFIX + "*") if folder.is_dir()), reverse=True)
+
+
+def _delete(folder: Path) -> None:
+    try:
+        (folder / MANIFEST).unlink(missing_ok=True)
+        faults.point("checkpoint.delete")
+        remove_tree(folder)
+    except OSError as failed:
+        raise DataError(f"{folder}: cannot be deleted ({failed.strerror or failed})") from None

@@ -1,0 +1,116 @@
+"""What the ranks of a training job say to each other, and the two ways to reduce gradients over the logical shards."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import record_function
+
+from ebm_dist import faults
+from ebm_dist.chains.replay import deal
+
+
+class Comm(Protocol):
+    """The collectives that training needs. Every rank calls each equally often."""
+
+    rank: int
+    world_size: int
+
+    def agree(self, value: int) -> int:
+        """The largest of what the ranks say."""
+
+    def gather(self, rows: Tensor, num_shards: int) -> Tensor:
+        """Rows of my shards ``(n, *)`` to rows of all shards ``(num_shards, *)``, in shard order."""
+
+
+class LocalComm:
+    """One process alone."""
+
+    rank, world_size = 0, 1
+
+    def agree(self, value: int) -> int:
+        return value
+
+    def gather(self, rows: Tensor, num_shards: int) -> Tensor:
+        return rows
+
+
+class TorchComm:
+    """The default process group of ``torch.distributed``."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.rank, self.world_size, self.device = dist.get_rank(), dist.get_world_size(), device
+
+    @record_function("reduce")
+    def agree(self, value: int) -> int:
+        vote = torch.tensor(value, device=self.device)
+        dist.all_reduce(vote, dist.ReduceOp.MAX)
+        return int(vote.item())
+
+    @record_function("reduce")
+    def gather(self, rows: Tensor, num_shards: int) -> Tensor:
+        counts = [len(deal(num_shards, self.world_size, rank)) for rank in range(self.world_size)]
+        padded = rows.new_zeros(max(counts), *rows.shape[1:], device=self.device)
+        padded[: len(rows)] = rows
+        gathered = padded.new_empty(self.world_size, *padded.shape)
+        dist.all_gather_into_tensor(gathered.flatten(0, 1), padded)
+        return torch.cat([gathered[rank, :count] for rank, count in enumerate(counts)]).to(rows.device)
+
+
+class Reduction(Protocol):
+    """Losses of my shards to the gradient of the mean loss over all shards."""
+
+    @property
+    def players(self) -> Mapping[str, Callable[..., Any]]:
+        """What a loss must call instead of the network itself."""
+
+    def gradient(self, player: str, losses: list[Tensor]) -> Tensor:
+        """``(num_parameters,)``, the same on every rank."""
+
+
+class Ordered:
+    """Sums the shards' gradients in shard order.
+
+    Floating-point sums depend on their order; with this one fixed, the result is bitwise the same for any number of workers. It
+    moves the gradients of all shards to all workers, so it costs about twice the traffic of DDP for two shards a worker.
+    """
+
+    def __init__(self, players: Mapping[str, nn.Module], comm: Comm, num_shards: int) -> None:
+        self.players, self.comm, self.num_shards = players, comm, num_shards
+        self.parameters = {name: list(player.parameters()) for name, player in players.items()}
+
+    def gradient(self, player: str, losses: list[Tensor]) -> Tensor:
+        parameters = self.parameters[player]
+        rows = torch.stack([_flat(torch.autograd.grad(loss, parameters)) for loss in losses])
+        faults.point("reduce.before")
+        rows = self.comm.gather(rows, self.num_shards)
+        faults.point("reduce.after")
+        total = rows[0].clone()
+        for row in rows[1:]:
+            total += row
+        return total.div_(self.num_shards)
+
+
+class DDP:
+    """``DistributedDataParallel``: the mean over ranks, overlapped with the backward pass, in whatever order it comes."""
+
+    def __init__(self, players: Mapping[str, nn.Module], comm: Comm, num_shards: int) -> None:
+        self.networks = players
+        # default flags: static_graph is silently wrong with double backward; buffers are equal on all ranks already
+        self.players = {name: DistributedDataParallel(p, broadcast_buffers=False) for name, p in players.items()}
+        self.scale = comm.world_size / num_shards
+
+    def gradient(self, player: str, losses: list[Tensor]) -> Tensor:
+        self.networks[player].zero_grad()
+        torch.stack(losses).sum().mul(self.scale).backward()  # type: ignore[no-untyped-call]
+        return _flat([p.grad if p.grad is not None else torch.zeros_like(p) for p in self.networks[player].parameters()])
+
+
+REDUCTIONS: Mapping[str, Callable[[Mapping[str, nn.Module], Comm, int], Reduction]] = {"ordered": Ordered, "ddp": DDP}
+
+
+def _flat(tensors: Any) -> Tensor:
+    return torch.cat([t.reshape(-1) for t in tensors])

@@ -1,0 +1,374 @@
+"""The training loop: when things happen. What happens is the objective's; how ranks talk is :mod:`ebm_dist.training.reduce`'s."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import record_function
+
+from ebm_dist import faults
+from ebm_dist.chains.replay import ReplayShard, deal
+from ebm_dist.chains.run import Precision
+from ebm_dist.config import Mismatch, NonNegativeInt, Params, Positive, PositiveInt, Probability, module_of, section
+from ebm_dist.data import shards
+from ebm_dist.data.loader import LogicalShard
+from ebm_dist.energies import EnergyModel, iterate_power
+from ebm_dist.errors import CheckpointError, ConfigError, DivergedError
+from ebm_dist.files import encode, read_json, read_tensors
+from ebm_dist.objectives import Batch, Objective, StepContext, Turn, build_players
+from ebm_dist.rng import stream
+from ebm_dist.training import checkpoint, optim
+from ebm_dist.training.reduce import REDUCTIONS, Comm
+from ebm_dist.training.reporter import Reporter, Request, Row
+
+
+@section
+class Config:
+    num_steps: PositiveInt = 2000
+    """Training steps: updates of the energy, and of the other players where the objective has any, as often as it says."""
+    batch_size: PositiveInt = 128
+    """Samples of each step, over all logical shards."""
+    num_shards: PositiveInt = 4
+    """Logical shards of batch, replay buffer and random streams; at most so many workers can share them. 1, 2, 4, 8 or 16."""
+    num_tasks: PositiveInt = 1
+    """Groups of classes to learn one after the other, in equal shares of the steps, each without data, chains and moments of the
+    earlier ones: class-incremental learning (van de Ven & Tolias 2019)."""
+    reduce: Literal["ordered", "ddp"] = "ordered"
+    """``ordered``: bitwise the same result for any number of workers; ``ddp``: DistributedDataParallel, for GPUs."""
+    log_every: PositiveInt = 20
+    """Steps between two rows of metrics."""
+    checkpoint_every: PositiveInt = 200
+    """Steps between two checkpoints: what an interruption can cost."""
+    num_threads: PositiveInt = 1
+    """CPU threads of each worker. Not with the cluster's settings, because another number gives other bits."""
+    compile: bool = False
+    """Langevin chains run in code made by torch.compile: faster, after some seconds to a minute at each start; other last bits."""
+    precision: Precision = "float32"
+    """Of the network while chains run; their positions, noise and steps are float32 always. bfloat16 is for GPUs."""
+    max_energy: Positive = 1e4
+    """Energies of a shard's batch whose mean, gap or standard deviation is beyond plus or minus this diverge, as NaN does."""
+    max_rollbacks: NonNegativeInt = 0
+    """How often a divergence leads back to the last checkpoint, to go on with other random streams and a smaller learning rate."""
+    rollback_lr: Probability = 0.5
+    """Factor of the learning rate at each of them."""
+
+    def check(self, params: Params) -> None:
+        if shards.NUM_TARS % self.num_shards:
+            raise Mismatch("train.num_shards", f"{self.num_shards} does not divide the {shards.NUM_TARS} tars of a data set")
+        if self.batch_size % self.num_shards:
+            raise Mismatch("train.batch_size", f"{self.batch_size} is not divisible by train.num_shards = {self.num_shards}")
+        if self.num_steps % self.num_tasks:
+            raise Mismatch(
+                "train.num_tasks", f"train.num_steps = {self.num_steps} cannot be shared evenly by {self.num_tasks} tasks"
+            )
+        asked = [
+            f"train.{key}" for key, is_asked in (("compile", self.compile), ("precision", self.precision != "float32")) if is_asked
+        ]
+        if asked and module_of(params.sampler).build(params.sampler, bounds=None).step_many is None:
+            raise Mismatch(
+                asked[0], f"{module_of(params.sampler).__name__.rpartition('.')[2]} has no steps to compile; use langevin"
+            )
+
+
+@dataclass
+class Trainer:
+    """Everything that a run of training needs and changes. Build it with :func:`build`."""
+
+    params: Params
+    objective: Objective
+    data: Mapping[int, LogicalShard]
+    replay: Mapping[int, ReplayShard]
+    comm: Comm
+    device: torch.device
+    num_classes: int
+    labelled: Batch | None
+    digest: str
+    """Names settings, data and code: a checkpoint of another digest is refused."""
+    clock: Callable[[], float] = time.perf_counter
+
+    def __post_init__(self) -> None:
+        self.config: Config = self.params.train
+        self.step, self.seconds, self.history, self.rollbacks = 0, 0.0, list[Row](), 0
+        players = self.objective.players
+        self.averages = {name: optim.average_of(player) for name, player in players.items()}
+        self.optimizers = self.new_optimizers()
+        self.steps_per_task = self.config.num_steps // self.config.num_tasks
+        self.task_data, self.task = self.data, -1
+        self.observe: Callable[[int, Row], None] | None = getattr(self.objective, "observe", None)
+        self.previous_task_averages = list[dict[str, Tensor]]()  # the averages of the weights at the end of each earlier task
+        self.reduction = REDUCTIONS[self.config.reduce](players, self.comm, self.config.num_shards)
+
+    def fit(self, folder: Path, reporter: Reporter) -> int:
+        """Train until the last step or an agreed stop, from the latest checkpoint in the folder; return the step reached."""
+        self.resume_or_init(folder)
+        reporter.started(self.step, self.history, self.rollbacks, "resumed" if self.step else "start")
+        began = self.clock() - self.seconds
+        while self.step < self.config.num_steps and (request := self.comm.agree(reporter.requested())) < Request.STOP:
+            try:
+                row = self.advance()
+            except DivergedError as diverged:
+                self.roll_back(folder, reporter, diverged)
+                continue
+            self.step, self.seconds = self.step + 1, self.clock() - began
+            if self.is_due(self.config.log_every):
+                self.report(row, reporter)
+            if self.is_due(self.config.checkpoint_every) or request == Request.SAVE:
+                self.save(folder, reporter)
+        if self.step < self.config.num_steps:
+            self.save(folder, reporter)
+        return self.step
+
+    def advance(self) -> dict[str, Tensor]:
+        """One training step: the player turns of all my shards in lock-step. Returns metrics, ``(my shards,)`` each."""
+        if self.config.num_tasks > 1:
+            self.start_task()
+        turns_of = [self.objective.turns(self.batch(shard), self.context(shard)) for shard in self.data]
+        row: dict[str, Tensor] = {}
+        for turns in zip(*turns_of, strict=True):
+            player = turns[0].player
+            gradient = self.reduction.gradient(player, [turn.loss for turn in turns])
+            self.check_divergence(player, turns, gradient)
+            faults.point("update.before")
+            self.update(player, gradient)
+            faults.point("update.after")
+            row |= {f"loss_{player}": torch.stack([turn.loss.detach() for turn in turns])}
+            row |= {f"grad_norm_{player}": gradient.norm().expand(len(turns))}
+            row |= {name: torch.stack([turn.metrics[name].detach() for turn in turns]) for name in turns[0].metrics}
+        if self.observe:
+            self.observe(self.step, self.mean_over_shards(row))
+        return row
+
+    @record_function("update")
+    def update(self, player: str, gradient: Tensor) -> None:
+        """Clip the gradient ``(num_parameters,)``, step, and move the average of the weights."""
+        config, network, optimizer = self.params.optimizer, self.objective.players[player], self.optimizers[player]
+        if config.max_grad_norm is not None:
+            gradient = gradient * (config.max_grad_norm / gradient.norm().clamp(min=config.max_grad_norm))
+        optim.assign_gradient(network, gradient)
+        step = self.step % self.steps_per_task
+        rate = optim.learning_rate(config, step, self.steps_per_task) * config.lr_factors.get(player, 1.0)
+        optimizer.param_groups[0]["lr"] = rate * self.config.rollback_lr**self.rollbacks
+        optimizer.step()
+        iterate_power(network)
+        optim.update_average(self.averages[player], network, config.ema_decay, step)
+
+    def check_divergence(self, player: str, turns: tuple[Turn, ...], gradient: Tensor) -> None:
+        """Stop all ranks together, before the update, where one of them diverges. Raises :class:`DivergedError`."""
+        losses = torch.stack([turn.loss.detach() for turn in turns])
+        energies = torch.stack([_largest_energy(turn) for turn in turns])
+        is_sound = torch.isfinite(gradient).all() and (energies <= self.config.max_energy).all()  # NaN is not smaller
+        if not self.comm.agree(not is_sound):
+            return
+        losses, energies = self.comm.gather(torch.stack([losses, energies], dim=1), self.config.num_shards).T
+        for complaint, is_bad in (
+            ("loss of logical shard {} is not finite", ~torch.isfinite(losses)),
+            (
+                f"energies of logical shard {{}} are beyond train.max_energy = {self.config.max_energy:g}",
+                energies > self.config.max_energy,
+            ),
+        ):
+            if is_bad.any():
+                where = complaint.format(", ".join(str(shard) for shard in is_bad.nonzero().flatten().tolist()))
+                break
+        else:
+            where = "gradient is not finite, with finite losses"
+        raise DivergedError(
+            f"step {self.step + 1}, player {player}: {where}; no weight was changed. Try a smaller optimizer.lr or"
+            " sampler.step_size, more sampler.num_steps, or a larger objective.energy_penalty; or allow train.max_rollbacks"
+        )
+
+    def roll_back(self, folder: Path, reporter: Reporter, diverged: DivergedError) -> None:
+        """Go back to the last checkpoint, with other random streams and a smaller step; give up after ``max_rollbacks``."""
+        count = self.rollbacks + 1
+        if count > self.config.max_rollbacks:
+            raise diverged
+        self.restore(folder)
+        self.rollbacks = count
+        reporter.started(self.step, self.history, self.rollbacks, f"rolled back: {diverged}")
+
+    def is_due(self, every: int) -> bool:
+        """Whether something that happens every so many steps happens now; at the last step all does."""
+        return self.step % every == 0 or self.step == self.config.num_steps
+
+    def start_task(self) -> None:
+        """Data and chains of the classes of this step's task; at its first step all begins anew but the weights: their averages."""
+        task, done = divmod(self.step, self.steps_per_task)
+        if task == self.task and done:
+            return
+        each = self.num_classes // self.config.num_tasks
+        self.task, classes = task, range(task * each, (task + 1) * each)
+        self.task_data = {shard: data.only(classes) for shard, data in self.data.items()}
+        for shard, chains in self.replay.items():
+            chains.classes = classes
+            if not done:
+                chains.restart(classes, stream(self.params.seed, "chains", shard, self.step, device=self.device))
+        if task and not done:
+            for name, network in self.objective.players.items():
+                network.load_state_dict(self.averages[name].state_dict())
+            self.previous_task_averages.append({name: value.clone() for name, value in _named(self.averages).items()})
+            self.optimizers = self.new_optimizers()
+
+    def new_optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """An optimizer for each player, without a past."""
+        return {name: optim.optimizer(self.params.optimizer, player) for name, player in self.objective.players.items()}
+
+    @record_function("data")
+    def batch(self, shard: int) -> Batch:
+        x, y = self.task_data[shard].batch(self.step)
+        return Batch(x.to(self.device), y.to(self.device))
+
+    def context(self, shard: int) -> StepContext:
+        """What the objective gets beside its batch, for one logical shard."""
+        again = f"/rollback-{self.rollbacks}" if self.rollbacks else ""
+
+        def streams(purpose: str) -> torch.Generator:
+            return stream(self.params.seed, purpose + again, shard, self.step, device=self.device)
+
+        return StepContext(self.step, self.replay[shard], self.reduction.players, streams, self.labelled)
+
+    @record_function("report")
+    def report(self, row: dict[str, Tensor], reporter: Reporter) -> None:
+        """Keep a row of metrics, each ``(shards of mine,)``, as their means over all shards."""
+        self.history.append({"step": self.step, **self.mean_over_shards(row)})
+        reporter.metrics(self.history[-1], self.seconds)
+
+    def mean_over_shards(self, row: dict[str, Tensor]) -> Row:
+        """Means of values ``(shards of mine,)`` over all shards, equal on every rank."""
+        mine = torch.stack([value.float() for value in row.values()], dim=1)
+        means = self.comm.gather(mine, self.config.num_shards).double().mean(dim=0)
+        return dict(zip(row, means.tolist(), strict=True))
+
+    def resume_or_init(self, folder: Path) -> None:
+        """Go on from the latest checkpoint, if there is one; else write one to go back to, if that may be needed."""
+        if not self.restore(folder) and self.config.max_rollbacks:
+            self.save(folder)
+
+    @record_function("checkpoint")
+    def save(self, folder: Path, reporter: Reporter | None = None) -> None:
+        """Write a checkpoint; rank 0 gives weights and state, every rank the chains of its shards."""
+        files = {f"chains-{shard:05d}.safetensors": encode(chains.state_dict()) for shard, chains in self.replay.items()}
+        if self.comm.rank == 0:
+            files |= {
+                "weights.safetensors": encode(_named(self.objective.players)),
+                "average.safetensors": encode(_named(self.averages)),
+                "optimizer.safetensors": encode(_moments(self.optimizers)),
+                "earlier.safetensors": encode(_numbered(self.previous_task_averages)),
+                "history.json": encode(self.history),
+                "state.json": encode({"step": self.step, "seconds": self.seconds, "rollbacks": self.rollbacks}),
+            }
+        keep = 2  # the newest, and one to fall back on should its disk block go bad
+        checkpoint.save(folder, self.step, files, self.comm, digest=self.digest, keep=keep)
+        if reporter:
+            reporter.saved(self.history[-1] if self.history else {})
+
+    def restore(self, root: Path) -> bool:
+        """Load the latest whole checkpoint of this run; False if there is none.
+
+        Raises :class:`CheckpointError` if it does not fit.
+        """
+        folder = checkpoint.latest(root, self.digest)
+        if folder is None:
+            return False
+        try:
+            for name, networks in (("weights", self.objective.players), ("average", self.averages)):
+                tensors = read_tensors(folder / f"{name}.safetensors", "train")
+                for player, network in networks.items():
+                    network.load_state_dict(_of(tensors, player))
+            moments = read_tensors(folder / "optimizer.safetensors", "train")
+            for player, optimizer in self.optimizers.items():
+                _load_moments(optimizer, _of(moments, player))
+            for shard, chains in self.replay.items():
+                chains.load_state_dict(read_tensors(folder / f"chains-{shard:05d}.safetensors", "train"))
+            self.previous_task_averages, self.task = _by_number(read_tensors(folder / "earlier.safetensors", "train")), -1
+            state = read_json(folder / "state.json", "train")
+            self.step, self.seconds, self.rollbacks = int(state["step"]), float(state["seconds"]), int(state["rollbacks"])
+            self.history = read_json(folder / "history.json", "train")
+        except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as failed:
+            raise CheckpointError(f"{folder}: does not fit this model ({failed}); remove {root} to start anew") from None
+        return True
+
+
+def _largest_energy(turn: Turn) -> Tensor:
+    """The largest absolute value among a turn's metrics of energies; of its loss if it has none."""
+    energies = [value.detach().abs() for name, value in turn.metrics.items() if name.startswith("energy")]
+    return torch.stack(energies).max() if energies else turn.loss.detach().abs()
+
+
+def _named(networks: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    return {f"{player}.{name}": value for player, network in networks.items() for name, value in network.state_dict().items()}
+
+
+def _of(tensors: Mapping[str, Tensor], player: str) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{player}."): value for name, value in tensors.items() if name.startswith(f"{player}.")}
+
+
+def _numbered(several: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {f"{i}.{name}": value for i, one in enumerate(several) for name, value in one.items()}
+
+
+def _by_number(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    count = 1 + max((int(name.partition(".")[0]) for name in tensors), default=-1)
+    return [_of(tensors, str(i)) for i in range(count)]
+
+
+def _moments(optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Tensor]:
+    return {
+        f"{player}.{index}.{name}": value
+        for player, optimizer in optimizers.items()
+        for index, state in optimizer.state_dict()["state"].items()
+        for name, value in state.items()
+    }
+
+
+def _load_moments(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        parameter = optimizer.param_groups[0]["params"][int(index)]
+        state.setdefault(int(index), {})[name] = optim.laid_out_as(parameter, value) if value.shape == parameter.shape else value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def build(params: Params, index: shards.Index, comm: Comm, device: torch.device, digest: str) -> Trainer:
+    """A trainer at step 0, with the logical shards that are this rank's.
+
+    Raises :class:`ConfigError` where the classes cannot be shared evenly by the tasks.
+    """
+    config: Config = params.train
+    mine = deal(config.num_shards, comm.world_size, comm.rank)
+    networks = {name: player.to(device) for name, player in build_players(params, index.shape, index.num_classes).items()}
+    kernel = module_of(params.sampler).build(params.sampler, bounds=index.bounds)
+    objective = module_of(params.objective).build(params, networks=networks, kernel=kernel, bounds=index.bounds)
+    capacity, batch_size = params.replay.capacity // config.num_shards, config.batch_size // config.num_shards
+    if index.num_classes % config.num_tasks:
+        raise ConfigError(f"train.num_tasks: {index.num_classes} classes cannot be shared evenly by {config.num_tasks} tasks")
+    own = params.replay
+    chains = partial(
+        ReplayShard, capacity, index.shape, index.bounds, range(index.num_classes), max_age=own.max_age, policy=own.policy
+    )
+    data = {s: LogicalShard(index, "train", s, config.num_shards, batch_size, params.seed) for s in mine}
+    labelled = shards.read_labelled(index, params.seed)
+    cast(EnergyModel, networks["energy"]).initialise(partial(_average, data, comm, config.num_shards))
+    return Trainer(
+        params=params,
+        objective=objective,
+        data=data,
+        replay={s: chains(stream(params.seed, "chains", s, device=device)) for s in mine},
+        comm=comm,
+        device=device,
+        num_classes=index.num_classes,
+        labelled=labelled and Batch(*(part.to(device) for part in labelled)),
+        digest=digest,
+    )
+
+
+def _average(data: Mapping[int, LogicalShard], comm: Comm, num_shards: int, of: Callable[[Tensor], Tensor]) -> Tensor:
+    """Over all training samples, bitwise the same for any number of workers."""
+    sums = comm.gather(torch.stack([shard.sum(of) for shard in data.values()]), num_shards)
+    counts = comm.gather(torch.tensor([len(shard.x) for shard in data.values()]), num_shards)
+    return sums.sum(dim=0) / counts.sum()
