@@ -19,12 +19,12 @@ from ebm_dist import config
 from ebm_dist.config import TRAINING, Params, module_of
 from ebm_dist.energies import EnergyModel, HasConditionals, is_conditional, iterate_power
 from ebm_dist.errors import DataError
-from ebm_dist.files import encode, read_json, read_tensors, sha256, write_json
+from ebm_dist.files import encode, read_tensors, sha256, write_json
 from ebm_dist.generators import GeneratorModel
 from ebm_dist.objectives import build_players
 from ebm_dist.samplers import Kernel
 from ebm_dist.storage import write_whole
-from ebm_dist.training import checkpoint
+from ebm_dist.training import checkpoint, state
 
 if TYPE_CHECKING:
     from ebm_dist.data.shards import Index
@@ -160,7 +160,7 @@ def export(run: Path, folder: Path, params: Params, index: "Index", train: tuple
     players, chains = _read(final, params, index)
     energy = cast(EnergyModel, players["energy"])
     files = {_PLAYER.format(name): player.state_dict() for name, player in players.items()} | {_CHAINS: chains}
-    files |= {_EARLIER.format(i): one.state_dict() for i, one in enumerate(_read_earlier(final, params, index))}
+    files |= {_EARLIER.format(i): one.state_dict() for i, one in enumerate(_read_previous_tasks(final, params, index))}
     folder.mkdir(parents=True, exist_ok=True)
     for name, tensors in files.items():
         write_whole(folder / name, encode(tensors))
@@ -175,8 +175,7 @@ def export(run: Path, folder: Path, params: Params, index: "Index", train: tuple
             "sha256": {name: sha256(folder / name) for name in files},
         },
     )
-    history: list[dict[str, Any]] = read_json(final / "history.json", "train")
-    return {"history": history, "seconds": read_json(final / "state.json", "train")["seconds"]}
+    return {"history": state.read_history(final), "seconds": state.read_progress(final).seconds}
 
 
 def from_checkpoint(folder: Path, params: Params, index: "Index") -> TrainedModel:
@@ -198,29 +197,20 @@ def _trained(
 
 
 def _read(folder: Path, params: Params, index: "Index") -> tuple[Mapping[str, nn.Module], dict[str, Tensor]]:
-    players = _rebuilt(read_tensors(folder / "average.safetensors", "train"), params, index)
-    chains = [read_tensors(path, "train") for path in sorted(folder.glob("chains-*.safetensors"))]
-    return players, {name: torch.cat([c[name] for c in chains]) for name in chains[0]}
+    return _rebuilt(state.read_averages(folder), params, index), state.read_chains(folder)
 
 
-def _read_earlier(folder: Path, params: Params, index: "Index") -> list[EnergyModel]:
-    tensors = read_tensors(folder / "earlier.safetensors", "train")
-    return [
-        cast(EnergyModel, _rebuilt(_of(tensors, str(task)), params, index)["energy"])
-        for task in sorted({int(name.partition(".")[0]) for name in tensors})
-    ]
+def _read_previous_tasks(folder: Path, params: Params, index: "Index") -> list[EnergyModel]:
+    tasks = state.read_previous_task_averages(folder)
+    return [cast(EnergyModel, _rebuilt(averages, params, index)["energy"]) for averages in tasks]
 
 
 def _rebuilt(averages: dict[str, Tensor], params: Params, index: "Index") -> Mapping[str, nn.Module]:
     players = build_players(params, index.shape, index.num_classes)
     for name, player in players.items():
-        player.load_state_dict(_of(averages, name))
+        player.load_state_dict(state.of_player(averages, name))
         iterate_power(player, _POWER_ITERATIONS)
     return players
-
-
-def _of(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
 
 
 def _about(index: "Index") -> dict[str, Any]:

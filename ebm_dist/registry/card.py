@@ -1,6 +1,5 @@
 """The model card of a registered version (Mitchell et al. 2019): what it learnt, how, how well, and what it is not good for."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +8,7 @@ from ebm_dist.config import Params, plugin_name
 from ebm_dist.errors import DataError
 from ebm_dist.files import flat
 from ebm_dist.models.trained import TrainedModel
+from ebm_dist.report.suites import read_suites
 from ebm_dist.report.table import interval
 
 _MOST_METRICS = 40  # of those without a gate
@@ -25,7 +25,7 @@ class Verdict(NamedTuple):
 
 def write(trained: TrainedModel, params: Params, reports: Path, verdicts: Sequence[Verdict], lineage: Mapping[str, str]) -> str:
     """Markdown. Raises :class:`DataError` that names each gap: a card with gaps is not published."""
-    suites = {path.parent.name: json.loads(path.read_bytes()) for path in sorted(reports.glob("*/metrics.json"))}
+    suites = read_suites(reports)
     pictures = sorted(str(path.relative_to(reports)) for path in reports.glob("*/plots/*") if path.suffix in (".png", ".gif"))
     card = trained.card
     sections = {

@@ -16,6 +16,7 @@ from ebm_dist.files import flat
 from ebm_dist.models import requests
 from ebm_dist.registry import card, promotion
 from ebm_dist.registry.card import Verdict
+from ebm_dist.report.suites import read_suites
 from ebm_dist.runs import tracking
 from ebm_dist.runs.lineage import ROOT, dvc_hashes, git_state, hardware
 from ebm_dist.runs.record import EVENTS, METRICS, read_lines
@@ -75,7 +76,7 @@ def register(params: Params, folder: Path, reports: Path, run: Path, name: str) 
     refuses, :class:`DataError` where the card would have gaps.
     """
     trained = models.load(folder)
-    metrics = flat({path.parent.name: json.loads(path.read_bytes()) for path in sorted(reports.glob("*/metrics.json"))})
+    metrics = flat(read_suites(reports))
     verdicts = check_gates(params.register.gates, metrics)
     lineage = _lineage(params, trained, run)
     text = card.write(trained, params, reports, verdicts, lineage)

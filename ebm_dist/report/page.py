@@ -40,11 +40,11 @@ def build(reports: Path, beside: Path | None = None) -> str:
 
     Raises :class:`DataError` where there are no reports.
     """
-    suites = {path.parent.name: read_json(path, "evaluate") for path in sorted(reports.glob("*/metrics.json"))}
+    suites = read_suites(reports)
     suites.pop("train", None)
     if not suites:
         raise DataError(f"{reports}: no suite's metrics.json; run 'dvc repro'")
-    theirs = {name: read_json(beside / name / "metrics.json", "evaluate") or {} for name in suites} if beside else {}
+    theirs = {name: read_suite(beside, name) or {} for name in suites} if beside else {}
     sections = {"Training": "".join(_training(reports))}
     for name, metrics in suites.items():
         sections[name.replace("_", " ").capitalize()] = "".join(_suite(reports / name, metrics, theirs.get(name)))

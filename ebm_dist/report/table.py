@@ -9,6 +9,7 @@ from scipy.stats import t
 
 from ebm_dist.errors import DataError
 from ebm_dist.files import flat, read_json
+from ebm_dist.report.suites import has_suites, read_suite, read_suites
 
 _COLUMNS = ("id", "what", "published", "reached", "95 % interval", "seeds", "beside it", "time", "command")
 
@@ -28,17 +29,12 @@ class Recipe(NamedTuple):
 def recipes(folder: Path, reports: Path) -> list[Recipe]:
     """Every recipe of a folder of parameter files."""
     found = [path for path in sorted(folder.glob("*.yaml")) if path.name != "dvc.yaml"]
-    return [
-        Recipe(path.stem, path.read_text().partition("\n")[0].lstrip("# "), any((reports / path.stem).glob("*/metrics.json")))
-        for path in found
-    ]
+    return [Recipe(path.stem, path.read_text().partition("\n")[0].lstrip("# "), has_suites(reports / path.stem)) for path in found]
 
 
 def compare(a: Path, b: Path) -> list[tuple[str, float, float]]:
     """The metrics ``<suite>.<key>`` that two folders of reports share. Raises :class:`DataError` where there is none."""
-    ours, theirs = (
-        flat({path.parent.name: read_json(path, "evaluate") for path in sorted(x.glob("*/metrics.json"))}) for x in (a, b)
-    )
+    ours, theirs = (flat(read_suites(x)) for x in (a, b))
     rows = [(key, float(value), float(theirs[key])) for key, value in ours.items() if key in theirs and ".seeds." not in key]
     if not rows:
         raise DataError(f"{a} and {b}: no suite judged both; ebm-dist recipes shows what has been run")
@@ -81,7 +77,7 @@ def _command(recipes: list[str]) -> str:
 def _replicates(metric: str, recipes: list[str], reports: Path) -> dict[str, float]:
     """The values of ``<suite>.<key>``: of each seed, or of each of several recipes."""
     suite, key = metric.split(".", 1)
-    every = {r: read_json(reports / r / suite / "metrics.json", f"pipelines/recipes/dvc.yaml:results@{r}") for r in recipes}
+    every = {r: read_suite(reports / r, suite, f"pipelines/recipes/dvc.yaml:results@{r}") for r in recipes}
     if len(recipes) > 1:
         return {recipe: value_at(metrics, key) for recipe, metrics in every.items()}
     (metrics,) = every.values()

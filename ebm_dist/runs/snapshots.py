@@ -12,7 +12,7 @@ from ebm_dist.files import read_tensors
 from ebm_dist.report import figures
 from ebm_dist.runs.background import call_every
 from ebm_dist.storage import read_bytes, write_whole
-from ebm_dist.training import checkpoint
+from ebm_dist.training import checkpoint, state
 
 _FOLDER, _LOOK_EVERY_S = "pictures", 2.0
 _CHAINS, _MOST_ROWS = 12, 12  # of a picture; of the strip
@@ -27,7 +27,7 @@ def take(run: Path) -> None:
     """Keep a row of the first chains of each checkpoint that has none yet, if they are images."""
     folders = checkpoint.whole(run)
     for step in folders.keys() - taken(run).keys():
-        for path in sorted(folders[step].glob("chains-*"))[:1]:  # of the first logical shard
+        for path in state.chain_files(folders[step])[:1]:  # of the first logical shard
             with suppress(DataError):  # it has just been deleted
                 _keep(run, step, read_tensors(path, "train")["position"][:_CHAINS].numpy())
 

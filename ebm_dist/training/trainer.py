@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.profiler import record_function
 
 from ebm_dist import faults
@@ -19,10 +19,9 @@ from ebm_dist.data import shards
 from ebm_dist.data.loader import LogicalShard
 from ebm_dist.energies import EnergyModel, iterate_power
 from ebm_dist.errors import CheckpointError, ConfigError, DivergedError
-from ebm_dist.files import encode, read_json, read_tensors
 from ebm_dist.objectives import Batch, Objective, StepContext, Turn, build_players
 from ebm_dist.rng import stream
-from ebm_dist.training import checkpoint, optim
+from ebm_dist.training import checkpoint, optim, state
 from ebm_dist.training.reduce import REDUCTIONS, Comm
 from ebm_dist.training.reporter import Reporter, Request, Row
 
@@ -210,7 +209,7 @@ class Trainer:
         if task and not done:
             for name, network in self.objective.players.items():
                 network.load_state_dict(self.averages[name].state_dict())
-            self.previous_task_averages.append({name: value.clone() for name, value in _named(self.averages).items()})
+            self.previous_task_averages.append({name: value.clone() for name, value in state.named(self.averages).items()})
             self.optimizers = self.new_optimizers()
 
     def new_optimizers(self) -> dict[str, torch.optim.Optimizer]:
@@ -251,16 +250,11 @@ class Trainer:
     @record_function("checkpoint")
     def save(self, folder: Path, reporter: Reporter | None = None) -> None:
         """Write a checkpoint; rank 0 gives weights and state, every rank the chains of its shards."""
-        files = {f"chains-{shard:05d}.safetensors": encode(chains.state_dict()) for shard, chains in self.replay.items()}
+        files = state.encode_chains(self.replay)
         if self.comm.rank == 0:
-            files |= {
-                "weights.safetensors": encode(_named(self.objective.players)),
-                "average.safetensors": encode(_named(self.averages)),
-                "optimizer.safetensors": encode(_moments(self.optimizers)),
-                "earlier.safetensors": encode(_numbered(self.previous_task_averages)),
-                "history.json": encode(self.history),
-                "state.json": encode({"step": self.step, "seconds": self.seconds, "rollbacks": self.rollbacks}),
-            }
+            progress = state.Progress(self.step, self.seconds, self.rollbacks)
+            players, averages, previous = self.objective.players, self.averages, self.previous_task_averages
+            files |= state.encode_networks(players, averages, self.optimizers, previous, self.history, progress)
         keep = 2  # the newest, and one to fall back on should its disk block go bad
         checkpoint.save(folder, self.step, files, self.comm, digest=self.digest, keep=keep)
         if reporter:
@@ -275,19 +269,12 @@ class Trainer:
         if folder is None:
             return False
         try:
-            for name, networks in (("weights", self.objective.players), ("average", self.averages)):
-                tensors = read_tensors(folder / f"{name}.safetensors", "train")
-                for player, network in networks.items():
-                    network.load_state_dict(_of(tensors, player))
-            moments = read_tensors(folder / "optimizer.safetensors", "train")
-            for player, optimizer in self.optimizers.items():
-                _load_moments(optimizer, _of(moments, player))
-            for shard, chains in self.replay.items():
-                chains.load_state_dict(read_tensors(folder / f"chains-{shard:05d}.safetensors", "train"))
-            self.previous_task_averages, self.task = _by_number(read_tensors(folder / "earlier.safetensors", "train")), -1
-            state = read_json(folder / "state.json", "train")
-            self.step, self.seconds, self.rollbacks = int(state["step"]), float(state["seconds"]), int(state["rollbacks"])
-            self.history = read_json(folder / "history.json", "train")
+            state.load_networks(folder, self.objective.players, self.averages)
+            state.load_moments(folder, self.optimizers)
+            state.load_chains(folder, self.replay)
+            self.previous_task_averages, self.task = state.read_previous_task_averages(folder), -1
+            self.step, self.seconds, self.rollbacks = state.read_progress(folder)
+            self.history = state.read_history(folder)
         except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as failed:
             raise CheckpointError(f"{folder}: does not fit this model ({failed}); remove {root} to start anew") from None
         return True
@@ -297,41 +284,6 @@ def _largest_energy(turn: Turn) -> Tensor:
     """The largest absolute value among a turn's metrics of energies; of its loss if it has none."""
     energies = [value.detach().abs() for name, value in turn.metrics.items() if name.startswith("energy")]
     return torch.stack(energies).max() if energies else turn.loss.detach().abs()
-
-
-def _named(networks: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    return {f"{player}.{name}": value for player, network in networks.items() for name, value in network.state_dict().items()}
-
-
-def _of(tensors: Mapping[str, Tensor], player: str) -> dict[str, Tensor]:
-    return {name.removeprefix(f"{player}."): value for name, value in tensors.items() if name.startswith(f"{player}.")}
-
-
-def _numbered(several: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {f"{i}.{name}": value for i, one in enumerate(several) for name, value in one.items()}
-
-
-def _by_number(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-    count = 1 + max((int(name.partition(".")[0]) for name in tensors), default=-1)
-    return [_of(tensors, str(i)) for i in range(count)]
-
-
-def _moments(optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Tensor]:
-    return {
-        f"{player}.{index}.{name}": value
-        for player, optimizer in optimizers.items()
-        for index, state in optimizer.state_dict()["state"].items()
-        for name, value in state.items()
-    }
-
-
-def _load_moments(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        index, name = key.split(".", 1)
-        parameter = optimizer.param_groups[0]["params"][int(index)]
-        state.setdefault(int(index), {})[name] = optim.laid_out_as(parameter, value) if value.shape == parameter.shape else value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def build(params: Params, index: shards.Index, comm: Comm, device: torch.device, digest: str) -> Trainer:

@@ -13,7 +13,7 @@ from rich.console import Console
 from ebm_dist import config
 from ebm_dist.data import shards
 from ebm_dist.errors import CheckpointError, ClusterError, ConfigError
-from ebm_dist.search import driver, optuna_search, report, space, study, trial_job, trials
+from ebm_dist.search import driver, optuna_search, report, scores, space, study, trial_job, trials
 from ebm_dist.search.trials import WORST, SearchResult, Trial
 from ebm_dist.training import checkpoint
 from tests.helpers import ROOT, Silent, build, params, state_of, values
@@ -291,7 +291,6 @@ def test_what_pbt_hands_on_is_every_bit_of_the_donor(tmp_path, digits_data):
 
 
 def test_a_record_of_trials_survives_and_forgets_nothing(tmp_path):
-    job = trial_job.Job({}, "", "", str(tmp_path), "digest", (10, 90), 10)
     first = trials.TrialStore(tmp_path, "search", [trial(0, state="waiting"), trial(1, state="waiting")])
     first.add(first.all[0], {"step": 10, "digest": "a", "fid_clf": 5.0})
     first.add(first.all[0], {"step": 10, "digest": "a", "fid_clf": 5.0})  # told again
@@ -315,8 +314,8 @@ def test_a_score_is_made_of_the_validation_split_only(tmp_path, digits_data, mon
     trained = build(params(), digits_data, digest="digest")
     trained.fit(tmp_path / "run", Silent())
     own = scores.Scorer(params().as_dict(), str(digits_data), str(tmp_path / "classifier"), "digest", (4, 12), 50)
-    own.look(tmp_path / "run")
+    own.score_newest(tmp_path / "run")
     (row,) = [json.loads(line) for line in (tmp_path / "run" / scores.SCORES).read_text().splitlines()]
     assert row["step"] == 12 and set(trials.SCORES) < set(row) and all(math.isfinite(v) for v in row.values())
-    own.look(tmp_path / "run")
+    own.score_newest(tmp_path / "run")
     assert len((tmp_path / "run" / scores.SCORES).read_text().splitlines()) == 1 and set(opened) == {"val"}

@@ -1,0 +1,24 @@
+"""The metrics that evaluation suites have written: the one reader of ``<reports>/<suite>/metrics.json``."""
+
+from pathlib import Path
+from typing import Any
+
+from ebm_dist.files import read_json
+
+_METRICS = "metrics.json"
+
+
+def read_suites(reports: Path) -> dict[str, dict[str, Any]]:
+    """Return the metrics of every suite of a folder of reports, by suite. Raises :class:`DataError` for a broken file."""
+    return {path.parent.name: read_json(path, "evaluate") for path in sorted(reports.glob(f"*/{_METRICS}"))}
+
+
+def read_suite(reports: Path, suite: str, made_by: str = "evaluate") -> dict[str, Any]:
+    """Return the metrics of one suite. Raises :class:`DataError` that names the stage to run where there are none."""
+    metrics: dict[str, Any] = read_json(reports / suite / _METRICS, made_by)
+    return metrics
+
+
+def has_suites(reports: Path) -> bool:
+    """Whether any suite has written its metrics."""
+    return any(reports.glob(f"*/{_METRICS}"))
