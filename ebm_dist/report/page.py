@@ -11,6 +11,7 @@ from typing import Any
 
 from ebm_dist.errors import DataError
 from ebm_dist.files import flat, read_json
+from ebm_dist.report.suites import read_suite, read_suites
 from ebm_dist.report.table import interval
 
 _KINDS = {".png": "image/png", ".gif": "image/gif"}
