@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-_BATCH = 16  # samples per step, at least two per logical shard
-_MAX_CHAIN_STEPS = 5
+_BATCH = 8  # samples per step, at least two per logical shard
+_MAX_CHAIN_STEPS = 3
 _MAX_COUNT = 40  # of anything that a suite counts: samples, chains, steps, draws
 
 
