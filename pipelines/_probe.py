@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-_BATCH_PER_SHARD = 16
-_MAX_CHAIN_STEPS = 5
+_BATCH = 8  # samples per step, at least two per logical shard
+_MAX_CHAIN_STEPS = 3
 _MAX_COUNT = 40  # of anything that a suite counts: samples, chains, steps, draws
 
 
@@ -52,9 +52,9 @@ def reduced(values: dict[str, Any], steps: int) -> dict[str, Any]:
     values = copy.deepcopy(values)
     train, replay, tasks = values["train"], values["replay"], values["train"]["num_tasks"]
     steps = -(-steps // tasks) * tasks
-    train |= {"num_steps": steps, "log_every": max(5, *_counts(values["objective"], "num_energy_steps"), 5)}
+    train |= {"num_steps": steps, "log_every": max(5, 5, *_counts(values["objective"], "num_energy_steps"))}
     train |= {"checkpoint_every": steps // 2 - 2, "max_energy": 1e12, "compile": False, "precision": "float32"}
-    train["batch_size"] = _BATCH_PER_SHARD * train["num_shards"]
+    train["batch_size"] = train["num_shards"] * max(2, _BATCH // train["num_shards"])
     replay["capacity"] = 2 * train["batch_size"]
     values["sampler"]["num_steps"] = min(values["sampler"]["num_steps"], _MAX_CHAIN_STEPS)
     caps = {"pretraining": steps // 5, "energy_lead": steps // 5, "num_steps": _MAX_CHAIN_STEPS, "num_completions": 8}
