@@ -16,7 +16,7 @@ from ebm_dist.models import requests
 class _Predict:
     """Apart from the class that MLflow knows: it would take this method's type hints for a schema, in place of the signature."""
 
-    models: models.TrainedModel
+    model: models.TrainedModel
 
     def load_context(self, context: Any) -> None:
         self.model = models.load(Path(context.artifacts["model"]))

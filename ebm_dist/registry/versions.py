@@ -38,7 +38,7 @@ class Gate:
 
 @section
 class Config:
-    models: str = "ebm"
+    model: str = "ebm"
     """Name of the registered model."""
     gates: tuple[Gate, ...] = ()
     """All must pass for the alias ``champion``; ``candidate`` is given anyway."""
