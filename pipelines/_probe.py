@@ -24,6 +24,10 @@ class Interrupted(Exception):
     """Stands for the death of the process: the second attempt resumes from a checkpoint."""
 
 
+# an editable installation would give modules of another tree in place of missing ones
+sys.meta_path[:] = [finder for finder in sys.meta_path if "__editable__" not in getattr(finder, "__module__", "")]
+
+
 def module(*names: str) -> Any:
     """Import the first module of these names that the tree has."""
     for name in names:
@@ -44,7 +48,7 @@ reduce = module("ebm_dist.training.reduce", "ebm_dist.comm")
 reporter = module("ebm_dist.training.reporter", "ebm_dist.reporting")
 checkpoint = module("ebm_dist.training.checkpoint", "ebm_dist.checkpoint")
 model = module("ebm_dist.models.trained", "ebm_dist.model")
-features = module("ebm_dist.metrics.classifier", "ebm_dist.features")
+features = module("ebm_dist.metrics.features", "ebm_dist.features")
 
 
 def reduced(values: dict[str, Any], steps: int) -> dict[str, Any]:
@@ -145,7 +149,7 @@ class Probe:
         for reporter_of in (lambda: interrupted_after(int(0.7 * self.steps), run), lambda: reporter.FileReporter(run)):
             fresh = trainer.build(params, index, reduce.LocalComm(), torch.device("cpu"), "verify")
             try:
-                fresh.fit(run, reporter_of())
+                fresh.fit(run, reporter_of())  # type: ignore[no-untyped-call]
             except Interrupted:
                 continue
         folder = checkpoint.latest(run, "verify")
@@ -192,4 +196,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from ebm_dist.config import TRAINING, Params, modules_of
 from ebm_dist.files import sha256
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 _MATHEMATICS = "ebm_dist.training.trainer"
 
 
