@@ -45,7 +45,7 @@ evaluation = module("ebm_dist.evaluation")
 shards = module("ebm_dist.data.shards", "ebm_dist.shards")
 trainer = module("ebm_dist.training.trainer", "ebm_dist.trainer")
 reduce = module("ebm_dist.training.reduce", "ebm_dist.comm")
-reporter = module("ebm_dist.training.reporter", "ebm_dist.reporting")
+record = module("ebm_dist.runs.record", "ebm_dist.reporting")
 checkpoint = module("ebm_dist.training.checkpoint", "ebm_dist.checkpoint")
 model = module("ebm_dist.models.trained", "ebm_dist.model")
 features = module("ebm_dist.metrics.features", "ebm_dist.features")
@@ -86,7 +86,7 @@ def _cap(values: dict[str, Any], caps: dict[str, int]) -> None:
 def interrupted_after(step: int, run: Path) -> Any:
     """A reporter that keeps the record and ends training once at this step."""
 
-    class Reporter(reporter.FileReporter):  # type: ignore[misc,name-defined]
+    class Reporter(record.FileReporter):  # type: ignore[misc,name-defined]
         def metrics(self, row: dict[str, float], seconds: float) -> None:
             super().metrics(row, seconds)
             if row["step"] >= step:
@@ -146,7 +146,7 @@ class Probe:
         return out
 
     def train(self, params: Any, index: Any, run: Path) -> dict[str, str]:
-        for reporter_of in (lambda: interrupted_after(int(0.7 * self.steps), run), lambda: reporter.FileReporter(run)):
+        for reporter_of in (lambda: interrupted_after(int(0.7 * self.steps), run), lambda: record.FileReporter(run)):
             fresh = trainer.build(params, index, reduce.LocalComm(), torch.device("cpu"), "verify")
             try:
                 fresh.fit(run, reporter_of())  # type: ignore[no-untyped-call]

@@ -49,12 +49,12 @@ def test_draws_are_log_uniform_reproducible_and_readable():
 
 
 def test_whole_numbers_and_choices():
-    space = {
+    ranges = {
         "sampler.num_steps": {"log": [2, 64]},
         "energy.hidden": {"choice": [[8, 8], [16]]},
         "optimizer.lr": {"linear": [1e-4, 1e-3]},
     }
-    chosen = tuned_params(space=space)
+    chosen = tuned_params(space=ranges)
     drawn = [space.draw(chosen, i) for i in range(50)]
     assert all(isinstance(d["sampler.num_steps"], int) and 2 <= d["sampler.num_steps"] <= 64 for d in drawn)
     assert {len(d["energy.hidden"]) for d in drawn} == {1, 2}
