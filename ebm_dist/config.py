@@ -45,6 +45,7 @@ TRAINING = ("seed", "dataset", "energy", "sampler", "objective", "train", "repla
 RENAMED = {"others": "comparison_datasets"}
 """Keys of a parameter file that have a new name; the old one is accepted with a warning."""
 
+_NUMBERS = {"seed": 0, "num_seeds": 1}  # keys of the file that are no sections
 _MAX_BYTES = 1 << 20
 _PLAIN = [f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str")]
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
@@ -78,6 +79,7 @@ class Params:
     """A whole parameter file. The values of a section are documented by the module that it names."""
 
     seed: int = 0
+    num_seeds: int = 1
     dataset: Any = plugin("datasets")
     comparison_datasets: dict[str, Any] = field(metadata={"each": "ebm_dist.datasets", "name_is_key": False})
     energy: Any = plugin("energies")
@@ -150,7 +152,7 @@ def load(path: Path | str, *, seed: int | None = None) -> Params:
     ``seed`` replaces the file's: the one value that a replicate changes. Raises :class:`ConfigError` whose text has file, line,
     key, what was expected and, for a misspelt name, the nearest one.
     """
-    values, lines = _parse(Path(path))
+    values, lines = read(Path(path))
     return _typed(_Source(Path(path), values | ({} if seed is None else {"seed": seed}), lines))
 
 
@@ -166,13 +168,12 @@ def from_values(values: dict[str, Any], origin: Path) -> Params:
 
 def _typed(source: "_Source") -> Params:
     known = {f.name: f.metadata for f in fields(Params)}
-    source.rename(RENAMED)
     source.only_known((), source.values, [*known, "recipe"])
     sections: dict[str, Any] = {}
     for name, metadata in known.items():
-        value = source.values.get(name, {} if metadata else 0)
+        value = source.values.get(name, {} if metadata else _NUMBERS[name])
         if not metadata:
-            sections[name] = _checked(int, value, source, (name,))
+            sections[name] = _checked(int if name == "seed" else PositiveInt, value, source, (name,))
         elif not isinstance(value, dict):
             raise source.error((name,), f"expected a section with keys, found {value!r}")
         elif "module" in metadata:
@@ -223,26 +224,17 @@ def _kind(annotation: Any) -> str:
 
 
 class _Source:
-    """A parsed file: its values, and the line that each key stands on."""
+    """A parsed file: its values, and the file and line that each key stands on."""
 
-    def __init__(self, path: Path, values: dict[str, Any], lines: dict[tuple[Any, ...], int]) -> None:
+    def __init__(self, path: Path, values: dict[str, Any], lines: "Lines") -> None:
         self.path, self.values, self.lines = path, values, lines
 
     def error(self, key: tuple[Any, ...], message: str) -> ConfigError:
         found = key
         while found and found not in self.lines:
             found = found[:-1]
-        return ConfigError(f"{self.path}:{self.lines.get(found, 1)}: {'.'.join(map(str, key)) or 'file'}: {message}")
-
-    def rename(self, renamed: dict[str, str]) -> None:
-        """Give top-level keys their present names. Raises :class:`ConfigError` where a file has both."""
-        for old, new in renamed.items():
-            if old in self.values:
-                if new in self.values:
-                    raise self.error((old,), f"is the old name of {new!r}, which the file has too; keep one of them")
-                log.warning("%s", self.error((old,), f"has been renamed; write {new!r}"))
-                self.values = {new if key == old else key: value for key, value in self.values.items()}
-                self.lines = {(new, *key[1:]) if key[:1] == (old,) else key: line for key, line in self.lines.items()}
+        path, line = self.lines.get(found, (self.path, 1))
+        return ConfigError(f"{path}:{line}: {'.'.join(map(str, key)) or 'file'}: {message}")
 
     def only_known(self, key: tuple[Any, ...], values: dict[str, Any], known: list[str]) -> None:
         for name in values:
@@ -317,6 +309,55 @@ def _check_pairs(params: Params, source: _Source) -> None:
                     check(params)
             except Mismatch as mismatch:
                 raise source.error(mismatch.key, str(mismatch)) from None
+
+
+Lines = dict[tuple[Any, ...], tuple[Path, int]]
+_WHOLE = ("evaluation", "comparison_datasets")
+
+
+def read(path: Path) -> tuple[dict[str, Any], Lines]:
+    """Read a parameter file as it is written, over the file that its key ``base`` names, without typing or checking it.
+
+    A section is merged key by key with the base's where both name the same plugin, else it replaces the base's. The sections
+    ``evaluation`` and ``comparison_datasets`` always replace. Returns the values, and file and line of each key.
+    Raises :class:`ConfigError`.
+    """
+    values, lines = _read_one(path)
+    base = values.pop("base", None)
+    if base is None:
+        return values, lines
+    where = _Source(path, values, lines)
+    if not isinstance(base, str):
+        raise where.error(("base",), f"expected the path of a parameter file, found {base!r}")
+    base_values, base_lines = _read_one(path.parent / base)
+    if "base" in base_values:
+        raise where.error(("base",), f"{base} has a base itself; name that one, or write the sections out")
+    return _merge(base_values, values, ()), base_lines | lines
+
+
+def _merge(base: dict[str, Any], values: dict[str, Any], key: tuple[str, ...]) -> dict[str, Any]:
+    merged = dict(base)
+    for name, value in values.items():
+        below = base.get(name)
+        is_same = isinstance(value, dict) and isinstance(below, dict) and value.get("name", below.get("name")) == below.get("name")
+        replaces = not is_same or (not key and name in _WHOLE)
+        merged[name] = value if replaces else _merge(below or {}, value, (*key, name))
+    return merged
+
+
+def _read_one(path: Path) -> tuple[dict[str, Any], Lines]:
+    """Read one file, with the present names of its sections."""
+    values, numbers = _parse(path)
+    lines = {key: (path, number) for key, number in numbers.items()}
+    for old, new in RENAMED.items():
+        if old in values:
+            where = _Source(path, values, lines)
+            if new in values:
+                raise where.error((old,), f"is the old name of {new!r}, which the file has too; keep one of them")
+            log.warning("%s", where.error((old,), f"has been renamed; write {new!r}"))
+            values = {new if key == old else key: value for key, value in values.items()}
+            lines = {(new, *key[1:]) if key[:1] == (old,) else key: line for key, line in lines.items()}
+    return values, lines
 
 
 def _parse(path: Path) -> tuple[dict[str, Any], dict[tuple[Any, ...], int]]:

@@ -17,7 +17,8 @@ import torch
 
 _BATCH = 8  # samples per step, at least two per logical shard
 _MAX_CHAIN_STEPS = 3
-_MAX_COUNT = 40  # of anything that a suite counts: samples, chains, steps, draws
+_MAX_COUNT = 40  # of anything that a suite counts: samples, chains, draws
+_CAPS = {"num_steps": 10, "steps_per_round": 5, "num_rounds": 2}
 
 
 class Interrupted(Exception):
@@ -161,7 +162,7 @@ class Probe:
         chosen.pop("name", None)
         for name, value in chosen.items():
             if isinstance(value, int) and not isinstance(value, bool):
-                chosen[name] = min(value, _MAX_COUNT)
+                chosen[name] = min(value, _CAPS.get(name, _MAX_COUNT))
         params = config.from_values(values | {"evaluation": {suite: chosen}}, path)
         others = {name: self.prepare(other) for name, other in comparison_datasets(params).items()}
         subject = evaluation.Subject(model.load(exported), index, others, self.classifier(params, index))
