@@ -322,14 +322,14 @@ def read(path: Path) -> tuple[dict[str, Any], Lines]:
     ``evaluation`` and ``comparison_datasets`` always replace. Returns the values, and file and line of each key.
     Raises :class:`ConfigError`.
     """
-    values, lines = _read_one(path)
+    values, lines = read_one(path)
     base = values.pop("base", None)
     if base is None:
         return values, lines
     where = _Source(path, values, lines)
     if not isinstance(base, str):
         raise where.error(("base",), f"expected the path of a parameter file, found {base!r}")
-    base_values, base_lines = _read_one(path.parent / base)
+    base_values, base_lines = read_one(path.parent / base)
     if "base" in base_values:
         raise where.error(("base",), f"{base} has a base itself; name that one, or write the sections out")
     return _merge(base_values, values, ()), base_lines | lines
@@ -345,8 +345,8 @@ def _merge(base: dict[str, Any], values: dict[str, Any], key: tuple[str, ...]) -
     return merged
 
 
-def _read_one(path: Path) -> tuple[dict[str, Any], Lines]:
-    """Read one file, with the present names of its sections."""
+def read_one(path: Path) -> tuple[dict[str, Any], Lines]:
+    """Read one file, without its base, with the present names of its sections. Raises :class:`ConfigError`."""
     values, numbers = _parse(path)
     lines = {key: (path, number) for key, number in numbers.items()}
     for old, new in RENAMED.items():

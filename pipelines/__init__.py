@@ -13,6 +13,9 @@ from ebm_dist import config
 from ebm_dist.errors import DataError, EbmError
 
 
+ROOT = Path(__file__).resolve().parent.parent
+
+
 class _Help(argparse.Action):
     """``--settings``: every key of a parameter file, from the docstrings."""
 

@@ -20,9 +20,8 @@ from typing import Any
 
 from ebm_dist import config
 from ebm_dist.errors import ConfigError, EbmError
-from pipelines import run
+from pipelines import ROOT, run
 
-ROOT = Path(__file__).resolve().parent.parent
 _PROBE = ROOT / "pipelines/_probe.py"
 
 
@@ -33,7 +32,7 @@ class DifferenceError(EbmError):
 def recipe_paths(root: Path, names: Sequence[str]) -> list[Path]:
     """Return the parameter files of these recipes: names, paths, or ``all``. Raises :class:`ConfigError`."""
     if list(names) == ["all"]:
-        recipes = sorted(p for p in (root / "pipelines/recipes").glob("*.yaml") if p.name != "dvc.yaml")
+        recipes = sorted(p for p in (root / "pipelines/recipes").glob("*.yaml") if p.name not in ("dvc.yaml", "rows.yaml"))
         return [root / "params.yaml", *recipes]
     paths = [Path(name).resolve() if name.endswith(".yaml") else root / f"pipelines/recipes/{name}.yaml" for name in names]
     for path in paths:

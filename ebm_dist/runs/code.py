@@ -243,12 +243,13 @@ def prepare_digest(params: Params | None, root: Path = ROOT) -> str:
 
 def classifier_digest(root: Path = ROOT) -> str:
     """Return the digest of the code that trains the classifier behind FID-clf."""
-    return digest([("ebm_dist.metrics.features", "train"), ("ebm_dist.metrics.features", "is_possible")], root=root)
+    return digest([("ebm_dist.metrics.features", name) for name in ("Config", "train", "is_possible")], root=root)
 
 
 def train_digest(params: Params | None, root: Path = ROOT) -> str:
     """Return the digest of the code that decides the result of training, and of its export."""
     roots = [("ebm_dist.training.trainer", ALL), ("ebm_dist.training.reduce", "TorchComm"), ("ebm_dist.models.trained", "export")]
+    roots += [("ebm_dist.chains.replay", "Config"), ("ebm_dist.training.optim", "Config")]  # their defaults
     return digest([*roots, *_plugins_of(params, "energy", "sampler", "objective")], _ruled_out(params), root)
 
 

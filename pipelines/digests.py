@@ -1,0 +1,134 @@
+"""Write pipelines/code.yaml and pipelines/recipes/rows.yaml: what the stages in the two dvc.yaml files depend on.
+
+``code.yaml`` has a digest of the code behind each stage of each recipe, and under ``any`` of the same for any settings, for
+the main job. ``rows.yaml`` has the stages' rows, made from the recipes in the folder. Run this after a change of the code
+or of the set of recipes; a stage refuses to run on digests that are not of its code.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from ebm_dist import config
+from ebm_dist.config import TRAINING, Params
+from ebm_dist.errors import ConfigError
+from ebm_dist.runs import code
+from ebm_dist.storage import write_whole
+from pipelines import ROOT, run
+
+CODE, RECIPES, ROWS = Path("pipelines/code.yaml"), Path("pipelines/recipes"), Path("pipelines/recipes/rows.yaml")
+NOT_RECIPES = ("dvc.yaml", "rows.yaml")
+_HEAD = "# Written by python -m pipelines.digests: do not edit.\n"
+_LENGTH = 16  # hexadecimal digits of a digest
+
+
+def recipes(root: Path = ROOT) -> dict[str, Path]:
+    """Return the recipes of the folder: parameter files by name."""
+    return {path.stem: path for path in sorted((root / RECIPES).glob("*.yaml")) if path.name not in NOT_RECIPES}
+
+
+def digests(root: Path = ROOT) -> dict[str, Any]:
+    """Return the content of ``code.yaml``."""
+    loaded = {name: config.load(path) for name, path in recipes(root).items()}
+    return {
+        "any": _of_any(config.plugins("ebm_dist.evaluation"), root),
+        "prepare": {name: code.prepare_digest(params, root)[:_LENGTH] for name, params in loaded.items()},
+        "train": {name: code.train_digest(params, root)[:_LENGTH] for name, params in loaded.items()},
+        "evaluate": {
+            name: {suite: code.evaluate_digest(params, suite, root=root)[:_LENGTH] for suite in params.evaluation}
+            for name, params in loaded.items()
+        },
+    }
+
+
+def _of_any(suites: list[str], root: Path) -> dict[str, Any]:
+    return {
+        "prepare": code.prepare_digest(None, root)[:_LENGTH],
+        "classifier": code.classifier_digest(root)[:_LENGTH],
+        "train": code.train_digest(None, root)[:_LENGTH],
+        "evaluate": {suite: code.evaluate_digest(None, suite, root=root)[:_LENGTH] for suite in suites},
+        "register": code.register_digest(root)[:_LENGTH],
+        "tune": code.tune_digest(root)[:_LENGTH],
+    }
+
+
+def rows(root: Path = ROOT) -> dict[str, Any]:
+    """Return the content of ``rows.yaml``: for each stage its rows, with the sections of the files that it depends on."""
+    found: dict[str, Any] = {"prepare": {}, "classifier": {}, "train": {}, "evaluate": {}, "results": {}}
+    for name, path in recipes(root).items():
+        params = config.load(path)
+        found["prepare"][name] = {"recipe": name} | _sections(path, root, ("dataset", "comparison_datasets"))
+        found["classifier"][name] = {"recipe": name} | _sections(path, root, ("features",))
+        for seed in range(params.num_seeds):
+            found["train"][f"{name}-{seed}"] = {"recipe": name, "seed": seed} | _sections(path, root, TRAINING[1:])
+        for suite in params.evaluation:
+            found["evaluate"][f"{name}-{suite}"] = {"recipe": name, "suite": suite} | _sections(path, root, ("evaluation",))
+        found["results"][name] = {"recipe": name} | _sections(path, root, ("register",))
+    return found
+
+
+def _sections(path: Path, root: Path, wanted: tuple[str, ...]) -> dict[str, Any]:
+    """Which of the wanted sections stand in a recipe and in its base. A list is padded: DVC's templates have no loops."""
+    own = config.read_one(path)[0]
+    files = [path] + ([path.parent / own["base"]] if "base" in own else [])
+    held = [(file, [name for name in wanted if name in config.read_one(file)[0]]) for file in files]
+    held = [(file, names) for file, names in held if names] or [(path, ["seed"])]
+    (file, names), (base, base_names) = held[0], held[-1]
+    return {
+        "file": str(file.resolve().relative_to(root.resolve())),
+        "keys": [*names, *names[:1] * (len(wanted) - len(names))],
+        "base": str(base.resolve().relative_to(root.resolve())),
+        "base_keys": [*base_names, *base_names[:1] * (len(wanted) - len(base_names))],
+    }
+
+
+def check(stage: str, params: Path, suite: str | None = None, root: Path = ROOT) -> None:
+    """Raise :class:`ConfigError` where ``code.yaml`` is not of the code that a stage is about to run."""
+    if not (root / CODE).exists():
+        raise ConfigError(f"{CODE}: missing; run python -m pipelines.digests")
+    known = YAML(typ="safe", pure=True).load((root / CODE).read_text())
+    name = params.stem if params.resolve().parent == (root / RECIPES).resolve() else None
+    settings = config.load(params) if name else None
+    present = {
+        "prepare": lambda: code.prepare_digest(settings, root),
+        "classifier": lambda: code.classifier_digest(root),
+        "train": lambda: code.train_digest(settings, root),
+        "evaluate": lambda: code.evaluate_digest(settings, suite or "", root=root),
+        "register": lambda: code.register_digest(root),
+        "tune": lambda: code.tune_digest(root),
+    }[stage]()[:_LENGTH]
+    recorded = known[stage].get(name) if name and stage in known else known["any"][stage]
+    recorded = recorded.get(suite) if suite and isinstance(recorded, dict) else recorded
+    if recorded != present:
+        raise ConfigError(f"{CODE}: is not of this code (stage {stage}); run python -m pipelines.digests, then dvc repro again")
+
+
+def encode(content: dict[str, Any]) -> bytes:
+    """Encode the content of a generated file: YAML, an entry per line."""
+    lines = [_HEAD]
+    for section, entries in content.items():
+        lines += [f"{section}:\n", *(f"  {name}: {json.dumps(entry)}\n" for name, entry in entries.items())]
+    return "".join(lines).encode()
+
+
+def write(root: Path = ROOT) -> list[Path]:
+    """Write both files; return those that have changed."""
+    changed = []
+    for path, content in ((CODE, encode(digests(root))), (ROWS, encode(rows(root)))):
+        if not (root / path).exists() or (root / path).read_bytes() != content:
+            write_whole(root / path, content)
+            changed.append(path)
+    return changed
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    changed = write()
+    print(f"{', '.join(map(str, changed)) or 'nothing'} changed: {len(recipes())} recipes")
+
+
+if __name__ == "__main__":
+    run(main)
