@@ -192,20 +192,61 @@ def _typed(source: "_Source") -> Params:
     return params
 
 
-def reference() -> Iterator[str]:
-    """Every section, its plugins and their keys with type, default and meaning, as lines of text: the help of each stage."""
+def reference(section: str | None = None) -> Iterator[str]:
+    """List every section, its plugins and their keys with type, default and meaning, as lines of text.
+
+    ``section``: only this one, such as ``train``, ``sampler`` or ``sampler.mala``. Raises :class:`ConfigError` if there is none.
+    """
+    found = False
+    for title, name, config in _configs():
+        if section not in (None, title, f"{title}.{name}"):
+            continue
+        found = True
+        yield f"{title}: {{name: {name}}}" if name else f"{title}:"
+        for key, info in config.__pydantic_fields__.items():
+            default = "required" if info.is_required() else f"default {info.get_default(call_default_factory=True)!r}"
+            yield f"  {key} ({_kind(info.annotation)}, {default})"
+            yield f"      {' '.join((info.description or '').split())}"
+    if not found:
+        names = [part for title, name, _ in _configs() for part in ([title, f"{title}.{name}"] if name else [title])]
+        raise ConfigError(f"{section}: no such section{nearest(str(section), list(dict.fromkeys(names)))}")
+
+
+def _configs() -> Iterator[tuple[str, str, Any]]:
+    """Every ``Config``: section, name of the plugin ("" if the section has none), class. Nested plugins follow their holders."""
     sections = [(f.name, f.metadata.get("folder") or f.metadata.get("each"), f.metadata.get("module")) for f in fields(Params)]
-    for section_name, folder, alone in sections:
-        for module in filter(None, [f"{folder}.{name}" for name in plugins(folder)] if folder else [alone]):
-            yield f"{section_name}: {{name: {module.rsplit('.', 1)[1]}}}" if folder else f"{section_name}:"
-            config = importlib.import_module(module).Config
-            told = {folder for _, folder, _ in sections}  # a plugin may hold another of its own kind
-            sections += [(f"{section_name}.{name}", own, None) for name, own in _folders(config).items() if own not in told]
-            for name, info in config.__pydantic_fields__.items():
-                kind = _kind(info.annotation)
-                default = "required" if info.is_required() else f"default {info.get_default(call_default_factory=True)!r}"
-                yield f"  {name} ({kind}, {default})"
-                yield f"      {' '.join((info.description or '').split())}"
+    folders = {folder for _, folder, _ in sections}  # a plugin may hold another of its own kind
+    for title, folder, module in sections:
+        for path in filter(None, [f"{folder}.{name}" for name in plugins(folder)] if folder else [module]):
+            config = importlib.import_module(path).Config
+            sections += [(f"{title}.{key}", inner, None) for key, inner in _folders(config).items() if inner not in folders]
+            yield title, path.rsplit(".", 1)[1] if folder else "", config
+
+
+def schema() -> dict[str, Any]:
+    """Return a JSON schema of the parameter file, for editors that complete and check YAML."""
+    properties: dict[str, Any] = {"seed": {"type": "integer"}, "num_seeds": {"type": "integer", "minimum": 1}}
+    properties |= {"base": {"type": "string"}, "recipe": {"type": "string"}}
+    kinds = {f.name: f.metadata for f in fields(Params)}
+    for title, name, config in _configs():
+        if title not in kinds:
+            continue  # a nested plugin is any object here: its own check comes with the file
+        described = pydantic.TypeAdapter(config).json_schema()
+        described.pop("title", None)
+        if "each" in kinds[title] and kinds[title]["name_is_key"]:
+            properties.setdefault(title, {"type": "object", "properties": {}})["properties"][name] = described
+        elif name:
+            described["properties"] = {"name": {"const": name}, **described.get("properties", {})}
+            described["required"] = ["name", *described.get("required", [])]
+            one = properties.setdefault(title, {"oneOf": []} if "folder" in kinds[title] else _any_name(title))
+            (one["oneOf"] if "oneOf" in one else one["additionalProperties"]["oneOf"]).append(described)
+        else:
+            properties[title] = described
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "type": "object", "properties": properties}
+
+
+def _any_name(title: str) -> dict[str, Any]:
+    return {"type": "object", "additionalProperties": {"oneOf": []}}
 
 
 def _kind(annotation: Any) -> str:

@@ -53,6 +53,12 @@ class RequestError(EbmError):
     exit_code = 2
 
 
+class ResultsError(EbmError):
+    """A committed result or lock is not backed by a run."""
+
+    exit_code = 1
+
+
 class Stopped(EbmError):
     """Training was asked to stop, and has, with a checkpoint; the exit code is that of a process ended by SIGTERM."""
 

@@ -8,23 +8,24 @@ from ebm_dist import config
 from ebm_dist.data import shards
 from ebm_dist.files import write_json
 from ebm_dist.metrics import features
-from pipelines import parser, run
+from pipelines import digests, parser, run
 
 
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--data", type=Path, required=True, help="prepared data: what stage prepare wrote")
     options.add_argument("--out", type=Path, required=True, help="folder to write")
-    given = options.parse_args()
-    params = config.load(given.params)
-    index = shards.read_index(given.data / (params.features.dataset or "dataset"))
+    args = options.parse_args()
+    params = config.load(args.params)
+    digests.check("classifier", args.params)
+    index = shards.read_index(args.data / (params.features.dataset or "dataset"))
     torch.set_num_threads(params.features.num_threads)
     if not features.is_possible(index):
-        write_json(given.out / features.CARD, None)
+        write_json(args.out / features.CARD, None)
         print(f"{index.dataset}: no labelled images, so no classifier, FID-clf or IS-clf")
         return
-    card = features.train(params.features, index, given.out)
-    print(f"{given.out}: accuracy {card['accuracy']:.4f} on {card['num_test']:,} test images, {card['dim']} features")
+    card = features.train(params.features, index, args.out)
+    print(f"{args.out}: accuracy {card['accuracy']:.4f} on {card['num_test']:,} test images, {card['dim']} features")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from ebm_dist import config
-from ebm_dist.config import TRAINING, Params
+from ebm_dist.config import TRAINING
 from ebm_dist.errors import ConfigError
 from ebm_dist.runs import code
 from ebm_dist.storage import write_whole

@@ -1,4 +1,4 @@
-"""Stage evaluate: hold a model, or several replicates of it, against one suite; metrics, tables and pictures."""
+"""Stage evaluate: judge a model, or several replicates of it, by one suite; write metrics, tables and figures."""
 
 from pathlib import Path
 
@@ -8,8 +8,10 @@ from ebm_dist import config, evaluation, models
 from ebm_dist.config import module_of
 from ebm_dist.data import shards
 from ebm_dist.errors import ConfigError
+from ebm_dist.files import write_json
 from ebm_dist.metrics import features
-from pipelines import parser, run
+from ebm_dist.runs import provenance
+from pipelines import digests, parser, run
 
 
 def main() -> None:
@@ -19,22 +21,25 @@ def main() -> None:
     options.add_argument("--model", type=Path, required=True, nargs="+", help="folders of trained models: replicates of one")
     options.add_argument("--classifier", type=Path, required=True, help="what stage classifier wrote")
     options.add_argument("--out", type=Path, required=True, help="folder to write the report to")
-    given = options.parse_args()
-    params = config.load(given.params)
-    if given.suite not in params.evaluation:
-        raise ConfigError(f"{given.params}: evaluation: no suite {given.suite!r}; there: {', '.join(params.evaluation)}")
-    chosen = params.evaluation[given.suite]
+    args = options.parse_args()
+    params = config.load(args.params)
+    if args.suite not in params.evaluation:
+        raise ConfigError(f"{args.params}: evaluation: no suite {args.suite!r}; there: {', '.join(params.evaluation)}")
+    digests.check("evaluate", args.params, args.suite)
+    suite = params.evaluation[args.suite]
     torch.set_num_threads(params.features.num_threads)
-    index = shards.read_index(given.data / "dataset")
-    others = {name: shards.read_index(given.data / name) for name in params.comparison_datasets}
-    classifier = features.load(given.classifier)
-    reports = {}
-    for trained in map(models.load, given.model):
+    index = shards.read_index(args.data / "dataset")
+    others = {name: shards.read_index(args.data / name) for name in params.comparison_datasets}
+    classifier = features.load(args.classifier)
+    reports, weights = {}, {}
+    for trained in map(models.load, args.model):
         subject = evaluation.Subject(trained, index, others, classifier)
-        reports[trained.params.seed] = module_of(chosen).evaluate(chosen, subject)
+        reports[trained.params.seed] = module_of(suite).evaluate(suite, subject)
+        weights[trained.params.seed] = trained.card["sha256"]["energy.safetensors"]
     report = evaluation.over_seeds(reports)
-    report.write(given.out)
-    print(f"{given.out}: " + ", ".join(f"{key} {value:.4g}" for key, value in report.metrics.items() if isinstance(value, float)))
+    report.write(args.out)
+    write_json(args.out / provenance.RUN, provenance.of_suite(params, args.suite, index.digest, weights))
+    print(f"{args.out}: " + ", ".join(f"{key} {value:.4g}" for key, value in report.metrics.items() if isinstance(value, float)))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from ebm_dist import config, models, storage
 from ebm_dist.files import write_json
 from ebm_dist.registry import versions
 from ebm_dist.runs import tracking
-from pipelines import parser, run
+from pipelines import digests, parser, run
 
 
 def main() -> None:
@@ -15,13 +15,14 @@ def main() -> None:
     options.add_argument("--reports", type=Path, required=True, help="folder of the evaluations' reports")
     options.add_argument("--out", type=Path, required=True, help="JSON file to write")
     options.add_argument("--runs", type=storage.location, help="folder of the runs' records (default: $EBM_STORE/runs or runs)")
-    given = options.parse_args()
-    params, card = config.load(given.params, seed=given.seed), models.load(given.model).card
+    args = options.parse_args()
+    params, card = config.load(args.params, seed=args.seed), models.load(args.model).card
+    digests.check("register", args.params)
     digest = card["run_digest"]
     name = f"{card['dataset']}-{digest[:8]}"
-    runs = given.runs or storage.store("runs")
-    result = versions.register(params, given.model, given.reports, runs / digest[:16], name)
-    write_json(given.out, result)
+    runs = args.runs or storage.store("runs")
+    result = versions.register(params, args.model, args.reports, runs / digest[:16], name)
+    write_json(args.out, result)
     for gate in result["gates"]:
         print(f"gate {gate['metric']} = {gate['value']:.4g} ({gate['bound']}): {'pass' if gate['passes'] else 'FAIL'}")
     aliases = " ".join(f"@{alias}" for alias in result["aliases"])

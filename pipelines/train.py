@@ -1,6 +1,6 @@
-"""Stage train: train on Ray, from where an earlier attempt stopped, and export model, metrics and curves.
+"""Stage train: train on Ray, resume an interrupted training, and export model, metrics and curves.
 
-The run's record and checkpoints are kept in runs/<digest>/, in the working folder or in the object store that EBM_STORE names; the
+Record and checkpoints of the run are in runs/<digest>/, in the working folder or in the object store that EBM_STORE names; the
 digest is of settings, data and code.
 """
 
@@ -9,8 +9,8 @@ from pathlib import Path
 from ebm_dist import config, models, storage
 from ebm_dist.data import shards
 from ebm_dist.files import write_csv, write_json
-from ebm_dist.runs import cluster, lineage, progress, record, snapshots, tracking
-from pipelines import parser, run
+from ebm_dist.runs import cluster, lineage, progress, provenance, record, snapshots, tracking
+from pipelines import digests, parser, run
 
 
 def main() -> None:
@@ -19,9 +19,10 @@ def main() -> None:
     options.add_argument("--out", type=Path, required=True, help="folder to write the model to")
     options.add_argument("--report", type=Path, required=True, help="folder to write metrics.json and curves.csv to")
     options.add_argument("--runs", type=storage.location, help="folder of the runs' records (default: $EBM_STORE/runs or runs)")
-    given = options.parse_args()
-    params, runs = config.load(given.params, seed=given.seed), given.runs or storage.store("runs")
-    index = shards.read_index(given.data / "dataset")
+    args = options.parse_args()
+    params, runs = config.load(args.params, seed=args.seed), args.runs or storage.store("runs")
+    digests.check("train", args.params)
+    index = shards.read_index(args.data / "dataset")
     shards.verify(index)
     storage.check(runs)
     digest = lineage.run_digest(params, index.digest)
@@ -30,19 +31,20 @@ def main() -> None:
         if not cluster.is_finished(folder, digest, params.train.num_steps):
             with progress.live(folder, params.train.num_steps), snapshots.sync_while_running(folder):
                 cluster.fit(params, shards.publish(index, storage.store("shards")).folder, folder, digest)
-    exported = models.export(folder, given.out, params, index, shards.read_split(index, "train"), digest)
+    exported = models.export(folder, args.out, params, index, shards.read_split(index, "train"), digest)
     history = exported["history"]
-    given.report.mkdir(parents=True, exist_ok=True)
-    write_json(given.report / "metrics.json", history[-1])
-    write_csv(given.report / "curves.csv", history)
-    if strip := snapshots.strip(folder):  # no output of the stage either: which checkpoints were seen differs
-        storage.write_whole(given.report / "chains.png", strip)
-    facts = {"dataset": index.dataset, "is_official": index.is_official, "data_digest": index.digest, "run_digest": digest}
+    args.report.mkdir(parents=True, exist_ok=True)
+    write_json(args.report / "metrics.json", history[-1])
+    write_csv(args.report / "curves.csv", history)
+    if strip := snapshots.strip(folder):  # no output of the stage: which checkpoints were seen differs from run to run
+        storage.write_whole(args.report / "chains.png", strip)
+    facts = {"dataset": index.dataset, "is_official": index.is_official, "run_digest": digest}
+    facts |= provenance.of_training(params, index.digest, args.out / "energy.safetensors")
     watts = [row["watts"] for row in record.read_lines(folder / record.METRICS) if "watts" in row]
     facts |= {"watts_a_worker": round(sum(watts) / len(watts), 1)} if watts else {}
-    facts |= {"seconds": round(exported["seconds"], 1), "workers": params.cluster.workers, "hardware": lineage.hardware()}
-    write_json(given.report / "run.json", facts)  # no output of the stage: times differ from run to run
-    print(f"{given.out}: {params.train.num_steps} steps in {exported['seconds']:.0f} s; record in {folder}")
+    facts |= {"seconds": round(exported["seconds"], 1), "workers": params.cluster.workers}
+    write_json(args.report / provenance.RUN, facts)  # no output of the stage: times differ from run to run
+    print(f"{args.out}: {params.train.num_steps} steps in {exported['seconds']:.0f} s; record in {folder}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from ebm_dist.runs import tracking
 from ebm_dist.runs.lineage import hardware
 from ebm_dist.search import driver, report
 from ebm_dist.search.mlflow import Family
-from pipelines import parser, run
+from pipelines import digests, parser, run
 
 
 def main() -> None:
@@ -23,26 +23,27 @@ def main() -> None:
     options.add_argument("--out", type=Path, required=True, help="folder to write metrics.json, trials.csv and plots/ to")
     options.add_argument("--tuned", type=Path, default=Path("tuned.yaml"), help="parameter file to write (default: tuned.yaml)")
     options.add_argument("--runs", type=storage.location, help="folder of the runs' records (default: $EBM_STORE/runs or runs)")
-    given = options.parse_args()
-    params, runs = config.load(given.params, seed=given.seed), given.runs or storage.store("runs")
-    index = shards.read_index(given.data / "dataset")
+    args = options.parse_args()
+    params, runs = config.load(args.params, seed=args.seed), args.runs or storage.store("runs")
+    digests.check("tune", args.params)
+    index = shards.read_index(args.data / "dataset")
     shards.verify(index)
     storage.check(runs)
-    job = driver.start(params, index, given.classifier, runs)
+    job = driver.start(params, index, args.classifier, runs)
     facts = {"dataset": index.dataset, "data.digest": index.digest}
     family = Family(params, job.digest, f"tune-{index.dataset}-{job.digest[:8]}", facts)
     found = driver.find(params, job, family)
-    metrics = report.write(params, found, given.out, given.params, given.tuned)
-    write_json(given.out / "run.json", {"seconds": found.seconds, "hardware": hardware()})
+    metrics = report.write(params, found, args.out, args.params, args.tuned)
+    write_json(args.out / "run.json", {"seconds": found.seconds, "hardware": hardware()})
     words = report.verdict(metrics)
     numbers = {"best": metrics["best"]["score"], "used_steps": metrics["used_steps"]}
     tags = {"ebm.best_trial": str(metrics["best"]["trial"]), "mlflow.note.content": words.replace("\n", "  \n")}
-    family.finish({"search": found.trials, "final": found.finals}, numbers, tags, given.out)
+    family.finish({"search": found.trials, "final": found.finals}, numbers, tags, args.out)
     print(words)
     counts = f"{metrics['num_trials']} trials, {metrics['num_diverged']} diverged"
     took = ", ".join(f"{part} {seconds:.0f} s" for part, seconds in found.seconds.items())
-    print(f"{given.out}: {counts}; {took}; record in {job.home}")
-    print(f"adopt and retrain: dvc exp run -S recipe={given.tuned}")
+    print(f"{args.out}: {counts}; {took}; record in {job.home}")
+    print(f"adopt and retrain: dvc exp run -S recipe={args.tuned}")
     where = f"mlflow ui --backend-store-uri {tracking.tracking_uri()}"
     print(f"look at it: {where}   ({family.name}, its children and artifacts)")
 

@@ -1,118 +1,246 @@
-"""What the command ``ebm-dist`` does: each takes the parsed arguments and prints for a person."""
+"""The command ``ebm-dist``: inspect settings, results and models. The stages themselves are run by ``dvc repro``."""
 
+import argparse
+import json
 import os
 import sys
 import tempfile
 from argparse import Namespace
 from pathlib import Path
 
-import numpy as np
-import torch
+import shtab
 
-from ebm_dist import config, models
-from ebm_dist.cli import doctor, plan, scaffold
-from ebm_dist.errors import ConfigError
-from ebm_dist.models import requests
-from ebm_dist.registry import promotion, versions
-from ebm_dist.registry import reproduce as reproduction
-from ebm_dist.report import figures, page, table
-from ebm_dist.runs.lineage import ROOT
-from ebm_dist.storage import write_whole
+from ebm_dist.cli import run, scaffold
+from ebm_dist.errors import ConfigError, ResultsError
+
+_URI = "models:/name@champion, or models:/name/version"
 
 
-def examine(given: Namespace) -> None:
-    """Print what :mod:`ebm_dist.cli.doctor` finds; exit code 1 if anything needs mending."""
-    findings = list(doctor.examine(config.load(given.params), given.data))
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands; the name of a command's function is in ``main``."""
+    root = argparse.ArgumentParser(prog="ebm-dist", description=__doc__)
+    shtab.add_argument_to(root, "--completion", help="print a script for completion in the shell")
+    commands = root.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, main: str, text: str, **arguments: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(main=main)
+        for argument, meaning in arguments.items():
+            added.add_argument(argument, help=meaning)
+        return added
+
+    for added in (
+        command("doctor", "examine", "check installation, settings and surroundings; exit code 1 where something needs a fix"),
+        command("plan", "plan_training", "dry run: sizes, disk, memory and time of a training"),
+        command("submit", "submit", "run the pipeline as a job of the Ray cluster; exit with the job's exit code"),
+    ):
+        added.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameter file (default: params.yaml)")
+        added.add_argument("--data", type=Path, default=Path("data/main"), help="prepared data (default: data/main)")
+    added.add_argument("targets", nargs="*", help="targets of dvc repro (default: all of dvc.yaml)")
+    added.add_argument("--no-wait", action="store_true", help="print the job's name and return")
+    added.add_argument("--dry-run", action="store_true", help="plan on this machine instead")
+    added = command("settings", "settings", "list the keys of a parameter file: types, defaults and meaning")
+    added.add_argument("section", nargs="?", help="section, such as train, sampler or sampler.mala (default: all)")
+    added.add_argument("--schema", action="store_true", help="print a JSON schema for editors instead")
+    added = command("sample", "sample", "sample a trained model by chains from noise", model="its folder, such as model/energy")
+    added.add_argument("--out", type=Path, default=Path("samples.png"), help="figure or .npy file (default: samples.png)")
+    for name, default in (("count", 100), ("steps", 200), ("seed", 0)):
+        added.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")
+    command("reproduce", "reproduce", "retrain a registered version from its lineage and compare the bits", uri=_URI)
+    added = command("new", "new", "write a new plugin as a working copy of another")
+    added.add_argument("kind", choices=list(scaffold.KINDS), help="kind of plugin")
+    added.add_argument("name", help="its name, and its file's")
+    added.add_argument("--like", help="the plugin to copy")
+    added = command("recipes", "recipes", "list the recipes, and whether their results are here")
+    added.add_argument("--update", action="store_true", help="write the rows and digests of the recipes in the folder first")
+    added = command("results", "show_results", "list the rows of the results, and whether they are of this code")
+    added.add_argument("--status", action="store_true", help="tell for each row the commit, and why it is stale")
+    added.add_argument("--check", action="store_true", help="exit with code 1 where a lock claims a run that did not happen")
+    command("compare", "compare", "compare the metrics that two recipes share", a="recipe with results", b="another")
+    added = command("report", "report", "write a run as one self-contained page", reports="folder of reports, such as reports/main")
+    added.add_argument("--compare-with", metavar="REPORTS", help=f"another folder, or {_URI}")
+    added.add_argument("--out", type=Path, default=Path("report.html"), help="file to write (default: report.html)")
+    model = "name of the registered model"
+    command("promote", "promote", "make a version champion, if its gates passed", model=model, version="its version")
+    command("rollback", "roll_back", "make the previous champion champion again", model=model)
+    command("history", "history", "list the promotions of a model: who, when, by which figures", model=model)
+    return root
+
+
+def main() -> None:
+    args = parser().parse_args()
+    run(lambda: globals()[args.main](args))
+
+
+def examine(args: Namespace) -> None:
+    """Print what :mod:`ebm_dist.cli.doctor` finds; exit with code 1 where something needs a fix."""
+    from ebm_dist import config
+    from ebm_dist.cli import doctor
+
+    findings = list(doctor.examine(config.load(args.params), args.data))
     for finding in findings:
-        print(f"{'ok  ' if finding.mend is None else 'MEND'}  {finding.check}: {finding.seen}")
-        if finding.mend is not None:
-            print(f"        -> {finding.mend}")
-    sys.exit(any(finding.mend is not None for finding in findings))
+        print(f"{'ok  ' if finding.fix is None else 'FIX '}  {finding.check}: {finding.seen}")
+        if finding.fix is not None:
+            print(f"        -> {finding.fix}")
+    sys.exit(any(finding.fix is not None for finding in findings))
 
 
-def new(given: Namespace) -> None:
-    """Write a new plugin. Raises :class:`ConfigError` for a name that is none, or taken."""
-    path, use = scaffold.write(given.kind, given.name, ROOT, given.like)
-    print(f"{path.relative_to(ROOT)}: change it; it works already")
-    print(f"use it:  {use}")
-    print(f"test it: pytest tests/contract -k {given.name}")
-
-
-def recipes(given: Namespace) -> None:
-    """List the recipes."""
-    for recipe in table.recipes(ROOT / "pipelines/recipes", ROOT / "reports"):
-        print(f"{recipe.name:28} {'run' if recipe.is_run else '-':4} {recipe.title}")
-
-
-def compare(given: Namespace) -> None:
-    """Print the metrics that two recipes share. Raises :class:`DataError` where they share none."""
-    rows = table.compare(*(ROOT / "reports" / name for name in (given.a, given.b)))
-    width = max(len(key) for key, _, _ in rows)
-    print(f"{'':{width}} {given.a[-20:]:>20} {given.b[-20:]:>20} {'difference':>12}")
-    for key, a, b in rows:
-        print(f"{key:{width}} {a:20.5g} {b:20.5g} {b - a:+12.4g}")
-
-
-def plan_training(given: Namespace) -> None:
+def plan_training(args: Namespace) -> None:
     """Print what a training will take. Raises :class:`DataError` where no data are prepared."""
-    for line in plan.lines(config.load(given.params), given.data):
+    from ebm_dist import config
+    from ebm_dist.cli import plan
+
+    for line in plan.lines(config.load(args.params), args.data):
         print(line)
 
 
-def submit(given: Namespace) -> None:
-    """Become the submitter of the pipeline, ``infra/submit.py``; or, asked for a dry run, print the plan."""
-    if given.dry_run:
-        return plan_training(given)
-    options = ["--no-wait"] if given.no_wait else []
-    words = [str(ROOT / "infra/submit.py"), *options, "--", "python", "infra/repro.py", *given.targets]
+def submit(args: Namespace) -> None:
+    """Replace this process by the submitter of the pipeline, ``infra/submit.py``; with ``--dry-run`` print the plan.
+
+    Raises :class:`ConfigError` outside a checkout: an installed package has no ``infra/``.
+    """
+    from ebm_dist.runs.lineage import ROOT
+
+    if args.dry_run:
+        return plan_training(args)
+    script = ROOT / "infra/submit.py"
+    if not script.exists():
+        raise ConfigError(f"{script}: missing, because this is an installed package; submit from a checkout of the repository")
+    options = ["--no-wait"] if args.no_wait else []
+    words = [str(script), *options, "--", "python", "infra/repro.py", *args.targets]
     os.chdir(ROOT)
     os.execv(sys.executable, [sys.executable, *words])  # noqa: S606 (signals and exit code are the job's)
 
 
-def reproduce(given: Namespace) -> None:
-    """Make a registered version again, telling how it goes. Raises :class:`DataError` if other bits come out."""
-    for line in reproduction.again(given.uri):
+def settings(args: Namespace) -> None:
+    """Print the keys of a parameter file. Raises :class:`ConfigError` for a section that does not exist."""
+    from ebm_dist import config
+
+    print(json.dumps(config.schema(), indent=2) if args.schema else "\n".join(config.reference(args.section)))
+
+
+def sample(args: Namespace) -> None:
+    """Sample a model into a figure or an array. Raises :class:`ConfigError` for samples that are no images."""
+    import numpy as np
+    import torch
+
+    from ebm_dist import models
+    from ebm_dist.models import requests
+    from ebm_dist.report import figures
+    from ebm_dist.storage import write_whole
+
+    trained = models.load(Path(args.model))
+    shape = np.zeros((args.count, *trained.card["shape"]), np.float32)  # only the number counts
+    x = requests.answer(trained, shape, {"task": "sample", "num_steps": args.steps, "seed": args.seed})
+    if args.out.suffix == ".npy":
+        np.save(args.out, x)
+    elif x.ndim == 4:
+        write_whole(args.out, figures.image_grid(x, 10, f"{args.count} chains of {args.steps} steps from noise"))
+    else:
+        raise ConfigError(f"--out {args.out}: samples of shape {x.shape[1:]} are no images; name a .npy file")
+    print(f"{args.out}: {args.count} samples, mean energy {trained.energies(torch.from_numpy(x)).mean():.4g}")
+
+
+def reproduce(args: Namespace) -> None:
+    """Retrain a registered version, telling how it goes. Raises :class:`DataError` if the bits differ."""
+    from ebm_dist.registry import reproduce as reproduction
+
+    for line in reproduction.again(args.uri):
         print(line, flush=True)
 
 
-def sample(given: Namespace) -> None:
-    """Draw chains from noise into a picture or an array. Raises :class:`ConfigError` for samples that are no images."""
-    trained = models.load(Path(given.model))
-    start = np.zeros((given.count, *trained.card["shape"]), np.float32)  # only the number counts
-    x = requests.answer(trained, start, {"task": "sample", "num_steps": given.steps, "seed": given.seed})
-    if given.out.suffix == ".npy":
-        np.save(given.out, x)
-    elif x.ndim == 4:
-        write_whole(given.out, figures.image_grid(x, 10, f"{given.count} chains of {given.steps} steps from noise"))
-    else:
-        raise ConfigError(f"--out {given.out}: samples of shape {x.shape[1:]} are no images; name a .npy file")
-    print(f"{given.out}: {given.count} samples, energies {trained.energies(torch.from_numpy(x)).mean():.4g} on average")
+def new(args: Namespace) -> None:
+    """Write a new plugin. Raises :class:`ConfigError` for a name that is invalid or taken."""
+    from ebm_dist.runs.lineage import ROOT
+
+    path, use = scaffold.write(args.kind, args.name, ROOT, args.like)
+    print(f"{path.relative_to(ROOT)}: change it; it works already")
+    print(f"use it:  {use}")
+    print(f"test it: pytest tests/contract -k {args.name}")
 
 
-def report(given: Namespace) -> None:
+def recipes(args: Namespace) -> None:
+    """List the recipes."""
+    from ebm_dist.report import table
+    from ebm_dist.runs.lineage import ROOT
+
+    if args.update:
+        done = os.spawnl(os.P_WAIT, sys.executable, sys.executable, "-m", "pipelines.digests")  # noqa: S606
+        if done:
+            sys.exit(done)
+    for recipe in table.recipes(ROOT / "pipelines/recipes", ROOT / "reports"):
+        print(f"{recipe.name:28} {'run' if recipe.is_run else '-':4} {recipe.title}")
+
+
+def show_results(args: Namespace) -> None:
+    """List the rows of the results with their commits. Raises :class:`ResultsError` where a lock claims what no run made."""
+    from ebm_dist.runs import provenance
+    from ebm_dist.runs.lineage import ROOT
+
+    rows = json.loads((ROOT / "docs/results.json").read_text())
+    current = 0
+    for row in rows:
+        found = provenance.of_row(row, ROOT / "pipelines/recipes", ROOT / "reports")
+        current += not found.reasons
+        state = "current" if not found.reasons else f"stale: {found.reasons[0]}"
+        more = f" (and {len(found.reasons) - 1} more)" if len(found.reasons) > 1 else ""
+        print(
+            f"{row['id']:36} {row['reached']:<10.4g} {found.commit[:10] or 'unknown':10}  "
+            + (state + more if args.status else state[:7].strip(":"))
+        )
+    print(f"{len(rows)} rows: {current} of this code, {len(rows) - current} stale")
+    if args.check:
+        faults = [fault for lock in (ROOT / "pipelines/recipes/dvc.lock",) for fault in provenance.lock_faults(lock, ROOT)]
+        if faults:
+            raise ResultsError("; ".join(faults) + ": run the stages, or record python -m pipelines.verify --record")
+
+
+def compare(args: Namespace) -> None:
+    """Print the metrics that two recipes share. Raises :class:`DataError` where they share none."""
+    from ebm_dist.report import table
+    from ebm_dist.runs.lineage import ROOT
+
+    rows = table.compare(*(ROOT / "reports" / name for name in (args.a, args.b)))
+    width = max(len(key) for key, _, _ in rows)
+    print(f"{'':{width}} {args.a[-20:]:>20} {args.b[-20:]:>20} {'difference':>12}")
+    for key, a, b in rows:
+        print(f"{key:{width}} {a:20.5g} {b:20.5g} {b - a:+12.4g}")
+
+
+def report(args: Namespace) -> None:
     """Write the page of a run. Raises :class:`DataError` where there are no reports."""
+    from ebm_dist.registry import versions
+    from ebm_dist.report import page
+    from ebm_dist.storage import write_whole
+
     with tempfile.TemporaryDirectory() as folder:
-        beside = given.beside
-        if str(beside or "").startswith("models:"):
-            beside = versions.reports_of(beside, Path(folder))
-        write_whole(given.out, page.build(Path(given.reports), beside and Path(beside)).encode())
-    print(f"{given.out}: {given.out.stat().st_size / 2**20:.1f} MiB, open it in a browser")
+        reference = args.compare_with
+        if str(reference or "").startswith("models:"):
+            reference = versions.reports_of(reference, Path(folder))
+        write_whole(args.out, page.build(Path(args.reports), reference and Path(reference)).encode())
+    print(f"{args.out}: {args.out.stat().st_size / 2**20:.1f} MiB, open it in a browser")
 
 
-def promote(given: Namespace) -> None:
+def promote(args: Namespace) -> None:
     """Make a version champion. Raises :class:`RegistryError` if its gates did not pass."""
-    event = promotion.ask(lambda mlflow: promotion.promote(mlflow, given.model, given.version))
-    print(f"{given.model}/{given.version} is champion" + (f", in place of {event.before}" if event and event.before else ""))
+    from ebm_dist.registry import promotion
+
+    event = promotion.ask(lambda mlflow: promotion.promote(mlflow, args.model, args.version))
+    print(f"{args.model}/{args.version} is champion" + (f", in place of {event.before}" if event and event.before else ""))
 
 
-def roll_back(given: Namespace) -> None:
-    """Make the last champion champion again. Raises :class:`RegistryError` where there was none."""
-    event = promotion.ask(lambda mlflow: promotion.roll_back(mlflow, given.model))
-    print(f"{given.model}/{event.version} is champion again, in place of {event.before}")
+def roll_back(args: Namespace) -> None:
+    """Make the previous champion champion again. Raises :class:`RegistryError` where there was none."""
+    from ebm_dist.registry import promotion
+
+    event = promotion.ask(lambda mlflow: promotion.roll_back(mlflow, args.model))
+    print(f"{args.model}/{event.version} is champion again, in place of {event.before}")
 
 
-def history(given: Namespace) -> None:
-    """Print the log of promotions."""
-    for event in promotion.ask(lambda mlflow: promotion.log(mlflow, given.model)):
-        gates = "; ".join(f"{metric} {said}" for metric, said in event.gates.items())
+def history(args: Namespace) -> None:
+    """List the promotions of a model."""
+    from ebm_dist.registry import promotion
+
+    for event in promotion.ask(lambda mlflow: promotion.log(mlflow, args.model)):
+        gates = "; ".join(f"{metric} {verdict}" for metric, verdict in event.gates.items())
         print(f"{event.at} UTC  {event.before or '-'} -> {event.version}  by {event.who} ({event.why}): {gates}")

@@ -1,4 +1,4 @@
-"""What is wrong with this installation, these settings and their surroundings, each with its mend.
+"""What is wrong with this installation, these settings and their surroundings, each with its fix.
 
 A check asks one thing and changes nothing. It says what it saw, or raises :class:`Trouble`.
 """
@@ -30,11 +30,11 @@ _WAIT_S = 5.0
 
 
 class Trouble(Exception):
-    """What is wrong, and the mend."""
+    """What is wrong, and the fix."""
 
-    def __init__(self, what: str, mend: str) -> None:
+    def __init__(self, what: str, fix: str) -> None:
         super().__init__(what)
-        self.mend = mend
+        self.fix = fix
 
 
 class Finding(NamedTuple):
@@ -42,7 +42,7 @@ class Finding(NamedTuple):
 
     check: str
     seen: str
-    mend: str | None
+    fix: str | None
     """None where all is well"""
 
 
@@ -63,7 +63,7 @@ def examine(params: Params, data: Path) -> Iterator[Finding]:
         try:
             yield Finding(name, check(), None)
         except Trouble as trouble:
-            yield Finding(name, str(trouble), trouble.mend)
+            yield Finding(name, str(trouble), trouble.fix)
 
 
 def _packages() -> str:
@@ -148,19 +148,19 @@ def _tracking() -> str:
     header = {"Authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()} if user else {}
     token = os.environ.get("MLFLOW_TRACKING_TOKEN")
     header |= {"Authorization": f"Bearer {token}"} if token else {}
-    mend = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
-    _get(f"{uri.rstrip('/')}/api/2.0/mlflow/experiments/search?max_results=1", header, mend)
+    fix = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+    _get(f"{uri.rstrip('/')}/api/2.0/mlflow/experiments/search?max_results=1", header, fix)
     return f"{uri} answers"
 
 
-def _get(url: str, headers: dict[str, str], mend: str) -> dict[str, Any]:
+def _get(url: str, headers: dict[str, str], fix: str) -> dict[str, Any]:
     place = "{0.scheme}://{0.netloc}".format(urlsplit(url))
     try:
         with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_WAIT_S) as answer:  # noqa: S310
             return dict(json.loads(answer.read()))
     except urllib.error.HTTPError as refused:
         if refused.code in (401, 403):
-            raise Trouble(f"{place} does not let us in (status {refused.code})", mend) from None
+            raise Trouble(f"{place} does not let us in (status {refused.code})", fix) from None
         raise Trouble(f"{place} answers with status {refused.code}", "see its log") from None
     except (OSError, ValueError) as failed:
         reason = getattr(failed, "reason", failed)
@@ -173,15 +173,15 @@ def _store() -> str:
     try:
         storage.check(storage.store("runs"))
     except DataError as failed:
-        what, _, mend = str(failed).partition("; ")
-        raise Trouble(what, mend or "set EBM_STORE to s3://bucket/prefix, and AWS_ACCESS_KEY_ID and the like") from None
+        what, _, fix = str(failed).partition("; ")
+        raise Trouble(what, fix or "set EBM_STORE to s3://bucket/prefix, and AWS_ACCESS_KEY_ID and the like") from None
     return f"{os.environ['EBM_STORE']} takes files"
 
 
-def _room(folder: Path, least: int, mend: str) -> str:
+def _room(folder: Path, least: int, fix: str) -> str:
     if not folder.exists():
         return "not on this machine"
     usage = shutil.disk_usage(folder)
     if usage.free < least:
-        raise Trouble(f"{usage.free / 2**30:.1f} GiB free of {usage.total / 2**30:.1f}, at least {least >> 30} are needed", mend)
+        raise Trouble(f"{usage.free / 2**30:.1f} GiB free of {usage.total / 2**30:.1f}, at least {least >> 30} are needed", fix)
     return f"{usage.free / 2**30:.1f} GiB free"

@@ -28,7 +28,7 @@ class Recipe(NamedTuple):
 
 def recipes(folder: Path, reports: Path) -> list[Recipe]:
     """Every recipe of a folder of parameter files."""
-    found = [path for path in sorted(folder.glob("*.yaml")) if path.name != "dvc.yaml"]
+    found = [path for path in sorted(folder.glob("*.yaml")) if path.name not in ("dvc.yaml", "rows.yaml")]
     return [Recipe(path.stem, path.read_text().partition("\n")[0].lstrip("# "), has_suites(reports / path.stem)) for path in found]
 
 

@@ -176,6 +176,10 @@ def closure(roots: Iterable[Symbol], skipped: Iterable[Symbol] = (), root: Path 
     Plugins, which are found by name at run time, are no more followed than what is ``skipped``.
     """
     found: dict[Symbol, frozenset[str]] = {}
+    for name, wanted in (roots := list(roots)):
+        module = _module(name, root)
+        if module is None or (wanted != ALL and wanted not in module.definitions):
+            raise KeyError(f"{name}.{wanted}: no such root in {root}")
     queue, left_out = list(roots), {*skipped, *_TRANSPORT}
     while queue:
         symbol = queue.pop()

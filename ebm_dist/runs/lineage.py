@@ -1,6 +1,5 @@
 """What a result came from: digests of settings, data and code, the git commit, the hashes that DVC holds."""
 
-import ast
 import hashlib
 import json
 import os
@@ -11,67 +10,15 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from ebm_dist.config import TRAINING, Params, modules_of
-from ebm_dist.files import sha256
+from ebm_dist.config import TRAINING, Params
+from ebm_dist.runs import code
 
-ROOT = Path(__file__).resolve().parents[2]
-_MATHEMATICS = "ebm_dist.training.trainer"
-
-
-def import_closure(*modules: str, root: Path = ROOT) -> set[Path]:
-    """The project's own files that these modules import, directly or not, themselves included; paths relative to the root.
-
-    Imports are read from the source, not run. Plugins, which are found by name at run time, are not followed.
-    """
-    found: set[Path] = set()
-    queue = list(modules)
-    while queue:
-        path = _file_of(queue.pop(), root)
-        if path is None or path in found:
-            continue
-        found.add(path)
-        for node in _imports(ast.parse((root / path).read_text())):
-            queue += (
-                [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
-                if isinstance(node, ast.ImportFrom)
-                else [alias.name for alias in node.names]
-            )
-        package = path.parent / "__init__.py"
-        if (root / package).exists():
-            found.add(package)
-    return found
-
-
-def _imports(tree: ast.Module) -> list[ast.Import | ast.ImportFrom]:
-    """All imports but those for type checking only."""
-    skipped: set[ast.AST] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            skipped |= set(ast.walk(node))
-    return [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom) and node not in skipped]
-
-
-def _file_of(module: str, root: Path) -> Path | None:
-    path = Path(*module.split("."))
-    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
-        if module and (root / candidate).exists():
-            return candidate
-    return None
-
-
-def code_digest(params: Params) -> str:
-    """SHA-256 of the source that decides the result of training: the trainer's imports and the chosen plugins.
-
-    How jobs are started and tracked is left out: a change there resumes a run instead of starting it anew.
-    """
-    plugins = [module.__name__ for name in ("energy", "sampler", "objective") for module in modules_of(getattr(params, name))]
-    files = sorted(import_closure(_MATHEMATICS, *plugins))
-    return _sha256({str(path): sha256(ROOT / path) for path in files})
+ROOT = code.ROOT
 
 
 def run_digest(params: Params, data_digest: str) -> str:
     """Names a training run: the same settings, data and code give the same digest, hence the same run."""
-    return _sha256([params.digest(*TRAINING), data_digest, code_digest(params)])
+    return _sha256([params.digest(*TRAINING), data_digest, code.train_digest(params)])
 
 
 def _sha256(value: Any) -> str:
@@ -90,6 +37,28 @@ def git_state() -> dict[str, str]:
         named = os.environ.get("EBM_GIT_COMMIT")
         return {"git.commit": named} if named else {}
     return {"git.commit": commit, "git.dirty": str(bool(git("status", "--porcelain", "--untracked-files=no"))).lower()}
+
+
+def code_commit() -> str:
+    """Return the commit of the code, with a ``+`` where the code differs from it; empty where nothing tells."""
+    state = git_state()
+    commit = state.get("git.commit", "")
+    dirty = subprocess.run(
+        ["git", "status", "--porcelain", "--untracked-files=no", "--", "ebm_dist", "pipelines/*.py"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()
+    return commit + ("+" if dirty and "git.dirty" in state else "")
+
+
+def recorded_in(path: Path) -> str:
+    """Return the commit that last changed a file; empty where nothing tells."""
+    done = subprocess.run(
+        ["git", "log", "-1", "--format=%H", "--", str(path)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip()
 
 
 def dvc_hashes(lock: Path) -> dict[str, str]:

@@ -29,7 +29,7 @@ from ebm_dist.data import shards
 from ebm_dist.errors import ClusterError, ConfigError, DataError, DivergedError
 from ebm_dist.files import sha256
 from ebm_dist.metrics import features
-from ebm_dist.runs import cluster, lineage
+from ebm_dist.runs import cluster, code, lineage
 from ebm_dist.search import report, space, trials
 from ebm_dist.search.mlflow import Family
 from ebm_dist.search.schedulers import scheduler, search_algorithm
@@ -53,13 +53,12 @@ def start(params: Params, index: shards.Index, classifier: Path, runs: Path) -> 
         )
     settings = {k: v for k, v in params.as_dict("tune")["tune"].items() if k not in _NO_RESULT}
     settings["space"] = {key: repr(chosen) for key, chosen in params.tune.ranges(params).items()}
-    code = {str(path): sha256(lineage.ROOT / path) for path in lineage.import_closure("ebm_dist.search.scores")}
     parts = [
         lineage.run_digest(params, index.digest),
         settings,
         params.as_dict("evaluation"),
         sha256(classifier / features.CARD),
-        code,
+        code.tune_digest(),
     ]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     home = storage.location(os.path.abspath(runs)) if storage.is_local(runs) else runs  # Tune changes the folder

@@ -113,7 +113,7 @@ def test_the_whole_pipeline_as_a_job_twice(cluster):
     results = cluster.stack.folder / "store/ebm/results"
     (first,) = results.iterdir()
     assert json.loads((first / "reports/main/train/metrics.json").read_text())["step"] == 100
-    command = [sys.executable, "-c", "from pipelines.cli import main; main()", "submit"]
+    command = [sys.executable, "-c", "from ebm_dist.cli.commands import main; main()", "submit"]
     done = subprocess.run(command, cwd=cluster.project, capture_output=True, text=True, check=False, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     assert list(results.iterdir()) == [first], "the same dvc.lock"

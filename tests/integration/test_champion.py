@@ -24,7 +24,7 @@ def done(tmp_path_factory):
 
 def test_the_champion_is_made_again_to_the_same_bits(done):
     folder, _ = done
-    script = "from pipelines.cli import main; main()"
+    script = "from ebm_dist.cli.commands import main; main()"
     code, output = finish(folder, sys.executable, "-c", script, "reproduce", "models:/ebm-digits@champion")
     assert code == 0 and "the same bytes" in output and "the same bits" in output, output
     code, output = finish(folder, sys.executable, "-c", script, "reproduce", "models:/ebm-digits/7")

@@ -20,7 +20,6 @@ from ebm_dist import config
 from ebm_dist.cli import doctor, plan, scaffold
 from ebm_dist.errors import ConfigError, DataError
 from ebm_dist.report import table
-from pipelines import cli
 from tests import helpers, pages
 from tests.helpers import ROOT
 
@@ -216,7 +215,7 @@ def test_a_job_is_submitted_with_the_exit_code_of_the_job_or_of_its_refusal(run,
     shutil.copytree(digits_data, tmp_path / "main/dataset")
     code, out, err = run("submit", "--dry-run", "--data", str(tmp_path / "main"))
     assert code == 0 and "shards" in out and "minutes of training" in out, err
-    command = [sys.executable, "-c", "from pipelines.cli import main; main()", "submit"]  # it becomes the submitter
+    command = [sys.executable, "-c", "from ebm_dist.cli.commands import main; main()", "submit"]  # it becomes the submitter
     nobody = os.environ | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{pages.free_port()}"}
     done = subprocess.run(command, cwd=ROOT, env=nobody, capture_output=True, text=True, check=False)
     assert done.returncode == 6 and "error: no job was submitted" in done.stderr and "Traceback" not in done.stderr, done.stderr

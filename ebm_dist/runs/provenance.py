@@ -1,0 +1,168 @@
+"""Which code, settings, data and weights made a result, and whether it is still what this code would make.
+
+``run.json`` beside the metrics of a training or a suite records it. A result is *current* where the digests recorded are those
+of the code and settings that are here, or where :mod:`pipelines.verify` has shown that a change of digest changed no bit; else
+it is *stale*, and the reason is told. Nothing here needs data, weights or a run.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ruamel.yaml import YAML
+
+from ebm_dist import config
+from ebm_dist.config import TRAINING, Params
+from ebm_dist.errors import DataError
+from ebm_dist.files import read_json, sha256
+from ebm_dist.runs import code, lineage
+
+RUN = "run.json"
+VERIFIED = Path("pipelines/verified.jsonl")
+_LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn", "safetensors", "webdataset", "ray", "zuko")
+
+
+class Status(NamedTuple):
+    """Whether a result is of this code."""
+
+    commit: str
+    """of the code that made it; empty where that was not recorded"""
+    reasons: tuple[str, ...]
+    """why it is stale; none where it is current"""
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the libraries that decide bits."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _made_here() -> dict[str, Any]:
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return {"commit": lineage.code_commit(), "versions": versions(), "device": device, "hardware": lineage.hardware()}
+
+
+def of_training(params: Params, data_digest: str, weights: Path) -> dict[str, Any]:
+    """Return what ``run.json`` records of a training whose energy has these weights."""
+    return {
+        **_made_here(),
+        "code": code.train_digest(params),
+        "prepare": code.prepare_digest(params),
+        "params": params.digest(*TRAINING),
+        "data_digest": data_digest,
+        "weights": sha256(weights),
+    }
+
+
+def of_suite(params: Params, suite: str, data_digest: str, weights: Mapping[int, str]) -> dict[str, Any]:
+    """Return what ``run.json`` records of a suite over models with these weights, by seed."""
+    return {
+        **_made_here(),
+        "code": code.evaluate_digest(params, suite),
+        "metrics_code": code.evaluate_digest(params, suite, figures=False),
+        "params": suite_params(params, suite),
+        "data_digest": data_digest,
+        "weights": {str(seed): digest for seed, digest in weights.items()},
+    }
+
+
+def suite_params(params: Params, suite: str) -> str:
+    """Return the digest of the settings that a suite depends on."""
+    values = params.as_dict("comparison_datasets", "features", "evaluation")
+    values["evaluation"] = values["evaluation"].get(suite)
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def status(recipe: Path, suite: str, reports: Path) -> Status:
+    """Compare the records of a recipe's trainings and of one suite with what is here. Raises :class:`DataError` without records."""
+    record = _read(reports / recipe.stem / suite / RUN)
+    params = config.load(recipe)
+    if record is None:
+        recorded_in = lineage.recorded_in(reports / recipe.stem / suite / "metrics.json")
+        return Status(recorded_in, ("made before provenance was recorded",))
+    reasons = list(
+        _differences(record, code.evaluate_digest(params, suite, figures=False), suite_params(params, suite), f"suite {suite}")
+    )
+    for seed in range(params.num_seeds):
+        training = _read(reports / recipe.stem / "train" / str(seed) / RUN)
+        if training is None or "code" not in training:
+            reasons.append(f"seed {seed}: trained before provenance was recorded")
+            continue
+        settings = config.load(recipe, seed=seed)
+        reasons += _differences(training, code.train_digest(settings), settings.digest(*TRAINING), f"training of seed {seed}")
+        if not is_verified(training["prepare"], code.prepare_digest(settings)):
+            reasons.append(f"seed {seed}: the code that prepares the data has changed")
+        if record["weights"].get(str(seed)) != training["weights"]:
+            reasons.append(f"seed {seed}: the suite saw other weights")
+    return Status(record["commit"], tuple(reasons))
+
+
+def of_row(row: Mapping[str, Any], recipes: Path, reports: Path) -> Status:
+    """Return the status of a row of the results, over all its recipes. Raises :class:`DataError` for a broken record."""
+    found = [status(recipes / f"{name}.yaml", row["metric"].split(".")[0], reports) for name in row["recipes"]]
+    several = len(found) > 1
+    reasons = [f"{name}: {why}" if several else why for name, one in zip(row["recipes"], found, strict=True) for why in one.reasons]
+    return Status(found[0].commit, tuple(reasons))
+
+
+def _differences(record: Mapping[str, Any], present: str, params: str, what: str) -> Iterator[str]:
+    if not is_verified(record.get("metrics_code", record["code"]), present):
+        yield f"{what}: the code has changed"
+    if record["params"] != params:
+        yield f"{what}: the settings have changed"
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        record: dict[str, Any] = read_json(path, "train")
+    except DataError:
+        if path.exists():
+            raise
+        return None
+    return record
+
+
+def is_verified(recorded: str, present: str) -> bool:
+    """Whether a recorded digest is the present one, or verified changes lead from it to that."""
+    reached, queue = set[str](), [recorded]
+    changes = _verified()
+    while queue:
+        digest = queue.pop()
+        if digest == present:
+            return True
+        if digest not in reached:
+            reached.add(digest)
+            queue += [new for old, new in changes if old == digest]
+    return False
+
+
+def _verified() -> list[tuple[str, str]]:
+    path = code.ROOT / VERIFIED
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [(old, new) for row in rows for old, new in row["digests"].values()]
+
+
+def lock_faults(lock: Path, reports: Path) -> Iterator[str]:
+    """Tell each stage of a ``dvc.lock`` that claims a code that neither a run nor a verified change stands for."""
+    stages = YAML(typ="safe", pure=True).load(lock.read_text())["stages"]
+    for name, stage in stages.items():
+        claimed = stage.get("params", {}).get("pipelines/code.yaml", {})
+        kind, _, row = name.partition("@")
+        if kind not in ("train", "evaluate") or not claimed:
+            continue
+        (out,) = stage["metrics"] if "metrics" in stage else [o for o in stage["outs"] if o["path"].endswith("metrics.json")]
+        record = _read(Path(out["path"]).parent / RUN) if reports else None
+        (digest,) = claimed.values()
+        if record is None or not is_verified(record.get("code", "")[: len(digest)], digest):
+            yield f"{lock}: {row or kind} claims code {digest}, of which {Path(out['path']).parent / RUN} is no run"
