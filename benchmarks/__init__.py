@@ -20,7 +20,9 @@ class Timing(NamedTuple):
     """Of the reference's time to each one's: median, least, most. Above 1 is faster than the reference."""
 
 
-def take_turns(works: Mapping[str, Callable[[], object]], reference: str, rounds: int = 7, warm_up: int = 1) -> Timing:
+def take_turns(
+    works: Mapping[str, Callable[[], object]], reference: str, rounds: int = 7, warm_up: int = 1
+) -> Timing:
     """Run each work once a round, in an order that is turned round every time."""
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for count in range(warm_up + rounds):
@@ -28,7 +30,10 @@ def take_turns(works: Mapping[str, Callable[[], object]], reference: str, rounds
             taken = seconds_of(works[name])
             if count >= warm_up:
                 seconds[name].append(taken)
-    ratios = {name: sorted(a / b for a, b in zip(seconds[reference], own, strict=True)) for name, own in seconds.items()}
+    ratios = {
+        name: sorted(a / b for a, b in zip(seconds[reference], own, strict=True))
+        for name, own in seconds.items()
+    }
     return Timing(
         {name: statistics.median(own) for name, own in seconds.items()},
         {name: (statistics.median(own), own[0], own[-1]) for name, own in ratios.items()},
@@ -56,5 +61,12 @@ def circumstances(*packages: str) -> dict[str, Any]:
     try:
         versions = {name: importlib.metadata.version(name) for name in ("torch", *packages)}
     except importlib.metadata.PackageNotFoundError as missing:
-        raise SystemExit(f"{missing.name} is not installed; pip install -c constraints.txt -e '.[benchmarks]'") from None
-    return {"hardware": hardware(), "threads": torch.get_num_threads(), "load": round(os.getloadavg()[0], 2), "versions": versions}
+        raise SystemExit(
+            f"{missing.name} is not installed; pip install -c constraints.txt -e '.[benchmarks]'"
+        ) from None
+    return {
+        "hardware": hardware(),
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2),
+        "versions": versions,
+    }

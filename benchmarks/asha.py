@@ -21,13 +21,17 @@ from pipelines import run
 def curve(params: config.Params, data: Path, classifier: Path, runs: Path) -> trials.Progress:
     index = shards.read_index(data / "dataset")
     job = driver.start(params, index, classifier, runs)
-    family = Family(params, job.digest, f"tune-{index.dataset}-{job.digest[:8]}", {"dataset": index.dataset})
+    family = Family(
+        params, job.digest, f"tune-{index.dataset}-{job.digest[:8]}", {"dataset": index.dataset}
+    )
     found = driver.find(params, job, family, compares=False)
     return trials.progress(found.trials, params.tune.metric)
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--params", type=Path, default=Path("params.yaml"))
     options.add_argument("--data", type=Path, default=Path("data/main"))
     options.add_argument("--classifier", type=Path, default=Path("model/classifier"))
@@ -37,15 +41,26 @@ def main() -> None:
     curves = {}
     for scheduler, label in (("asha", "ASHA"), ("none", "random")):
         values["tune"] |= {"scheduler": scheduler}
-        curves[label] = curve(config.from_values(values, given.params), given.data, given.classifier, store("runs"))
-        values["tune"]["num_trials"] = max(1, round(curves["ASHA"].used_steps[-1] / values["tune"]["num_steps"]))
+        curves[label] = curve(
+            config.from_values(values, given.params), given.data, given.classifier, store("runs")
+        )
+        values["tune"]["num_trials"] = max(
+            1, round(curves["ASHA"].used_steps[-1] / values["tune"]["num_steps"])
+        )
     budget = max(found.used_steps[-1] for found in curves.values())
     write_json(given.out / "asha.json", {label: found._asdict() for label, found in curves.items()})
     metric = values["tune"]["metric"]
     title = f"Search at equal budget: {budget:,} steps"
-    picture = figures.best_so_far(curves, "training steps used", f"best {metric} so far (validation)", title)
+    picture = figures.best_so_far(
+        curves, "training steps used", f"best {metric} so far (validation)", title
+    )
     write_whole(given.out / "asha.png", picture)
-    print("; ".join(f"{label}: {found.best[-1]:.4g} after {found.used_steps[-1]:,} steps" for label, found in curves.items()))
+    print(
+        "; ".join(
+            f"{label}: {found.best[-1]:.4g} after {found.used_steps[-1]:,} steps"
+            for label, found in curves.items()
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -82,7 +82,10 @@ CASES = [
         3,
     ),
 ]
-ON_GPU = [*CASES[:3], CASES[3]._replace(num_chains=128, sampler=replace(COLD, score_clip=0.01), rounds=7)]
+ON_GPU = [
+    *CASES[:3],
+    CASES[3]._replace(num_chains=128, sampler=replace(COLD, score_clip=0.01), rounds=7),
+]
 
 
 class TorchEBM:
@@ -102,14 +105,24 @@ class TorchEBM:
                 return self.network(x)
 
         self.case, self.model, own = case, Wrapped(), torch.device(device)
-        self.sampler = LangevinDynamics(self.model, step_size=case.sampler.step_size, noise_scale=1.0, device=own)
+        self.sampler = LangevinDynamics(
+            self.model, step_size=case.sampler.step_size, noise_scale=1.0, device=own
+        )
         self.loss = ContrastiveDivergence(
-            self.model, self.sampler, k_steps=case.sampler.num_steps, persistent=True, buffer_size=8192, init_steps=0, device=own
+            self.model,
+            self.sampler,
+            k_steps=case.sampler.num_steps,
+            persistent=True,
+            buffer_size=8192,
+            init_steps=0,
+            device=own,
         )
         self.optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, betas=(0.0, 0.999))
 
     def sample(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return self.sampler.sample(x=x.clone(), n_steps=self.case.sampler.num_steps, generator=generator)
+        return self.sampler.sample(
+            x=x.clone(), n_steps=self.case.sampler.num_steps, generator=generator
+        )
 
     def step(self, x: Tensor) -> None:
         self.optimizer.zero_grad()
@@ -119,10 +132,15 @@ class TorchEBM:
 
 
 def textbook_of(case: Case, own: EnergyModel) -> nn.Module:
-    theirs = {"2-D MLP": textbook.Mlp, "MNIST CNN": textbook.ConvNet, "IGEBM net": textbook.ResNet}[case.name]()
+    theirs = {"2-D MLP": textbook.Mlp, "MNIST CNN": textbook.ConvNet, "IGEBM net": textbook.ResNet}[
+        case.name
+    ]()
     weights = own.state_dict()
     if case.name == "MNIST CNN":  # its first kernel is kept in another form
-        weights = {name.replace("parametrizations.weight.original", "weight"): value for name, value in weights.items()}
+        weights = {
+            name.replace("parametrizations.weight.original", "weight"): value
+            for name, value in weights.items()
+        }
     theirs.load_state_dict(weights)
     return theirs
 
@@ -151,25 +169,49 @@ class Batches:
 
 
 def labels_of(case: Case, device: str) -> Tensor | None:
-    return torch.arange(case.num_chains, device=device) % case.num_classes if case.num_classes else None
+    return (
+        torch.arange(case.num_chains, device=device) % case.num_classes
+        if case.num_classes
+        else None
+    )
 
 
 def kinds(case: Case, device: str) -> dict[str, tuple[bool, Precision]]:
     """Ways to run our chains: whether compiled, and the network's precision."""
     if device == "cpu" or case.bounds is None:
         return {"ours": (True, "float32"), "ours, uncompiled": (False, "float32")}
-    return {"ours": (True, "bfloat16"), "ours, float32": (True, "float32"), "ours, uncompiled": (False, "float32")}
+    return {
+        "ours": (True, "bfloat16"),
+        "ours, float32": (True, "float32"),
+        "ours, uncompiled": (False, "float32"),
+    }
 
 
-def our_trainer(case: Case, own: EnergyModel, compiles: bool, precision: Precision, device: str) -> Trainer:
+def our_trainer(
+    case: Case, own: EnergyModel, compiles: bool, precision: Precision, device: str
+) -> Trainer:
     """The trainer of the pipeline, with one shard and data of random numbers."""
-    sampler = {field: getattr(case.sampler, field) for field in ("num_steps", "step_size", "noise_scale", "score_clip")}
+    sampler = {
+        field: getattr(case.sampler, field)
+        for field in ("num_steps", "step_size", "noise_scale", "score_clip")
+    }
     values = {
         "dataset": {"name": "digits"},
         "energy": {"name": "mlp"},
-        "sampler": {"name": "langevin"} | {key: value for key, value in sampler.items() if value is not None},
-        "objective": {"name": "contrastive_divergence", "energy_penalty": 0.1, "conditional": case.num_classes > 0},
-        "train": {"num_steps": 1000, "batch_size": case.num_chains, "num_shards": 1, "compile": compiles, "precision": precision}
+        "sampler": {"name": "langevin"}
+        | {key: value for key, value in sampler.items() if value is not None},
+        "objective": {
+            "name": "contrastive_divergence",
+            "energy_penalty": 0.1,
+            "conditional": case.num_classes > 0,
+        },
+        "train": {
+            "num_steps": 1000,
+            "batch_size": case.num_chains,
+            "num_shards": 1,
+            "compile": compiles,
+            "precision": precision,
+        }
         | {"max_energy": 1e9},
         "replay": {"capacity": max(8192, case.num_chains)},
         "optimizer": {"lr": 1e-4, "max_grad_norm": 0.1},
@@ -177,10 +219,16 @@ def our_trainer(case: Case, own: EnergyModel, compiles: bool, precision: Precisi
     }
     params = config.from_values(values, Path("benchmark"))
     kernel = langevin.build(case.sampler, bounds=case.bounds)
-    objective = contrastive_divergence.build(params, networks={"energy": own}, kernel=kernel, bounds=case.bounds)
+    objective = contrastive_divergence.build(
+        params, networks={"energy": own}, kernel=kernel, bounds=case.bounds
+    )
     x = noise((case.num_chains, *case.shape), case.bounds, stream(0, "data"))
     chains = ReplayShard(
-        params.replay.capacity, case.shape, case.bounds, range(case.num_classes), stream(0, "chains", device=device)
+        params.replay.capacity,
+        case.shape,
+        case.bounds,
+        range(case.num_classes),
+        stream(0, "chains", device=device),
     )
     data: Any = {0: Batches(x, case.num_classes)}
     return Trainer(
@@ -197,30 +245,42 @@ def sampling(case: Case, device: str) -> tuple[dict[str, Sampling], dict[str, fl
     chains: dict[str, Chains] = {"ours, uncompiled": Chains(own, kernel, num_steps)}
     for name, (compiles, precision) in kinds(case, device).items():
         if compiles:
-            chains[name] = CompiledChains(own, kernel, num_steps, compiles=True, precision=precision)
+            chains[name] = CompiledChains(
+                own, kernel, num_steps, compiles=True, precision=precision
+            )
     works: dict[str, Sampling] = {
-        name: partial(lambda walk: walk(start, y, stream(1, "chain", device=device)), walk) for name, walk in chains.items()
+        name: partial(lambda walk: walk(start, y, stream(1, "chain", device=device)), walk)
+        for name, walk in chains.items()
     }
-    ends = {name: walk(start, y, stream(1, "chain", device=device))[0] for name, walk in chains.items()}
+    ends = {
+        name: walk(start, y, stream(1, "chain", device=device))[0] for name, walk in chains.items()
+    }
     if case.bounds is None:
         peer = TorchEBM(case, textbook_of(case, own).to(device), device)
         works["TorchEBM"] = lambda: peer.sample(start)
         ends["TorchEBM"] = peer.sample(start, stream(1, "chain", device=device))
     else:
         theirs, generator = textbook_of(case, own).to(device), stream(1, "chain", device=device)
-        given = torch.stack([torch.randn(start.shape, generator=generator, device=device) for _ in range(num_steps)])
+        given = torch.stack(
+            [torch.randn(start.shape, generator=generator, device=device) for _ in range(num_steps)]
+        )
         loop = partial(textbook.sample, theirs, start, y, num_steps, clip=case.sampler.score_clip)
         works["textbook"] = loop
         works["textbook, frozen"] = lambda: loop(freezes=True)
         ends["textbook"] = loop(noise=given)
-    return works, {name: (end - ends["ours"]).abs().max().item() for name, end in ends.items() if name != "ours"}
+    return works, {
+        name: (end - ends["ours"]).abs().max().item()
+        for name, end in ends.items()
+        if name != "ours"
+    }
 
 
 def training(case: Case, device: str) -> dict[str, Sampling]:
     own = case.build().to(device)
     x = noise((case.num_chains, *case.shape), case.bounds, stream(0, "data"))
     works: dict[str, Sampling] = {
-        name: our_trainer(case, copy.deepcopy(own), *options, device).advance for name, options in kinds(case, device).items()
+        name: our_trainer(case, copy.deepcopy(own), *options, device).advance
+        for name, options in kinds(case, device).items()
     }
     if case.bounds is None:
         peer = TorchEBM(case, textbook_of(case, own).to(device), device)
@@ -228,7 +288,9 @@ def training(case: Case, device: str) -> dict[str, Sampling]:
     else:
         for name, freezes in (("textbook", False), ("textbook, frozen", True)):
             theirs = textbook_of(case, own).to(device)
-            plain = textbook.Trainer(theirs, case.shape, case.num_classes, case.sampler.num_steps, freezes)
+            plain = textbook.Trainer(
+                theirs, case.shape, case.num_classes, case.sampler.num_steps, freezes
+            )
             works[name] = lambda plain=plain: plain.step(x.to(device))
     return works
 
@@ -251,13 +313,17 @@ def row(case: Case, what: str, device: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--only", default="", help="only cases whose name has this in it")
     options.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     options.add_argument("--out", type=Path, default=Path("reports/benchmarks/langevin.json"))
     given = options.parse_args()
     before = read_json(given.out, "benchmark")["rows"] if given.out.exists() else []
-    found: dict[str, Any] = circumstances("torchebm") | {"rows": [row for row in before if given.only not in row["network"]]}
+    found: dict[str, Any] = circumstances("torchebm") | {
+        "rows": [row for row in before if given.only not in row["network"]]
+    }
     for case in CASES if given.device == "cpu" else ON_GPU:
         if given.only in case.name:
             for what in ("sampling", "training step"):
@@ -267,8 +333,13 @@ def main() -> None:
 
 
 def told(row: dict[str, Any]) -> str:
-    peers = "   ".join(f"{name} x{mid:.2f} ({low:.2f} to {high:.2f})" for name, (low, mid, high) in row["ratio"].items())
-    apart = "".join(f"; {name} within {value:.0e}" for name, value in row["largest_difference"].items())
+    peers = "   ".join(
+        f"{name} x{mid:.2f} ({low:.2f} to {high:.2f})"
+        for name, (low, mid, high) in row["ratio"].items()
+    )
+    apart = "".join(
+        f"; {name} within {value:.0e}" for name, value in row["largest_difference"].items()
+    )
     return (
         f"{row['work']:14}{row['network']:10}{row['chains']:6} chains, K={row['num_steps']:<4}"
         f"{1e3 * row['seconds']['ours']:9.1f} ms, {row['share_of_peak']:.0%} of peak   {peers}{apart}"

@@ -31,15 +31,21 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "logistic loss": {"objective": {"loss": "logistic"}},
     "linear loss": {"objective": {"loss": "linear"}},
     "penalty at the data alone": {"objective": {"negative_penalty": 0.0}},
-    "penalty at the data alone, logistic loss": {"objective": {"negative_penalty": 0.0, "loss": "logistic"}},
-    "penalty at the data alone, linear loss": {"objective": {"negative_penalty": 0.0, "loss": "linear"}},
+    "penalty at the data alone, logistic loss": {
+        "objective": {"negative_penalty": 0.0, "loss": "logistic"}
+    },
+    "penalty at the data alone, linear loss": {
+        "objective": {"negative_penalty": 0.0, "loss": "linear"}
+    },
     "no Fourier features": {"energy": {"num_frequencies": 0}},
     "ten times the information": {"objective": {"mi_weight": 1.0, "final_mi_weight": 0.3}},
     "no information": {"objective": {"mi_weight": 0.0, "final_mi_weight": 0.0}},
 }
 
 
-def train(changes: dict[str, dict[str, Any]], index: shards.Index, num_steps: int, seed: int) -> dict[str, float]:
+def train(
+    changes: dict[str, dict[str, Any]], index: shards.Index, num_steps: int, seed: int
+) -> dict[str, float]:
     """Quality of 10,000 samples of the averaged generator, and CPU seconds; the step at which it diverged, if it did."""
     values = YAML(typ="safe", pure=True).load(RECIPE.read_text()) | {"seed": seed}
     for section, own in ({"train": {"num_steps": num_steps}} | changes).items():
@@ -56,13 +62,23 @@ def train(changes: dict[str, dict[str, Any]], index: shards.Index, num_steps: in
     seconds = time.process_time() - began
     truth, generator = module_of(params.dataset).density(params.dataset), own.averages["generator"]
     with torch.no_grad():
-        x = generator(torch.randn(10000, params.objective.generator.latent_size, generator=stream(0, "benchmark/latents")))
+        x = generator(
+            torch.randn(
+                10000,
+                params.objective.generator.latent_size,
+                generator=stream(0, "benchmark/latents"),
+            )
+        )
     return quality(truth, x.double().numpy(), int(truth.mode.max()) + 1) | {"cpu_seconds": seconds}
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--data", type=Path, required=True, help="what stage prepare wrote for the recipe")
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument(
+        "--data", type=Path, required=True, help="what stage prepare wrote for the recipe"
+    )
     options.add_argument("--steps", type=int, default=2000)
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--out", type=Path, default=Path("reports/benchmarks/meg.json"))
@@ -71,8 +87,15 @@ def main() -> None:
     index, found = shards.read_index(given.data / "dataset"), {}
     for name, changes in VARIANTS.items():
         found[name] = train(changes, index, given.steps, given.seed)
-        print(name, json.dumps({key: round(value, 3) for key, value in found[name].items()}), flush=True)
-    write_json(given.out, {"num_steps": given.steps, "seed": given.seed, "variants": found, **circumstances()})
+        print(
+            name,
+            json.dumps({key: round(value, 3) for key, value in found[name].items()}),
+            flush=True,
+        )
+    write_json(
+        given.out,
+        {"num_steps": given.steps, "seed": given.seed, "variants": found, **circumstances()},
+    )
 
 
 if __name__ == "__main__":

@@ -44,7 +44,12 @@ from ebm_dist.training.reduce import LocalComm
 
 ROOT = Path(__file__).resolve().parent.parent
 MNIST = ROOT / "pipelines/recipes/mnist.yaml"
-IDLE = ("_AutoscalingCoordinatorActor", "SynchronizationActor", "PlacementGroupCleaner", "DatasetManager")  # Ray Train's
+IDLE = (
+    "_AutoscalingCoordinatorActor",
+    "SynchronizationActor",
+    "PlacementGroupCleaner",
+    "DatasetManager",
+)  # Ray Train's
 WINDOW_S = 2
 
 
@@ -62,12 +67,19 @@ def replay(folder: Path) -> dict[str, Any]:
 
         def textbook(shape: tuple[int, ...] = shape, listed: list[torch.Tensor] = listed) -> None:
             for _ in range(50):
-                drawn = torch.cat([random.choice(listed) if random.random() > 0.05 else torch.rand(1, *shape) for _ in range(128)])
+                drawn = torch.cat(
+                    [
+                        random.choice(listed) if random.random() > 0.05 else torch.rand(1, *shape)
+                        for _ in range(128)
+                    ]
+                )
                 listed[:] = (list(drawn.chunk(128)) + listed)[:8192]
 
         timing = take_turns({"ours": ours, "list of tensors": textbook}, "list of tensors")
         rows["x".join(map(str, shape))] = {
-            "chains_per_second": {name: 50 * 128 / seconds for name, seconds in timing.seconds.items()},
+            "chains_per_second": {
+                name: 50 * 128 / seconds for name, seconds in timing.seconds.items()
+            },
             "ratio": timing.ratio["ours"],
         }
     return rows
@@ -79,7 +91,14 @@ def reading(folder: Path) -> dict[str, Any]:
     index = shards.write(
         folder / "packed",
         "random",
-        Dataset({"train": Arrays(images, np.zeros(60000, np.int64))}, 255.0, (0, 1), 1, "random numbers", False),
+        Dataset(
+            {"train": Arrays(images, np.zeros(60000, np.int64))},
+            255.0,
+            (0, 1),
+            1,
+            "random numbers",
+            False,
+        ),
     )
     with webdataset.TarWriter(str(folder / "single.tar")) as tar:
         for i, image in enumerate(images[:6000]):
@@ -90,7 +109,9 @@ def reading(folder: Path) -> dict[str, Any]:
             np.load(io.BytesIO(sample["x.npy"]), allow_pickle=False)
 
     timing = take_turns(
-        {"packed, verified": lambda: shards.read_split(index, "train"), "a member each": single}, "a member each", 5
+        {"packed, verified": lambda: shards.read_split(index, "train"), "a member each": single},
+        "a member each",
+        5,
     )
     rates = {
         "packed, verified": 60000 / timing.seconds["packed, verified"],
@@ -124,7 +145,12 @@ def prepared(folder: Path, params: Path) -> shards.Index:
 
 def call(*arguments: str, cwd: Path = ROOT, **environment: str) -> str:
     done = subprocess.run(
-        [sys.executable, *arguments], cwd=cwd, env=os.environ | environment, text=True, capture_output=True, check=False
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=os.environ | environment,
+        text=True,
+        capture_output=True,
+        check=False,
     )
     if done.returncode:
         raise SystemExit(f"{' '.join(arguments)}:\n{done.stdout}{done.stderr}")
@@ -171,8 +197,18 @@ def on_ray(folder: Path, params: Path) -> float:
 
 
 def training(folder: Path, params: Path, run: Path) -> list[str]:
-    where = {"params": params, "data": folder / "data", "out": run / "model", "report": run / "report", "runs": run / "runs"}
-    return ["-m", "pipelines.train", *(word for name, path in where.items() for word in (f"--{name}", str(path)))]
+    where = {
+        "params": params,
+        "data": folder / "data",
+        "out": run / "model",
+        "report": run / "report",
+        "runs": run / "runs",
+    }
+    return [
+        "-m",
+        "pipelines.train",
+        *(word for name, path in where.items() for word in (f"--{name}", str(path))),
+    ]
 
 
 def rates(works: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
@@ -199,7 +235,12 @@ def ray(folder: Path) -> dict[str, Any]:
 def spare(folder: Path) -> dict[str, Any]:
     """The same with one worker of one thread: a core is left to whatever else Ray has running."""
     prepared(folder, MNIST)
-    one = settings(folder, "one", train={"num_steps": 200, "log_every": 10, "checkpoint_every": 100}, cluster={"workers": 1})
+    one = settings(
+        folder,
+        "one",
+        train={"num_steps": 200, "log_every": 10, "checkpoint_every": 100},
+        cluster={"workers": 1},
+    )
     works = {
         "Ray Train, ordered, 1 worker": partial(on_ray, folder, one),
         "torchrun, ordered, 1 worker": partial(bare, folder, one, 1),
@@ -211,7 +252,10 @@ def others(folder: Path) -> dict[str, Any]:
     """What the processes beside the workers cost: the job's speed while they are stopped to that beside them, by turns."""
     prepared(folder, MNIST)
     params = settings(folder, "long", train={"log_every": 2, "checkpoint_every": 10_000})
-    run, environment = folder / "others", os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
+    run, environment = (
+        folder / "others",
+        os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"},
+    )
     command = [sys.executable, *training(folder, params, run)]
     job = psutil.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
 
@@ -221,7 +265,9 @@ def others(folder: Path) -> dict[str, Any]:
         rows = rows_of(run)[before:]
         if len(rows) < 2:
             raise SystemExit("training stands still; see its lines above")
-        return float((rows[-1]["step"] - rows[0]["step"]) / (rows[-1]["seconds"] - rows[0]["seconds"]))
+        return float(
+            (rows[-1]["step"] - rows[0]["step"]) / (rows[-1]["seconds"] - rows[0]["seconds"])
+        )
 
     try:
         while len(rows_of(run)) < 20:  # the driver still imports MLflow
@@ -230,14 +276,22 @@ def others(folder: Path) -> dict[str, Any]:
             time.sleep(1)
         names = {process: process.cmdline()[0] for process in [job, *job.children(recursive=True)]}
         groups = {
-            "its idle actors": [own for own, name in names.items() if any(f"ray::{idle}" in name for idle in IDLE)],
-            "all but the workers": [own for own, name in names.items() if "ray::RayTrainWorker" not in name],
+            "its idle actors": [
+                own for own, name in names.items() if any(f"ray::{idle}" in name for idle in IDLE)
+            ],
+            "all but the workers": [
+                own for own, name in names.items() if "ray::RayTrainWorker" not in name
+            ],
         }
-        rows: dict[str, dict[str, Any]] = {name: {"processes": len(own), "cpu": [], "ratio": []} for name, own in groups.items()}
+        rows: dict[str, dict[str, Any]] = {
+            name: {"processes": len(own), "cpu": [], "ratio": []} for name, own in groups.items()
+        }
         for name, own in list(groups.items()) * 24:
             began = sum(sum(process.cpu_times()[:2]) for process in own)
             beside = speed()
-            rows[name]["cpu"].append((sum(sum(process.cpu_times()[:2]) for process in own) - began) / WINDOW_S)
+            rows[name]["cpu"].append(
+                (sum(sum(process.cpu_times()[:2]) for process in own) - began) / WINDOW_S
+            )
             for process in own:
                 process.suspend()
             try:
@@ -283,12 +337,21 @@ def search(folder: Path) -> dict[str, Any]:
     """What a search of two trials at once takes beyond their training: Ray, drivers, scores at the end. After ``dvc repro``."""
     values = config.load(ROOT / "params.yaml").as_dict()
     values["tune"] |= {"num_trials": 2, "num_steps": 270, "scheduler": "none"}
-    params, index = config.from_values(values, Path("benchmark")), shards.read_index(ROOT / "data/main/dataset")
+    params, index = (
+        config.from_values(values, Path("benchmark")),
+        shards.read_index(ROOT / "data/main/dataset"),
+    )
     job = driver.start(params, index, ROOT / "model/classifier", folder / "runs")
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
     found = driver.find(params, job, Family(params, job.digest, "benchmark", {}), compares=False)
-    trained = [list(read_lines(path))[-1]["seconds"] for path in (Path(job.home) / "search").rglob(METRICS)]
-    return {"seconds": found.seconds["search"], "training": max(trained), "num_trials": len(trained)}
+    trained = [
+        list(read_lines(path))[-1]["seconds"] for path in (Path(job.home) / "search").rglob(METRICS)
+    ]
+    return {
+        "seconds": found.seconds["search"],
+        "training": max(trained),
+        "num_trials": len(trained),
+    }
 
 
 def pipeline(folder: Path) -> dict[str, Any]:
@@ -296,7 +359,13 @@ def pipeline(folder: Path) -> dict[str, Any]:
     project = folder / "project"
     subprocess.run(["git", "clone", "-q", str(ROOT), str(project)], check=True)
     began = time.perf_counter()
-    process = subprocess.Popen(["dvc", "repro", "-f"], cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        ["dvc", "repro", "-f"],
+        cwd=project,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     assert process.stdout is not None
     starts: list[tuple[str, float]] = []
     for line in process.stdout:
@@ -308,8 +377,12 @@ def pipeline(folder: Path) -> dict[str, Any]:
     ends = [*(at for _, at in starts[1:]), ended]
     stages = {name: end - at for (name, at), end in zip(starts, ends, strict=True)}
     learning = read_json(project / "reports/main/train/run.json", "train")["seconds"]
-    imports = {name: seconds_of(f"import pipelines.{name.partition('@')[0]}", project) for name in stages}
-    imports["evaluate"] = seconds_of("import ebm_dist.evaluation.samples, ebm_dist.evaluation.ood", project)
+    imports = {
+        name: seconds_of(f"import pipelines.{name.partition('@')[0]}", project) for name in stages
+    }
+    imports["evaluate"] = seconds_of(
+        "import ebm_dist.evaluation.samples, ebm_dist.evaluation.ood", project
+    )
     around = starts[0][1] - began + stages["train"] - learning + stages["register"]
     around += sum(own for name, own in imports.items() if name not in ("train", "register"))
     nothing = []
@@ -343,7 +416,9 @@ PARTS: dict[str, Callable[[Path], dict[str, Any]]] = {
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--only", nargs="*", choices=list(PARTS), default=list(PARTS))
     options.add_argument("--out", type=Path, default=Path("reports/benchmarks/platform.json"))
     given = options.parse_args()

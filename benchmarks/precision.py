@@ -36,12 +36,16 @@ def chains_of(kind: str, trained: models.TrainedModel, num_steps: int) -> Chains
     network = trained.energy.network if isinstance(trained.energy, models.OnGpu) else trained.energy
     torch.backends.cudnn.allow_tf32 = kind == "TF32"
     if kind == "bfloat16":
-        return CompiledChains(network, trained.kernel(), num_steps, compiles=DEVICE == "cuda", precision="bfloat16")
+        return CompiledChains(
+            network, trained.kernel(), num_steps, compiles=DEVICE == "cuda", precision="bfloat16"
+        )
     return Chains(network, trained.kernel(), num_steps)
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for name in ("model", "data", "classifier"):
         options.add_argument(f"--{name}", type=Path, required=True)
     options.add_argument("--chains", type=int, default=1000, help="of a set")
@@ -52,7 +56,11 @@ def main() -> None:
     trained, classifier = models.load(asked.model), features.load(asked.classifier)
     assert classifier is not None
     real, _ = shards.read_split(shards.read_index(asked.data / "dataset"), "test")
-    labels = torch.arange(asked.chains, device=DEVICE) % trained.card["num_classes"] if is_conditional(trained.params) else None
+    labels = (
+        torch.arange(asked.chains, device=DEVICE) % trained.card["num_classes"]
+        if is_conditional(trained.params)
+        else None
+    )
     seen_real = features.classify(classifier, real).features
     energies: dict[tuple[str, int], Any] = {}
     seen: dict[tuple[str, int], Any] = {}
@@ -60,8 +68,12 @@ def main() -> None:
         walk = chains_of(kind, trained, asked.num_steps)
         for number in range(asked.sets):
             size = (asked.chains, *trained.card["shape"])
-            start = noise(size, trained.bounds, stream(number, f"precision/{kind}/start", device=DEVICE))
-            end: Tensor = walk(start, labels, stream(number, f"precision/{kind}/chain", device=DEVICE))[0]
+            start = noise(
+                size, trained.bounds, stream(number, f"precision/{kind}/start", device=DEVICE)
+            )
+            end: Tensor = walk(
+                start, labels, stream(number, f"precision/{kind}/chain", device=DEVICE)
+            )[0]
             torch.backends.cudnn.allow_tf32 = False
             with torch.no_grad():
                 energies[kind, number] = given(walk.energy, labels)(end).cpu().numpy()
@@ -70,21 +82,37 @@ def main() -> None:
     rows = list[dict[str, Any]]()
     for kind in KINDS:
         own = [key for key in seen if key[0] == kind]
-        pairs = [(a, b) for a in own for b in seen if b[0] == "float32" and (a[1] < b[1] if kind == "float32" else True)]
+        pairs = [
+            (a, b)
+            for a in own
+            for b in seen
+            if b[0] == "float32" and (a[1] < b[1] if kind == "float32" else True)
+        ]
         rows.append(
             {
                 "precision": kind,
                 "energy_mean": [float(energies[key].mean()) for key in own],
                 "energy_sd": [float(energies[key].std()) for key in own],
                 "fid_clf": [features.frechet_distance(seen[key], seen_real) for key in own],
-                "fid_clf_to_float32": [features.frechet_distance(seen[a], seen[b]) for a, b in pairs],
-                "ks_to_float32": [float(ks_2samp(energies[a], energies[b]).statistic) for a, b in pairs],
+                "fid_clf_to_float32": [
+                    features.frechet_distance(seen[a], seen[b]) for a, b in pairs
+                ],
+                "ks_to_float32": [
+                    float(ks_2samp(energies[a], energies[b]).statistic) for a, b in pairs
+                ],
             }
         )
         values = {name: value for name, value in rows[-1].items() if isinstance(value, list)}
-        told = ", ".join(f"{name} {statistics.median(v):.4g} ({min(v):.4g} to {max(v):.4g})" for name, v in values.items())
+        told = ", ".join(
+            f"{name} {statistics.median(v):.4g} ({min(v):.4g} to {max(v):.4g})"
+            for name, v in values.items()
+        )
         print(f"{kind}: {told}", flush=True)
-    settings = {"chains": asked.chains, "num_steps": asked.num_steps, "model": trained.card["run_digest"]}
+    settings = {
+        "chains": asked.chains,
+        "num_steps": asked.num_steps,
+        "model": trained.card["run_digest"],
+    }
     write_json(asked.out, circumstances() | settings | {"rows": rows})
 
 

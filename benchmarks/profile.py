@@ -49,9 +49,13 @@ class Ending(FileReporter):
         return Request.NOTHING if self.left >= 0 else Request.STOP
 
 
-def shares(params: config.Params, index: shards.Index, comm: Comm, num_steps: int) -> dict[str, Any]:
+def shares(
+    params: config.Params, index: shards.Index, comm: Comm, num_steps: int
+) -> dict[str, Any]:
     """Share of the seconds of ``num_steps`` steps, after as many to warm up."""
-    run = Path(tempfile.gettempdir()) / f"ebm-profile-{os.environ.get('MASTER_PORT', os.getpid())}"  # the same on all ranks
+    run = (
+        Path(tempfile.gettempdir()) / f"ebm-profile-{os.environ.get('MASTER_PORT', os.getpid())}"
+    )  # the same on all ranks
     try:
         trainer.build(params, index, comm, torch.device("cpu"), "profile").fit(
             run / "first", Ending(run / "first", comm.rank, num_steps)
@@ -64,13 +68,22 @@ def shares(params: config.Params, index: shards.Index, comm: Comm, num_steps: in
     finally:
         comm.agree(0)  # wait for all
         shutil.rmtree(run, ignore_errors=True)
-    found = {event.key: event.cpu_time_total / 1e6 / seconds for event in profiler.key_averages() if event.key in PARTS}
+    found = {
+        event.key: event.cpu_time_total / 1e6 / seconds
+        for event in profiler.key_averages()
+        if event.key in PARTS
+    }
     share = {name: found.get(name, 0.0) for name in PARTS}
-    return {"seconds_per_step": seconds / num_steps, "share": share | {"loss and gradient": 1 - sum(share.values())}}
+    return {
+        "seconds_per_step": seconds / num_steps,
+        "share": share | {"loss and gradient": 1 - sum(share.values())},
+    }
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--params", type=Path, default=Path("params.yaml"))
     options.add_argument("--data", type=Path, default=Path("data/main"))
     options.add_argument("--steps", type=int, help="default: from one checkpoint to the next")
@@ -82,16 +95,28 @@ def main() -> None:
     if "WORLD_SIZE" in os.environ:
         dist.init_process_group("gloo")
         comm = TorchComm(torch.device("cpu"))
-    found = shares(params, shards.read_index(given.data / "dataset"), comm, given.steps or params.train.checkpoint_every)
+    found = shares(
+        params,
+        shards.read_index(given.data / "dataset"),
+        comm,
+        given.steps or params.train.checkpoint_every,
+    )
     if comm.rank == 0:
-        table = Table(title=f"{given.params}: {1e3 * found['seconds_per_step']:.1f} ms a step, {comm.world_size} workers")
+        table = Table(
+            title=f"{given.params}: {1e3 * found['seconds_per_step']:.1f} ms a step, {comm.world_size} workers"
+        )
         for column in ("part", "share", "what it is"):
             table.add_column(column, justify="right" if column == "share" else "left")
         for name, share in found["share"].items():
-            table.add_row(name, f"{share:.1%}", PARTS.get(name, "forward and backward passes of the networks"))
+            table.add_row(
+                name, f"{share:.1%}", PARTS.get(name, "forward and backward passes of the networks")
+            )
         Console().print(table)
         if given.out:
-            write_json(given.out, circumstances() | {"params": str(given.params), "workers": comm.world_size} | found)
+            write_json(
+                given.out,
+                circumstances() | {"params": str(given.params), "workers": comm.world_size} | found,
+            )
     if dist.is_initialized():
         dist.destroy_process_group()
 

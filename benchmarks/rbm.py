@@ -35,7 +35,9 @@ METHODS: dict[str, dict[str, Any]] = {
 _NUM_TIMED = 100
 
 
-def curve(values: dict[str, Any], index: shards.Index, budget: float, points: int) -> dict[str, list[float]]:
+def curve(
+    values: dict[str, Any], index: shards.Index, budget: float, points: int
+) -> dict[str, list[float]]:
     """Log-likelihood of the validation split over CPU seconds of training."""
     held_out = bernoulli(shards.read_split(index, "val")[0].flatten(1), stream(0, "benchmark/val"))
     num_steps = round(_NUM_TIMED * budget / steps(build(values, index, 10**6), _NUM_TIMED))
@@ -52,7 +54,13 @@ def curve(values: dict[str, Any], index: shards.Index, budget: float, points: in
 
 def build(values: dict[str, Any], index: shards.Index, num_steps: int) -> trainer.Trainer:
     values = values | {"train": values["train"] | {"num_steps": num_steps}}
-    return trainer.build(config.from_values(values, Path("rbm")), index, LocalComm(), torch.device("cpu"), "benchmark")
+    return trainer.build(
+        config.from_values(values, Path("rbm")),
+        index,
+        LocalComm(),
+        torch.device("cpu"),
+        "benchmark",
+    )
 
 
 def steps(own: trainer.Trainer, count: int) -> float:
@@ -68,17 +76,27 @@ def likelihood(machine: Any, held_out: Tensor) -> tuple[float, float, float]:
     assert isinstance(machine, rbm.RBM)
     weights = rbm.Weights(*(value.detach() for value in machine.weights()))
     mean = held_out.mean(dim=0).clamp(0.01, 0.99)
-    bases = mean.logit(), torch.zeros_like(mean)  # the larger log Z counts: each may miss what the other sees
-    log_z = max((ais(weights, base, schedule(2900), 100, stream(0, "benchmark/ais")) for base in bases), key=lambda e: e.log_z)
+    bases = (
+        mean.logit(),
+        torch.zeros_like(mean),
+    )  # the larger log Z counts: each may miss what the other sees
+    log_z = max(
+        (ais(weights, base, schedule(2900), 100, stream(0, "benchmark/ais")) for base in bases),
+        key=lambda e: e.log_z,
+    )
     free = weights.free_energy(held_out).double().mean().item()
     return -free - log_z.high, -free - log_z.log_z, -free - log_z.low
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--params", type=Path, default=Path("pipelines/recipes/rbm-mnist.yaml"))
     options.add_argument("--data", type=Path, default=Path("data/rbm-mnist"))
-    options.add_argument("--seconds", type=float, default=180.0, help="CPU seconds of training for each")
+    options.add_argument(
+        "--seconds", type=float, default=180.0, help="CPU seconds of training for each"
+    )
     options.add_argument("--points", type=int, default=6, help="measurements on the way")
     options.add_argument("--out", type=Path, default=Path("reports/benchmarks"))
     given = options.parse_args()
@@ -89,11 +107,15 @@ def main() -> None:
         for section, change in changes.items():
             values[section] |= change
         print(name, flush=True)
-        curves[name] = curve(values, shards.read_index(given.data / "dataset"), given.seconds, given.points)
+        curves[name] = curve(
+            values, shards.read_index(given.data / "dataset"), given.seconds, given.points
+        )
     write_json(given.out / "rbm.json", {"threads": 1, "curves": curves})
     title = f"RBM 784 x 500 on MNIST: {given.seconds:.0f} CPU seconds each"
     lines = {name: (c["seconds"], c["nats"], c["low"], c["high"]) for name, c in curves.items()}
-    picture = figures.curves(lines, "CPU seconds of training", "validation log-likelihood by AIS, nats", title)
+    picture = figures.curves(
+        lines, "CPU seconds of training", "validation log-likelihood by AIS, nats", title
+    )
     write_whole(given.out / "rbm.png", picture)
 
 

@@ -33,7 +33,12 @@ def where(found: dict[str, Any]) -> str:
 
 def in_order(found: dict[str, Any]) -> list[dict[str, Any]]:
     return sorted(
-        found["rows"], key=lambda row: (row["work"], ["2-D MLP", "MNIST CNN", "IGEBM net"].index(row["network"]), row["chains"])
+        found["rows"],
+        key=lambda row: (
+            row["work"],
+            ["2-D MLP", "MNIST CNN", "IGEBM net"].index(row["network"]),
+            row["chains"],
+        ),
     )
 
 
@@ -42,10 +47,15 @@ def langevin(found: dict[str, Any]) -> Iterator[str]:
     yield ""
     rows = []
     for row in in_order(found):
-        peers = "; ".join(f"{name} **{mid:.2f}** ({low:.2f} to {high:.2f})" for name, (low, mid, high) in row["ratio"].items())
+        peers = "; ".join(
+            f"{name} **{mid:.2f}** ({low:.2f} to {high:.2f})"
+            for name, (low, mid, high) in row["ratio"].items()
+        )
         apart = max(row["largest_difference"].values(), default=None)
         milliseconds = (
-            f"{1e3 * row['seconds']['ours']:.3g}" if row["seconds"]["ours"] < 1 else f"{1e3 * row['seconds']['ours']:.0f}"
+            f"{1e3 * row['seconds']['ours']:.3g}"
+            if row["seconds"]["ours"] < 1
+            else f"{1e3 * row['seconds']['ours']:.0f}"
         )
         rows.append(
             [
@@ -53,7 +63,17 @@ def langevin(found: dict[str, Any]) -> Iterator[str]:
                 f"{row['share_of_peak']:.0%}", peers, "" if apart is None else f"{apart:.0e}",
             ]
         )  # fmt: skip
-    yield from table(["work", "network", "ours, ms", "of the peak", "peer's time to ours: median (range)", "chains apart"], rows)
+    yield from table(
+        [
+            "work",
+            "network",
+            "ours, ms",
+            "of the peak",
+            "peer's time to ours: median (range)",
+            "chains apart",
+        ],
+        rows,
+    )
 
 
 def training(found: dict[str, Any], to: str = "torchrun, ordered, 2 workers") -> Iterator[str]:
@@ -61,7 +81,11 @@ def training(found: dict[str, Any], to: str = "torchrun, ordered, 2 workers") ->
     yield ""
     base = found["steps_per_second"][to]
     rows = [
-        [name, f"{statistics.median(own):.2f}", f"{statistics.median(a / b for a, b in zip(own, base, strict=True)):.2f}"]
+        [
+            name,
+            f"{statistics.median(own):.2f}",
+            f"{statistics.median(a / b for a, b in zip(own, base, strict=True)):.2f}",
+        ]
         for name, own in found["steps_per_second"].items()
     ]
     yield from table(["mnist recipe", "steps/s", f"to {to}"], rows)
@@ -73,18 +97,43 @@ def others(found: dict[str, Any]) -> Iterator[str]:
     rows = []
     for name, row in found["rows"].items():
         low, mid, high = row["ratio"]
-        rows.append([name, row["processes"], f"{row['cpu']:.1%}", f"**{mid:.3f}** ({low:.3f} to {high:.3f})"])
-    yield from table(["stopped by turns", "processes", "else use of a core", "speed to that beside them (middle half)"], rows)
+        rows.append(
+            [
+                name,
+                row["processes"],
+                f"{row['cpu']:.1%}",
+                f"**{mid:.3f}** ({low:.3f} to {high:.3f})",
+            ]
+        )
+    yield from table(
+        [
+            "stopped by turns",
+            "processes",
+            "else use of a core",
+            "speed to that beside them (middle half)",
+        ],
+        rows,
+    )
 
 
 def serving(found: dict[str, Any]) -> Iterator[str]:
     yield where(found)
     yield ""
     rows = [
-        [row["server"], row["samples"], row["clients"], row["requests"], f"{row['p50_ms']:.1f}", f"{row['p99_ms']:.1f}"]
+        [
+            row["server"],
+            row["samples"],
+            row["clients"],
+            row["requests"],
+            f"{row['p50_ms']:.1f}",
+            f"{row['p99_ms']:.1f}",
+        ]
         for row in found["rows"]
     ]
-    yield from table(["server", "samples a request", "requests at a time", "requests", "p50, ms", "p99, ms"], rows)
+    yield from table(
+        ["server", "samples a request", "requests at a time", "requests", "p50, ms", "p99, ms"],
+        rows,
+    )
 
 
 def around(found: dict[str, Any]) -> Iterator[str]:
@@ -111,11 +160,19 @@ def around(found: dict[str, Any]) -> Iterator[str]:
     saved = found["checkpoints"]
     for what in ("save", "load"):
         rows.append(
-            [f"checkpoint of the mnist recipe, {what}", f"{1e3 * saved['seconds'][what]:.0f} ms", f"{saved['bytes'] / 1e6:.1f} MB"]
+            [
+                f"checkpoint of the mnist recipe, {what}",
+                f"{1e3 * saved['seconds'][what]:.0f} ms",
+                f"{saved['bytes'] / 1e6:.1f} MB",
+            ]
         )
     if own := found.get("search"):
         rows.append(
-            ["search of two short trials", f"{own['seconds']:.0f} s", f"{own['training']:.0f} s of it training, both at once"]
+            [
+                "search of two short trials",
+                f"{own['seconds']:.0f} s",
+                f"{own['training']:.0f} s of it training, both at once",
+            ]
         )
     yield from table(["what", "measured", "beside"], rows)
 
@@ -123,7 +180,10 @@ def around(found: dict[str, Any]) -> Iterator[str]:
 def pipeline(found: dict[str, Any]) -> Iterator[str]:
     yield where(found)
     yield ""
-    rows = [[f"stage {name}", f"{seconds:.1f}"] for name, seconds in sorted(found["stages"].items(), key=lambda item: -item[1])]
+    rows = [
+        [f"stage {name}", f"{seconds:.1f}"]
+        for name, seconds in sorted(found["stages"].items(), key=lambda item: -item[1])
+    ]
     rows += [
         ["all stages", f"{sum(found['stages'].values()):.1f}"],
         ["of it training", f"{found['training']:.1f}"],
@@ -136,9 +196,16 @@ def pipeline(found: dict[str, Any]) -> Iterator[str]:
 def shares(found: dict[str, Any]) -> Iterator[str]:
     yield where(found)
     yield ""
-    rows = [[name, f"{share:.1%}"] for name, share in sorted(found["share"].items(), key=lambda item: -item[1])]
+    rows = [
+        [name, f"{share:.1%}"]
+        for name, share in sorted(found["share"].items(), key=lambda item: -item[1])
+    ]
     yield from table(
-        [f"`{found['params']}`, {found['workers']} workers, {1e3 * found['seconds_per_step']:.0f} ms a step", "share"], rows
+        [
+            f"`{found['params']}`, {found['workers']} workers, {1e3 * found['seconds_per_step']:.0f} ms a step",
+            "share",
+        ],
+        rows,
     )
 
 
@@ -166,7 +233,9 @@ def picture(found: dict[str, Any]) -> bytes:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--reports", type=Path, default=Path("reports/benchmarks"))
     options.add_argument("--page", type=Path, default=Path("docs/performance.md"))
     given = options.parse_args()

@@ -72,7 +72,11 @@ def start(case: Case) -> np.ndarray:
     """Draws of the target, so that no burn-in is timed."""
     rng = np.random.default_rng(0)
     z = rng.standard_normal((case.num_chains, case.dim)).astype(np.float32)
-    return z * VARIANCES**0.5 if case.name == "gaussian" else CENTRES[rng.integers(8, size=case.num_chains)] + z / 2
+    return (
+        z * VARIANCES**0.5
+        if case.name == "gaussian"
+        else CENTRES[rng.integers(8, size=case.num_chains)] + z / 2
+    )
 
 
 def ours(case: Case) -> Callable[[int], Run]:
@@ -81,7 +85,10 @@ def ours(case: Case) -> Callable[[int], Run]:
         "gaussian": lambda x: (x**2 * precision).sum(1) / 2,
         "mixture": lambda x: -torch.logsumexp(-2 * ((x[:, None] - centres) ** 2).sum(2), dim=1),
     }
-    kernel, position = module_of(case.config).build(case.config, bounds=None), torch.from_numpy(start(case))
+    kernel, position = (
+        module_of(case.config).build(case.config, bounds=None),
+        torch.from_numpy(start(case)),
+    )
 
     def work(seed: int) -> tuple[np.ndarray, float]:
         draws = torch.empty(case.num_draws, *position.shape)
@@ -89,7 +96,14 @@ def ours(case: Case) -> Callable[[int], Run]:
         def keep(step: int, state: Any, info: Any) -> None:
             draws[step] = state.position
 
-        _, chains = run_chain(kernel, energies[case.name], position, case.num_draws, stream(seed, "chain"), observe=keep)
+        _, chains = run_chain(
+            kernel,
+            energies[case.name],
+            position,
+            case.num_draws,
+            stream(seed, "chain"),
+            observe=keep,
+        )
         return draws.transpose(0, 1).numpy(), chains.acceptance_rate.item()
 
     return lambda seed: timed(lambda: work(seed))
@@ -108,7 +122,12 @@ def theirs(case: Case) -> tuple[Callable[[int], Run], float]:
     if isinstance(case.config, mala.Config):
         kernel = blackjax.mala(logdensities[case.name], case.config.step_size)
     else:
-        kernel = blackjax.hmc(logdensities[case.name], case.config.step_size, jnp.ones(case.dim), case.config.num_leapfrog)
+        kernel = blackjax.hmc(
+            logdensities[case.name],
+            case.config.step_size,
+            jnp.ones(case.dim),
+            case.config.num_leapfrog,
+        )
     position = jnp.asarray(start(case))
 
     @jax.jit
@@ -117,7 +136,9 @@ def theirs(case: Case) -> tuple[Callable[[int], Run], float]:
             states, info = jax.vmap(kernel.step)(jax.random.split(key, case.num_chains), states)
             return states, (states.position, info.is_accepted)
 
-        _, (draws, accepted) = jax.lax.scan(step, jax.vmap(kernel.init)(position), jax.random.split(key, case.num_draws))
+        _, (draws, accepted) = jax.lax.scan(
+            step, jax.vmap(kernel.init)(position), jax.random.split(key, case.num_draws)
+        )
         return draws, accepted.mean()
 
     def work(seed: int) -> tuple[np.ndarray, float]:
@@ -138,7 +159,9 @@ def compare(case: Case, num_repeats: int) -> dict[str, Any]:
     runners = {"ebm_dist": ours(case), "blackjax": run_theirs}
     runs: dict[str, list[Run]] = {name: [] for name in runners}
     for repeat in range(num_repeats + 1):
-        for name in sorted(runners, reverse=bool(repeat % 2)):  # interleaved, and neither always first
+        for name in sorted(
+            runners, reverse=bool(repeat % 2)
+        ):  # interleaved, and neither always first
             run = runners[name](repeat + 1)
             if repeat:  # the first is to warm up
                 runs[name].append(run)
@@ -174,9 +197,15 @@ def funnel(x: Tensor) -> Tensor:
 def funnel_report(num_chains: int = 500, num_gradients: int = 2000) -> list[dict[str, Any]]:
     """Mean and deviation of x_0, exactly 0 and 3, after equally many evaluations; no fixed step suits all of a funnel."""
     rows = []
-    for config in (metropolis.Config(step_size=0.5), mala.Config(step_size=0.1), hmc.Config(step_size=0.2)):
+    for config in (
+        metropolis.Config(step_size=0.5),
+        mala.Config(step_size=0.1),
+        hmc.Config(step_size=0.2),
+    ):
         num_steps = num_gradients // getattr(config, "num_leapfrog", 1)
-        adapted, x = adaptation.adapt(config, funnel, torch.zeros(num_chains, 10), 300, stream(0, "warmup"), bounds=None)
+        adapted, x = adaptation.adapt(
+            config, funnel, torch.zeros(num_chains, 10), 300, stream(0, "warmup"), bounds=None
+        )
         kernel = module_of(config).build(adapted, bounds=None)
         x, chains = run_chain(kernel, funnel, x, num_steps, stream(1, "chain"))
         name = module_of(config).__name__.rpartition(".")[2]
@@ -204,13 +233,22 @@ def main() -> None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     torch.set_num_threads(1)
     try:
-        versions = {name: importlib.metadata.version(name) for name in ("torch", "blackjax", "jax", "jaxlib", "numpy")}
+        versions = {
+            name: importlib.metadata.version(name)
+            for name in ("torch", "blackjax", "jax", "jaxlib", "numpy")
+        }
     except importlib.metadata.PackageNotFoundError as missing:
-        raise SystemExit(f"{missing.name} is not installed; pip install -c constraints.txt -e '.[benchmarks]'") from None
+        raise SystemExit(
+            f"{missing.name} is not installed; pip install -c constraints.txt -e '.[benchmarks]'"
+        ) from None
     machine = {"cores": os.cpu_count(), "load": os.getloadavg()[0], "processor": platform.machine()}
     print(" ".join(f"{name} {value}" for name, value in (versions | machine).items()))
-    print("\nebm_dist and blackjax; ESS is the bulk ESS of the worst dimension, seconds are the CPU's, the ratio is ours to theirs")
-    print("target   sampler chains draws  accepted     ESS per second           ratio (range)       jax's first call")
+    print(
+        "\nebm_dist and blackjax; ESS is the bulk ESS of the worst dimension, seconds are the CPU's, the ratio is ours to theirs"
+    )
+    print(
+        "target   sampler chains draws  accepted     ESS per second           ratio (range)       jax's first call"
+    )
     rows = []
     for case in CASES:
         row = compare(case, arguments.repeats)
@@ -231,7 +269,11 @@ def main() -> None:
         )
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps({"versions": versions, "machine": machine, "rows": rows, "funnel": report}, indent=1))
+        arguments.out.write_text(
+            json.dumps(
+                {"versions": versions, "machine": machine, "rows": rows, "funnel": report}, indent=1
+            )
+        )
 
 
 if __name__ == "__main__":

@@ -43,17 +43,36 @@ def latencies(url: str, body: bytes, clients: int) -> list[float]:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("name", help="of the registered model")
     given = options.parse_args()
     import mlflow
 
     mlflow.set_tracking_uri(tracking.tracking_uri())
     version = mlflow.MlflowClient().get_model_version_by_alias(given.name, "champion")
-    shape = mlflow.models.get_model_info(f"models:/{given.name}/{version.version}").signature.inputs.inputs[0].shape[1:]
+    shape = (
+        mlflow.models.get_model_info(f"models:/{given.name}/{version.version}")
+        .signature.inputs.inputs[0]
+        .shape[1:]
+    )
     ports = pages.free_port(), pages.free_port()
-    environment = os.environ | {"MLFLOW_TRACKING_URI": tracking.tracking_uri(), "PYTHONPATH": str(ROOT)}
-    command = ["mlflow", "models", "serve", "-m", f"models:/{given.name}@champion", "--env-manager", "local", "-p", ports[0]]
+    environment = os.environ | {
+        "MLFLOW_TRACKING_URI": tracking.tracking_uri(),
+        "PYTHONPATH": str(ROOT),
+    }
+    command = [
+        "mlflow",
+        "models",
+        "serve",
+        "-m",
+        f"models:/{given.name}@champion",
+        "--env-manager",
+        "local",
+        "-p",
+        ports[0],
+    ]
     servers = [
         subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL),
         subprocess.Popen(
@@ -61,13 +80,18 @@ def main() -> None:
             env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         ),
     ]  # fmt: skip
-    urls = {"MLflow": f"http://127.0.0.1:{ports[0]}/invocations", "Ray Serve": f"http://127.0.0.1:{ports[1]}/"}
+    urls = {
+        "MLflow": f"http://127.0.0.1:{ports[0]}/invocations",
+        "Ray Serve": f"http://127.0.0.1:{ports[1]}/",
+    }
     rows: list[dict[str, Any]] = []
     try:
         for port in ports:
             pages.wait_for(lambda port=port: pages.answers(f"http://127.0.0.1:{port}"))
         for size in SIZES:
-            body = json.dumps({"inputs": np.random.default_rng(0).random((size, *shape)).round(4).tolist()}).encode()
+            body = json.dumps(
+                {"inputs": np.random.default_rng(0).random((size, *shape)).round(4).tolist()}
+            ).encode()
             for clients in CLIENTS:
                 found: dict[str, list[float]] = {name: [] for name in urls}
                 for _ in range(ROUNDS):
@@ -75,15 +99,24 @@ def main() -> None:
                         found[name] += latencies(url, body, clients)
                 for name, seconds in found.items():
                     p50, p99 = np.quantile(seconds, [0.5, 0.99]) * 1000
-                    row = {"server": name, "samples": size, "clients": clients, "requests": len(seconds)}
+                    row = {
+                        "server": name,
+                        "samples": size,
+                        "clients": clients,
+                        "requests": len(seconds),
+                    }
                     rows.append(row | {"p50_ms": p50, "p99_ms": p99})
-                    print(f"{name:10} {size:3} samples, {clients} at a time: p50 {p50:.1f} ms, p99 {p99:.1f} ms", flush=True)
+                    print(
+                        f"{name:10} {size:3} samples, {clients} at a time: p50 {p50:.1f} ms, p99 {p99:.1f} ms",
+                        flush=True,
+                    )
     finally:
         for server in servers:
             server.terminate()
             server.wait(timeout=60)
     write_json(
-        ROOT / "reports/benchmarks/serving.json", {"model": given.name, "shape": list(shape), "rows": rows} | circumstances()
+        ROOT / "reports/benchmarks/serving.json",
+        {"model": given.name, "shape": list(shape), "rows": rows} | circumstances(),
     )
 
 

@@ -17,7 +17,10 @@ class Mlp(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers, self.last = nn.ModuleList([nn.Linear(2, 128), nn.Linear(128, 128)]), nn.Linear(128, 1)
+        self.layers, self.last = (
+            nn.ModuleList([nn.Linear(2, 128), nn.Linear(128, 128)]),
+            nn.Linear(128, 1),
+        )
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         for layer in self.layers:
@@ -52,11 +55,17 @@ class Block(nn.Module):
         self.halves = halves
         self.first = parametrizations.spectral_norm(nn.Conv2d(i, o, 3, padding=1))
         self.second = parametrizations.spectral_norm(nn.Conv2d(o, o, 3, padding=1))
-        self.shortcut = parametrizations.spectral_norm(nn.Conv2d(i, o, 1, bias=False)) if i != o else nn.Identity()
+        self.shortcut = (
+            parametrizations.spectral_norm(nn.Conv2d(i, o, 1, bias=False))
+            if i != o
+            else nn.Identity()
+        )
         self.classes = nn.ModuleList(nn.Embedding(num_classes, o) for _ in range(3))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        first_bias, gain, second_bias = (embedding(y)[:, :, None, None] for embedding in self.classes)
+        first_bias, gain, second_bias = (
+            embedding(y)[:, :, None, None] for embedding in self.classes
+        )
         h = F.leaky_relu(self.first(x) + first_bias, 0.2)
         h = gain * self.second(h) + second_bias + self.shortcut(x)
         if self.halves:
@@ -67,11 +76,15 @@ class Block(nn.Module):
 class ResNet(nn.Module):
     """The layers of :mod:`ebm_dist.energies.resnet`, class-conditional, 3x32x32."""
 
-    def __init__(self, channels: tuple[int, ...] = (128, 128, 256, 256, 256, 256), num_classes: int = 10) -> None:
+    def __init__(
+        self, channels: tuple[int, ...] = (128, 128, 256, 256, 256, 256), num_classes: int = 10
+    ) -> None:
         super().__init__()
         widths = (channels[0], *channels)
         self.first = parametrizations.spectral_norm(nn.Conv2d(3, channels[0], 3, padding=1))
-        self.blocks = nn.ModuleList(Block(widths[n], widths[n + 1], num_classes, n % 2 == 0) for n in range(len(channels)))
+        self.blocks = nn.ModuleList(
+            Block(widths[n], widths[n + 1], num_classes, n % 2 == 0) for n in range(len(channels))
+        )
         self.last = nn.Linear(widths[-1], 1)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -117,22 +130,47 @@ def sample(
 class Trainer:
     """One update at a time: negatives from the buffer, the loss with its energy penalty, Adam."""
 
-    def __init__(self, network: nn.Module, shape: tuple[int, ...], num_classes: int, num_steps: int, freezes: bool) -> None:
-        self.network, self.num_classes, self.num_steps, self.freezes = network, num_classes, num_steps, freezes
+    def __init__(
+        self,
+        network: nn.Module,
+        shape: tuple[int, ...],
+        num_classes: int,
+        num_steps: int,
+        freezes: bool,
+    ) -> None:
+        self.network, self.num_classes, self.num_steps, self.freezes = (
+            network,
+            num_classes,
+            num_steps,
+            freezes,
+        )
         self.buffer = [torch.rand(1, *shape) for _ in range(8192)]
         self.optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, betas=(0.0, 0.999))
 
     def step(self, x: Tensor) -> None:
-        picked = [random.randrange(len(self.buffer)) if random.random() > 0.05 else None for _ in range(len(x))]
-        start = torch.cat([torch.rand(1, *x.shape[1:]) if slot is None else self.buffer[slot] for slot in picked]).to(x.device)
-        y = torch.randint(self.num_classes, (len(x),), device=x.device) if self.num_classes else None
+        picked = [
+            random.randrange(len(self.buffer)) if random.random() > 0.05 else None
+            for _ in range(len(x))
+        ]
+        start = torch.cat(
+            [torch.rand(1, *x.shape[1:]) if slot is None else self.buffer[slot] for slot in picked]
+        ).to(x.device)
+        y = (
+            torch.randint(self.num_classes, (len(x),), device=x.device)
+            if self.num_classes
+            else None
+        )
         negative = sample(self.network, start, y, self.num_steps, freezes=self.freezes)
         self.buffer = (list(negative.cpu().chunk(len(x))) + self.buffer)[:8192]
         self.optimizer.zero_grad()
         both = torch.cat([x, negative])
         energy = self.network(both) if y is None else self.network(both, torch.cat([y, y]))
         positive, negative_energy = energy.chunk(2)
-        loss = positive.mean() - negative_energy.mean() + 0.1 * (positive**2 + negative_energy**2).mean()
+        loss = (
+            positive.mean()
+            - negative_energy.mean()
+            + 0.1 * (positive**2 + negative_energy**2).mean()
+        )
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 0.1)
         self.optimizer.step()

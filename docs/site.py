@@ -23,11 +23,21 @@ def on_files(files: Files, config: Any) -> Files:
                 files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
     for name, own in systems().items():
         recipes = list(dict.fromkeys(recipe for row in own for recipe in row["recipes"]))
-        pictures = [f"../images/{recipe}.png" for recipe in recipes if (ROOT / f"docs/images/{recipe}.png").exists()]
+        pictures = [
+            f"../images/{recipe}.png"
+            for recipe in recipes
+            if (ROOT / f"docs/images/{recipe}.png").exists()
+        ]
         files.append(File.generated(config, f"systems/{name}.png", content=picture(own[0])))
         pictures.append(f"{name}.png")
-        heads = {recipe: (ROOT / f"pipelines/recipes/{recipe}.yaml").read_text() for recipe in recipes}
-        files.append(File.generated(config, f"systems/{name}.md", content=table.system_page(own, pictures, heads)))
+        heads = {
+            recipe: (ROOT / f"pipelines/recipes/{recipe}.yaml").read_text() for recipe in recipes
+        }
+        files.append(
+            File.generated(
+                config, f"systems/{name}.md", content=table.system_page(own, pictures, heads)
+            )
+        )
     for name in modules():
         files.append(File.generated(config, f"reference/{name}.md", content=f"::: {name}\n"))
     return files
@@ -39,8 +49,12 @@ def on_config(config: Any) -> Any:
     config.nav.append({"Each system": pages})
     sections: dict[str, list[dict[str, str]]] = {}
     for name in modules():
-        package = name.split(".")[1] if (ROOT / "ebm_dist" / name.split(".")[1]).is_dir() else "the rest"
-        sections.setdefault(package, []).append({name.removeprefix("ebm_dist."): f"reference/{name}.md"})
+        package = (
+            name.split(".")[1] if (ROOT / "ebm_dist" / name.split(".")[1]).is_dir() else "the rest"
+        )
+        sections.setdefault(package, []).append(
+            {name.removeprefix("ebm_dist."): f"reference/{name}.md"}
+        )
     config.nav.append({"Reference": [{package: pages} for package, pages in sections.items()]})
     return config
 
@@ -62,7 +76,9 @@ def picture(row: dict[str, Any]) -> bytes:
     """The figure of a system: what was reached, published, and stands beside."""
     published = {} if row["published"] is None else {"published": row["published"]}
     values = {"reached": row["reached"], **published, **row["beside"]}
-    return figures.bars(values, row["interval"] and tuple(row["interval"]), f"{row['id']}: {row['what']}")
+    return figures.bars(
+        values, row["interval"] and tuple(row["interval"]), f"{row['id']}: {row['what']}"
+    )
 
 
 def modules() -> list[str]:

@@ -48,13 +48,17 @@ RENAMED = {"others": "comparison_datasets"}
 _NUMBERS = {"seed": 0, "num_seeds": 1}  # keys of the file that are no sections
 _MAX_BYTES = 1 << 20
 _PLAIN = [f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str")]
-_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+_STRICT = ConfigDict(
+    extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+)
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def section(cls: type[T]) -> type[T]:
     """Make a class a ``Config``: a frozen dataclass whose values are checked and whose field docstrings are the help text."""
-    return pydantic.dataclasses.dataclass(frozen=True, kw_only=True, slots=True, config=_STRICT)(cls)  # type: ignore[call-overload,no-any-return,return-value]
+    return pydantic.dataclasses.dataclass(frozen=True, kw_only=True, slots=True, config=_STRICT)(
+        cls
+    )  # type: ignore[call-overload,no-any-return,return-value]
 
 
 class Mismatch(ValueError):
@@ -81,7 +85,9 @@ class Params:
     seed: int = 0
     num_seeds: int = 1
     dataset: Any = plugin("datasets")
-    comparison_datasets: dict[str, Any] = field(metadata={"each": "ebm_dist.datasets", "name_is_key": False})
+    comparison_datasets: dict[str, Any] = field(
+        metadata={"each": "ebm_dist.datasets", "name_is_key": False}
+    )
     energy: Any = plugin("energies")
     sampler: Any = plugin("samplers")
     objective: Any = plugin("objectives")
@@ -90,7 +96,9 @@ class Params:
     optimizer: Any = _module("training.optim")
     cluster: Any = _module("runs.cluster")
     features: Any = _module("metrics.features")
-    evaluation: dict[str, Any] = field(metadata={"each": "ebm_dist.evaluation", "name_is_key": True})
+    evaluation: dict[str, Any] = field(
+        metadata={"each": "ebm_dist.evaluation", "name_is_key": True}
+    )
     tracking: Any = _module("runs.tracking")
     register: Any = _module("registry.versions")
     tune: Any = _module("search.study")
@@ -98,7 +106,9 @@ class Params:
     def as_dict(self, *names: str) -> dict[str, Any]:
         """The values with all defaults filled in, of the named sections or of all, as JSON can hold them."""
         chosen = names or tuple(f.name for f in fields(self))
-        plain: dict[str, Any] = json.loads(json.dumps({name: _plain(getattr(self, name)) for name in chosen}))
+        plain: dict[str, Any] = json.loads(
+            json.dumps({name: _plain(getattr(self, name)) for name in chosen})
+        )
         return plain
 
     def digest(self, *names: str) -> str:
@@ -114,7 +124,9 @@ def _plain(value: Any) -> Any:
     if not is_dataclass(value):
         return value
     name = plugin_name(value)
-    return ({"name": name} if name else {}) | {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    return ({"name": name} if name else {}) | {
+        f.name: _plain(getattr(value, f.name)) for f in fields(value)
+    }
 
 
 def module_of(config: Any) -> ModuleType:
@@ -124,7 +136,14 @@ def module_of(config: Any) -> ModuleType:
 
 def modules_of(config: Any) -> list[ModuleType]:
     """That module, and those of the plugins among the values, and among theirs."""
-    return [module_of(config), *(module for name in _folders(type(config)) for module in modules_of(getattr(config, name)))]
+    return [
+        module_of(config),
+        *(
+            module
+            for name in _folders(type(config))
+            for module in modules_of(getattr(config, name))
+        ),
+    ]
 
 
 def _folders(kind: Any) -> dict[str, str]:
@@ -173,11 +192,15 @@ def _typed(source: "_Source") -> Params:
     for name, metadata in known.items():
         value = source.values.get(name, {} if metadata else _NUMBERS[name])
         if not metadata:
-            sections[name] = _checked(int if name == "seed" else PositiveInt, value, source, (name,))
+            sections[name] = _checked(
+                int if name == "seed" else PositiveInt, value, source, (name,)
+            )
         elif not isinstance(value, dict):
             raise source.error((name,), f"expected a section with keys, found {value!r}")
         elif "module" in metadata:
-            sections[name] = _checked(importlib.import_module(metadata["module"]).Config, value, source, (name,))
+            sections[name] = _checked(
+                importlib.import_module(metadata["module"]).Config, value, source, (name,)
+            )
         elif "folder" in metadata:
             sections[name] = _section(source, (name,), metadata["folder"], value)
         else:  # several plugins of one folder, each under a key of its own
@@ -186,7 +209,9 @@ def _typed(source: "_Source") -> Params:
                 if not isinstance(entry, dict | None):
                     raise source.error((name, key), f"expected keys, found {entry!r}")
                 implied = {"name": key} if metadata["name_is_key"] else {}
-                sections[name][key] = _section(source, (name, key), metadata["each"], implied | (entry or {}))
+                sections[name][key] = _section(
+                    source, (name, key), metadata["each"], implied | (entry or {})
+                )
     params = Params(**sections)
     _check_pairs(params, source)
     return params
@@ -204,28 +229,50 @@ def reference(section: str | None = None) -> Iterator[str]:
         found = True
         yield f"{title}: {{name: {name}}}" if name else f"{title}:"
         for key, info in config.__pydantic_fields__.items():
-            default = "required" if info.is_required() else f"default {info.get_default(call_default_factory=True)!r}"
+            default = (
+                "required"
+                if info.is_required()
+                else f"default {info.get_default(call_default_factory=True)!r}"
+            )
             yield f"  {key} ({_kind(info.annotation)}, {default})"
             yield f"      {' '.join((info.description or '').split())}"
     if not found:
-        names = [part for title, name, _ in _configs() for part in ([title, f"{title}.{name}"] if name else [title])]
-        raise ConfigError(f"{section}: no such section{nearest(str(section), list(dict.fromkeys(names)))}")
+        names = [
+            part
+            for title, name, _ in _configs()
+            for part in ([title, f"{title}.{name}"] if name else [title])
+        ]
+        raise ConfigError(
+            f"{section}: no such section{nearest(str(section), list(dict.fromkeys(names)))}"
+        )
 
 
 def _configs() -> Iterator[tuple[str, str, Any]]:
     """Every ``Config``: section, name of the plugin ("" if the section has none), class. Nested plugins follow their holders."""
-    sections = [(f.name, f.metadata.get("folder") or f.metadata.get("each"), f.metadata.get("module")) for f in fields(Params)]
+    sections = [
+        (f.name, f.metadata.get("folder") or f.metadata.get("each"), f.metadata.get("module"))
+        for f in fields(Params)
+    ]
     folders = {folder for _, folder, _ in sections}  # a plugin may hold another of its own kind
     for title, folder, module in sections:
-        for path in filter(None, [f"{folder}.{name}" for name in plugins(folder)] if folder else [module]):
+        for path in filter(
+            None, [f"{folder}.{name}" for name in plugins(folder)] if folder else [module]
+        ):
             config = importlib.import_module(path).Config
-            sections += [(f"{title}.{key}", inner, None) for key, inner in _folders(config).items() if inner not in folders]
+            sections += [
+                (f"{title}.{key}", inner, None)
+                for key, inner in _folders(config).items()
+                if inner not in folders
+            ]
             yield title, path.rsplit(".", 1)[1] if folder else "", config
 
 
 def schema() -> dict[str, Any]:
     """Return a JSON schema of the parameter file, for editors that complete and check YAML."""
-    properties: dict[str, Any] = {"seed": {"type": "integer"}, "num_seeds": {"type": "integer", "minimum": 1}}
+    properties: dict[str, Any] = {
+        "seed": {"type": "integer"},
+        "num_seeds": {"type": "integer", "minimum": 1},
+    }
     properties |= {"base": {"type": "string"}, "recipe": {"type": "string"}}
     kinds = {f.name: f.metadata for f in fields(Params)}
     for title, name, config in _configs():
@@ -234,15 +281,25 @@ def schema() -> dict[str, Any]:
         described = pydantic.TypeAdapter(config).json_schema()
         described.pop("title", None)
         if "each" in kinds[title] and kinds[title]["name_is_key"]:
-            properties.setdefault(title, {"type": "object", "properties": {}})["properties"][name] = described
+            properties.setdefault(title, {"type": "object", "properties": {}})["properties"][
+                name
+            ] = described
         elif name:
             described["properties"] = {"name": {"const": name}, **described.get("properties", {})}
             described["required"] = ["name", *described.get("required", [])]
-            one = properties.setdefault(title, {"oneOf": []} if "folder" in kinds[title] else _any_name(title))
-            (one["oneOf"] if "oneOf" in one else one["additionalProperties"]["oneOf"]).append(described)
+            one = properties.setdefault(
+                title, {"oneOf": []} if "folder" in kinds[title] else _any_name(title)
+            )
+            (one["oneOf"] if "oneOf" in one else one["additionalProperties"]["oneOf"]).append(
+                described
+            )
         else:
             properties[title] = described
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "type": "object", "properties": properties}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "type": "object",
+        "properties": properties,
+    }
 
 
 def _any_name(title: str) -> dict[str, Any]:
@@ -295,7 +352,9 @@ def _section(source: _Source, key: tuple[str, ...], folder: str, value: dict[str
     if not isinstance(value, dict) or "name" not in value:
         raise source.error(key, f"a name is needed; one of {', '.join(names)}")
     if value["name"] not in names:
-        raise source.error((*key, "name"), f"no {value['name']!r} in {folder}{nearest(str(value['name']), names)}")
+        raise source.error(
+            (*key, "name"), f"no {value['name']!r} in {folder}{nearest(str(value['name']), names)}"
+        )
     config = importlib.import_module(f"{folder}.{value['name']}").Config
     return _checked(config, {k: v for k, v in value.items() if k != "name"}, source, key)
 
@@ -303,24 +362,36 @@ def _section(source: _Source, key: tuple[str, ...], folder: str, value: dict[str
 def _checked(kind: Any, value: Any, source: _Source, key: tuple[Any, ...]) -> Any:
     try:
         # through JSON, so that a YAML list may stand for a tuple while every other type stays strict
-        config = pydantic.TypeAdapter(kind, config=None if is_dataclass(kind) else ConfigDict(strict=True)).validate_json(
-            json.dumps(value)
-        )
+        config = pydantic.TypeAdapter(
+            kind, config=None if is_dataclass(kind) else ConfigDict(strict=True)
+        ).validate_json(json.dumps(value))
     except pydantic.ValidationError as failed:
         first = failed.errors()[0]
-        tags = [part for part in first["loc"] if re.search(r"[^\w.]", str(part))]  # pydantic's names for the members of a union
+        tags = [
+            part for part in first["loc"] if re.search(r"[^\w.]", str(part))
+        ]  # pydantic's names for the members of a union
         where = (*key, *(part for part in first["loc"] if part not in tags))
         if first["type"] == "unexpected_keyword_argument":
             owner = _owner(kind, first["loc"][:-1])
-            message = "unknown key" + nearest(str(first["loc"][-1]), [f.name for f in fields(owner)])
+            message = "unknown key" + nearest(
+                str(first["loc"][-1]), [f.name for f in fields(owner)]
+            )
         elif first["type"] in ("missing", "missing_argument"):
             message = "missing; a value is needed"
         else:
-            several = dict.fromkeys(error["msg"] for error in (failed.errors() if tags else [first]))
-            message = " or ".join(text[0].lower() + text[1:] for text in several) + f", found {first['input']!r}"
+            several = dict.fromkeys(
+                error["msg"] for error in (failed.errors() if tags else [first])
+            )
+            message = (
+                " or ".join(text[0].lower() + text[1:] for text in several)
+                + f", found {first['input']!r}"
+            )
         raise source.error(where, message) from None
     folders = _folders(kind) if is_dataclass(kind) else {}
-    inner = {name: _section(source, (*key, name), folder, getattr(config, name)) for name, folder in folders.items()}
+    inner = {
+        name: _section(source, (*key, name), folder, getattr(config, name))
+        for name, folder in folders.items()
+    }
     return replace(config, **inner) if inner else config
 
 
@@ -372,7 +443,9 @@ def read(path: Path) -> tuple[dict[str, Any], Lines]:
         raise where.error(("base",), f"expected the path of a parameter file, found {base!r}")
     base_values, base_lines = read_one(path.parent / base)
     if "base" in base_values:
-        raise where.error(("base",), f"{base} has a base itself; name that one, or write the sections out")
+        raise where.error(
+            ("base",), f"{base} has a base itself; name that one, or write the sections out"
+        )
     return _merge(base_values, values, ()), base_lines | lines
 
 
@@ -380,7 +453,11 @@ def _merge(base: dict[str, Any], values: dict[str, Any], key: tuple[str, ...]) -
     merged = dict(base)
     for name, value in values.items():
         below = base.get(name)
-        is_same = isinstance(value, dict) and isinstance(below, dict) and value.get("name", below.get("name")) == below.get("name")
+        is_same = (
+            isinstance(value, dict)
+            and isinstance(below, dict)
+            and value.get("name", below.get("name")) == below.get("name")
+        )
         replaces = not is_same or (not key and name in _WHOLE)
         merged[name] = value if replaces else _merge(below or {}, value, (*key, name))
     return merged
@@ -394,10 +471,14 @@ def read_one(path: Path) -> tuple[dict[str, Any], Lines]:
         if old in values:
             where = _Source(path, values, lines)
             if new in values:
-                raise where.error((old,), f"is the old name of {new!r}, which the file has too; keep one of them")
+                raise where.error(
+                    (old,), f"is the old name of {new!r}, which the file has too; keep one of them"
+                )
             log.warning("%s", where.error((old,), f"has been renamed; write {new!r}"))
             values = {new if key == old else key: value for key, value in values.items()}
-            lines = {(new, *key[1:]) if key[:1] == (old,) else key: line for key, line in lines.items()}
+            lines = {
+                (new, *key[1:]) if key[:1] == (old,) else key: line for key, line in lines.items()
+            }
     return values, lines
 
 
@@ -406,28 +487,38 @@ def _parse(path: Path) -> tuple[dict[str, Any], dict[tuple[Any, ...], int]]:
     try:
         text = path.read_bytes()
     except OSError as failed:
-        raise ConfigError(f"{path}: cannot be read ({failed.strerror}); give a parameter file with --params") from None
+        raise ConfigError(
+            f"{path}: cannot be read ({failed.strerror}); give a parameter file with --params"
+        ) from None
     if len(text) > _MAX_BYTES:
-        raise ConfigError(f"{path}: {len(text)} bytes is too large for a parameter file (limit {_MAX_BYTES})")
+        raise ConfigError(
+            f"{path}: {len(text)} bytes is too large for a parameter file (limit {_MAX_BYTES})"
+        )
     try:
         yaml = YAML(typ="safe", pure=True)
         node = yaml.compose(text.decode("utf-8-sig"))
     except MarkedYAMLError as failed:
         line = failed.problem_mark.line + 1 if failed.problem_mark else 1
-        raise ConfigError(f"{path}:{line}: not valid YAML: {failed.problem or failed.context}") from None
+        raise ConfigError(
+            f"{path}:{line}: not valid YAML: {failed.problem or failed.context}"
+        ) from None
     except (YAMLError, UnicodeDecodeError) as failed:
         raise ConfigError(f"{path}:1: not valid YAML text: {failed}") from None
     except RecursionError:
         raise ConfigError(f"{path}:1: nested too deeply for a parameter file") from None
     if not isinstance(node, MappingNode):
-        raise ConfigError(f"{path}:1: expected sections such as 'sampler:', found {'nothing' if node is None else 'a value'}")
+        raise ConfigError(
+            f"{path}:1: expected sections such as 'sampler:', found {'nothing' if node is None else 'a value'}"
+        )
     lines: dict[tuple[Any, ...], int] = {}
     seen: set[int] = set()
 
     def value_of(node: Node, key: tuple[Any, ...]) -> Any:
         line = node.start_mark.line + 1
         if id(node) in seen:
-            raise ConfigError(f"{path}:{line}: {'.'.join(map(str, key))}: aliases (*name) are not allowed; repeat the value")
+            raise ConfigError(
+                f"{path}:{line}: {'.'.join(map(str, key))}: aliases (*name) are not allowed; repeat the value"
+            )
         seen.add(id(node))
         lines.setdefault(key, line)
         if isinstance(node, MappingNode):
@@ -435,20 +526,28 @@ def _parse(path: Path) -> tuple[dict[str, Any], dict[tuple[Any, ...], int]]:
             for name_node, entry in node.value:
                 name = name_node.value
                 if not isinstance(name_node, ScalarNode) or not isinstance(name, str):
-                    raise ConfigError(f"{path}:{name_node.start_mark.line + 1}: a key must be a word")
+                    raise ConfigError(
+                        f"{path}:{name_node.start_mark.line + 1}: a key must be a word"
+                    )
                 lines[(*key, name)] = name_node.start_mark.line + 1
                 if name in values:
-                    raise ConfigError(f"{path}:{name_node.start_mark.line + 1}: {'.'.join([*key, name])}: key given twice")
+                    raise ConfigError(
+                        f"{path}:{name_node.start_mark.line + 1}: {'.'.join([*key, name])}: key given twice"
+                    )
                 values[name] = value_of(entry, (*key, name))
             return values
         if isinstance(node, SequenceNode):
             return [value_of(entry, (*key, i)) for i, entry in enumerate(node.value)]
         kind = str(node.tag)
         if kind not in _PLAIN:
-            raise ConfigError(f"{path}:{line}: {'.'.join(map(str, key))}: only plain values are allowed, found {kind}")
+            raise ConfigError(
+                f"{path}:{line}: {'.'.join(map(str, key))}: only plain values are allowed, found {kind}"
+            )
         try:
             return yaml.constructor.yaml_constructors[kind](yaml.constructor, node)
         except (ValueError, KeyError):
-            raise ConfigError(f"{path}:{line}: {'.'.join(map(str, key))}: cannot read {node.value!r}") from None
+            raise ConfigError(
+                f"{path}:{line}: {'.'.join(map(str, key))}: cannot read {node.value!r}"
+            ) from None
 
     return value_of(node, ()), lines

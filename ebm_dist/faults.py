@@ -57,8 +57,12 @@ class Plan:
 
     def __post_init__(self) -> None:
         if self.name not in POINTS or self.action not in ACTIONS or self.count < 1:
-            raise ValueError(f"EBM_FAULT: {self.name}:{self.count}:{self.action}: points {POINTS}, actions {tuple(ACTIONS)}")
-        logging.getLogger(__name__).warning("a fault is armed in this process: %s:%d:%s", self.name, self.count, self.action)
+            raise ValueError(
+                f"EBM_FAULT: {self.name}:{self.count}:{self.action}: points {POINTS}, actions {tuple(ACTIONS)}"
+            )
+        logging.getLogger(__name__).warning(
+            "a fault is armed in this process: %s:%d:%s", self.name, self.count, self.action
+        )
 
 
 _plan: Plan | None = None

@@ -32,14 +32,20 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested keys joined by dots."""
     out: dict[str, Any] = {}
     for key, value in values.items():
-        out |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        out |= (
+            flat(value, f"{prefix}{key}.")
+            if isinstance(value, Mapping)
+            else {f"{prefix}{key}": value}
+        )
     return out
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """A table with a header; empty where a row lacks what another has."""
     out = io.StringIO()
-    writer = csv.DictWriter(out, dict.fromkeys(key for row in rows for key in row), lineterminator="\n")
+    writer = csv.DictWriter(
+        out, dict.fromkeys(key for row in rows for key in row), lineterminator="\n"
+    )
     writer.writeheader()
     writer.writerows(rows)
     write_whole(path, out.getvalue().encode())
@@ -47,8 +53,12 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def encode(content: Mapping[str, Tensor] | dict[str, Any] | list[Any]) -> bytes:
     """Tensors by name, or none at all, as safetensors; anything else as JSON."""
-    if isinstance(content, Mapping) and all(isinstance(value, Tensor) for value in content.values()):
-        return safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in content.items()})
+    if isinstance(content, Mapping) and all(
+        isinstance(value, Tensor) for value in content.values()
+    ):
+        return safetensors.torch.save(
+            {name: value.detach().cpu().contiguous() for name, value in content.items()}
+        )
     return (json.dumps(content, sort_keys=True) + "\n").encode()
 
 
@@ -62,7 +72,9 @@ def read_tensors(path: Path, made_by: str) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise DataError(f"{path}: missing; run 'dvc repro {made_by}'") from None
     except (OSError, SafetensorError, ValueError, KeyError) as failed:
-        raise DataError(f"{path}: not readable as safetensors ({failed}); run 'dvc repro -f {made_by}'") from None
+        raise DataError(
+            f"{path}: not readable as safetensors ({failed}); run 'dvc repro -f {made_by}'"
+        ) from None
 
 
 def read_json(path: Path, made_by: str) -> Any:
@@ -72,4 +84,6 @@ def read_json(path: Path, made_by: str) -> Any:
     except FileNotFoundError:
         raise DataError(f"{path}: missing; run 'dvc repro {made_by}'") from None
     except (OSError, ValueError, RecursionError) as failed:
-        raise DataError(f"{path}: not readable as JSON ({failed}); delete it and run 'dvc repro {made_by}'") from None
+        raise DataError(
+            f"{path}: not readable as JSON ({failed}); delete it and run 'dvc repro {made_by}'"
+        ) from None

@@ -13,14 +13,18 @@ import torch
 from torch import Generator, Tensor
 
 _NUM_WORDS = 624  # the state of a Mersenne twister
-_WORDS_AT = 24  # where torch's CPU generator state keeps them, as 64-bit integers; a test guards this
+_WORDS_AT = (
+    24  # where torch's CPU generator state keeps them, as 64-bit integers; a test guards this
+)
 
 
 def _bytes(seed: int, purpose: str, shard: int, step: int, count: int) -> bytes:
     return hashlib.shake_128(f"{seed}/{purpose}/{shard}/{step}".encode()).digest(count)
 
 
-def stream(seed: int, purpose: str, shard: int = 0, step: int = 0, *, device: torch.device | str = "cpu") -> torch.Generator:
+def stream(
+    seed: int, purpose: str, shard: int = 0, step: int = 0, *, device: torch.device | str = "cpu"
+) -> torch.Generator:
     """The random stream of this purpose, logical shard and step, at its beginning.
 
     ``manual_seed`` on the CPU keeps only 32 bits of its seed, so among a million streams some hundred pairs would be the same
@@ -28,7 +32,9 @@ def stream(seed: int, purpose: str, shard: int = 0, step: int = 0, *, device: to
     """
     generator = torch.Generator(device)
     if generator.device.type != "cpu":
-        return generator.manual_seed(int.from_bytes(_bytes(seed, purpose, shard, step, 8), "little") >> 1)
+        return generator.manual_seed(
+            int.from_bytes(_bytes(seed, purpose, shard, step, 8), "little") >> 1
+        )
     words = np.frombuffer(_bytes(seed, purpose, shard, step, 4 * _NUM_WORDS), "<u4").astype("<u8")
     state = generator.get_state()
     state[_WORDS_AT : _WORDS_AT + words.nbytes] = torch.from_numpy(words.view(np.uint8))
@@ -37,7 +43,9 @@ def stream(seed: int, purpose: str, shard: int = 0, step: int = 0, *, device: to
 
 def numpy_stream(seed: int, purpose: str, shard: int = 0, step: int = 0) -> np.random.Generator:
     """As :func:`stream`, for work on arrays (a counter-based Philox generator with a 128-bit key)."""
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(_bytes(seed, purpose, shard, step, 16), "little")))
+    return np.random.Generator(
+        np.random.Philox(key=int.from_bytes(_bytes(seed, purpose, shard, step, 16), "little"))
+    )
 
 
 @contextmanager
@@ -50,4 +58,6 @@ def seeded(seed: int, purpose: str) -> Iterator[None]:
 
 def bernoulli(p: Tensor, generator: Generator) -> Tensor:
     """Ones with probability ``p (*shape)``, else zeros; on a CPU three times as fast as torch's."""
-    return (torch.rand(p.shape, generator=generator, device=p.device, dtype=p.dtype) < p).to(p.dtype)
+    return (torch.rand(p.shape, generator=generator, device=p.device, dtype=p.dtype) < p).to(
+        p.dtype
+    )

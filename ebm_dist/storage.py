@@ -26,8 +26,12 @@ def location(text: str | Path) -> Path:
     """A local path, or one in an object store that has the same methods. Raises :class:`DataError` for any other scheme."""
     scheme, separator, _ = str(text).partition("://")
     if not separator:
-        if ":" in str(text).split("/", 1)[0]:  # pipe:command, http:host: nothing that a library could take for an instruction
-            raise DataError(f"{text}: neither a folder nor s3://bucket/prefix; write ./{text} for a folder of that name")
+        if (
+            ":" in str(text).split("/", 1)[0]
+        ):  # pipe:command, http:host: nothing that a library could take for an instruction
+            raise DataError(
+                f"{text}: neither a folder nor s3://bucket/prefix; write ./{text} for a folder of that name"
+            )
         return Path(text)
     if scheme not in SCHEMES:
         raise DataError(f"{text}: {scheme}:// is not supported; use a folder or s3://bucket/prefix")
@@ -38,7 +42,9 @@ def location(text: str | Path) -> Path:
         options: dict[str, Any] = {"retries": retries, "connect_timeout": 5, "read_timeout": 30}
         return cast(Path, UPath(text, use_listings_cache=False, config_kwargs=options))
     except ImportError:
-        raise DataError(f"{text}: object stores need s3fs; install with: pip install 'ebm-dist[s3]'") from None
+        raise DataError(
+            f"{text}: object stores need s3fs; install with: pip install 'ebm-dist[s3]'"
+        ) from None
 
 
 def store(folder: str) -> Path:
@@ -98,10 +104,18 @@ def write_whole(path: Path, content: bytes) -> None:
         if is_local(path):
             _write_local(path, content)
         else:
-            _remote(path.write_bytes, content)  # an object is there when its upload is complete, not before
+            _remote(
+                path.write_bytes, content
+            )  # an object is there when its upload is complete, not before
     except OSError as failed:
-        mend = "free space or choose another disk" if is_local(path) else "see that the object store is up"
-        raise DataError(f"{path}: cannot be written ({failed.strerror or failed}); {mend}, and run again") from None
+        mend = (
+            "free space or choose another disk"
+            if is_local(path)
+            else "see that the object store is up"
+        )
+        raise DataError(
+            f"{path}: cannot be written ({failed.strerror or failed}); {mend}, and run again"
+        ) from None
 
 
 def _write_local(path: Path, content: bytes) -> None:

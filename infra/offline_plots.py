@@ -21,10 +21,16 @@ _PAGE = """<!DOCTYPE html>
 
 
 def main() -> None:
-    vega = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script")
+    vega = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace(
+        "</script", "<\\/script"
+    )
     (ROOT / ".dvc/tmp").mkdir(exist_ok=True)
     write_whole(ROOT / ".dvc/tmp/offline.html", (_PAGE % vega).encode())
-    subprocess.run(["dvc", "config", "--local", "--quiet", "plots.html_template", "tmp/offline.html"], cwd=ROOT, check=True)
+    subprocess.run(
+        ["dvc", "config", "--local", "--quiet", "plots.html_template", "tmp/offline.html"],
+        cwd=ROOT,
+        check=True,
+    )
 
 
 if __name__ == "__main__":

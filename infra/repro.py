@@ -21,7 +21,9 @@ def dvc(*arguments: str) -> int:
 
 def repro(*arguments: str) -> int:
     """``dvc repro``, shown as it runs; 0, or the exit code of the failed stage where DVC names it."""
-    process = subprocess.Popen(["dvc", "repro", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        ["dvc", "repro", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     assert process.stdout is not None
     codes = []
     for line in process.stdout:
@@ -33,10 +35,21 @@ def repro(*arguments: str) -> int:
 
 def main() -> int:
     if "EBM_STORE" not in os.environ:
-        sys.exit("error: EBM_STORE is not set on the cluster: where are data and runs to lie? e.g. s3://bucket/prefix")
+        sys.exit(
+            "error: EBM_STORE is not set on the cluster: where are data and runs to lie? e.g. s3://bucket/prefix"
+        )
     if not Path(".git").exists():
         dvc("config", "--local", "core.no_scm", "true")
-    dvc("remote", "add", "--local", "--quiet", "--force", "--default", "store", str(storage.store("dvc")))
+    dvc(
+        "remote",
+        "add",
+        "--local",
+        "--quiet",
+        "--force",
+        "--default",
+        "store",
+        str(storage.store("dvc")),
+    )
     dvc("pull", "--quiet", "--run-cache", "--allow-missing")  # what is not there is made
     code = repro(*sys.argv[1:]) or dvc("push", "--quiet", "--run-cache")
     results = storage.store("results") / sha256(Path("dvc.lock"))[:16]

@@ -32,12 +32,18 @@ class Champion:
 
     async def __call__(self, request: Request) -> JSONResponse:
         if request.method != "POST":
-            return JSONResponse({"tasks": list(requests.TASKS), "shape": list(self.model.card["shape"])})
+            return JSONResponse(
+                {"tasks": list(requests.TASKS), "shape": list(self.model.card["shape"])}
+            )
         if int(request.headers.get("content-length", 0)) > _MOST_BYTES:
             return JSONResponse({"error": f"at most {_MOST_BYTES >> 20} MiB a request"}, 413)
         try:
             asked = json.loads(await request.body())
-            if not isinstance(asked, dict) or not set(asked) <= {"inputs", "params"} or "inputs" not in asked:
+            if (
+                not isinstance(asked, dict)
+                or not set(asked) <= {"inputs", "params"}
+                or "inputs" not in asked
+            ):
                 raise RequestError('expected {"inputs": samples, "params": {...}}')
             if not isinstance(asked.get("params") or {}, dict):
                 raise RequestError("params must be an object")
@@ -50,11 +56,17 @@ class Champion:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("name", help="of the registered model")
     options.add_argument("--alias", default="champion", help="which version (default: champion)")
-    options.add_argument("--replicas", type=int, default=1, help="processes that answer (default: 1)")
-    options.add_argument("--host", default="127.0.0.1", help="where to listen (default: this machine alone)")
+    options.add_argument(
+        "--replicas", type=int, default=1, help="processes that answer (default: 1)"
+    )
+    options.add_argument(
+        "--host", default="127.0.0.1", help="where to listen (default: this machine alone)"
+    )
     options.add_argument("--port", type=int, default=8000, help="default: 8000")
     given = options.parse_args()
     mlflow.set_tracking_uri(tracking.tracking_uri())

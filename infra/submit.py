@@ -21,12 +21,23 @@ _STOPPED = 143
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--no-wait", action="store_true", help="print the job's name and leave it alone")
-    options.add_argument("command", nargs="+", help="what to run in a copy of this folder, on the head node")
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument(
+        "--no-wait", action="store_true", help="print the job's name and leave it alone"
+    )
+    options.add_argument(
+        "command", nargs="+", help="what to run in a copy of this folder, on the head node"
+    )
     given = options.parse_args()
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    runtime = {"working_dir": ".", "env_vars": {"EBM_GIT_COMMIT": commit}}  # no secrets: it is shown to all who may see jobs
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    runtime = {
+        "working_dir": ".",
+        "env_vars": {"EBM_GIT_COMMIT": commit},
+    }  # no secrets: it is shown to all who may see jobs
     try:
         client = JobSubmissionClient()
         job = client.submit_job(entrypoint=shlex.join(given.command), runtime_env=runtime)
@@ -43,7 +54,13 @@ def main() -> None:
     info = client.get_job_info(job)
     print(f"{job}: {info.status.name}", flush=True)
     code = info.driver_exit_code
-    sys.exit(_STOPPED if info.status.name == "STOPPED" else code if code is not None else int(info.status.name != "SUCCEEDED"))
+    sys.exit(
+        _STOPPED
+        if info.status.name == "STOPPED"
+        else code
+        if code is not None
+        else int(info.status.name != "SUCCEEDED")
+    )
 
 
 async def follow(client: JobSubmissionClient, job: str) -> None:

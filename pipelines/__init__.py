@@ -20,8 +20,22 @@ class _Settings(argparse.Action):
 
 def parser(description: str | None) -> argparse.ArgumentParser:
     """Return the command line of a stage: paths only. Values come from the parameter file."""
-    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameter file (default: params.yaml)")
-    options.add_argument("--seed", type=int, default=None, help="seed that replaces the file's: for replicates of a recipe")
-    options.add_argument("--settings", action=_Settings, nargs=0, help="list every key of a parameter file, and exit")
+    options = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument(
+        "--params",
+        type=Path,
+        default=Path("params.yaml"),
+        help="parameter file (default: params.yaml)",
+    )
+    options.add_argument(
+        "--seed",
+        type=int,
+        default=None,
+        help="seed that replaces the file's: for replicates of a recipe",
+    )
+    options.add_argument(
+        "--settings", action=_Settings, nargs=0, help="list every key of a parameter file, and exit"
+    )
     return options

@@ -26,7 +26,9 @@ class Interrupted(Exception):
 
 
 # an editable installation would give modules of another tree in place of missing ones
-sys.meta_path[:] = [finder for finder in sys.meta_path if "__editable__" not in getattr(finder, "__module__", "")]
+sys.meta_path[:] = [
+    finder for finder in sys.meta_path if "__editable__" not in getattr(finder, "__module__", "")
+]
 
 
 def module(*names: str) -> Any:
@@ -57,12 +59,25 @@ def reduced(values: dict[str, Any], steps: int) -> dict[str, Any]:
     values = copy.deepcopy(values)
     train, replay, tasks = values["train"], values["replay"], values["train"]["num_tasks"]
     steps = -(-steps // tasks) * tasks
-    train |= {"num_steps": steps, "log_every": max(5, 5, *_counts(values["objective"], "num_energy_steps"))}
-    train |= {"checkpoint_every": steps // 2 - 2, "max_energy": 1e12, "compile": False, "precision": "float32"}
+    train |= {
+        "num_steps": steps,
+        "log_every": max(5, 5, *_counts(values["objective"], "num_energy_steps")),
+    }
+    train |= {
+        "checkpoint_every": steps // 2 - 2,
+        "max_energy": 1e12,
+        "compile": False,
+        "precision": "float32",
+    }
     train["batch_size"] = train["num_shards"] * max(2, _BATCH // train["num_shards"])
     replay["capacity"] = 2 * train["batch_size"]
     values["sampler"]["num_steps"] = min(values["sampler"]["num_steps"], _MAX_CHAIN_STEPS)
-    caps = {"pretraining": steps // 5, "energy_lead": steps // 5, "num_steps": _MAX_CHAIN_STEPS, "num_completions": 8}
+    caps = {
+        "pretraining": steps // 5,
+        "energy_lead": steps // 5,
+        "num_steps": _MAX_CHAIN_STEPS,
+        "num_completions": 8,
+    }
     _cap(values["objective"], caps)
     values["cluster"] |= {"workers": 1, "use_gpu": False}
     values["features"]["num_steps"] = 3
@@ -72,7 +87,12 @@ def reduced(values: dict[str, Any], steps: int) -> dict[str, Any]:
 
 
 def _counts(values: dict[str, Any], name: str) -> list[int]:
-    inner = [count for value in values.values() if isinstance(value, dict) for count in _counts(value, name)]
+    inner = [
+        count
+        for value in values.values()
+        if isinstance(value, dict)
+        for count in _counts(value, name)
+    ]
     return [values[name], *inner] if name in values else inner
 
 
@@ -112,7 +132,9 @@ class Probe:
         key = sha256(repr(plugin).encode())[:16]
         if key not in self.prepared:
             name = config.plugin_name(plugin)
-            self.prepared[key] = shards.write(self.work / "data" / key, name, config.module_of(plugin).load(plugin))
+            self.prepared[key] = shards.write(
+                self.work / "data" / key, name, config.module_of(plugin).load(plugin)
+            )
         return self.prepared[key]
 
     def classifier(self, params: Any, index: Any) -> Any:
@@ -139,7 +161,9 @@ class Probe:
         exported = self.work / "models" / path.stem
         train = shards.read_split(index, "train")
         model.export(run, exported, params, index, train, "verify")
-        out |= {f"exported {p.name}": sha256(p.read_bytes()) for p in exported.glob("*.safetensors")}
+        out |= {
+            f"exported {p.name}": sha256(p.read_bytes()) for p in exported.glob("*.safetensors")
+        }
         card = json.loads((exported / "model.json").read_bytes())
         out["class energies"] = sha256(json.dumps(card["class_energies"]).encode())
         if suite:
@@ -147,17 +171,24 @@ class Probe:
         return out
 
     def train(self, params: Any, index: Any, run: Path) -> dict[str, str]:
-        for reporter_of in (lambda: interrupted_after(int(0.7 * self.steps), run), lambda: record.FileReporter(run)):
+        for reporter_of in (
+            lambda: interrupted_after(int(0.7 * self.steps), run),
+            lambda: record.FileReporter(run),
+        ):
             fresh = trainer.build(params, index, reduce.LocalComm(), torch.device("cpu"), "verify")
             try:
                 fresh.fit(run, reporter_of())  # type: ignore[no-untyped-call]
             except Interrupted:
                 continue
         folder = checkpoint.latest(run, "verify")
-        files = {p.name: p for p in folder.iterdir() if p.name not in ("manifest.json", "state.json")}
+        files = {
+            p.name: p for p in folder.iterdir() if p.name not in ("manifest.json", "state.json")
+        }
         return {name: sha256(files[name].read_bytes()) for name in sorted(files)}
 
-    def evaluate(self, path: Path, values: dict[str, Any], suite: str, exported: Path, index: Any) -> str:
+    def evaluate(
+        self, path: Path, values: dict[str, Any], suite: str, exported: Path, index: Any
+    ) -> str:
         chosen = values["evaluation"][suite]
         chosen.pop("name", None)
         for name, value in chosen.items():
@@ -165,15 +196,21 @@ class Probe:
                 chosen[name] = min(value, _CAPS.get(name, _MAX_COUNT))
         params = config.from_values(values | {"evaluation": {suite: chosen}}, path)
         others = {name: self.prepare(other) for name, other in comparison_datasets(params).items()}
-        subject = evaluation.Subject(model.load(exported), index, others, self.classifier(params, index))
+        subject = evaluation.Subject(
+            model.load(exported), index, others, self.classifier(params, index)
+        )
         suite_config = params.evaluation[suite]
         report = config.module_of(suite_config).evaluate(suite_config, subject)
-        found = sha256(json.dumps([report.metrics, report.tables], sort_keys=True, default=str).encode())
+        found = sha256(
+            json.dumps([report.metrics, report.tables], sort_keys=True, default=str).encode()
+        )
         return found
 
 
 def comparison_datasets(params: Any) -> dict[str, Any]:
-    found: dict[str, Any] = getattr(params, "comparison_datasets", None) or getattr(params, "others", {})
+    found: dict[str, Any] = getattr(params, "comparison_datasets", None) or getattr(
+        params, "others", {}
+    )
     return found
 
 

@@ -13,7 +13,9 @@ from pipelines import digests, parser, run
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--data", type=Path, required=True, help="prepared data: what stage prepare wrote")
+    options.add_argument(
+        "--data", type=Path, required=True, help="prepared data: what stage prepare wrote"
+    )
     options.add_argument("--out", type=Path, required=True, help="folder to write")
     args = options.parse_args()
     params = config.load(args.params)
@@ -25,7 +27,9 @@ def main() -> None:
         print(f"{index.dataset}: no labelled images, so no classifier, FID-clf or IS-clf")
         return
     card = features.train(params.features, index, args.out)
-    print(f"{args.out}: accuracy {card['accuracy']:.4f} on {card['num_test']:,} test images, {card['dim']} features")
+    print(
+        f"{args.out}: accuracy {card['accuracy']:.4f} on {card['num_test']:,} test images, {card['dim']} features"
+    )
 
 
 if __name__ == "__main__":

@@ -19,7 +19,11 @@ from ebm_dist.runs import code
 from ebm_dist.storage import write_whole
 from pipelines import ROOT, run
 
-CODE, RECIPES, ROWS = Path("pipelines/code.yaml"), Path("pipelines/recipes"), Path("pipelines/recipes/rows.yaml")
+CODE, RECIPES, ROWS = (
+    Path("pipelines/code.yaml"),
+    Path("pipelines/recipes"),
+    Path("pipelines/recipes/rows.yaml"),
+)
 NOT_RECIPES = ("dvc.yaml", "rows.yaml")
 _HEAD = "# Written by python -m pipelines.digests: do not edit.\n"
 _LENGTH = 16  # hexadecimal digits of a digest
@@ -27,7 +31,11 @@ _LENGTH = 16  # hexadecimal digits of a digest
 
 def recipes(root: Path = ROOT) -> dict[str, Path]:
     """Return the recipes of the folder: parameter files by name."""
-    return {path.stem: path for path in sorted((root / RECIPES).glob("*.yaml")) if path.name not in NOT_RECIPES}
+    return {
+        path.stem: path
+        for path in sorted((root / RECIPES).glob("*.yaml"))
+        if path.name not in NOT_RECIPES
+    }
 
 
 def digests(root: Path = ROOT) -> dict[str, Any]:
@@ -35,10 +43,17 @@ def digests(root: Path = ROOT) -> dict[str, Any]:
     loaded = {name: config.load(path) for name, path in recipes(root).items()}
     return {
         "any": _of_any(config.plugins("ebm_dist.evaluation"), root),
-        "prepare": {name: code.prepare_digest(params, root)[:_LENGTH] for name, params in loaded.items()},
-        "train": {name: code.train_digest(params, root)[:_LENGTH] for name, params in loaded.items()},
+        "prepare": {
+            name: code.prepare_digest(params, root)[:_LENGTH] for name, params in loaded.items()
+        },
+        "train": {
+            name: code.train_digest(params, root)[:_LENGTH] for name, params in loaded.items()
+        },
         "evaluate": {
-            name: {suite: code.evaluate_digest(params, suite, root=root)[:_LENGTH] for suite in params.evaluation}
+            name: {
+                suite: code.evaluate_digest(params, suite, root=root)[:_LENGTH]
+                for suite in params.evaluation
+            }
             for name, params in loaded.items()
         },
     }
@@ -49,7 +64,9 @@ def _of_any(suites: list[str], root: Path) -> dict[str, Any]:
         "prepare": code.prepare_digest(None, root)[:_LENGTH],
         "classifier": code.classifier_digest(root)[:_LENGTH],
         "train": code.train_digest(None, root)[:_LENGTH],
-        "evaluate": {suite: code.evaluate_digest(None, suite, root=root)[:_LENGTH] for suite in suites},
+        "evaluate": {
+            suite: code.evaluate_digest(None, suite, root=root)[:_LENGTH] for suite in suites
+        },
         "register": code.register_digest(root)[:_LENGTH],
         "tune": code.tune_digest(root)[:_LENGTH],
     }
@@ -57,15 +74,27 @@ def _of_any(suites: list[str], root: Path) -> dict[str, Any]:
 
 def rows(root: Path = ROOT) -> dict[str, Any]:
     """Return the content of ``rows.yaml``: for each stage its rows, with the sections of the files that it depends on."""
-    found: dict[str, Any] = {"prepare": {}, "classifier": {}, "train": {}, "evaluate": {}, "results": {}}
+    found: dict[str, Any] = {
+        "prepare": {},
+        "classifier": {},
+        "train": {},
+        "evaluate": {},
+        "results": {},
+    }
     for name, path in recipes(root).items():
         params = config.load(path)
-        found["prepare"][name] = {"recipe": name} | _sections(path, root, ("dataset", "comparison_datasets"))
+        found["prepare"][name] = {"recipe": name} | _sections(
+            path, root, ("dataset", "comparison_datasets")
+        )
         found["classifier"][name] = {"recipe": name} | _sections(path, root, ("features",))
         for seed in range(params.num_seeds):
-            found["train"][f"{name}-{seed}"] = {"recipe": name, "seed": seed} | _sections(path, root, TRAINING[1:])
+            found["train"][f"{name}-{seed}"] = {"recipe": name, "seed": seed} | _sections(
+                path, root, TRAINING[1:]
+            )
         for suite in params.evaluation:
-            found["evaluate"][f"{name}-{suite}"] = {"recipe": name, "suite": suite} | _sections(path, root, ("evaluation",))
+            found["evaluate"][f"{name}-{suite}"] = {"recipe": name, "suite": suite} | _sections(
+                path, root, ("evaluation",)
+            )
         found["results"][name] = {"recipe": name} | _sections(path, root, ("register",))
     return found
 
@@ -103,14 +132,19 @@ def check(stage: str, params: Path, suite: str | None = None, root: Path = ROOT)
     recorded = known[stage].get(name) if name and stage in known else known["any"][stage]
     recorded = recorded.get(suite) if suite and isinstance(recorded, dict) else recorded
     if recorded != present:
-        raise ConfigError(f"{CODE}: is not of this code (stage {stage}); run python -m pipelines.digests, then dvc repro again")
+        raise ConfigError(
+            f"{CODE}: is not of this code (stage {stage}); run python -m pipelines.digests, then dvc repro again"
+        )
 
 
 def encode(content: dict[str, Any]) -> bytes:
     """Encode the content of a generated file: YAML, an entry per line."""
     lines = [_HEAD]
     for section, entries in content.items():
-        lines += [f"{section}:\n", *(f"  {name}: {json.dumps(entry)}\n" for name, entry in entries.items())]
+        lines += [
+            f"{section}:\n",
+            *(f"  {name}: {json.dumps(entry)}\n" for name, entry in entries.items()),
+        ]
     return "".join(lines).encode()
 
 
@@ -125,7 +159,9 @@ def write(root: Path = ROOT) -> list[Path]:
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     changed = write()
     print(f"{', '.join(map(str, changed)) or 'nothing'} changed: {len(recipes())} recipes")
 

@@ -16,15 +16,29 @@ from pipelines import digests, parser, run
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("suite", help="one of the suites of the parameter file's section evaluation")
-    options.add_argument("--data", type=Path, required=True, help="prepared data: what stage prepare wrote")
-    options.add_argument("--model", type=Path, required=True, nargs="+", help="folders of trained models: replicates of one")
-    options.add_argument("--classifier", type=Path, required=True, help="what stage classifier wrote")
+    options.add_argument(
+        "suite", help="one of the suites of the parameter file's section evaluation"
+    )
+    options.add_argument(
+        "--data", type=Path, required=True, help="prepared data: what stage prepare wrote"
+    )
+    options.add_argument(
+        "--model",
+        type=Path,
+        required=True,
+        nargs="+",
+        help="folders of trained models: replicates of one",
+    )
+    options.add_argument(
+        "--classifier", type=Path, required=True, help="what stage classifier wrote"
+    )
     options.add_argument("--out", type=Path, required=True, help="folder to write the report to")
     args = options.parse_args()
     params = config.load(args.params)
     if args.suite not in params.evaluation:
-        raise ConfigError(f"{args.params}: evaluation: no suite {args.suite!r}; there: {', '.join(params.evaluation)}")
+        raise ConfigError(
+            f"{args.params}: evaluation: no suite {args.suite!r}; there: {', '.join(params.evaluation)}"
+        )
     digests.check("evaluate", args.params, args.suite)
     suite = params.evaluation[args.suite]
     torch.set_num_threads(params.features.num_threads)
@@ -38,8 +52,17 @@ def main() -> None:
         weights[trained.params.seed] = trained.card["sha256"]["energy.safetensors"]
     report = evaluation.over_seeds(reports)
     report.write(args.out)
-    write_json(args.out / provenance.RUN, provenance.of_suite(params, args.suite, index.digest, weights))
-    print(f"{args.out}: " + ", ".join(f"{key} {value:.4g}" for key, value in report.metrics.items() if isinstance(value, float)))
+    write_json(
+        args.out / provenance.RUN, provenance.of_suite(params, args.suite, index.digest, weights)
+    )
+    print(
+        f"{args.out}: "
+        + ", ".join(
+            f"{key} {value:.4g}"
+            for key, value in report.metrics.items()
+            if isinstance(value, float)
+        )
+    )
 
 
 if __name__ == "__main__":

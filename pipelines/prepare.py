@@ -10,7 +10,12 @@ from pipelines import digests, parser, run
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--out", type=Path, required=True, help="folder to write: dataset/ and one folder for each other set")
+    options.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="folder to write: dataset/ and one folder for each other set",
+    )
     args = options.parse_args()
     params = config.load(args.params, seed=args.seed)
     digests.check("prepare", args.params)

@@ -12,9 +12,15 @@ from pipelines import digests, parser, run
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--model", type=Path, required=True, help="folder of the trained model")
-    options.add_argument("--reports", type=Path, required=True, help="folder of the evaluations' reports")
+    options.add_argument(
+        "--reports", type=Path, required=True, help="folder of the evaluations' reports"
+    )
     options.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    options.add_argument("--runs", type=storage.location, help="folder of the runs' records (default: $EBM_STORE/runs or runs)")
+    options.add_argument(
+        "--runs",
+        type=storage.location,
+        help="folder of the runs' records (default: $EBM_STORE/runs or runs)",
+    )
     args = options.parse_args()
     params, card = config.load(args.params, seed=args.seed), models.load(args.model).card
     digests.check("register", args.params)
@@ -24,10 +30,14 @@ def main() -> None:
     result = versions.register(params, args.model, args.reports, runs / digest[:16], name)
     write_json(args.out, result)
     for gate in result["gates"]:
-        print(f"gate {gate['metric']} = {gate['value']:.4g} ({gate['bound']}): {'pass' if gate['passes'] else 'FAIL'}")
+        print(
+            f"gate {gate['metric']} = {gate['value']:.4g} ({gate['bound']}): {'pass' if gate['passes'] else 'FAIL'}"
+        )
     aliases = " ".join(f"@{alias}" for alias in result["aliases"])
     print(f"models:/{result['model']}/{result['version']}  {aliases}")
-    print(f"look at it: mlflow ui --backend-store-uri {tracking.tracking_uri()}   (pictures: the run's artifacts, reports/)")
+    print(
+        f"look at it: mlflow ui --backend-store-uri {tracking.tracking_uri()}   (pictures: the run's artifacts, reports/)"
+    )
     print("            dvc metrics show;  dvc plots show --open")
 
 

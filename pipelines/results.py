@@ -13,14 +13,32 @@ from pipelines import run
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--rows", type=Path, default=Path("pipelines/results.yaml"), help="what the rows are")
-    options.add_argument("--reports", type=Path, default=Path("reports"), help="folder of the committed metrics")
-    options.add_argument("--out", type=Path, default=Path("docs"), help="folder to write results.md and results.json to")
-    options.add_argument("--readme", type=Path, default=Path("README.md"), help="page whose table, between its marks, is renewed")
+    options.add_argument(
+        "--rows", type=Path, default=Path("pipelines/results.yaml"), help="what the rows are"
+    )
+    options.add_argument(
+        "--reports", type=Path, default=Path("reports"), help="folder of the committed metrics"
+    )
+    options.add_argument(
+        "--out",
+        type=Path,
+        default=Path("docs"),
+        help="folder to write results.md and results.json to",
+    )
+    options.add_argument(
+        "--readme",
+        type=Path,
+        default=Path("README.md"),
+        help="page whose table, between its marks, is renewed",
+    )
     given = options.parse_args()
     entries = YAML(typ="safe", pure=True).load(given.rows.read_text())
     unmeasured = {name: entry for name, entry in entries.items() if "unmeasured" in entry}
-    rows = [table.row(name, entry, given.reports) for name, entry in entries.items() if name not in unmeasured]
+    rows = [
+        table.row(name, entry, given.reports)
+        for name, entry in entries.items()
+        if name not in unmeasured
+    ]
     given.out.mkdir(parents=True, exist_ok=True)
     write_json(given.out / "results.json", rows)
     write_whole(given.out / "results.md", table.markdown(rows, unmeasured).encode())

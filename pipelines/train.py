@@ -15,10 +15,18 @@ from pipelines import digests, parser, run
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--data", type=Path, required=True, help="prepared data: what stage prepare wrote")
+    options.add_argument(
+        "--data", type=Path, required=True, help="prepared data: what stage prepare wrote"
+    )
     options.add_argument("--out", type=Path, required=True, help="folder to write the model to")
-    options.add_argument("--report", type=Path, required=True, help="folder to write metrics.json and curves.csv to")
-    options.add_argument("--runs", type=storage.location, help="folder of the runs' records (default: $EBM_STORE/runs or runs)")
+    options.add_argument(
+        "--report", type=Path, required=True, help="folder to write metrics.json and curves.csv to"
+    )
+    options.add_argument(
+        "--runs",
+        type=storage.location,
+        help="folder of the runs' records (default: $EBM_STORE/runs or runs)",
+    )
     args = options.parse_args()
     params, runs = config.load(args.params, seed=args.seed), args.runs or storage.store("runs")
     digests.check("train", args.params)
@@ -27,24 +35,40 @@ def main() -> None:
     storage.check(runs)
     digest = lineage.run_digest(params, index.digest)
     folder, name = runs / digest[:16], f"{index.dataset}-{digest[:8]}"
-    with cluster.exclusive_lock(folder, digest), tracking.sync_while_running(params, digest, name, folder):
+    with (
+        cluster.exclusive_lock(folder, digest),
+        tracking.sync_while_running(params, digest, name, folder),
+    ):
         if not cluster.is_finished(folder, digest, params.train.num_steps):
-            with progress.live(folder, params.train.num_steps), snapshots.sync_while_running(folder):
-                cluster.fit(params, shards.publish(index, storage.store("shards")).folder, folder, digest)
-    exported = models.export(folder, args.out, params, index, shards.read_split(index, "train"), digest)
+            with (
+                progress.live(folder, params.train.num_steps),
+                snapshots.sync_while_running(folder),
+            ):
+                cluster.fit(
+                    params, shards.publish(index, storage.store("shards")).folder, folder, digest
+                )
+    exported = models.export(
+        folder, args.out, params, index, shards.read_split(index, "train"), digest
+    )
     history = exported["history"]
     args.report.mkdir(parents=True, exist_ok=True)
     write_json(args.report / "metrics.json", history[-1])
     write_csv(args.report / "curves.csv", history)
-    if strip := snapshots.strip(folder):  # no output of the stage: which checkpoints were seen differs from run to run
+    if strip := snapshots.strip(
+        folder
+    ):  # no output of the stage: which checkpoints were seen differs from run to run
         storage.write_whole(args.report / "chains.png", strip)
     facts = {"dataset": index.dataset, "is_official": index.is_official, "run_digest": digest}
     facts |= provenance.of_training(params, index.digest, args.out / "energy.safetensors")
     watts = [row["watts"] for row in record.read_lines(folder / record.METRICS) if "watts" in row]
     facts |= {"watts_a_worker": round(sum(watts) / len(watts), 1)} if watts else {}
     facts |= {"seconds": round(exported["seconds"], 1), "workers": params.cluster.workers}
-    write_json(args.report / provenance.RUN, facts)  # no output of the stage: times differ from run to run
-    print(f"{args.out}: {params.train.num_steps} steps in {exported['seconds']:.0f} s; record in {folder}")
+    write_json(
+        args.report / provenance.RUN, facts
+    )  # no output of the stage: times differ from run to run
+    print(
+        f"{args.out}: {params.train.num_steps} steps in {exported['seconds']:.0f} s; record in {folder}"
+    )
 
 
 if __name__ == "__main__":

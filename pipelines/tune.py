@@ -18,11 +18,29 @@ from pipelines import digests, parser, run
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--data", type=Path, required=True, help="prepared data: what stage prepare wrote")
-    options.add_argument("--classifier", type=Path, required=True, help="what stage classifier wrote")
-    options.add_argument("--out", type=Path, required=True, help="folder to write metrics.json, trials.csv and plots/ to")
-    options.add_argument("--tuned", type=Path, default=Path("tuned.yaml"), help="parameter file to write (default: tuned.yaml)")
-    options.add_argument("--runs", type=storage.location, help="folder of the runs' records (default: $EBM_STORE/runs or runs)")
+    options.add_argument(
+        "--data", type=Path, required=True, help="prepared data: what stage prepare wrote"
+    )
+    options.add_argument(
+        "--classifier", type=Path, required=True, help="what stage classifier wrote"
+    )
+    options.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="folder to write metrics.json, trials.csv and plots/ to",
+    )
+    options.add_argument(
+        "--tuned",
+        type=Path,
+        default=Path("tuned.yaml"),
+        help="parameter file to write (default: tuned.yaml)",
+    )
+    options.add_argument(
+        "--runs",
+        type=storage.location,
+        help="folder of the runs' records (default: $EBM_STORE/runs or runs)",
+    )
     args = options.parse_args()
     params, runs = config.load(args.params, seed=args.seed), args.runs or storage.store("runs")
     digests.check("tune", args.params)
@@ -37,7 +55,10 @@ def main() -> None:
     write_json(args.out / "run.json", {"seconds": found.seconds, "hardware": hardware()})
     words = report.verdict(metrics)
     numbers = {"best": metrics["best"]["score"], "used_steps": metrics["used_steps"]}
-    tags = {"ebm.best_trial": str(metrics["best"]["trial"]), "mlflow.note.content": words.replace("\n", "  \n")}
+    tags = {
+        "ebm.best_trial": str(metrics["best"]["trial"]),
+        "mlflow.note.content": words.replace("\n", "  \n"),
+    }
     family.finish({"search": found.trials, "final": found.finals}, numbers, tags, args.out)
     print(words)
     counts = f"{metrics['num_trials']} trials, {metrics['num_diverged']} diverged"

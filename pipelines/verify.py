@@ -32,9 +32,16 @@ class DifferenceError(EbmError):
 def recipe_paths(root: Path, names: Sequence[str]) -> list[Path]:
     """Return the parameter files of these recipes: names, paths, or ``all``. Raises :class:`ConfigError`."""
     if list(names) == ["all"]:
-        recipes = sorted(p for p in (root / "pipelines/recipes").glob("*.yaml") if p.name not in ("dvc.yaml", "rows.yaml"))
+        recipes = sorted(
+            p
+            for p in (root / "pipelines/recipes").glob("*.yaml")
+            if p.name not in ("dvc.yaml", "rows.yaml")
+        )
         return [root / "params.yaml", *recipes]
-    paths = [Path(name).resolve() if name.endswith(".yaml") else root / f"pipelines/recipes/{name}.yaml" for name in names]
+    paths = [
+        Path(name).resolve() if name.endswith(".yaml") else root / f"pipelines/recipes/{name}.yaml"
+        for name in names
+    ]
     for path in paths:
         if not path.exists():
             raise ConfigError(f"--recipes: no file {path}; 'ebm-dist recipes' lists the names")
@@ -56,7 +63,9 @@ def worktree(commit: str, folder: Path) -> Iterator[Path]:
     """Check a commit out into a folder while the block runs. Raises :class:`ConfigError` for an unknown commit."""
     added = _git("worktree", "add", "--detach", str(folder), commit)
     if added.returncode:
-        raise ConfigError(f"{commit}: cannot be checked out ({added.stderr.strip().splitlines()[-1]}); give two commits")
+        raise ConfigError(
+            f"{commit}: cannot be checked out ({added.stderr.strip().splitlines()[-1]}); give two commits"
+        )
     try:
         yield folder
     finally:
@@ -64,12 +73,23 @@ def worktree(commit: str, folder: Path) -> Iterator[Path]:
 
 
 def _git(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603, S607
+    return subprocess.run(
+        ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )  # noqa: S603, S607
 
 
 def probe(tree: Path, entries: Sequence[str], steps: int, work: Path) -> "subprocess.Popen[str]":
     """Start the probe in a tree of code; it prints one JSON line per recipe."""
-    command = [sys.executable, "-P", str(_PROBE), "--work", str(work), "--steps", str(steps), *entries]
+    command = [
+        sys.executable,
+        "-P",
+        str(_PROBE),
+        "--work",
+        str(work),
+        "--steps",
+        str(steps),
+        *entries,
+    ]
     environment = config_free_environment(tree)
     return subprocess.Popen(command, cwd=tree, env=environment, stdout=subprocess.PIPE, text=True)  # noqa: S603
 
@@ -78,7 +98,9 @@ def config_free_environment(tree: Path) -> dict[str, str]:
     """Return the environment of a probe: its own code first, one thread, no store and no armed fault."""
     import os
 
-    kept = {k: v for k, v in os.environ.items() if k not in ("EBM_STORE", "EBM_FAULT", "RAY_ADDRESS")}
+    kept = {
+        k: v for k, v in os.environ.items() if k not in ("EBM_STORE", "EBM_FAULT", "RAY_ADDRESS")
+    }
     if "EBM_DATA_DIR" in kept:
         kept["EBM_DATA_DIR"] = str(Path(kept["EBM_DATA_DIR"]).resolve())
     return kept | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
@@ -90,21 +112,31 @@ def compare(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("old", help="commit to compare with")
     parser.add_argument("new", help="commit to check")
-    parser.add_argument("--recipes", nargs="+", default=["all"], help="names or parameter files (default: all)")
-    parser.add_argument("--steps", type=int, default=50, help="training steps of each recipe (default: 50)")
+    parser.add_argument(
+        "--recipes", nargs="+", default=["all"], help="names or parameter files (default: all)"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=50, help="training steps of each recipe (default: 50)"
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="verify-") as scratch, ExitStack() as stack:
         trees = [
-            stack.enter_context(worktree(commit, Path(scratch) / name)) for name, commit in (("old", args.old), ("new", args.new))
+            stack.enter_context(worktree(commit, Path(scratch) / name))
+            for name, commit in (("old", args.old), ("new", args.new))
         ]
         paths = recipe_paths(trees[1], args.recipes)
         suites = choose_suites(paths)
         started, probes = time.monotonic(), []
         for tree, work in zip(trees, ("work-old", "work-new"), strict=True):
-            own = [tree / path.relative_to(trees[1]) if path.is_relative_to(trees[1]) else path for path in paths]
+            own = [
+                tree / path.relative_to(trees[1]) if path.is_relative_to(trees[1]) else path
+                for path in paths
+            ]
             entries = [f"{path}:{suites[other]}" for path, other in zip(own, paths, strict=True)]
             probes.append(probe(tree, entries, args.steps, Path(scratch) / work))
             stack.callback(probes[-1].kill)
@@ -112,7 +144,9 @@ def main() -> None:
         print(summary)
 
 
-def report(probes: Sequence["subprocess.Popen[str]"], suites: Mapping[Path, str], started: float) -> str:
+def report(
+    probes: Sequence["subprocess.Popen[str]"], suites: Mapping[Path, str], started: float
+) -> str:
     """Print a line per recipe as both trees finish it, and return the summary. Raises :class:`DifferenceError`."""
     differing, skipped, failed, equal = list[str](), list[str](), list[str](), 0
     old_lines, new_lines = (p.stdout or () for p in probes)
@@ -124,8 +158,14 @@ def report(probes: Sequence["subprocess.Popen[str]"], suites: Mapping[Path, str]
         if names:
             differing.append(name)
             status = f"DIFFERS  {name}: {', '.join(names)}"
-            details = {key: (old.get(key), new.get(key)) for key in ("failed", "skipped", "diverged") if key in old or key in new}
-            status += "".join(f"\n         {key}: {was} -> {now}" for key, (was, now) in details.items())
+            details = {
+                key: (old.get(key), new.get(key))
+                for key in ("failed", "skipped", "diverged")
+                if key in old or key in new
+            }
+            status += "".join(
+                f"\n         {key}: {was} -> {now}" for key, (was, now) in details.items()
+            )
         elif "skipped" in new:
             skipped.append(name)
             status = f"skipped  {name}: {new['skipped']}"
@@ -137,7 +177,9 @@ def report(probes: Sequence["subprocess.Popen[str]"], suites: Mapping[Path, str]
             status = f"equal    {name}: {len(new)} results, suite {suites[path]}"
         print(f"{time.monotonic() - started:6.0f} s  {status}", flush=True)
     if differing or failed:
-        raise DifferenceError(f"{', '.join(differing + failed)}: other bits, or no result; {equal} recipes are equal")
+        raise DifferenceError(
+            f"{', '.join(differing + failed)}: other bits, or no result; {equal} recipes are equal"
+        )
     return f"{equal} recipes are equal, {len(skipped)} skipped for lack of data"
 
 

@@ -34,7 +34,9 @@ def affine(x: Tensor, prob: float, bounds: Bounds, generator: Generator) -> Tens
     top = torch.stack([cos * mirror, shear * cos * mirror - sin, uniform(_MAX_SHIFT)], dim=1)
     bottom = torch.stack([sin * mirror, shear * sin * mirror + cos, uniform(_MAX_SHIFT)], dim=1)
     grid = F.affine_grid(torch.stack([top, bottom], dim=1), list(x.shape), align_corners=False)
-    return torch.where(chosen.view(-1, 1, 1, 1), F.grid_sample(x - low, grid, align_corners=False) + low, x)
+    return torch.where(
+        chosen.view(-1, 1, 1, 1), F.grid_sample(x - low, grid, align_corners=False) + low, x
+    )
 
 
 def crop(x: Tensor, prob: float, bounds: Bounds, generator: Generator) -> Tensor:
@@ -54,16 +56,25 @@ def crop(x: Tensor, prob: float, bounds: Bounds, generator: Generator) -> Tensor
     grey = y.mean(dim=1, keepdim=True)
     y = grey + (y - grey) * (1 + uniform(_MAX_COLOUR)).view(-1, 1, 1, 1)
     mean = y.mean(dim=(1, 2, 3), keepdim=True)
-    shift = uniform(_MAX_COLOUR / 2)[:, None] + torch.stack([uniform(_MAX_COLOUR / 4) for _ in range(x.shape[1])], dim=1)
+    shift = uniform(_MAX_COLOUR / 2)[:, None] + torch.stack(
+        [uniform(_MAX_COLOUR / 4) for _ in range(x.shape[1])], dim=1
+    )
     y = mean + (y - mean) * (1 + uniform(_MAX_COLOUR)).view(-1, 1, 1, 1) + shift[:, :, None, None]
     return torch.where(chosen.view(-1, 1, 1, 1), y if bounds is None else y.clamp(*bounds), x)
 
 
-AUGMENTATIONS: dict[Augmentation, Callable[[Tensor, float, Bounds, Generator], Tensor]] = {"affine": affine, "crop": crop}
+AUGMENTATIONS: dict[Augmentation, Callable[[Tensor, float, Bounds, Generator], Tensor]] = {
+    "affine": affine,
+    "crop": crop,
+}
 
 
 def _uniform(x: Tensor, generator: Generator) -> Callable[[float], Tensor]:
     """``largest -> (B,)`` uniform between plus and minus that."""
     if x.ndim != 4:
-        raise ConfigError(f"objective.augment_prob: samples of shape {tuple(x.shape[1:])} are no images to turn; set it to 0")
-    return lambda largest: (2 * torch.rand(len(x), generator=generator, device=x.device) - 1) * largest
+        raise ConfigError(
+            f"objective.augment_prob: samples of shape {tuple(x.shape[1:])} are no images to turn; set it to 0"
+        )
+    return lambda largest: (
+        (2 * torch.rand(len(x), generator=generator, device=x.device) - 1) * largest
+    )

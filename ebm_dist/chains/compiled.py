@@ -31,7 +31,15 @@ class CompiledChains(Chains):
     noise and steps are float32 always.
     """
 
-    def __init__(self, energy: EnergyModel, kernel: Kernel, num_steps: int, *, compiles: bool, precision: Precision) -> None:
+    def __init__(
+        self,
+        energy: EnergyModel,
+        kernel: Kernel,
+        num_steps: int,
+        *,
+        compiles: bool,
+        precision: Precision,
+    ) -> None:
         super().__init__(energy, kernel, num_steps)
         self.dtype: torch.dtype = getattr(torch, precision)
         self.copy = _plain_copy(energy).to(self.dtype)
@@ -47,12 +55,16 @@ class CompiledChains(Chains):
         elif compiles:
             # C++ also between the loops and products, and a product and a sum in one instruction
             self.several = torch.compile(
-                self._steps, dynamic=False, options={"cpp_wrapper": True, "cpp.enable_floating_point_contract_flag": "fast"}
+                self._steps,
+                dynamic=False,
+                options={"cpp_wrapper": True, "cpp.enable_floating_point_contract_flag": "fast"},
             )
 
     @record_function("sampler")
     @torch.no_grad()
-    def __call__(self, position: Tensor, labels: Tensor | None, generator: Generator) -> tuple[Tensor, ChainStats]:
+    def __call__(
+        self, position: Tensor, labels: Tensor | None, generator: Generator
+    ) -> tuple[Tensor, ChainStats]:
         start, noise = position, position.new_empty(self.block, *position.shape)
         parts = 1 if position.is_cuda else -(-len(position) // _MOST_CHAINS)
         asked = [None] * parts if labels is None else labels.tensor_split(parts)
@@ -64,24 +76,36 @@ class CompiledChains(Chains):
             faults.point("chain.step")
             for row in noise:  # one by one: the bits are those of Chains
                 row.normal_(generator=generator)
-            given_parts = zip(position.tensor_split(parts), asked, noise.tensor_split(parts, dim=1), strict=True)
+            given_parts = zip(
+                position.tensor_split(parts), asked, noise.tensor_split(parts, dim=1), strict=True
+            )
             # concatenated also if there is one: a CUDA graph writes its output in the same place again
-            position, energy, score_norm = map(torch.cat, zip(*(self._run(*part) for part in given_parts), strict=True))
+            position, energy, score_norm = map(
+                torch.cat, zip(*(self._run(*part) for part in given_parts), strict=True)
+            )
         moved = (position - start).flatten(1).norm(dim=1).mean()
         return position, ChainStats(energy.mean(), score_norm.mean(), position.new_ones(()), moved)
 
-    def _run(self, position: Tensor, labels: Tensor | None, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _run(
+        self, position: Tensor, labels: Tensor | None, noise: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         try:
             return self.several(position, labels, noise)
         except TorchDynamoException as failed:
-            logging.getLogger(__name__).warning("torch.compile failed, chains run uncompiled: %s", str(failed).splitlines()[0])
+            logging.getLogger(__name__).warning(
+                "torch.compile failed, chains run uncompiled: %s", str(failed).splitlines()[0]
+            )
             self.several = self._steps
             return self.several(position, labels, noise)
 
-    def _steps(self, position: Tensor, labels: Tensor | None, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _steps(
+        self, position: Tensor, labels: Tensor | None, noise: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         target = given(self.copy, labels)
         assert self.kernel.step_many is not None
-        state, info = self.kernel.step_many(lambda x: target(x.to(self.dtype)).float(), self.kernel.init(target, position), noise)
+        state, info = self.kernel.step_many(
+            lambda x: target(x.to(self.dtype)).float(), self.kernel.init(target, position), noise
+        )
         return state.position, info.energy, info.score_norm
 
 
@@ -93,7 +117,9 @@ def _plain_copy(network: EnergyModel) -> EnergyModel:
     copied = copy.deepcopy(network)
     for module in list(copied.modules()):
         if parametrize.is_parametrized(module):
-            weights = {name: getattr(module, name).detach().clone() for name in module.parametrizations}  # type: ignore[union-attr]
+            weights = {
+                name: getattr(module, name).detach().clone() for name in module.parametrizations
+            }  # type: ignore[union-attr]
             module.__class__ = parametrize.type_before_parametrizations(module)
             del module.parametrizations
             for name, weight in weights.items():

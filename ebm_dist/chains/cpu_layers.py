@@ -26,7 +26,9 @@ def replace_layers(network: nn.Module) -> None:
     for layer in network.modules():
         if type(layer) is nn.Linear:
             layer.__class__ = Linear
-            layer.weight = nn.Parameter(layer.weight.detach().t().contiguous().t(), requires_grad=False)
+            layer.weight = nn.Parameter(
+                layer.weight.detach().t().contiguous().t(), requires_grad=False
+            )
         elif _is_suited(layer):
             layer.__class__ = Conv3x3
             for name, rows in _kept(layer).items():
@@ -49,7 +51,11 @@ class Linear(nn.Linear):
             h = _FewInputs.apply(h, self.weight)  # type: ignore[no-untyped-call]
             return h if self.bias is None else h + self.bias
         # subtracted, as an added bias becomes part of the product, which first copies it to every row
-        return F.linear(h, self.weight) if self.bias is None else F.linear(h, self.weight) - (-self.bias)
+        return (
+            F.linear(h, self.weight)
+            if self.bias is None
+            else F.linear(h, self.weight) - (-self.bias)
+        )
 
 
 class _FewInputs(torch.autograd.Function):
@@ -67,7 +73,9 @@ class _FewInputs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         (weight,) = ctx.saved_tensors
-        return torch.stack([(gradient * column).sum(-1) for column in weight.unbind(1)], dim=-1), None
+        return torch.stack(
+            [(gradient * column).sum(-1) for column in weight.unbind(1)], dim=-1
+        ), None
 
 
 class Conv3x3(nn.Conv2d):
@@ -114,10 +122,14 @@ def convolve(x: Tensor, rows: Tensor) -> Tensor:
     padded = F.pad(x, (0, 0, 1, 1))
     d0, d1, d2, d3, d4, d5 = (padded[:, :, i : i + height - 3 : 4] for i in range(6))
     a, b, c, d = d4 - 4 * d2, d3 - 4 * d1, d4 - d2, 2 * (d3 - d1)
-    data = torch.cat([4 * d0 - 5 * d2 + d4, a + b, a - b, c + d, c - d, 4 * d1 - 5 * d3 + d5], dim=1)  # B^T d
+    data = torch.cat(
+        [4 * d0 - 5 * d2 + d4, a + b, a - b, c + d, c - d, 4 * d1 - 5 * d3 + d5], dim=1
+    )  # B^T d
     m0, m1, m2, m3, m4, m5 = F.conv2d(data, rows, padding=(0, 1), groups=6).chunk(6, dim=1)
     a, b, c, d = m1 + m2, m1 - m2, m3 + m4, m3 - m4
-    return torch.stack([m0 + a + c, b + 2 * d, a + 4 * c, b + 8 * d + m5], dim=3).flatten(2, 3)  # A^T m
+    return torch.stack([m0 + a + c, b + 2 * d, a + 4 * c, b + 8 * d + m5], dim=3).flatten(
+        2, 3
+    )  # A^T m
 
 
 def kernel_rows(weight: Tensor) -> Tensor:
@@ -135,5 +147,13 @@ def _turned(weight: Tensor) -> Tensor:
 def _is_suited(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
     if type(layer) is not nn.Conv2d:
         return False
-    is_plain = layer.stride == layer.padding == layer.dilation == (1, 1) and layer.groups == 1 and layer.padding_mode == "zeros"
-    return is_plain and layer.weight.shape[2:] == (3, 3) and min(layer.weight.shape[:2]) >= _FEWEST_CHANNELS
+    is_plain = (
+        layer.stride == layer.padding == layer.dilation == (1, 1)
+        and layer.groups == 1
+        and layer.padding_mode == "zeros"
+    )
+    return (
+        is_plain
+        and layer.weight.shape[2:] == (3, 3)
+        and min(layer.weight.shape[:2]) >= _FEWEST_CHANNELS
+    )

@@ -37,7 +37,9 @@ def ess_tail(draws: Draws) -> Floats:
     """Effective sample size of the 5% and the 95% quantile, the smaller one (section 4.3)."""
     x = _array(draws)
     flat = x.reshape(-1, *x.shape[2:])
-    at = [percent * (len(flat) - 1) // 100 for percent in (5, 95)]  # in integers: a rounded product may be one rank off
+    at = [
+        percent * (len(flat) - 1) // 100 for percent in (5, 95)
+    ]  # in integers: a rounded product may be one rank off
     low, high = np.partition(flat, at, axis=0)[at]
     below = (np.where(np.isnan(x), np.nan, x <= threshold) for threshold in (low, high))
     return np.minimum(*(_ess(_split(indicator)) for indicator in below))
@@ -153,7 +155,9 @@ class Trace:
     def report(self, bounds: Bounds = None) -> Report:
         """The diagnostics of what was seen; ``bounds`` those that positions were clamped to."""
         x = self.draws()
-        at_bounds = 0.0 if bounds is None else ((x <= bounds[0]) | (x >= bounds[1])).double().mean().item()
+        at_bounds = (
+            0.0 if bounds is None else ((x <= bounds[0]) | (x >= bounds[1])).double().mean().item()
+        )
         return Report(
             acceptance_rate=torch.stack(self.accepted).mean().item(),
             num_not_finite=int(sum(count.item() for count in self.not_finite)),

@@ -69,7 +69,12 @@ class ReplayShard:
         max_age: int | None = None,
         policy: Policy = "persistent",
     ) -> None:
-        self.size, self.bounds, self.max_age, self.policy = (capacity, *shape), bounds, max_age, policy
+        self.size, self.bounds, self.max_age, self.policy = (
+            (capacity, *shape),
+            bounds,
+            max_age,
+            policy,
+        )
         self.restart(classes or range(1), generator)
 
     def restart(self, classes: range, generator: Generator) -> None:
@@ -77,8 +82,12 @@ class ReplayShard:
         self.classes = classes
         self.position = noise(self.size, self.bounds, generator)
         self.label = self._labels(len(self.position), generator)
-        self.age = torch.randint(self.max_age or 1, self.label.shape, generator=generator, device=generator.device)
-        self.count = torch.full((1,), len(self.position), device=generator.device)  # of chains ever put here
+        self.age = torch.randint(
+            self.max_age or 1, self.label.shape, generator=generator, device=generator.device
+        )
+        self.count = torch.full(
+            (1,), len(self.position), device=generator.device
+        )  # of chains ever put here
 
     def draw(self, n: int, reinit_prob: float, generator: Generator) -> Draw:
         """``n`` different chains, each started afresh (noise, new label) with probability ``reinit_prob`` or at ``max_age``."""
@@ -90,7 +99,12 @@ class ReplayShard:
         label = torch.where(restart, self._labels(n, generator), self.label[drawn])
         position, fresh = self.position.index_select(0, drawn), restart.nonzero().flatten()
         position[fresh] = noise((len(fresh), *position.shape[1:]), self.bounds, generator)
-        return Draw(position, label, torch.where(restart, 0, self.age[drawn]), *self._places(drawn, generator))
+        return Draw(
+            position,
+            label,
+            torch.where(restart, 0, self.age[drawn]),
+            *self._places(drawn, generator),
+        )
 
     def put(self, draw: Draw, position: Tensor) -> None:
         """Store where the drawn chains have come to, one draw older."""
@@ -100,7 +114,13 @@ class ReplayShard:
         self.count += len(position)
 
     def _labels(self, n: int, generator: Generator) -> Tensor:
-        return torch.randint(self.classes.start, self.classes.stop, (n,), generator=generator, device=generator.device)
+        return torch.randint(
+            self.classes.start,
+            self.classes.stop,
+            (n,),
+            generator=generator,
+            device=generator.device,
+        )
 
     def _places(self, drawn: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
         """Which of the chains drawn from these slots to put back, and where."""
@@ -109,19 +129,32 @@ class ReplayShard:
             return order, (self.count + order) % capacity
         if self.policy == "reservoir":
             prob = capacity / (self.count + order + 1)
-            kept = (torch.rand(len(drawn), generator=generator, device=drawn.device) < prob).nonzero().flatten()
-            return kept, torch.randperm(capacity, generator=generator, device=drawn.device)[: len(kept)]
+            kept = (
+                (torch.rand(len(drawn), generator=generator, device=drawn.device) < prob)
+                .nonzero()
+                .flatten()
+            )
+            return kept, torch.randperm(capacity, generator=generator, device=drawn.device)[
+                : len(kept)
+            ]
         return order, drawn
 
     def state_dict(self) -> dict[str, Tensor]:
         """All there is to a shard, as a checkpoint keeps it: tensors by name."""
-        return {"position": self.position, "label": self.label, "age": self.age, "count": self.count}
+        return {
+            "position": self.position,
+            "label": self.label,
+            "age": self.age,
+            "count": self.count,
+        }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take over what a checkpoint kept. Raises :class:`ValueError` for another shape or type."""
         for name, own in self.state_dict().items():
             if own.shape != state[name].shape or own.dtype != state[name].dtype:
-                raise ValueError(f"chains.{name} is {tuple(state[name].shape)}, not {tuple(own.shape)}")
+                raise ValueError(
+                    f"chains.{name} is {tuple(state[name].shape)}, not {tuple(own.shape)}"
+                )
             own.copy_(state[name])
 
 

@@ -22,10 +22,14 @@ class Chains:
         self.energy, self.kernel, self.num_steps = energy, kernel, num_steps
 
     @record_function("sampler")
-    def __call__(self, position: Tensor, labels: Tensor | None, generator: Generator) -> tuple[Tensor, ChainStats]:
+    def __call__(
+        self, position: Tensor, labels: Tensor | None, generator: Generator
+    ) -> tuple[Tensor, ChainStats]:
         """From ``position (B, *shape)``, under ``labels (B,)`` if there are any, to where the chains end, and what they did."""
         with frozen(self.energy):
-            return run_chain(self.kernel, given(self.energy, labels), position, self.num_steps, generator)
+            return run_chain(
+                self.kernel, given(self.energy, labels), position, self.num_steps, generator
+            )
 
 
 class Options(Protocol):
@@ -46,4 +50,6 @@ def build_chains(options: Options, energy: EnergyModel, kernel: Kernel, num_step
         return Chains(energy, kernel, num_steps)
     from ebm_dist.chains.compiled import CompiledChains
 
-    return CompiledChains(energy, kernel, num_steps, compiles=options.compile, precision=options.precision)
+    return CompiledChains(
+        energy, kernel, num_steps, compiles=options.compile, precision=options.precision
+    )

@@ -54,20 +54,26 @@ def tempered(kernel: Kernel, temperatures: Sequence[float], *, bounds: Bounds) -
 
     def scaled(z: Tensor, power: float) -> Tensor:
         """Between the kernel's coordinates and ours, ``(R * B, *shape)`` both."""
-        scale = torch.tensor(temperatures, device=z.device, dtype=z.dtype) ** (power if bounds is None else 0)
+        scale = torch.tensor(temperatures, device=z.device, dtype=z.dtype) ** (
+            power if bounds is None else 0
+        )
         return z * scale.repeat_interleave(len(z) // num).view(-1, *[1] * (z.ndim - 1))
 
     def heated(target: EnergyFn) -> EnergyFn:
         def energy(z: Tensor) -> Tensor:
             value = target(scaled(z, 0.5)).view(num, -1)
-            return (value / torch.tensor(temperatures, device=z.device, dtype=value.dtype)[:, None]).flatten()
+            return (
+                value / torch.tensor(temperatures, device=z.device, dtype=value.dtype)[:, None]
+            ).flatten()
 
         return energy
 
     def init(target: EnergyFn, position: Tensor) -> State:
         replicas = position.expand(num, *position.shape).clone()
         inner = kernel.init(heated(target), scaled(replicas.flatten(0, 1), -0.5))
-        return State(position, replicas, inner, 0, torch.full((num - 1,), math.nan, device=position.device))
+        return State(
+            position, replicas, inner, 0, torch.full((num - 1,), math.nan, device=position.device)
+        )
 
     def step(target: EnergyFn, state: State, generator: Generator) -> tuple[State, Info]:
         n, hot = len(state.position), heated(target)

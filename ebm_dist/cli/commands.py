@@ -30,40 +30,115 @@ def parser() -> argparse.ArgumentParser:
         return added
 
     for added in (
-        command("doctor", "examine", "check installation, settings and surroundings; exit code 1 where something needs a fix"),
+        command(
+            "doctor",
+            "examine",
+            "check installation, settings and surroundings; exit code 1 where something needs a fix",
+        ),
         command("plan", "plan_training", "dry run: sizes, disk, memory and time of a training"),
-        command("submit", "submit", "run the pipeline as a job of the Ray cluster; exit with the job's exit code"),
+        command(
+            "submit",
+            "submit",
+            "run the pipeline as a job of the Ray cluster; exit with the job's exit code",
+        ),
     ):
-        added.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameter file (default: params.yaml)")
-        added.add_argument("--data", type=Path, default=Path("data/main"), help="prepared data (default: data/main)")
+        added.add_argument(
+            "--params",
+            type=Path,
+            default=Path("params.yaml"),
+            help="parameter file (default: params.yaml)",
+        )
+        added.add_argument(
+            "--data",
+            type=Path,
+            default=Path("data/main"),
+            help="prepared data (default: data/main)",
+        )
     added.add_argument("targets", nargs="*", help="targets of dvc repro (default: all of dvc.yaml)")
     added.add_argument("--no-wait", action="store_true", help="print the job's name and return")
     added.add_argument("--dry-run", action="store_true", help="plan on this machine instead")
-    added = command("settings", "settings", "list the keys of a parameter file: types, defaults and meaning")
-    added.add_argument("section", nargs="?", help="section, such as train, sampler or sampler.mala (default: all)")
-    added.add_argument("--schema", action="store_true", help="print a JSON schema for editors instead")
-    added = command("sample", "sample", "sample a trained model by chains from noise", model="its folder, such as model/energy")
-    added.add_argument("--out", type=Path, default=Path("samples.png"), help="figure or .npy file (default: samples.png)")
+    added = command(
+        "settings", "settings", "list the keys of a parameter file: types, defaults and meaning"
+    )
+    added.add_argument(
+        "section", nargs="?", help="section, such as train, sampler or sampler.mala (default: all)"
+    )
+    added.add_argument(
+        "--schema", action="store_true", help="print a JSON schema for editors instead"
+    )
+    added = command(
+        "sample",
+        "sample",
+        "sample a trained model by chains from noise",
+        model="its folder, such as model/energy",
+    )
+    added.add_argument(
+        "--out",
+        type=Path,
+        default=Path("samples.png"),
+        help="figure or .npy file (default: samples.png)",
+    )
     for name, default in (("count", 100), ("steps", 200), ("seed", 0)):
         added.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")
-    command("reproduce", "reproduce", "retrain a registered version from its lineage and compare the bits", uri=_URI)
+    command(
+        "reproduce",
+        "reproduce",
+        "retrain a registered version from its lineage and compare the bits",
+        uri=_URI,
+    )
     added = command("new", "new", "write a new plugin as a working copy of another")
     added.add_argument("kind", choices=list(scaffold.KINDS), help="kind of plugin")
     added.add_argument("name", help="its name, and its file's")
     added.add_argument("--like", help="the plugin to copy")
     added = command("recipes", "recipes", "list the recipes, and whether their results are here")
-    added.add_argument("--update", action="store_true", help="write the rows and digests of the recipes in the folder first")
-    added = command("results", "show_results", "list the rows of the results, and whether they are of this code")
-    added.add_argument("--status", action="store_true", help="tell for each row the commit, and why it is stale")
-    added.add_argument("--check", action="store_true", help="exit with code 1 where a lock claims a run that did not happen")
-    command("compare", "compare", "compare the metrics that two recipes share", a="recipe with results", b="another")
-    added = command("report", "report", "write a run as one self-contained page", reports="folder of reports, such as reports/main")
+    added.add_argument(
+        "--update",
+        action="store_true",
+        help="write the rows and digests of the recipes in the folder first",
+    )
+    added = command(
+        "results", "show_results", "list the rows of the results, and whether they are of this code"
+    )
+    added.add_argument(
+        "--status", action="store_true", help="tell for each row the commit, and why it is stale"
+    )
+    added.add_argument(
+        "--check",
+        action="store_true",
+        help="exit with code 1 where a lock claims a run that did not happen",
+    )
+    command(
+        "compare",
+        "compare",
+        "compare the metrics that two recipes share",
+        a="recipe with results",
+        b="another",
+    )
+    added = command(
+        "report",
+        "report",
+        "write a run as one self-contained page",
+        reports="folder of reports, such as reports/main",
+    )
     added.add_argument("--compare-with", metavar="REPORTS", help=f"another folder, or {_URI}")
-    added.add_argument("--out", type=Path, default=Path("report.html"), help="file to write (default: report.html)")
+    added.add_argument(
+        "--out", type=Path, default=Path("report.html"), help="file to write (default: report.html)"
+    )
     model = "name of the registered model"
-    command("promote", "promote", "make a version champion, if its gates passed", model=model, version="its version")
+    command(
+        "promote",
+        "promote",
+        "make a version champion, if its gates passed",
+        model=model,
+        version="its version",
+    )
     command("rollback", "roll_back", "make the previous champion champion again", model=model)
-    command("history", "history", "list the promotions of a model: who, when, by which figures", model=model)
+    command(
+        "history",
+        "history",
+        "list the promotions of a model: who, when, by which figures",
+        model=model,
+    )
     return root
 
 
@@ -105,7 +180,9 @@ def submit(args: Namespace) -> None:
         return plan_training(args)
     script = ROOT / "infra/submit.py"
     if not script.exists():
-        raise ConfigError(f"{script}: missing, because this is an installed package; submit from a checkout of the repository")
+        raise ConfigError(
+            f"{script}: missing, because this is an installed package; submit from a checkout of the repository"
+        )
     options = ["--no-wait"] if args.no_wait else []
     words = [str(script), *options, "--", "python", "infra/repro.py", *args.targets]
     os.chdir(ROOT)
@@ -116,7 +193,11 @@ def settings(args: Namespace) -> None:
     """Print the keys of a parameter file. Raises :class:`ConfigError` for a section that does not exist."""
     from ebm_dist import config
 
-    print(json.dumps(config.schema(), indent=2) if args.schema else "\n".join(config.reference(args.section)))
+    print(
+        json.dumps(config.schema(), indent=2)
+        if args.schema
+        else "\n".join(config.reference(args.section))
+    )
 
 
 def sample(args: Namespace) -> None:
@@ -131,14 +212,23 @@ def sample(args: Namespace) -> None:
 
     trained = models.load(Path(args.model))
     shape = np.zeros((args.count, *trained.card["shape"]), np.float32)  # only the number counts
-    x = requests.answer(trained, shape, {"task": "sample", "num_steps": args.steps, "seed": args.seed})
+    x = requests.answer(
+        trained, shape, {"task": "sample", "num_steps": args.steps, "seed": args.seed}
+    )
     if args.out.suffix == ".npy":
         np.save(args.out, x)
     elif x.ndim == 4:
-        write_whole(args.out, figures.image_grid(x, 10, f"{args.count} chains of {args.steps} steps from noise"))
+        write_whole(
+            args.out,
+            figures.image_grid(x, 10, f"{args.count} chains of {args.steps} steps from noise"),
+        )
     else:
-        raise ConfigError(f"--out {args.out}: samples of shape {x.shape[1:]} are no images; name a .npy file")
-    print(f"{args.out}: {args.count} samples, mean energy {trained.energies(torch.from_numpy(x)).mean():.4g}")
+        raise ConfigError(
+            f"--out {args.out}: samples of shape {x.shape[1:]} are no images; name a .npy file"
+        )
+    print(
+        f"{args.out}: {args.count} samples, mean energy {trained.energies(torch.from_numpy(x)).mean():.4g}"
+    )
 
 
 def reproduce(args: Namespace) -> None:
@@ -190,9 +280,16 @@ def show_results(args: Namespace) -> None:
         )
     print(f"{len(rows)} rows: {current} of this code, {len(rows) - current} stale")
     if args.check:
-        faults = [fault for lock in (ROOT / "pipelines/recipes/dvc.lock",) for fault in provenance.lock_faults(lock, ROOT)]
+        faults = [
+            fault
+            for lock in (ROOT / "pipelines/recipes/dvc.lock",)
+            for fault in provenance.lock_faults(lock, ROOT)
+        ]
         if faults:
-            raise ResultsError("; ".join(faults) + ": run the stages, or record python -m pipelines.verify --record")
+            raise ResultsError(
+                "; ".join(faults)
+                + ": run the stages, or record python -m pipelines.verify --record"
+            )
 
 
 def compare(args: Namespace) -> None:
@@ -217,7 +314,9 @@ def report(args: Namespace) -> None:
         reference = args.compare_with
         if str(reference or "").startswith("models:"):
             reference = versions.reports_of(reference, Path(folder))
-        write_whole(args.out, page.build(Path(args.reports), reference and Path(reference)).encode())
+        write_whole(
+            args.out, page.build(Path(args.reports), reference and Path(reference)).encode()
+        )
     print(f"{args.out}: {args.out.stat().st_size / 2**20:.1f} MiB, open it in a browser")
 
 
@@ -226,7 +325,10 @@ def promote(args: Namespace) -> None:
     from ebm_dist.registry import promotion
 
     event = promotion.ask(lambda mlflow: promotion.promote(mlflow, args.model, args.version))
-    print(f"{args.model}/{args.version} is champion" + (f", in place of {event.before}" if event and event.before else ""))
+    print(
+        f"{args.model}/{args.version} is champion"
+        + (f", in place of {event.before}" if event and event.before else "")
+    )
 
 
 def roll_back(args: Namespace) -> None:
@@ -243,4 +345,6 @@ def history(args: Namespace) -> None:
 
     for event in promotion.ask(lambda mlflow: promotion.log(mlflow, args.model)):
         gates = "; ".join(f"{metric} {verdict}" for metric, verdict in event.gates.items())
-        print(f"{event.at} UTC  {event.before or '-'} -> {event.version}  by {event.who} ({event.why}): {gates}")
+        print(
+            f"{event.at} UTC  {event.before or '-'} -> {event.version}  by {event.who} ({event.why}): {gates}"
+        )

@@ -56,7 +56,12 @@ def examine(params: Params, data: Path) -> Iterator[Finding]:
         ("Ray cluster", _ray),
         ("tracking", _tracking),
         ("store", _store),
-        ("shared memory", lambda: _room(_SHM, _LEAST_SHM, "docker run --shm-size=2g, or an emptyDir of medium Memory")),
+        (
+            "shared memory",
+            lambda: _room(
+                _SHM, _LEAST_SHM, "docker run --shm-size=2g, or an emptyDir of medium Memory"
+            ),
+        ),
         ("disk", lambda: _room(Path(), _LEAST_DISK, "free space, or run 'dvc gc --workspace'")),
     ]
     for name, check in checks:
@@ -77,18 +82,29 @@ def _packages() -> str:
         except importlib.metadata.PackageNotFoundError:
             raise Trouble(f"{needed.name} is not installed", "make install") from None
         if not needed.specifier.contains(found, prereleases=True):
-            raise Trouble(f"{needed.name} {found} is outside {needed.specifier}", f"pip install '{needed.name}{needed.specifier}'")
+            raise Trouble(
+                f"{needed.name} {found} is outside {needed.specifier}",
+                f"pip install '{needed.name}{needed.specifier}'",
+            )
     return f"all in range; Ray {importlib.metadata.version('ray')}, MLflow {importlib.metadata.version('mlflow')}"
 
 
 def _data(folder: Path) -> str:
     try:
         index = shards.read_index(folder / "dataset")
-        missing = [tar.file for tars in index.splits.values() for tar in tars if not (index.folder / tar.file).exists()]
+        missing = [
+            tar.file
+            for tars in index.splits.values()
+            for tar in tars
+            if not (index.folder / tar.file).exists()
+        ]
     except DataError as failed:
         raise Trouble(str(failed).partition(";")[0], "dvc repro prepare") from None
     if missing:
-        raise Trouble(f"{folder}/dataset: {len(missing)} shards are missing, such as {missing[0]}", "dvc repro -f prepare")
+        raise Trouble(
+            f"{folder}/dataset: {len(missing)} shards are missing, such as {missing[0]}",
+            "dvc repro -f prepare",
+        )
     return f"{index.dataset}: {', '.join(f'{index.num_samples(split):,} {split}' for split in index.splits)}"
 
 
@@ -96,7 +112,10 @@ def _cpus(params: Params) -> str:
     fewest, _ = params.cluster.fewest_and_most
     needed, there = fewest * params.cluster.cpus_per_worker, len(os.sched_getaffinity(0))
     if "RAY_ADDRESS" not in os.environ and there < needed:
-        raise Trouble(f"{there} here, {fewest} workers ask for {needed:g}", "lower cluster.workers or cluster.cpus_per_worker")
+        raise Trouble(
+            f"{there} here, {fewest} workers ask for {needed:g}",
+            "lower cluster.workers or cluster.cpus_per_worker",
+        )
     return f"{there} here, {needed:g} asked for"
 
 
@@ -104,25 +123,46 @@ def _gpus(params: Params) -> str:
     import torch
 
     if params.cluster.use_gpu and "RAY_ADDRESS" not in os.environ and not torch.cuda.is_available():
-        raise Trouble("cluster.use_gpu is true, and PyTorch sees none", "set it to false, or install PyTorch for your CUDA")
+        raise Trouble(
+            "cluster.use_gpu is true, and PyTorch sees none",
+            "set it to false, or install PyTorch for your CUDA",
+        )
     return f"{torch.cuda.device_count()} here, {'asked for' if params.cluster.use_gpu else 'none asked for'}"
 
 
 def _ray() -> str:
     """The cluster of ``RAY_ADDRESS`` and the job server of ``RAY_API_SERVER_ADDRESS`` can be reached, with our version of Ray."""
-    addresses = [os.environ[name] for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS") if os.environ.get(name)]
+    addresses = [
+        os.environ[name]
+        for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+        if os.environ.get(name)
+    ]
     if not addresses:
         return "none named: one is started on this machine for each job"
     has_token = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
     if os.environ.get("RAY_AUTH_MODE") == "token" and not has_token:
-        raise Trouble("RAY_AUTH_MODE is token, and there is none", "set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH")
+        raise Trouble(
+            "RAY_AUTH_MODE is token, and there is none",
+            "set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH",
+        )
     for address in addresses:
         if address.startswith("http"):
-            header = {"Authorization": f"Bearer {os.environ['RAY_AUTH_TOKEN']}"} if os.environ.get("RAY_AUTH_TOKEN") else {}
-            answer = _get(f"{address.rstrip('/')}/api/version", header, "set RAY_AUTH_TOKEN to the cluster's token")
+            header = (
+                {"Authorization": f"Bearer {os.environ['RAY_AUTH_TOKEN']}"}
+                if os.environ.get("RAY_AUTH_TOKEN")
+                else {}
+            )
+            answer = _get(
+                f"{address.rstrip('/')}/api/version",
+                header,
+                "set RAY_AUTH_TOKEN to the cluster's token",
+            )
             theirs, ours = answer.get("ray_version"), importlib.metadata.version("ray")
             if theirs != ours:
-                raise Trouble(f"{address} runs Ray {theirs}, here is {ours}", f"pip install 'ray[default,train,tune]=={theirs}'")
+                raise Trouble(
+                    f"{address} runs Ray {theirs}, here is {ours}",
+                    f"pip install 'ray[default,train,tune]=={theirs}'",
+                )
         elif address not in ("auto", "local"):
             _connect(address)
     return f"{', '.join(addresses)} can be reached"
@@ -136,7 +176,8 @@ def _connect(address: str) -> None:
     except OSError as failed:
         reason = failed.strerror or str(failed)
         raise Trouble(
-            f"{address} cannot be reached ({reason})", "start it, or unset RAY_ADDRESS to train on this machine"
+            f"{address} cannot be reached ({reason})",
+            "start it, or unset RAY_ADDRESS to train on this machine",
         ) from None
 
 
@@ -144,8 +185,14 @@ def _tracking() -> str:
     uri = tracking.tracking_uri()
     if not uri.startswith("http"):
         return uri
-    user, password = (os.environ.get(f"MLFLOW_TRACKING_{name}", "") for name in ("USERNAME", "PASSWORD"))
-    header = {"Authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()} if user else {}
+    user, password = (
+        os.environ.get(f"MLFLOW_TRACKING_{name}", "") for name in ("USERNAME", "PASSWORD")
+    )
+    header = (
+        {"Authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()}
+        if user
+        else {}
+    )
     token = os.environ.get("MLFLOW_TRACKING_TOKEN")
     header |= {"Authorization": f"Bearer {token}"} if token else {}
     fix = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
@@ -156,7 +203,9 @@ def _tracking() -> str:
 def _get(url: str, headers: dict[str, str], fix: str) -> dict[str, Any]:
     place = "{0.scheme}://{0.netloc}".format(urlsplit(url))
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_WAIT_S) as answer:  # noqa: S310
+        with urllib.request.urlopen(
+            urllib.request.Request(url, headers=headers), timeout=_WAIT_S
+        ) as answer:  # noqa: S310
             return dict(json.loads(answer.read()))
     except urllib.error.HTTPError as refused:
         if refused.code in (401, 403):
@@ -164,7 +213,9 @@ def _get(url: str, headers: dict[str, str], fix: str) -> dict[str, Any]:
         raise Trouble(f"{place} answers with status {refused.code}", "see its log") from None
     except (OSError, ValueError) as failed:
         reason = getattr(failed, "reason", failed)
-        raise Trouble(f"{place} cannot be reached ({reason})", "start it, or unset the variable that names it") from None
+        raise Trouble(
+            f"{place} cannot be reached ({reason})", "start it, or unset the variable that names it"
+        ) from None
 
 
 def _store() -> str:
@@ -174,7 +225,9 @@ def _store() -> str:
         storage.check(storage.store("runs"))
     except DataError as failed:
         what, _, fix = str(failed).partition("; ")
-        raise Trouble(what, fix or "set EBM_STORE to s3://bucket/prefix, and AWS_ACCESS_KEY_ID and the like") from None
+        raise Trouble(
+            what, fix or "set EBM_STORE to s3://bucket/prefix, and AWS_ACCESS_KEY_ID and the like"
+        ) from None
     return f"{os.environ['EBM_STORE']} takes files"
 
 
@@ -183,5 +236,8 @@ def _room(folder: Path, least: int, fix: str) -> str:
         return "not on this machine"
     usage = shutil.disk_usage(folder)
     if usage.free < least:
-        raise Trouble(f"{usage.free / 2**30:.1f} GiB free of {usage.total / 2**30:.1f}, at least {least >> 30} are needed", fix)
+        raise Trouble(
+            f"{usage.free / 2**30:.1f} GiB free of {usage.total / 2**30:.1f}, at least {least >> 30} are needed",
+            fix,
+        )
     return f"{usage.free / 2**30:.1f} GiB free"

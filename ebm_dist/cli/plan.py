@@ -27,9 +27,18 @@ def lines(params: Params, data: Path) -> Iterator[str]:
     yield f"steps     {config.num_steps:,} of {config.batch_size} samples: {epochs:.1f} epochs"
     dealt = [len(deal(config.num_shards, workers, rank)) for rank in range(workers)]
     yield f"shards    {config.num_shards} logical ones for {workers} workers: {', '.join(map(str, dealt))}"
-    weights = {name: 4 * sum(p.numel() for p in player.parameters()) for name, player in own.objective.players.items()}
-    yield "networks  " + ", ".join(f"{name} {size // 4:,} parameters" for name, size in weights.items())
-    chains = sum(value.numel() * value.element_size() for one in own.replay.values() for value in one.state_dict().values())
+    weights = {
+        name: 4 * sum(p.numel() for p in player.parameters())
+        for name, player in own.objective.players.items()
+    }
+    yield "networks  " + ", ".join(
+        f"{name} {size // 4:,} parameters" for name, size in weights.items()
+    )
+    chains = sum(
+        value.numel() * value.element_size()
+        for one in own.replay.values()
+        for value in one.state_dict().values()
+    )
     moments = 2 if params.optimizer.method == "adam" else 1
     checkpoint = sum(weights.values()) * (2 + moments) + chains
     yield f"memory    {_mib(chains)} of replayed chains, over the workers; {_mib(sum(weights.values()))} of weights in each"

@@ -25,7 +25,11 @@ KINDS = {
     "energy": Kind("energies", "mlp", "energy: {{name: {name}}}"),
     "generator": Kind("generators", "mlp", "objective: {{generator: {{name: {name}}}}}"),
     "dataset": Kind("datasets", "digits", "dataset: {{name: {name}}}"),
-    "evaluation": Kind("evaluation", "histogram", "evaluation: {{{name}: {{}}}}, and a line among the suites of dvc.yaml"),
+    "evaluation": Kind(
+        "evaluation",
+        "histogram",
+        "evaluation: {{{name}: {{}}}}, and a line among the suites of dvc.yaml",
+    ),
 }
 
 
@@ -35,7 +39,9 @@ def write(kind: str, name: str, root: Path, like: str | None = None) -> tuple[Pa
     known = plugins(f"ebm_dist.{chosen.folder}")
     like = like or chosen.like
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise ConfigError(f"{name!r}: a plugin's name is a file's: small letters, digits and _; such as my_{kind}")
+        raise ConfigError(
+            f"{name!r}: a plugin's name is a file's: small letters, digits and _; such as my_{kind}"
+        )
     if name in known:
         raise ConfigError(f"{name!r}: there is one already; choose another name")
     if like not in known:

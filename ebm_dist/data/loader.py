@@ -17,12 +17,24 @@ class LogicalShard:
     Which samples a step takes is a function of the step: epoch after epoch in an order of its own, batches running over the ends.
     """
 
-    def __init__(self, index: shards.Index, split: str, shard: int, num_shards: int, batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        index: shards.Index,
+        split: str,
+        shard: int,
+        num_shards: int,
+        batch_size: int,
+        seed: int,
+    ) -> None:
         if shards.NUM_TARS % num_shards:
-            raise DataError(f"{index.folder}: {shards.NUM_TARS} tars cannot be dealt evenly to {num_shards} logical shards")
+            raise DataError(
+                f"{index.folder}: {shards.NUM_TARS} tars cannot be dealt evenly to {num_shards} logical shards"
+            )
         x, y = shards.read_raw(index, split, range(shard, shards.NUM_TARS, num_shards))
         if not len(x):
-            raise DataError(f"{index.folder}: logical shard {shard} of {num_shards} has no {split} samples; lower train.num_shards")
+            raise DataError(
+                f"{index.folder}: logical shard {shard} of {num_shards} has no {split} samples; lower train.num_shards"
+            )
         self.x, self.y = torch.from_numpy(x), torch.from_numpy(y)
         self.scale, self.shard, self.batch_size, self.seed = index.scale, shard, batch_size, seed
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
@@ -32,7 +44,9 @@ class LogicalShard:
         part = copy.copy(self)
         mine = ((self.y >= classes.start) & (self.y < classes.stop)).nonzero().flatten()
         if not len(mine):
-            raise DataError(f"logical shard {self.shard} has no sample of the classes {[*classes]}; lower train.num_shards")
+            raise DataError(
+                f"logical shard {self.shard} has no sample of the classes {[*classes]}; lower train.num_shards"
+            )
         part.x, part.y, part._order = self.x[mine], self.y[mine], (-1, torch.empty(0))
         return part
 
@@ -50,7 +64,9 @@ class LogicalShard:
 
     def sum(self, of: Callable[[Tensor], Tensor]) -> Tensor:
         """Over all samples, of a function ``(B, *shape) -> (B, ...)`` that is given them in float64."""
-        return torch.stack([of(rows.double() / self.scale).sum(dim=0) for rows in self.x.split(1000)]).sum(dim=0)
+        return torch.stack(
+            [of(rows.double() / self.scale).sum(dim=0) for rows in self.x.split(1000)]
+        ).sum(dim=0)
 
     def _epoch_order(self, epoch: int) -> Tensor:
         if self._order[0] != epoch:

@@ -24,7 +24,9 @@ from ebm_dist.rng import numpy_stream
 from ebm_dist.storage import is_local, read_bytes, write_whole
 
 SCHEMA = 1
-NUM_TARS = 16  # tars of each split: logical shards read whole tars, so their number must divide this
+NUM_TARS = (
+    16  # tars of each split: logical shards read whole tars, so their number must divide this
+)
 PACK_SIZE = 256
 INDEX = "index.json"
 _MAX_SIDE = 1 << 20  # of an image, or number of classes: beyond it an index is nonsense
@@ -78,7 +80,10 @@ def write(folder: Path, name: str, data: Dataset) -> Index:
     for split, arrays in data.splits.items():
         order = numpy_stream(0, f"shards/{split}").permutation(len(arrays.x))
         tars = [order[i::NUM_TARS] for i in range(NUM_TARS)]
-        splits[split] = [_write_tar(folder, f"{split}-{i:06d}.tar", arrays, chosen) for i, chosen in enumerate(tars)]
+        splits[split] = [
+            _write_tar(folder, f"{split}-{i:06d}.tar", arrays, chosen)
+            for i, chosen in enumerate(tars)
+        ]
         statistics[split] = _statistics(arrays, data.scale)
     example = next(iter(data.splits.values())).x
     write_json(
@@ -99,7 +104,9 @@ def write(folder: Path, name: str, data: Dataset) -> Index:
     return read_index(folder)
 
 
-def _write_tar(folder: Path, name: str, arrays: Arrays, chosen: npt.NDArray[np.int64]) -> dict[str, Any]:
+def _write_tar(
+    folder: Path, name: str, arrays: Arrays, chosen: npt.NDArray[np.int64]
+) -> dict[str, Any]:
     path, packs = folder / name, {}
     labels = np.zeros(len(arrays.x), np.int64) if arrays.y is None else arrays.y
     try:
@@ -110,7 +117,9 @@ def _write_tar(folder: Path, name: str, arrays: Arrays, chosen: npt.NDArray[np.i
                 packs[key] = len(rows)
         content = path.read_bytes()
     except OSError as failed:
-        raise DataError(f"{path}: cannot be written ({failed.strerror}); free space and run 'dvc repro {STAGE}' again") from None
+        raise DataError(
+            f"{path}: cannot be written ({failed.strerror}); free space and run 'dvc repro {STAGE}' again"
+        ) from None
     with tarfile.open(fileobj=io.BytesIO(content)) as tar:
         place = {member.name: (member.offset_data, member.size) for member in tar}
     return {
@@ -118,7 +127,10 @@ def _write_tar(folder: Path, name: str, arrays: Arrays, chosen: npt.NDArray[np.i
         "num_samples": len(chosen),
         "bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
-        "packs": [{"num_samples": n, "x": place[f"{key}.x.npy"], "y": place[f"{key}.y.npy"]} for key, n in packs.items()],
+        "packs": [
+            {"num_samples": n, "x": place[f"{key}.x.npy"], "y": place[f"{key}.y.npy"]}
+            for key, n in packs.items()
+        ],
     }
 
 
@@ -142,7 +154,9 @@ def read_index(folder: Path) -> Index:
     raw = read_json(path, STAGE)
     try:
         if raw["schema"] != SCHEMA:
-            raise DataError(f"{path}: schema {raw['schema']}, this version reads {SCHEMA}; run 'dvc repro -f {STAGE}'")
+            raise DataError(
+                f"{path}: schema {raw['schema']}, this version reads {SCHEMA}; run 'dvc repro -f {STAGE}'"
+            )
         splits = {
             split: tuple(
                 Tar(
@@ -153,11 +167,16 @@ def read_index(folder: Path) -> Index:
             )
             for split, tars in raw["splits"].items()
         }  # fmt: skip
-        bounds = None if raw["bounds"] is None else (float(raw["bounds"][0]), float(raw["bounds"][1]))
+        bounds = (
+            None if raw["bounds"] is None else (float(raw["bounds"][0]), float(raw["bounds"][1]))
+        )
         _sound("a split without shards", all(splits.values()) and splits)
         _sound(f"bounds {bounds}", bounds is None or -math.inf < bounds[0] < bounds[1] < math.inf)
         _sound(f"scale {raw['scale']}", 0 < float(raw["scale"]) < math.inf)
-        _sound(f"shape {raw['shape']}", raw["shape"] and all(isinstance(n, int) and 0 < n < _MAX_SIDE for n in raw["shape"]))
+        _sound(
+            f"shape {raw['shape']}",
+            raw["shape"] and all(isinstance(n, int) and 0 < n < _MAX_SIDE for n in raw["shape"]),
+        )
         _sound(f"{raw['num_classes']} classes", 0 <= int(raw["num_classes"]) < _MAX_SIDE)
         return Index(
             folder, str(raw["dataset"]), str(raw["source"]), bool(raw["is_official"]), tuple(int(n) for n in raw["shape"]),
@@ -165,7 +184,9 @@ def read_index(folder: Path) -> Index:
             hashlib.sha256(read_bytes(path)).hexdigest(),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as failed:
-        raise DataError(f"{path}: not an index of ours ({type(failed).__name__}: {failed}); run 'dvc repro -f {STAGE}'") from None
+        raise DataError(
+            f"{path}: not an index of ours ({type(failed).__name__}: {failed}); run 'dvc repro -f {STAGE}'"
+        ) from None
 
 
 def _sound(what: str, is_sound: Any) -> None:
@@ -216,16 +237,23 @@ def _read_tar(index: Index, tar: Tar) -> tuple[npt.NDArray[Any], npt.NDArray[np.
     except OSError as failed:
         raise DataError(f"{path}: cannot be read ({failed.strerror or failed}); {mend}") from None
     if len(content) != tar.bytes:
-        raise DataError(f"{path}: {len(content)} bytes, the index says {tar.bytes}: truncated or another file; {mend}")
+        raise DataError(
+            f"{path}: {len(content)} bytes, the index says {tar.bytes}: truncated or another file; {mend}"
+        )
     if hashlib.sha256(content).hexdigest() != tar.sha256:
         raise DataError(f"{path}: SHA-256 differs from the index: altered; {mend}")
     try:
         xs, ys = [], []
         for pack in tar.packs:
             x, y = (_read_npy(content, place) for place in (pack.x, pack.y))
-            _sound(f"samples of type {x.dtype} with labels of type {y.dtype}", x.dtype.kind in "uf" and y.dtype == np.int64)
+            _sound(
+                f"samples of type {x.dtype} with labels of type {y.dtype}",
+                x.dtype.kind in "uf" and y.dtype == np.int64,
+            )
             if x.shape != (pack.num_samples, *index.shape) or y.shape != (pack.num_samples,):
-                raise ValueError(f"pack of shape {x.shape} with {y.shape} labels, expected {pack.num_samples} of {index.shape}")
+                raise ValueError(
+                    f"pack of shape {x.shape} with {y.shape} labels, expected {pack.num_samples} of {index.shape}"
+                )
             xs.append(x)
             ys.append(y)
         if not xs:
@@ -238,7 +266,9 @@ def _read_tar(index: Index, tar: Tar) -> tuple[npt.NDArray[Any], npt.NDArray[np.
 def _read_npy(content: bytes, place: tuple[int, int]) -> npt.NDArray[Any]:
     offset, size = place
     try:
-        return np.lib.format.read_array(io.BytesIO(content[offset : offset + size]), allow_pickle=False)  # type: ignore[no-any-return,no-untyped-call]
+        return np.lib.format.read_array(
+            io.BytesIO(content[offset : offset + size]), allow_pickle=False
+        )  # type: ignore[no-any-return,no-untyped-call]
     except Exception as failed:  # noqa: BLE001 (numpy reads the header as a Python literal: tokenizer, parser and memory errors)
         raise ValueError(f"{type(failed).__name__}: {failed}") from None
 
@@ -257,11 +287,19 @@ def read_labelled(index: Index, seed: int) -> tuple[Tensor, Tensor] | None:
     return read_split(index, f"labelled-{seed % draws}") if draws else None
 
 
-def read_raw(index: Index, split: str, tars: range | None) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+def read_raw(
+    index: Index, split: str, tars: range | None
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
     """Read samples ``(n, *shape)`` as stored and labels ``(n,)``, of the given tars only, if any. Raises :class:`DataError`."""
     if split not in index.splits:
-        raise DataError(f"{index.folder}: has no {split} split, only {', '.join(index.splits)}; choose another data set")
-    parts = [_read_tar(index, tar) for i, tar in enumerate(index.splits[split]) if tars is None or i in tars]
+        raise DataError(
+            f"{index.folder}: has no {split} split, only {', '.join(index.splits)}; choose another data set"
+        )
+    parts = [
+        _read_tar(index, tar)
+        for i, tar in enumerate(index.splits[split])
+        if tars is None or i in tars
+    ]
     return np.concatenate([x for x, _ in parts]), np.concatenate([y for _, y in parts])
 
 

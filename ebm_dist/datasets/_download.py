@@ -36,7 +36,9 @@ def fetch(file: RawFile, cache: Path = Path("data/raw")) -> Path:
     own = os.environ.get("EBM_DATA_DIR")
     if own and (path := Path(own) / file.name).exists():
         if sha256(path) != file.sha256:
-            raise DataError(f"{path}: not the published file (SHA-256 differs from {file.sha256[:12]}...); replace or remove it")
+            raise DataError(
+                f"{path}: not the published file (SHA-256 differs from {file.sha256[:12]}...); replace or remove it"
+            )
         return path
     path = cache / file.name
     if path.exists() and sha256(path) == file.sha256:
@@ -74,13 +76,18 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
             raise ValueError("wrong magic number")
         return values.reshape(shape)
     except (OSError, EOFError, IndexError, ValueError) as failed:
-        raise DataError(f"{path}: not a gzipped IDX file of bytes ({failed}); fetch it again") from None
+        raise DataError(
+            f"{path}: not a gzipped IDX file of bytes ({failed}); fetch it again"
+        ) from None
 
 
 def load_idx(files: dict[str, RawFile], num_val: int, purpose: str, source: str) -> Dataset:
     """A published set of grey images in four IDX files: ``{train,test}_{images,labels}``."""
     raw = {part: read_idx(fetch(file)) for part, file in files.items()}
-    split = {name: Arrays(raw[f"{name}_images"][:, None], raw[f"{name}_labels"].astype(np.int64)) for name in ("train", "test")}
+    split = {
+        name: Arrays(raw[f"{name}_images"][:, None], raw[f"{name}_labels"].astype(np.int64))
+        for name in ("train", "test")
+    }
     train, val = hold_out(split["train"], num_val, purpose)
     return Dataset(
         splits={"train": train, "val": val, "test": split["test"]},

@@ -30,7 +30,9 @@ class Config:
 
 def load(config: Config) -> Dataset:
     path = fetch(_FILE)
-    train, val = hold_out(read(path, [f"data_batch_{i}.bin" for i in range(1, 6)]), config.num_val, "cifar10/val")
+    train, val = hold_out(
+        read(path, [f"data_batch_{i}.bin" for i in range(1, 6)]), config.num_val, "cifar10/val"
+    )
     return Dataset(
         splits={"train": train, "val": val, "test": read(path, ["test_batch.bin"])},
         scale=255.0,
@@ -52,10 +54,16 @@ def read(path: Path, names: list[str]) -> Arrays:
             for name in names:
                 member = archive.extractfile(f"cifar-10-batches-bin/{name}")
                 content = member.read() if member else b""
-                records.append(np.frombuffer(content, np.uint8).reshape(-1, 1 + int(np.prod(_SHAPE))))
+                records.append(
+                    np.frombuffer(content, np.uint8).reshape(-1, 1 + int(np.prod(_SHAPE)))
+                )
     except (OSError, EOFError, KeyError, ValueError, tarfile.TarError) as failed:
-        raise DataError(f"{path}: not the archive of CIFAR-10 in bytes ({failed}); fetch it again") from None
+        raise DataError(
+            f"{path}: not the archive of CIFAR-10 in bytes ({failed}); fetch it again"
+        ) from None
     rows = np.concatenate(records)
     if rows[:, 0].max(initial=0) >= NUM_CLASSES:
-        raise DataError(f"{path}: has the label {rows[:, 0].max()}, CIFAR-10 has ten from 0; fetch it again")
+        raise DataError(
+            f"{path}: has the label {rows[:, 0].max()}, CIFAR-10 has ten from 0; fetch it again"
+        )
     return Arrays(rows[:, 1:].reshape(-1, *_SHAPE), rows[:, 0].astype(np.int64))

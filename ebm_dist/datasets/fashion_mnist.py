@@ -39,4 +39,6 @@ class Config:
 
 
 def load(config: Config) -> Dataset:
-    return load_idx(_FILES, config.num_val, "fashion_mnist/val", "Fashion-MNIST (Xiao, Rasul & Vollgraf 2017)")
+    return load_idx(
+        _FILES, config.num_val, "fashion_mnist/val", "Fashion-MNIST (Xiao, Rasul & Vollgraf 2017)"
+    )

@@ -32,21 +32,35 @@ def load(config: Config) -> Dataset:
     whole: Dataset = module_of(config.of).load(config.of)
     x, y = whole.splits["train"]
     if y is None:
-        raise DataError("dataset.of: has no labels, of which a few could be kept; choose another data set")
+        raise DataError(
+            "dataset.of: has no labels, of which a few could be kept; choose another data set"
+        )
     splits = whole.splits | {"train": Arrays(x, None)}
     for draw in range(config.num_draws):
-        chosen = np.concatenate([_choose(config, x, np.flatnonzero(y == k), k, draw) for k in range(whole.num_classes)])
+        chosen = np.concatenate(
+            [_choose(config, x, np.flatnonzero(y == k), k, draw) for k in range(whole.num_classes)]
+        )
         splits[f"labelled-{draw}"] = Arrays(x[chosen], y[chosen])
-    each = f"{config.per_class} {'evenly placed ' if config.placement == 'even' else ''}labels a class"
+    each = (
+        f"{config.per_class} {'evenly placed ' if config.placement == 'even' else ''}labels a class"
+    )
     return whole._replace(splits=splits, source=f"{whole.source}; {each}")
 
 
-def _choose(config: Config, x: npt.NDArray[Any], rows: npt.NDArray[np.int64], label: int, draw: int) -> npt.NDArray[np.int64]:
+def _choose(
+    config: Config, x: npt.NDArray[Any], rows: npt.NDArray[np.int64], label: int, draw: int
+) -> npt.NDArray[np.int64]:
     count, random = config.per_class, numpy_stream(draw, f"few_labels/{config.placement}/{label}")
     if len(rows) < count:
-        raise DataError(f"dataset.per_class: class {label} has {len(rows)} samples, fewer than {count}; lower it")
+        raise DataError(
+            f"dataset.per_class: class {label} has {len(rows)} samples, fewer than {count}; lower it"
+        )
     if config.placement == "random":
         return np.sort(random.choice(rows, count, replace=False))
-    by_distance = rows[np.linalg.norm(x[rows].reshape(len(rows), -1).astype(float), axis=1).argsort()]
-    places: npt.NDArray[np.int64] = by_distance[((np.arange(count) + random.random()) * len(rows) / count).astype(int)]
+    by_distance = rows[
+        np.linalg.norm(x[rows].reshape(len(rows), -1).astype(float), axis=1).argsort()
+    ]
+    places: npt.NDArray[np.int64] = by_distance[
+        ((np.arange(count) + random.random()) * len(rows) / count).astype(int)
+    ]
     return places

@@ -56,7 +56,11 @@ def load(config: Config) -> Dataset:
     half, other = order[: len(x) // 2], order[len(x) // 2 :]
     train, inliers = half[~is_anomaly[half]], other[~is_anomaly[other]]
     val, train = train[: len(train) // 10], train[len(train) // 10 :]
-    chosen = {"train": train, "val": _mixed(val, half[is_anomaly[half]]), "test": _mixed(inliers, other[is_anomaly[other]])}
+    chosen = {
+        "train": train,
+        "val": _mixed(val, half[is_anomaly[half]]),
+        "test": _mixed(inliers, other[is_anomaly[other]]),
+    }
     if config.scaling != "raw":
         x = x if config.scaling == "minmax" else np.log1p(x)
         low, high = x.min(axis=0), x.max(axis=0)
@@ -64,7 +68,10 @@ def load(config: Config) -> Dataset:
     if config.scaling == "white":
         x = _whiten(x, x[train])
     return Dataset(
-        splits={name: Arrays(x[rows].astype(np.float32), is_anomaly[rows].astype(np.int64)) for name, rows in chosen.items()},
+        splits={
+            name: Arrays(x[rows].astype(np.float32), is_anomaly[rows].astype(np.int64))
+            for name, rows in chosen.items()
+        },
         scale=1.0,
         bounds=(0.0, 1.0) if config.scaling in ("minmax", "log") else None,
         num_classes=2,
@@ -76,25 +83,36 @@ def load(config: Config) -> Dataset:
 def _whiten(x: npt.NDArray[np.float64], known: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Rows ``(n, columns)`` along the principal components of the known ones; a component that never varied there counts most."""
     variances, directions = np.linalg.eigh(np.cov(known, rowvar=False))
-    white: npt.NDArray[np.float64] = (x - known.mean(axis=0)) @ directions / np.sqrt(variances.clip(min=0) + _LEAST_VARIANCE)
+    white: npt.NDArray[np.float64] = (
+        (x - known.mean(axis=0)) @ directions / np.sqrt(variances.clip(min=0) + _LEAST_VARIANCE)
+    )
     return np.arcsinh(white)
 
 
-def _mixed(inliers: npt.NDArray[np.int64], anomalies: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def _mixed(
+    inliers: npt.NDArray[np.int64], anomalies: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
     return np.concatenate([inliers, anomalies[: int(len(inliers) * _SHARE / (1 - _SHARE))]])
 
 
 def _read(config: Config) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
     path = fetch(_FILE)
     try:
-        rows = [line.split(",") for line in gzip.decompress(path.read_bytes()).decode("ascii").splitlines()]
+        rows = [
+            line.split(",")
+            for line in gzip.decompress(path.read_bytes()).decode("ascii").splitlines()
+        ]
         columns = [np.array(column) for column in zip(*rows, strict=True)]
         if len(columns) != _NUM_COLUMNS + 1:
             raise ValueError(f"{len(columns)} columns")
         one_hot = _WORDS + (_SWITCHES if config.switches == "one-hot" else ())
         parts: list[Any] = []
         for i, column in enumerate(columns[:-1]):
-            parts += [column == value for value in np.unique(column)] if i in one_hot else [column.astype(np.float64)]
+            parts += (
+                [column == value for value in np.unique(column)]
+                if i in one_hot
+                else [column.astype(np.float64)]
+            )
         return np.column_stack(parts).astype(np.float64), columns[-1] != "normal."
     except (OSError, EOFError, UnicodeError, ValueError) as failed:
         raise DataError(f"{path}: not the KDD Cup 1999 data ({failed}); fetch it again") from None

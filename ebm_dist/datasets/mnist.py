@@ -57,16 +57,31 @@ class Config:
 
     def check(self, params: Params) -> None:
         if self.held_out is not None and self.num_channels > 1:
-            raise Mismatch("dataset.held_out", "images of several digits have no digit to hold out; set num_channels: 1")
+            raise Mismatch(
+                "dataset.held_out",
+                "images of several digits have no digit to hold out; set num_channels: 1",
+            )
         if self.known_classes and self.held_out is None:
-            raise Mismatch("dataset.known_classes", "all classes are known where no digit is held out; set held_out, or drop it")
+            raise Mismatch(
+                "dataset.known_classes",
+                "all classes are known where no digit is held out; set held_out, or drop it",
+            )
 
 
 def load(config: Config) -> Dataset:
-    whole = load_idx(_FILES, config.num_val, "mnist/val", "MNIST (LeCun, Bottou, Bengio & Haffner 1998)")
+    whole = load_idx(
+        _FILES, config.num_val, "mnist/val", "MNIST (LeCun, Bottou, Bengio & Haffner 1998)"
+    )
     if config.num_channels > 1:
-        counts = {"train": config.num_stacked, "val": config.num_stacked // 4, "test": config.num_stacked // 4}
-        splits = {split: _stack(whole.splits[split], config.num_channels, counts[split], split) for split in whole.splits}
+        counts = {
+            "train": config.num_stacked,
+            "val": config.num_stacked // 4,
+            "test": config.num_stacked // 4,
+        }
+        splits = {
+            split: _stack(whole.splits[split], config.num_channels, counts[split], split)
+            for split in whole.splits
+        }
         return whole._replace(splits=splits, num_classes=10**config.num_channels)
     if config.held_out is None:
         return whole
@@ -78,10 +93,15 @@ def load(config: Config) -> Dataset:
     train, test = hold_out(known, len(known.x) // 5, f"mnist/without-{config.held_out}")
     train, val = hold_out(train, config.num_val, f"mnist/without-{config.held_out}/val")
     test = Arrays(np.concatenate([test.x, x[~is_known]]), np.concatenate([test.y, y[~is_known]]))  # type: ignore[arg-type]
-    return whole._replace(splits={"train": train, "val": val, "test": test}, num_classes=9 if config.known_classes else 2)
+    return whole._replace(
+        splits={"train": train, "val": val, "test": test},
+        num_classes=9 if config.known_classes else 2,
+    )
 
 
 def _stack(digits: Arrays, num_channels: int, count: int, split: str) -> Arrays:
     assert digits.y is not None
-    rows = numpy_stream(0, f"mnist/stacked/{num_channels}/{split}").integers(len(digits.x), size=(count, num_channels))
+    rows = numpy_stream(0, f"mnist/stacked/{num_channels}/{split}").integers(
+        len(digits.x), size=(count, num_channels)
+    )
     return Arrays(digits.x[rows, 0], (digits.y[rows] * 10 ** np.arange(num_channels)).sum(axis=1))

@@ -43,14 +43,19 @@ def load(config: Config) -> Dataset:
         raw = np.load(path, allow_pickle=False) if path.suffix == ".npz" else loadmat(path)
         x, y = np.asarray(raw["X"], np.float64), np.asarray(raw["y"]).ravel().astype(np.int64)
     except (OSError, KeyError, ValueError, TypeError) as failed:
-        raise DataError(f"{path}: not the table {config.table} ({failed}); fetch it again") from None
+        raise DataError(
+            f"{path}: not the table {config.table} ({failed}); fetch it again"
+        ) from None
     order = numpy_stream(config.split_seed, f"odds/{config.table}").permutation(len(x))
     half, test = order[: len(x) // 2], order[len(x) // 2 :]
     train = half[y[half] == 0]
     mean, sd = x[train].mean(axis=0), x[train].std(axis=0)
     x = (x - mean) / np.where(sd > 0, sd, 1)
     return Dataset(
-        splits={name: Arrays(x[rows].astype(np.float32), y[rows]) for name, rows in {"train": train, "test": test}.items()},
+        splits={
+            name: Arrays(x[rows].astype(np.float32), y[rows])
+            for name, rows in {"train": train, "test": test}.items()
+        },
         scale=1.0,
         bounds=None,
         num_classes=2,

@@ -24,8 +24,14 @@ def load(config: Config) -> Dataset:
         grey = photo.mean(axis=-1)
         r, s = config.reduction, config.size
         height, width = (side // (r * s) for side in grey.shape)
-        small = grey[: height * r * s, : width * r * s].reshape(height * s, r, width * s, r).mean(axis=(1, 3))
-        patches.append(small.reshape(height, s, width, s).transpose(0, 2, 1, 3).reshape(-1, 1, s, s))
+        small = (
+            grey[: height * r * s, : width * r * s]
+            .reshape(height * s, r, width * s, r)
+            .mean(axis=(1, 3))
+        )
+        patches.append(
+            small.reshape(height, s, width, s).transpose(0, 2, 1, 3).reshape(-1, 1, s, s)
+        )
     return Dataset(
         splits={"test": Arrays(np.concatenate(patches).round().astype(np.uint8), None)},
         scale=255.0,

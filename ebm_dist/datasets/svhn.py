@@ -11,8 +11,16 @@ from ebm_dist.datasets._download import RawFile, fetch
 from ebm_dist.errors import DataError
 
 _URL = "http://ufldl.stanford.edu/housenumbers/"
-_TRAIN = RawFile("train_32x32.mat", _URL + "train_32x32.mat", "435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8")
-_TEST = RawFile("test_32x32.mat", _URL + "test_32x32.mat", "cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b")
+_TRAIN = RawFile(
+    "train_32x32.mat",
+    _URL + "train_32x32.mat",
+    "435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8",
+)
+_TEST = RawFile(
+    "test_32x32.mat",
+    _URL + "test_32x32.mat",
+    "cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b",
+)
 
 
 @section
@@ -43,4 +51,6 @@ def read(path: Path) -> Arrays:
         x, y = np.asarray(found["X"], np.uint8), np.asarray(found["y"], np.int64).ravel() % 10
         return Arrays(np.ascontiguousarray(x.transpose(3, 2, 0, 1)), y)
     except Exception as failed:  # noqa: BLE001 (the reader of MATLAB files raises whatever a broken one leads it to)
-        raise DataError(f"{path}: not a file of SVHN ({type(failed).__name__}: {failed}); fetch it again") from None
+        raise DataError(
+            f"{path}: not a file of SVHN ({type(failed).__name__}: {failed}); fetch it again"
+        ) from None

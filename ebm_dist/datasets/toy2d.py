@@ -21,7 +21,9 @@ _SPIRAL = 500  # centres: at most the width apart, which leaves ripples of 1e-7
 
 @section
 class Config:
-    density: Literal["25gaussians", "8gaussians", "swissroll", "checkerboard", "spirals", "pinwheel"] = "25gaussians"
+    density: Literal[
+        "25gaussians", "8gaussians", "swissroll", "checkerboard", "spirals", "pinwheel"
+    ] = "25gaussians"
     """``25gaussians``: a grid; ``8gaussians``: a ring; ``swissroll``: a spiral of one and a half turns; ``checkerboard``: eight
     squares; ``spirals``: two arms, which are two classes; ``pinwheel``: five blades, which are five classes."""
     scale: Positive = 1.0
@@ -46,23 +48,35 @@ class Density(NamedTuple):
     def log_prob(self, x: Array) -> Array:
         """``(n,)`` natural logarithms of the density at ``x (n, 2)``."""
         parts: list[Array] = [
-            logsumexp(-(self._distances(rows) ** 2) / (2 * self.sd**2), axis=1) for rows in np.array_split(x, len(x) // 5000 + 1)
+            logsumexp(-(self._distances(rows) ** 2) / (2 * self.sd**2), axis=1)
+            for rows in np.array_split(x, len(x) // 5000 + 1)
         ]
-        log_prob: Array = np.concatenate(parts) - np.log(len(self.centres)) - np.log(2 * np.pi * self.sd**2)
+        log_prob: Array = (
+            np.concatenate(parts) - np.log(len(self.centres)) - np.log(2 * np.pi * self.sd**2)
+        )
         return log_prob
 
     def nearest(self, x: Array) -> tuple[npt.NDArray[np.int64], Array]:
         """``(n,)`` each: the mode of the centre that is nearest, and its distance in standard deviations."""
-        rows = [(d.argmin(axis=1), d.min(axis=1)) for d in map(self._distances, np.array_split(x, len(x) // 5000 + 1))]
-        return self.mode[np.concatenate([i for i, _ in rows])], np.concatenate([d for _, d in rows]) / self.sd
+        rows = [
+            (d.argmin(axis=1), d.min(axis=1))
+            for d in map(self._distances, np.array_split(x, len(x) // 5000 + 1))
+        ]
+        return self.mode[np.concatenate([i for i, _ in rows])], np.concatenate(
+            [d for _, d in rows]
+        ) / self.sd
 
-    def draw(self, count: int, generator: np.random.Generator) -> tuple[Array, npt.NDArray[np.int64]]:
+    def draw(
+        self, count: int, generator: np.random.Generator
+    ) -> tuple[Array, npt.NDArray[np.int64]]:
         """Samples ``(count, 2)``, and the mode of each."""
         chosen = generator.integers(len(self.centres), size=count)
         return self.centres[chosen] + self.sd * generator.normal(size=(count, 2)), self.mode[chosen]
 
     def _distances(self, x: Array) -> Array:
-        squares = (x**2).sum(axis=1)[:, None] - 2 * x @ self.centres.T + (self.centres**2).sum(axis=1)
+        squares = (
+            (x**2).sum(axis=1)[:, None] - 2 * x @ self.centres.T + (self.centres**2).sum(axis=1)
+        )
         distances: Array = np.sqrt(squares.clip(min=0))
         return distances
 
@@ -81,7 +95,9 @@ class Squares(NamedTuple):
 
     def log_prob(self, x: Array) -> Array:
         with np.errstate(divide="ignore"):
-            inside: Array = np.log(self._distances(x).min(axis=1) <= self.side / 2) - np.log(len(self.centres) * self.side**2)
+            inside: Array = np.log(self._distances(x).min(axis=1) <= self.side / 2) - np.log(
+                len(self.centres) * self.side**2
+            )
         return inside
 
     def nearest(self, x: Array) -> tuple[npt.NDArray[np.int64], Array]:
@@ -89,7 +105,9 @@ class Squares(NamedTuple):
         distances = self._distances(x)
         return distances.argmin(axis=1), 8 * distances.min(axis=1) / self.side
 
-    def draw(self, count: int, generator: np.random.Generator) -> tuple[Array, npt.NDArray[np.int64]]:
+    def draw(
+        self, count: int, generator: np.random.Generator
+    ) -> tuple[Array, npt.NDArray[np.int64]]:
         chosen = generator.integers(len(self.centres), size=count)
         return self.centres[chosen] + self.side * (generator.random((count, 2)) - 0.5), chosen
 
@@ -112,7 +130,11 @@ def _mixture(name: str) -> tuple[Array, float, int]:
     """Centres ``(k, 2)``, width, and how many modes they are."""
     if name == "25gaussians":
         side = np.arange(-4.0, 5.0, 2.0) / 2.828
-        return np.stack(np.meshgrid(side, side, indexing="ij"), axis=-1).reshape(-1, 2), 0.05 / 2.828, 25
+        return (
+            np.stack(np.meshgrid(side, side, indexing="ij"), axis=-1).reshape(-1, 2),
+            0.05 / 2.828,
+            25,
+        )
     if name == "8gaussians":
         return 2.0 / 1.414 * _circle(np.arange(8) * np.pi / 4), 0.02 / 1.414, 8
     if name == "swissroll":
@@ -139,11 +161,21 @@ def _turned(x: Array, angle: float) -> Array:
 def load(config: Config) -> Dataset:
     truth = density(config)
     counts = {"train": config.num_train, "val": config.num_test, "test": config.num_test}
-    draws = {split: truth.draw(n, numpy_stream(0, f"toy2d/{config.density}/{split}")) for split, n in counts.items()}
+    draws = {
+        split: truth.draw(n, numpy_stream(0, f"toy2d/{config.density}/{split}"))
+        for split, n in counts.items()
+    }
     num_classes = {"spirals": 2, "pinwheel": 5}.get(config.density, 0)
-    paper = "Kumar et al. 2019, Figure 2" if config.density in ("25gaussians", "8gaussians", "swissroll") else "this project"
+    paper = (
+        "Kumar et al. 2019, Figure 2"
+        if config.density in ("25gaussians", "8gaussians", "swissroll")
+        else "this project"
+    )
     return Dataset(
-        splits={split: Arrays(x.astype(np.float32), mode if num_classes else None) for split, (x, mode) in draws.items()},
+        splits={
+            split: Arrays(x.astype(np.float32), mode if num_classes else None)
+            for split, (x, mode) in draws.items()
+        },
         scale=1.0,
         bounds=None,
         num_classes=num_classes,

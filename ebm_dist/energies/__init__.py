@@ -53,7 +53,9 @@ def given(energy: EnergyModel, y: Tensor | None) -> EnergyFn:
     """``x -> E(x, y)`` for these labels ``(B,)``, or without any; it has conditionals if the energy has."""
     if y is None:
         return energy
-    return _ConditionalsGiven(energy, y) if isinstance(energy, HasConditionals) else _Given(energy, y)
+    return (
+        _ConditionalsGiven(energy, y) if isinstance(energy, HasConditionals) else _Given(energy, y)
+    )
 
 
 class _Given:
@@ -76,13 +78,18 @@ class _ConditionalsGiven(_Given):
 def score(energy: EnergyFn, x: Tensor) -> tuple[Tensor, Tensor]:
     """Energy ``(B,)`` and score ``-dE/dx`` ``(B, *shape)`` at ``x``, both detached; parameters get no gradient."""
     if torch.compiler.is_compiling():  # which cannot take torch.autograd apart
-        gradient, value = torch.func.grad(lambda x: ((value := energy(x)).sum(), value.detach()), has_aux=True)(x)
+        gradient, value = torch.func.grad(
+            lambda x: ((value := energy(x)).sum(), value.detach()), has_aux=True
+        )(x)
         return value, -gradient
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         value = energy(x)
         (gradient,) = torch.autograd.grad(value.sum(), x)
-    return value.detach(), -gradient  # not in place: that of a linear energy is one number, seen many times
+    return (
+        value.detach(),
+        -gradient,
+    )  # not in place: that of a linear energy is one number, seen many times
 
 
 @contextmanager
@@ -126,5 +133,7 @@ def build_energy(params: Params, shape: tuple[int, ...], num_classes: int) -> En
     takes_labels = is_conditional(params) or is_classifier(params)
     classes = num_classes if takes_labels else 0
     with seeded(params.seed, "energy"):
-        energy: EnergyModel = module_of(params.energy).build(params.energy, shape=shape, num_classes=classes)
+        energy: EnergyModel = module_of(params.energy).build(
+            params.energy, shape=shape, num_classes=classes
+        )
     return energy

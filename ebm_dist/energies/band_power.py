@@ -34,7 +34,10 @@ class Config:
 
     def check(self, params: Params) -> None:
         if getattr(module_of(self.network), "IS_CLASSIFIER", False):
-            raise Mismatch("energy.network", "a classifier's energies of classes have no second term; use mlp, convnet or resnet")
+            raise Mismatch(
+                "energy.network",
+                "a classifier's energies of classes have no second term; use mlp, convnet or resnet",
+            )
         if check := getattr(self.network, "check", None):
             check(dataclasses.replace(params, energy=self.network))
 
@@ -89,11 +92,15 @@ def contrasts(x: Tensor) -> Tensor:
     """``(B, C, H, W)`` to the same: the mean of the channels, then that of the first ``k`` less the next. Of red, green and blue:
     brightness, red against green, yellow against blue."""
     first = [x[:, :k].mean(dim=1) for k in range(1, x.shape[1] + 1)]
-    return torch.stack([first[-1], *(mean - x[:, k + 1] for k, mean in enumerate(first[:-1]))], dim=1)
+    return torch.stack(
+        [first[-1], *(mean - x[:, k + 1] for k, mean in enumerate(first[:-1]))], dim=1
+    )
 
 
 def build(config: Config, *, shape: tuple[int, ...], num_classes: int) -> EnergyModel:
     if len(shape) != 3:
-        raise ConfigError(f"energy: samples of shape {shape} are no images, which alone have octaves; set energy.name: mlp")
+        raise ConfigError(
+            f"energy: samples of shape {shape} are no images, which alone have octaves; set energy.name: mlp"
+        )
     network = module_of(config.network).build(config.network, shape=shape, num_classes=num_classes)
     return BandPower(config, network, shape)

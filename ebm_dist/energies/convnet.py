@@ -30,8 +30,12 @@ class Cells(nn.Module):
     """A 5x5 kernel ``(o, i, 5, 5)`` of stride 2 to that of stride 1 ``(4 o, 16 i, 2, 2)`` taking cells of 4x4 pixels to 2x2."""
 
     def forward(self, weight: Tensor) -> Tensor:
-        shifted = [F.pad(weight, (2 * b, 3 - 2 * b, 2 * a, 3 - 2 * a)) for a in (0, 1) for b in (0, 1)]
-        return F.pixel_unshuffle(torch.cat(shifted), 4).contiguous(memory_format=torch.channels_last)
+        shifted = [
+            F.pad(weight, (2 * b, 3 - 2 * b, 2 * a, 3 - 2 * a)) for a in (0, 1) for b in (0, 1)
+        ]
+        return F.pixel_unshuffle(torch.cat(shifted), 4).contiguous(
+            memory_format=torch.channels_last
+        )
 
 
 class FirstConv(nn.Conv2d):
@@ -42,11 +46,21 @@ class FirstConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = ((n + 3) // 2 + 1 for n in x.shape[2:])  # of the result
-        below, right = (4 * ((m + 1) // 2) - n for m, n in zip((height, width), x.shape[2:], strict=True))
+        below, right = (
+            4 * ((m + 1) // 2) - n for m, n in zip((height, width), x.shape[2:], strict=True)
+        )
         cells = F.pixel_unshuffle(F.pad(x, (4, right, 4, below)), 4)
         bias = None if self.bias is None else self.bias.repeat(4)
-        h = F.conv2d(cells, self.weight, bias)  # channels are (2, 2, o): a pixel of the result is contiguous in memory
-        h = h.permute(0, 2, 3, 1).unflatten(3, (2, 2, -1)).permute(0, 1, 3, 2, 4, 5).flatten(1, 2).flatten(2, 3)
+        h = F.conv2d(
+            cells, self.weight, bias
+        )  # channels are (2, 2, o): a pixel of the result is contiguous in memory
+        h = (
+            h.permute(0, 2, 3, 1)
+            .unflatten(3, (2, 2, -1))
+            .permute(0, 1, 3, 2, 4, 5)
+            .flatten(1, 2)
+            .flatten(2, 3)
+        )
         return h[:, :height, :width].permute(0, 3, 1, 2)  # type: ignore[no-any-return]
 
 
@@ -62,11 +76,15 @@ class ConvNet(EnergyModel):
             for n, (i, o) in enumerate(pairwise(widths))
         )
         parametrize.register_parametrization(self.convolutions[0], "weight", Cells(), unsafe=True)
-        self.classes = nn.ModuleList(nn.Embedding(num_classes, o) for o in config.channels if num_classes)
+        self.classes = nn.ModuleList(
+            nn.Embedding(num_classes, o) for o in config.channels if num_classes
+        )
         for embedding in self.classes:
             nn.init.normal_(embedding.weight, std=0.5)  # type: ignore[arg-type]
         with torch.no_grad():
-            num_features = self._features(torch.zeros(1, *shape), torch.zeros(1, dtype=torch.long)).shape[1]
+            num_features = self._features(
+                torch.zeros(1, *shape), torch.zeros(1, dtype=torch.long)
+            ).shape[1]
         self.hidden = wrap(nn.Linear(num_features, config.hidden))
         self.last = nn.Linear(config.hidden, 1)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -6,7 +6,15 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from ebm_dist.config import Mismatch, NonNegative, NonNegativeInt, Params, Positive, PositiveInt, section
+from ebm_dist.config import (
+    Mismatch,
+    NonNegative,
+    NonNegativeInt,
+    Params,
+    Positive,
+    PositiveInt,
+    section,
+)
 from ebm_dist.energies import EnergyModel, is_conditional
 from ebm_dist.energies._layers import linear_energy, silu, spectral_norm
 from ebm_dist.errors import ConfigError
@@ -32,9 +40,15 @@ class Config:
 
     def check(self, params: Params) -> None:
         if self.gates and not is_conditional(params):
-            raise Mismatch("energy.gates", "opens units by class; set objective.conditional: true, or gates: false")
+            raise Mismatch(
+                "energy.gates",
+                "opens units by class; set objective.conditional: true, or gates: false",
+            )
         if self.gates and self.spectral_norm:
-            raise Mismatch("energy.gates", "the norm of a layer would depend on all classes; set spectral_norm: false")
+            raise Mismatch(
+                "energy.gates",
+                "the norm of a layer would depend on all classes; set spectral_norm: false",
+            )
 
 
 class MLP(EnergyModel):
@@ -47,19 +61,29 @@ class MLP(EnergyModel):
         widths = (num_inputs + 2 * config.num_frequencies, *config.hidden)
         wrap = spectral_norm if config.spectral_norm else nn.Identity()
         self.layers = nn.ModuleList(wrap(nn.Linear(i, o)) for i, o in pairwise(widths))
-        self.classes = nn.ModuleList(nn.Embedding(num_classes, o) for o in widths[1:] if num_classes)
+        self.classes = nn.ModuleList(
+            nn.Embedding(num_classes, o) for o in widths[1:] if num_classes
+        )
         for embedding in self.classes:
             # small initial biases are ignored in training: hit rates stay at chance
             nn.init.normal_(embedding.weight, std=0.5)  # type: ignore[arg-type]
         self.gates = [f"gates_{i}" for i, o in enumerate(widths[1:]) if config.gates]
         for name, width in zip(self.gates, widths[1:], strict=False):
             if width % num_classes:
-                raise ConfigError(f"energy.hidden: {width} units cannot be shared evenly by {num_classes} classes, for gates")
+                raise ConfigError(
+                    f"energy.hidden: {width} units cannot be shared evenly by {num_classes} classes, for gates"
+                )
             owner = torch.arange(width) * num_classes // width
-            self.register_buffer(name, (owner == torch.arange(num_classes)[:, None]).float(), persistent=False)
+            self.register_buffer(
+                name, (owner == torch.arange(num_classes)[:, None]).float(), persistent=False
+            )
         self.last = nn.Linear(widths[-1], 1, bias=not config.gates)
         self.projections: Tensor | None
-        random = config.frequency * torch.randn(num_inputs, config.num_frequencies) if config.num_frequencies else None
+        random = (
+            config.frequency * torch.randn(num_inputs, config.num_frequencies)
+            if config.num_frequencies
+            else None
+        )
         self.register_buffer("projections", random)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
@@ -73,7 +97,11 @@ class MLP(EnergyModel):
             if self.gates:
                 h = h * self.get_buffer(self.gates[i])[y]
         energy = linear_energy(self.last, h)
-        return energy + self.confinement / 2 * (x**2).flatten(1).sum(dim=1) if self.confinement else energy
+        return (
+            energy + self.confinement / 2 * (x**2).flatten(1).sum(dim=1)
+            if self.confinement
+            else energy
+        )
 
 
 def build(config: Config, *, shape: tuple[int, ...], num_classes: int) -> EnergyModel:

@@ -69,14 +69,18 @@ class RBM(EnergyModel):
         self.classes = nn.Embedding(num_classes, config.num_hidden) if num_classes else None
         self.centred = config.centred
         self.register_buffer("visible_offset", torch.zeros(num_visible))
-        self.register_buffer("hidden_offset", torch.full((config.num_hidden,), 0.5 if config.centred else 0.0))
+        self.register_buffer(
+            "hidden_offset", torch.full((config.num_hidden,), 0.5 if config.centred else 0.0)
+        )
 
     def weights(self, y: Tensor | None = None) -> Weights:
         """In plain units, of the labels ``y (B,)`` if there are classes; gradients flow to the parameters."""
         hidden_bias = self.hidden_bias - self.visible_offset @ self.weight
         if self.classes is not None:
             hidden_bias = hidden_bias + self.classes(y)
-        return Weights(self.weight, self.visible_bias - self.weight @ self.hidden_offset, hidden_bias)
+        return Weights(
+            self.weight, self.visible_bias - self.weight @ self.hidden_offset, hidden_bias
+        )
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         return self.weights(y).free_energy(x.flatten(1))
@@ -87,7 +91,9 @@ class RBM(EnergyModel):
         return 1
 
     @torch.no_grad()
-    def resample(self, block: int, x: Tensor, generator: Generator, y: Tensor | None = None) -> Tensor:
+    def resample(
+        self, block: int, x: Tensor, generator: Generator, y: Tensor | None = None
+    ) -> Tensor:
         """``h ~ p(h | v)``, then ``v ~ p(v | h)``: the same shape, zeros and ones."""
         weights = self.weights(y)
         h = bernoulli(weights.hidden_input(x.flatten(1)).sigmoid(), generator)

@@ -37,7 +37,9 @@ class Pooled(nn.Module):
     """A 3x3 kernel ``(o, i, 3, 3)`` to that of the same convolution and then 2x2 average pooling: ``(o, i, 4, 4)``, stride 2."""
 
     def forward(self, weight: Tensor) -> Tensor:
-        return F.avg_pool2d(F.pad(weight, (1, 1, 1, 1)), 2, stride=1).contiguous(memory_format=torch.channels_last)
+        return F.avg_pool2d(F.pad(weight, (1, 1, 1, 1)), 2, stride=1).contiguous(
+            memory_format=torch.channels_last
+        )
 
 
 class Block(nn.Module):
@@ -47,18 +49,25 @@ class Block(nn.Module):
         super().__init__()
         wrap = spectral_norm if normalised else nn.Identity()
         self.halves = halves
-        self.first, self.second = wrap(nn.Conv2d(i, o, 3, padding=1)), wrap(nn.Conv2d(o, o, 3, stride=1 + halves, padding=1))
+        self.first, self.second = (
+            wrap(nn.Conv2d(i, o, 3, padding=1)),
+            wrap(nn.Conv2d(o, o, 3, stride=1 + halves, padding=1)),
+        )
         if halves:
             parametrize.register_parametrization(self.second, "weight", Pooled(), unsafe=True)
         self.shortcut = wrap(nn.Conv2d(i, o, 1, bias=False)) if i != o else nn.Identity()
-        self.classes = nn.ModuleList(nn.Embedding(num_classes, o) for _ in range(3 * bool(num_classes)))
+        self.classes = nn.ModuleList(
+            nn.Embedding(num_classes, o) for _ in range(3 * bool(num_classes))
+        )
         for embedding, mean in zip(self.classes, (0.0, 1.0, 0.0), strict=False):
             nn.init.normal_(embedding.weight, mean, std=0.5)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, y: Tensor | None) -> Tensor:
         h = self.first(x)
         if self.classes:
-            first_bias, gain, second_bias = (embedding(y)[:, :, None, None] for embedding in self.classes)
+            first_bias, gain, second_bias = (
+                embedding(y)[:, :, None, None] for embedding in self.classes
+            )
             h = gain * self.second(F.leaky_relu(h + first_bias, _SLOPE)) + second_bias
         else:
             h = self.second(F.leaky_relu(h, _SLOPE))

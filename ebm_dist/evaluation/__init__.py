@@ -57,6 +57,8 @@ def over_seeds(reports: Mapping[int, Report]) -> Report:
 
 def _mean(metrics: list[dict[str, Any]]) -> dict[str, Any]:
     return {
-        key: _mean([m[key] for m in metrics]) if isinstance(value, dict) else sum(m[key] for m in metrics) / len(metrics)
+        key: _mean([m[key] for m in metrics])
+        if isinstance(value, dict)
+        else sum(m[key] for m in metrics) / len(metrics)
         for key, value in metrics[0].items()
     }

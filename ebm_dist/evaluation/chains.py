@@ -39,7 +39,10 @@ class Config:
 
     def check(self, params: Params) -> None:
         if self.num_draws < _FEWEST_DRAWS:
-            raise Mismatch("evaluation.chains.num_draws", f"at least {_FEWEST_DRAWS}, of which the second half is judged")
+            raise Mismatch(
+                "evaluation.chains.num_draws",
+                f"at least {_FEWEST_DRAWS}, of which the second half is judged",
+            )
 
 
 class _Components(NamedTuple):
@@ -69,12 +72,22 @@ def evaluate(config: Config, subject: Subject) -> Report:
     n = min(config.num_chains, len(model.chains))
     start = noise((n, *model.card["shape"]), model.bounds, stream(_SEED, "chains/noise"))
     runs = {
-        "noise": _run(config, subject, "noise", start, torch.arange(n) % max(1, model.card["num_classes"]), components),
+        "noise": _run(
+            config,
+            subject,
+            "noise",
+            start,
+            torch.arange(n) % max(1, model.card["num_classes"]),
+            components,
+        ),
         "replay": _run(config, subject, "replay", model.chains[:n], model.labels[:n], components),
     }
     names = ["energy", *(f"component {i + 1}" for i in range(config.num_components))]
     rows, metrics = list[dict[str, Any]](), dict[str, Any]()
-    for name, parts in {**{name: [run] for name, run in runs.items()}, "both": list(runs.values())}.items():
+    for name, parts in {
+        **{name: [run] for name, run in runs.items()},
+        "both": list(runs.values()),
+    }.items():
         draws = np.concatenate([run.followed[:, config.num_draws // 2 :] for run in parts])
         classes = torch.cat([run.labels for run in parts]).numpy()
         groups = [draws[classes == y] for y in np.unique(classes)]
@@ -83,7 +96,10 @@ def evaluate(config: Config, subject: Subject) -> Report:
             "ess_bulk": np.sum([ess_bulk(group) for group in groups], axis=0),
             "ess_tail": np.sum([ess_tail(group) for group in groups], axis=0),
         }
-        rows += [{"chains": name, "of": of} | {k: float(v[i]) for k, v in found.items()} for i, of in enumerate(names)]
+        rows += [
+            {"chains": name, "of": of} | {k: float(v[i]) for k, v in found.items()}
+            for i, of in enumerate(names)
+        ]
         metrics[name] = {
             "rhat": float(found["rhat"].max()),
             "ess_bulk": float(found["ess_bulk"].min()),
@@ -92,8 +108,15 @@ def evaluate(config: Config, subject: Subject) -> Report:
         }
     for name, run in runs.items():
         report = run.trace.report(model.bounds)
-        metrics[name] |= {key: getattr(report, key) for key in ("acceptance_rate", "num_not_finite", "moved", "at_bounds")}
-    return Report(metrics, {"mixing": rows}, _pictures(config, subject, runs, components.of(train[:_NUM_DOTS])))
+        metrics[name] |= {
+            key: getattr(report, key)
+            for key in ("acceptance_rate", "num_not_finite", "moved", "at_bounds")
+        }
+    return Report(
+        metrics,
+        {"mixing": rows},
+        _pictures(config, subject, runs, components.of(train[:_NUM_DOTS])),
+    )
 
 
 def _principal_components(x: Tensor, num: int) -> _Components:
@@ -104,25 +127,53 @@ def _principal_components(x: Tensor, num: int) -> _Components:
     return _Components(mean, largest.float())
 
 
-def _run(config: Config, subject: Subject, name: str, start: Tensor, labels: Tensor, components: _Components) -> _Run:
+def _run(
+    config: Config,
+    subject: Subject,
+    name: str,
+    start: Tensor,
+    labels: Tensor,
+    components: _Components,
+) -> _Run:
     model, trace = subject.model, Trace(every=config.thin)
     labels = labels if is_conditional(model.params) else torch.zeros_like(labels)
     with frozen(model.energy):
         target = given(model.energy, labels if is_conditional(model.params) else None)
-        run_chain(model.kernel(), target, start, config.thin * config.num_draws, stream(_SEED, f"chains/{name}"), observe=trace)
+        run_chain(
+            model.kernel(),
+            target,
+            start,
+            config.thin * config.num_draws,
+            stream(_SEED, f"chains/{name}"),
+            observe=trace,
+        )
     along = torch.stack([components.of(x) for x in trace.positions], dim=1)
-    return _Run(trace, torch.cat([torch.stack(trace.energies, dim=1)[:, :, None], along], dim=2).double().numpy(), labels)
+    return _Run(
+        trace,
+        torch.cat([torch.stack(trace.energies, dim=1)[:, :, None], along], dim=2).double().numpy(),
+        labels,
+    )
 
 
 @torch.no_grad()
-def _pictures(config: Config, subject: Subject, runs: dict[str, _Run], dots: Tensor) -> dict[str, bytes]:
+def _pictures(
+    config: Config, subject: Subject, runs: dict[str, _Run], dots: Tensor
+) -> dict[str, bytes]:
     x, y = shards.read_split(subject.data, "val")
     data = given(subject.model.energy, y if is_conditional(subject.model.params) else None)(x)
     steps = [config.thin * (i + 1) for i in range(config.num_draws)]
-    lines = {f"chains from {name}": (steps, *_band(run.followed[:, :, 0])) for name, run in runs.items()}
+    lines = {
+        f"chains from {name}": (steps, *_band(run.followed[:, :, 0])) for name, run in runs.items()
+    }
     found = {
         "energy.png": figures.bands(
-            lines | {"validation data": ([0, steps[-1]], *(np.repeat(v, 2) for v in _band(data.numpy()[:, None])))},
+            lines
+            | {
+                "validation data": (
+                    [0, steps[-1]],
+                    *(np.repeat(v, 2) for v in _band(data.numpy()[:, None])),
+                )
+            },
             "step of the chain",
             "energy: median and 90 % of the chains",
             "Energy along the chains",

@@ -47,7 +47,10 @@ class Config:
 
     def check(self, params: Params) -> None:
         if not is_classifier(params):
-            raise Mismatch("evaluation.classification", "needs an energy with one output for each class; use energy classifier")
+            raise Mismatch(
+                "evaluation.classification",
+                "needs an energy with one output for each class; use energy classifier",
+            )
 
 
 def evaluate(config: Config, subject: Subject) -> Report:
@@ -55,18 +58,28 @@ def evaluate(config: Config, subject: Subject) -> Report:
     x, y = shards.read_split(subject.data, config.split)
     known = shards.read_labelled(subject.data, model.params.seed)
     if known is None:
-        raise DataError(f"{subject.data.folder}: no labels are missing here; use dataset few_labels")
+        raise DataError(
+            f"{subject.data.folder}: no labels are missing here; use dataset few_labels"
+        )
     labelled, labels = known
     truth = y.numpy()
     probabilities = model.classify(x).double().numpy()
     supervised = _supervised(config, model.params, labelled, labels, num_classes)
     with torch.no_grad():
-        of_supervised = torch.cat([supervised(part, _every(part, num_classes)) for part in x.split(1000)]).neg().softmax(dim=1)
+        of_supervised = (
+            torch.cat([supervised(part, _every(part, num_classes)) for part in x.split(1000)])
+            .neg()
+            .softmax(dim=1)
+        )
     rows: dict[str, dict[str, float]] = {
         "p(k | x) of the energy": score_predictions(truth, probabilities),
         "same network, labels alone": score_predictions(truth, of_supervised.double().numpy()),
-        **{name: score_predictions(truth, p) for name, p in _baselines(config, subject, x, labelled, labels).items()},
-        "chance": score_predictions(truth, np.full((len(truth), num_classes), 1 / num_classes)) | {"accuracy": 1 / num_classes},
+        **{
+            name: score_predictions(truth, p)
+            for name, p in _baselines(config, subject, x, labelled, labels).items()
+        },
+        "chance": score_predictions(truth, np.full((len(truth), num_classes), 1 / num_classes))
+        | {"accuracy": 1 / num_classes},
     }
     own, alone = rows["p(k | x) of the energy"], rows["same network, labels alone"]
     keys = ("model", "supervised", "nearest", "spreading", "propagation", "chance")
@@ -77,10 +90,16 @@ def evaluate(config: Config, subject: Subject) -> Report:
         "num_unlabelled": float(subject.data.num_samples("train")),
         "scores": dict(zip(keys, rows.values(), strict=True)),
     }
-    pictures = {"calibration.png": _calibration(truth, {"energy": probabilities, "labels alone": of_supervised.double().numpy()})}
+    pictures = {
+        "calibration.png": _calibration(
+            truth, {"energy": probabilities, "labels alone": of_supervised.double().numpy()}
+        )
+    }
     if subject.data.shape == (2,):
         pictures["regions.png"] = _regions(config, subject, labelled, labels)
-    return Report(metrics, {"scores": [{"by": name, **row} for name, row in rows.items()]}, pictures)
+    return Report(
+        metrics, {"scores": [{"by": name, **row} for name, row in rows.items()]}, pictures
+    )
 
 
 def score_predictions(truth: npt.NDArray[np.int64], probabilities: Array) -> dict[str, float]:
@@ -96,14 +115,20 @@ def _bins(right: npt.NDArray[np.bool_], confidence: Array) -> list[tuple[float, 
     """Of each bin of confidence that is not empty: its share, accuracy and mean confidence."""
     which = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
     each = [which == i for i in range(_BINS)]
-    return [(float(one.mean()), float(right[one].mean()), float(confidence[one].mean())) for one in each if one.any()]
+    return [
+        (float(one.mean()), float(right[one].mean()), float(confidence[one].mean()))
+        for one in each
+        if one.any()
+    ]
 
 
 def _every(x: Tensor, num_classes: int) -> Tensor:
     return torch.arange(num_classes).expand(len(x), num_classes)
 
 
-def _supervised(config: Config, params: Params, x: Tensor, y: Tensor, num_classes: int) -> torch.nn.Module:
+def _supervised(
+    config: Config, params: Params, x: Tensor, y: Tensor, num_classes: int
+) -> torch.nn.Module:
     """The model's own network, with its initial weights, taught by the labelled samples alone."""
     network = build_energy(params, tuple(x.shape[1:]), num_classes)
     optimizer = torch.optim.Adam(network.parameters(), lr=config.supervised_lr)
@@ -114,21 +139,39 @@ def _supervised(config: Config, params: Params, x: Tensor, y: Tensor, num_classe
     return network.requires_grad_(False)
 
 
-def _baselines(config: Config, subject: Subject, x: Tensor, labelled: Tensor, labels: Tensor) -> dict[str, Array]:
+def _baselines(
+    config: Config, subject: Subject, x: Tensor, labelled: Tensor, labels: Tensor
+) -> dict[str, Array]:
     """Class probabilities by the nearest label, and by two ways in which labels spread over a graph of neighbours."""
     known, names, asked = labelled.flatten(1).numpy(), labels.numpy(), x.flatten(1).numpy()
     train = shards.read_split(subject.data, "train")[0].flatten(1).numpy()
-    unlabelled = train[numpy_stream(0, "classification/graph").permutation(len(train))[: config.max_graph]]
-    every, marks = np.concatenate([known, unlabelled]), np.concatenate([names, np.full(len(unlabelled), -1)])
-    with warnings.catch_warnings(), np.errstate(invalid="ignore"):  # a part of the graph without a label has no probabilities: NaN
+    unlabelled = train[
+        numpy_stream(0, "classification/graph").permutation(len(train))[: config.max_graph]
+    ]
+    every, marks = (
+        np.concatenate([known, unlabelled]),
+        np.concatenate([names, np.full(len(unlabelled), -1)]),
+    )
+    with (
+        warnings.catch_warnings(),
+        np.errstate(invalid="ignore"),
+    ):  # a part of the graph without a label has no probabilities: NaN
         warnings.simplefilter("ignore", ConvergenceWarning)  # cut off after many rounds is as well
         spread = {
-            "label spreading": LabelSpreading(kernel="knn", n_neighbors=config.num_neighbours, alpha=0.99, max_iter=1000),
-            "label propagation": LabelPropagation(kernel="knn", n_neighbors=config.num_neighbours, max_iter=5000),
+            "label spreading": LabelSpreading(
+                kernel="knn", n_neighbors=config.num_neighbours, alpha=0.99, max_iter=1000
+            ),
+            "label propagation": LabelPropagation(
+                kernel="knn", n_neighbors=config.num_neighbours, max_iter=5000
+            ),
         }  # alpha as in Zhou et al. 2004
-        found = {name: method.fit(every, marks).predict_proba(asked) for name, method in spread.items()}
+        found = {
+            name: method.fit(every, marks).predict_proba(asked) for name, method in spread.items()
+        }
     nearest = KNeighborsClassifier(1).fit(known, names).predict_proba(asked)
-    return {"nearest labelled sample": nearest} | {name: np.nan_to_num(p, nan=1 / p.shape[1]) for name, p in found.items()}
+    return {"nearest labelled sample": nearest} | {
+        name: np.nan_to_num(p, nan=1 / p.shape[1]) for name, p in found.items()
+    }
 
 
 def _calibration(truth: npt.NDArray[np.int64], of: dict[str, Array]) -> bytes:
@@ -145,7 +188,9 @@ def _regions(config: Config, subject: Subject, labelled: Tensor, labels: Tensor)
     points = torch.stack(torch.meshgrid(side, side, indexing="xy"), dim=-1).reshape(-1, 2)
     model, num_classes = subject.model, subject.data.num_classes
     with torch.no_grad():
-        log_joint = -torch.cat([model.energy(part, _every(part, num_classes)) for part in points.split(10000)])
+        log_joint = -torch.cat(
+            [model.energy(part, _every(part, num_classes)) for part in points.split(10000)]
+        )
     density = (log_joint - log_joint.max()).exp()
     maps = {
         "p(0 | x)": log_joint.softmax(dim=1)[:, 0],
@@ -153,4 +198,6 @@ def _regions(config: Config, subject: Subject, labelled: Tensor, labels: Tensor)
     }
     shown = {name: values.view(_SIDE, _SIDE).numpy() for name, values in maps.items()}
     known = {f"labelled {k}": labelled[labels == k].numpy() for k in range(num_classes)}
-    return figures.regions(shown, known, config.extent, "Probability of a class, and joint densities")
+    return figures.regions(
+        shown, known, config.extent, "Probability of a class, and joint densities"
+    )

@@ -35,11 +35,18 @@ class Config:
 
 def evaluate(config: Config, subject: Subject) -> Report:
     if len(subject.data.shape) != 3:
-        raise ConfigError(f"evaluation.completion: {subject.data.dataset} has samples of shape {subject.data.shape}, not images")
+        raise ConfigError(
+            f"evaluation.completion: {subject.data.dataset} has samples of shape {subject.data.shape}, not images"
+        )
     train, train_labels = shards.read_split(subject.data, "train")
     test, test_labels = shards.read_split(subject.data, "test")
-    chosen = torch.from_numpy(numpy_stream(0, "completion/train").permutation(len(train))[: config.num_images])
-    sets = {"train": (train[chosen], train_labels[chosen]), "test": (test[: config.num_images], test_labels[: config.num_images])}
+    chosen = torch.from_numpy(
+        numpy_stream(0, "completion/train").permutation(len(train))[: config.num_images]
+    )
+    sets = {
+        "train": (train[chosen], train_labels[chosen]),
+        "test": (test[: config.num_images], test_labels[: config.num_images]),
+    }
     metrics: dict[str, Any] = {"num_images": config.num_images, "num_steps": config.num_steps}
     mean_image, rows = hidden(train.mean(dim=0, keepdim=True)), list[dict[str, Any]]()
     pictures, given_labels = {}, is_conditional(subject.model.params)
@@ -53,7 +60,12 @@ def evaluate(config: Config, subject: Subject) -> Report:
             "mse_of_mean_completion": ((ends.mean(dim=0) - truth) ** 2).mean().item(),
             "variance": ends.var(dim=0).mean().item(),
             "mse_mean_image": ((mean_image - truth) ** 2).mean().item(),
-            "mse_nearest": ((nearest(x, train, y[:, None] == train_labels if given_labels else None) - truth) ** 2).mean().item(),
+            "mse_nearest": (
+                (nearest(x, train, y[:, None] == train_labels if given_labels else None) - truth)
+                ** 2
+            )
+            .mean()
+            .item(),
         }
         rows += [{"set": name, **metrics[name]}]
         pictures[f"{name}.png"] = _picture(x, ends, name)
@@ -87,9 +99,17 @@ def complete(config: Config, subject: Subject, x: Tensor, y: Tensor, name: str) 
     ends = []
     with frozen(model.energy):
         for i in range(config.num_completions):
-            start = noise(tuple(hidden(x).shape), model.bounds, stream(0, f"completion/{name}/start", i))
+            start = noise(
+                tuple(hidden(x).shape), model.bounds, stream(0, f"completion/{name}/start", i)
+            )
             chain = stream(0, f"completion/{name}/chain", i)
-            end, _ = run_chain(model.kernel(), lambda part: energy(torch.cat([known, part], dim=2)), start, config.num_steps, chain)
+            end, _ = run_chain(
+                model.kernel(),
+                lambda part: energy(torch.cat([known, part], dim=2)),
+                start,
+                config.num_steps,
+                chain,
+            )
             ends.append(end)
     return torch.stack(ends)
 
@@ -99,6 +119,9 @@ def _picture(x: Tensor, ends: Tensor, name: str) -> bytes:
     count = min(_SHOWN, len(x))
     blank = torch.full_like(hidden(x[:count]), 0.5)
     known = x[:count, :, : x.shape[2] // 2]
-    rows = [x[:count], *(torch.cat([known, part], dim=2) for part in (blank, *(end[:count] for end in ends[:6])))]
+    rows = [
+        x[:count],
+        *(torch.cat([known, part], dim=2) for part in (blank, *(end[:count] for end in ends[:6]))),
+    ]
     title = f"Completions of {name} images. Rows: image, what is given, completions"
     return figures.image_grid(torch.cat(rows).numpy(), count, title)

@@ -31,7 +31,9 @@ class Config:
 
 def evaluate(config: Config, subject: Subject) -> Report:
     if not is_conditional(subject.model.params) or subject.classifier is None:
-        raise ConfigError("evaluation.composition: needs a model that learnt labels (objective.conditional: true) and a classifier")
+        raise ConfigError(
+            "evaluation.composition: needs a model that learnt labels (objective.conditional: true) and a classifier"
+        )
     num_classes, n = subject.data.num_classes, config.samples_per_pair
     pairs = torch.tensor(list(combinations(range(num_classes), 2))).repeat_interleave(n, dim=0)
     samples = {
@@ -51,11 +53,16 @@ def evaluate(config: Config, subject: Subject) -> Report:
         "energy_of_both_alone": (energies["first"] + energies["second"]) / 2,
     }
     by_pair = has_both["both"].view(-1, n).mean(dim=1).tolist()
-    rows = [{"first": int(a), "second": int(b), "share": share} for (a, b), share in zip(pairs[::n], by_pair, strict=True)]
+    rows = [
+        {"first": int(a), "second": int(b), "share": share}
+        for (a, b), share in zip(pairs[::n], by_pair, strict=True)
+    ]
     triples = torch.stack([samples[name][::n] for name in ("first", "both", "second")], dim=1)
     shown = triples.flatten(0, 1)[: 3 * 15]
     title = "Triples: one class, the sum of two energies, the other class"
-    return Report(metrics, {"pairs": rows}, {"pairs.png": figures.image_grid(shown.numpy(), 15, title)})
+    return Report(
+        metrics, {"pairs": rows}, {"pairs.png": figures.image_grid(shown.numpy(), 15, title)}
+    )
 
 
 def sample(config: Config, subject: Subject, labels: Tensor) -> Tensor:
@@ -64,7 +71,9 @@ def sample(config: Config, subject: Subject, labels: Tensor) -> Tensor:
     start = noise((len(labels), *model.card["shape"]), model.bounds, stream(0, "composition/noise"))
     with frozen(model.energy):
         target = lambda x: _energies(subject, x, labels)  # noqa: E731
-        end, _ = run_chain(model.kernel(), target, start, config.num_steps, stream(0, "composition/chain"))
+        end, _ = run_chain(
+            model.kernel(), target, start, config.num_steps, stream(0, "composition/chain")
+        )
     return end
 
 
@@ -75,5 +84,9 @@ def _energies(subject: Subject, x: Tensor, labels: Tensor) -> Tensor:
 def _has_both(subject: Subject, x: Tensor, pairs: Tensor) -> Tensor:
     """``(n,)`` 1 where the two likeliest classes are the pair's, else 0."""
     assert subject.classifier is not None
-    seen = torch.from_numpy(features.classify(subject.classifier, x).probabilities).topk(2, dim=1).indices
+    seen = (
+        torch.from_numpy(features.classify(subject.classifier, x).probabilities)
+        .topk(2, dim=1)
+        .indices
+    )
     return (seen.sort(dim=1).values == pairs).all(dim=1).float()

@@ -65,15 +65,28 @@ def evaluate(config: Config, subject: Subject) -> Report:
         "nearest_class_mean": accuracy(distances),
         "class_gaussians": accuracy(gaussians),
         "num_images": len(x),
-        "after_task": {str(a + 1): {str(on + 1): float(matrix[a, on]) for on in range(a + 1)} for a in range(num_tasks)},
-        "by_class": {str(k): (final[y == k] == k).float().mean().item() for k in range(num_classes)},
+        "after_task": {
+            str(a + 1): {str(on + 1): float(matrix[a, on]) for on in range(a + 1)}
+            for a in range(num_tasks)
+        },
+        "by_class": {
+            str(k): (final[y == k] == k).float().mean().item() for k in range(num_classes)
+        },
     }
     names = [f"{on * each} to {(on + 1) * each - 1}" for on in range(num_tasks)]
     rows = [
-        {"after_task": a + 1} | {names[on]: matrix[a, on] if on <= a else "" for on in range(num_tasks)} for a in range(num_tasks)
+        {"after_task": a + 1}
+        | {names[on]: matrix[a, on] if on <= a else "" for on in range(num_tasks)}
+        for a in range(num_tasks)
     ]
     title = f"{subject.data.dataset}: accuracy over all classes seen so far"
-    picture = figures.matrix(matrix, names, [f"after task {a + 1}" for a in range(num_tasks)], "classes of the task", title)
+    picture = figures.matrix(
+        matrix,
+        names,
+        [f"after task {a + 1}" for a in range(num_tasks)],
+        "classes of the task",
+        title,
+    )
     return Report(metrics, {"accuracy": rows}, {"accuracy.png": picture})
 
 
@@ -81,17 +94,26 @@ def evaluate(config: Config, subject: Subject) -> Report:
 def _energies(config: Config, energy: EnergyModel, x: Tensor, num_labels: int) -> Tensor:
     """``(n, num_labels)``"""
     labels = [torch.full((config.batch_size,), k) for k in range(num_labels)]
-    return torch.cat([torch.stack([energy(part, y[: len(part)]) for y in labels], dim=1) for part in x.split(config.batch_size)])
+    return torch.cat(
+        [
+            torch.stack([energy(part, y[: len(part)]) for y in labels], dim=1)
+            for part in x.split(config.batch_size)
+        ]
+    )
 
 
-def references(train: Tensor, labels: Tensor, x: Tensor, num_classes: int, shrinkage: float) -> tuple[Tensor, Tensor]:
+def references(
+    train: Tensor, labels: Tensor, x: Tensor, num_classes: int, shrinkage: float
+) -> tuple[Tensor, Tensor]:
     """Energies ``(n, num_classes)`` of ``x``: squared distance to the class mean, and ``-log N(x; m_y, S_y + shrinkage)``, up to a
     constant that all classes share."""
     flat, distances, gaussians = x.flatten(1).double(), [], []
     for k in range(num_classes):
         own = train[labels == k].flatten(1).double()
         centred = own - own.mean(dim=0)
-        covariance = centred.T @ centred / len(own) + shrinkage * torch.eye(own.shape[1], dtype=torch.double)
+        covariance = centred.T @ centred / len(own) + shrinkage * torch.eye(
+            own.shape[1], dtype=torch.double
+        )
         factor = torch.linalg.cholesky(covariance)
         apart = flat - own.mean(dim=0)
         white = torch.linalg.solve_triangular(factor, apart.T, upper=False)

@@ -14,7 +14,15 @@ import torch
 from scipy.special import logsumexp
 from torch import Tensor
 
-from ebm_dist.config import Mismatch, NonNegativeInt, Params, Positive, PositiveInt, module_of, section
+from ebm_dist.config import (
+    Mismatch,
+    NonNegativeInt,
+    Params,
+    Positive,
+    PositiveInt,
+    module_of,
+    section,
+)
 from ebm_dist.data import shards
 from ebm_dist.evaluation import Report, Subject
 from ebm_dist.generators import FlowModel
@@ -43,7 +51,9 @@ class Config:
 
     def check(self, params: Params) -> None:
         if not hasattr(module_of(params.dataset), "density"):
-            raise Mismatch("evaluation.density", "needs a data set whose density is known; use toy2d")
+            raise Mismatch(
+                "evaluation.density", "needs a data set whose density is known; use toy2d"
+            )
 
 
 def evaluate(config: Config, subject: Subject) -> Report:
@@ -53,7 +63,13 @@ def evaluate(config: Config, subject: Subject) -> Report:
     kinds = {"generator": latent.draw(model, config.num_samples, "density")}
     if config.num_steps:
         for name, with_prior in (("chains", False), ("chains with prior", True)):
-            drawn = latent.draw(model, config.num_samples, "density", num_steps=config.num_steps, with_prior=with_prior)
+            drawn = latent.draw(
+                model,
+                config.num_samples,
+                "density",
+                num_steps=config.num_steps,
+                with_prior=with_prior,
+            )
             kinds[f"generator, {name}"] = drawn
     rows: list[dict[str, Any]] = []
     for name, drawn in kinds.items():
@@ -64,7 +80,10 @@ def evaluate(config: Config, subject: Subject) -> Report:
 
     points = _grid(config)
     log_p, energy = truth.log_prob(points), _on_grid(model.energy, points)
-    kl = {f"temperature_{t:g}".replace(".", "_"): grid_kl(log_p, -energy / t) for t in config.temperatures}
+    kl = {
+        f"temperature_{t:g}".replace(".", "_"): grid_kl(log_p, -energy / t)
+        for t in config.temperatures
+    }
     generator, *chains, floor = ({k: v for k, v in row.items() if k != "samples"} for row in rows)
     metrics = {
         "num_modes": num_modes,
@@ -79,12 +98,17 @@ def evaluate(config: Config, subject: Subject) -> Report:
         found, log_q = _partition(config, subject, truth, energy, log_p, points)
         metrics |= found
         fields["density of the noise"] = log_q
-    shown = {"data": real, "noise" if "log_z" in model.other_players else "generator": kinds["generator"].x.numpy()}
+    shown = {
+        "data": real,
+        "noise" if "log_z" in model.other_players else "generator": kinds["generator"].x.numpy(),
+    }
     if config.num_steps:
         shown["chains in latent space"] = kinds["generator, chains"].x.numpy()
     title = f"{model.params.dataset.density}: {min(_SHOWN, config.num_samples):,} samples each, and densities"
     maps = {name: field.reshape(config.grid, config.grid) for name, field in fields.items()}
-    picture = figures.planes({name: x[:_SHOWN] for name, x in shown.items()}, maps, config.extent, title)
+    picture = figures.planes(
+        {name: x[:_SHOWN] for name, x in shown.items()}, maps, config.extent, title
+    )
     return Report(metrics, {"samples": rows}, {"density.png": picture})
 
 
@@ -95,7 +119,10 @@ def _partition(
     """The learnt log Z against the grid's and the noise's own; likelihoods in nats; and log q on the grid."""
     model, flow = subject.model, cast(FlowModel, subject.model.generator)
     cell = np.log((2 * config.extent / config.grid) ** 2)
-    learnt, exact = float(cast(Any, model.other_players["log_z"])()), float(logsumexp(-energy) + cell)
+    learnt, exact = (
+        float(cast(Any, model.other_players["log_z"])()),
+        float(logsumexp(-energy) + cell),
+    )
     x = shards.read_split(subject.data, "test")[0][: config.num_samples]
     z = torch.randn(config.num_samples, flow.latent_size, generator=stream(0, "density/noise"))
     noise, log_q_noise = (part.double() for part in flow.draw(z))
@@ -103,14 +130,18 @@ def _partition(
     log_true, log_q_data = truth.log_prob(x.double().numpy()), flow.log_prob(x).double()
     weights = -energy_noise - log_q_noise
     log_q = _on_grid(flow.log_prob, points)
-    told = ((-energy_data - learnt > log_q_data).double().mean() + (-energy_noise - learnt < log_q_noise).double().mean()) / 2
+    told = (
+        (-energy_data - learnt > log_q_data).double().mean()
+        + (-energy_noise - learnt < log_q_noise).double().mean()
+    ) / 2
     found = {
         "log_z": {
             "learnt": learnt,
             "grid": exact,
             "error": abs(learnt - exact),
             "importance": float(weights.logsumexp(0)) - np.log(len(weights)),
-            "importance_ess": float((2 * weights.logsumexp(0) - (2 * weights).logsumexp(0)).exp()) / len(weights),
+            "importance_ess": float((2 * weights.logsumexp(0) - (2 * weights).logsumexp(0)).exp())
+            / len(weights),
         },
         "nll": {
             "truth": float(-log_true.mean()),

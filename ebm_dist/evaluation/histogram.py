@@ -19,7 +19,10 @@ class Config:
 
 
 def evaluate(config: Config, subject: Subject) -> Report:
-    sets = {split: shards.read_split(subject.data, split)[0][: config.max_samples] for split in ("train", "test")}
+    sets = {
+        split: shards.read_split(subject.data, split)[0][: config.max_samples]
+        for split in ("train", "test")
+    }
     size = (len(sets["test"]), *subject.data.shape)
     sets["uniform noise" if subject.data.bounds else "normal noise"] = noise(
         size, subject.data.bounds, stream(0, "histogram/noise")
@@ -28,16 +31,26 @@ def evaluate(config: Config, subject: Subject) -> Report:
     energies = {name: subject.model.energies(x) for name, x in sets.items()}
     rows = [
         {"set": name, "count": len(e), "mean": e.mean().item(), "sd": e.std().item()}
-        | dict(zip(("p05", "median", "p95"), e.quantile(torch.tensor([0.05, 0.5, 0.95])).tolist(), strict=True))
+        | dict(
+            zip(
+                ("p05", "median", "p95"),
+                e.quantile(torch.tensor([0.05, 0.5, 0.95])).tolist(),
+                strict=True,
+            )
+        )
         for name, e in energies.items()
     ]
     train, test = energies["train"], energies["test"]
     is_train = torch.cat([torch.ones(len(train)), torch.zeros(len(test))])
     metrics = {
         "train_test_gap": (test.mean() - train.mean()).item(),
-        "train_test_auroc": float(roc_auc_score(is_train, -torch.cat([train, test]))),  # 0.5: no memorisation
+        "train_test_auroc": float(
+            roc_auc_score(is_train, -torch.cat([train, test]))
+        ),  # 0.5: no memorisation
         "mean_energy": {row["set"]: row["mean"] for row in rows},
     }
     arrays = {name: e.numpy() for name, e in energies.items()}
-    picture = figures.histogram(arrays, "energy E(x)  (low = likely)", "Energies of real, noise and other images")
+    picture = figures.histogram(
+        arrays, "energy E(x)  (low = likely)", "Energies of real, noise and other images"
+    )
     return Report(metrics, {"energies": rows}, {"histogram.png": picture})

@@ -19,7 +19,15 @@ from ebm_dist.config import Mismatch, Params, PositiveInt, plugin_name, section
 from ebm_dist.data import shards
 from ebm_dist.energies import rbm
 from ebm_dist.evaluation import Report, Subject
-from ebm_dist.metrics.ais import Estimate, ais, exact_log_z, pseudo_log_likelihood, reconstruction_error, reverse_ais, schedule
+from ebm_dist.metrics.ais import (
+    Estimate,
+    ais,
+    exact_log_z,
+    pseudo_log_likelihood,
+    reconstruction_error,
+    reverse_ais,
+    schedule,
+)
 from ebm_dist.report import figures
 from ebm_dist.rng import bernoulli, stream
 
@@ -39,12 +47,19 @@ class Config:
 
     def check(self, params: Params) -> None:
         if plugin_name(params.energy) != "rbm":
-            raise Mismatch("evaluation.likelihood", f"needs energy rbm, not {plugin_name(params.energy)}; leave this suite out")
+            raise Mismatch(
+                "evaluation.likelihood",
+                f"needs energy rbm, not {plugin_name(params.energy)}; leave this suite out",
+            )
         if getattr(params.objective, "conditional", False):
-            raise Mismatch("evaluation.likelihood", "is that of p(x), and a conditional machine has none; leave this suite out")
+            raise Mismatch(
+                "evaluation.likelihood",
+                "is that of p(x), and a conditional machine has none; leave this suite out",
+            )
         if self.num_chains > params.replay.capacity:
             raise Mismatch(
-                "evaluation.likelihood.num_chains", f"reverse AIS starts from replay.capacity = {params.replay.capacity}"
+                "evaluation.likelihood.num_chains",
+                f"reverse AIS starts from replay.capacity = {params.replay.capacity}",
             )
 
 
@@ -52,38 +67,64 @@ def evaluate(config: Config, subject: Subject) -> Report:
     machine = subject.model.energy
     assert isinstance(machine, rbm.RBM)
     weights = machine.weights()
-    data = {name: _binary(shards.read_split(subject.data, split)[0], name) for name, split in _sides(config).items()}
+    data = {
+        name: _binary(shards.read_split(subject.data, split)[0], name)
+        for name, split in _sides(config).items()
+    }
     mean = data["train"].mean(dim=0).clamp(0.01, 0.99)
     base, betas = mean.logit(), schedule(config.num_betas)
-    particles = _sweeps(machine, subject.model.chains[: config.num_chains].flatten(1), config.burn_in, "burn_in")
+    particles = _sweeps(
+        machine, subject.model.chains[: config.num_chains].flatten(1), config.burn_in, "burn_in"
+    )
     wanderers = bernoulli(torch.full_like(particles, 0.5), stream(0, "likelihood/noise"))
     wanderers = _sweeps(machine, wanderers, config.burn_in, "wander")
 
     estimates = {
         "ais": ais(weights, base, betas, config.num_chains, stream(0, "likelihood/ais")),
-        "ais_uniform": ais(weights, torch.zeros_like(base), betas, config.num_chains, stream(0, "likelihood/uniform")),
-        "reverse_ais": reverse_ais(weights, base, betas, particles, stream(0, "likelihood/reverse")),
+        "ais_uniform": ais(
+            weights,
+            torch.zeros_like(base),
+            betas,
+            config.num_chains,
+            stream(0, "likelihood/uniform"),
+        ),
+        "reverse_ais": reverse_ais(
+            weights, base, betas, particles, stream(0, "likelihood/reverse")
+        ),
     }
     if weights.weight.shape[1] <= config.max_exact_hidden:
         exact = exact_log_z(weights)
         estimates["exact"] = Estimate(exact, exact, exact, float("inf"))
     energies = {name: subject.model.energies(x).double().mean().item() for name, x in data.items()}
     seen = -weights.free_energy(torch.cat([particles, wanderers]).unique(dim=0)).double()
-    estimates["states"] = Estimate(seen.logsumexp(0).item(), seen.logsumexp(0).item(), float("inf"), float("inf"))
+    estimates["states"] = Estimate(
+        seen.logsumexp(0).item(), seen.logsumexp(0).item(), float("inf"), float("inf")
+    )
     estimates["worst"] = estimates.get("exact") or max(estimates.values(), key=lambda e: e.log_z)
-    rows = [{"log Z by": name, **e._asdict(), **{s: -f - e.log_z for s, f in energies.items()}} for name, e in estimates.items()]
+    rows = [
+        {"log Z by": name, **e._asdict(), **{s: -f - e.log_z for s, f in energies.items()}}
+        for name, e in estimates.items()
+    ]
 
     metrics: dict[str, Any] = {
-        name: {"log_z": e.log_z, **{s: -f - e.log_z for s, f in energies.items()}} for name, e in estimates.items()
+        name: {"log_z": e.log_z, **{s: -f - e.log_z for s, f in energies.items()}}
+        for name, e in estimates.items()
     }
     for name in ("ais", "ais_uniform", "reverse_ais"):
-        metrics[name] |= {"low": estimates[name].low, "high": estimates[name].high, "ess": estimates[name].ess}
+        metrics[name] |= {
+            "low": estimates[name].low,
+            "high": estimates[name].high,
+            "ess": estimates[name].ess,
+        }
     if "exact" in estimates:
         metrics["ais_gap"] = abs(estimates["ais"].log_z - estimates["exact"].log_z)
         metrics["ais_three_sigma"] = (estimates["ais"].high - estimates["ais"].low) / 2
     last = data[config.split]
     metrics |= {
-        "pseudo": pseudo_log_likelihood(machine, last, stream(0, "likelihood/pseudo")).double().mean().item(),
+        "pseudo": pseudo_log_likelihood(machine, last, stream(0, "likelihood/pseudo"))
+        .double()
+        .mean()
+        .item(),
         "reconstruction_error": reconstruction_error(weights, last),
         "independent_pixels": _bernoulli_log_likelihood(last, mean),
         "uniform": -len(mean) * torch.log(torch.tensor(2.0)).item(),
@@ -94,7 +135,9 @@ def evaluate(config: Config, subject: Subject) -> Report:
         filters = weights.weight.T[:100]
         spread = filters.abs().quantile(0.995)
         report.figures["filters.png"] = figures.image_grid(
-            ((filters / spread).clamp(-1, 1) / 2 + 0.5).view(shape).numpy(), 10, f"Filters: weights of {len(filters)} hidden units"
+            ((filters / spread).clamp(-1, 1) / 2 + 0.5).view(shape).numpy(),
+            10,
+            f"Filters: weights of {len(filters)} hidden units",
         )
         means = weights.visible_input(weights.hidden_input(particles).sigmoid()).sigmoid()
         title = f"Fantasy particles, {config.burn_in} sweeps: p(v | h)"

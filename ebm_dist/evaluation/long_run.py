@@ -38,23 +38,43 @@ class Config:
 def evaluate(config: Config, subject: Subject) -> Report:
     model = subject.model
     x, y = shards.read_split(subject.data, "test")
-    train, train_labels = (part[: config.max_samples] for part in shards.read_split(subject.data, "train"))
+    train, train_labels = (
+        part[: config.max_samples] for part in shards.read_split(subject.data, "train")
+    )
     low, middle, high = _energies(subject, train, train_labels).quantile(_RANGE).tolist()
     x, y = x[: config.num_chains], y[: config.num_chains]
     starts = {"data": x, "noise": noise(tuple(x.shape), model.bounds, stream(0, "long_run/noise"))}
     metrics: dict[str, Any] = {
         "num_steps": config.num_steps,
         "num_chains": len(x),
-        "train": {"p01": low, "median": middle, "p99": high, "at_bounds": _at_bounds(subject, train)},
+        "train": {
+            "p01": low,
+            "median": middle,
+            "p99": high,
+            "at_bounds": _at_bounds(subject, train),
+        },
     }
     rows, pictures, lines = list[dict[str, Any]](), dict[str, bytes](), dict[str, tuple[Any, ...]]()
     for name, start in starts.items():
         looks = walk(config, subject, start, y, name)
         own = []
         for step, at in looks.items():
-            q = _energies(subject, at, y).quantile(torch.tensor([0.05, 0.5, 0.95], dtype=torch.double)).tolist()
-            row = dict(zip(("p05", "median", "p95"), q, strict=True)) | {"at_bounds": _at_bounds(subject, at)}
-            own.append({"chains_from": name, "step": step, **row, "distance": (at - start).flatten(1).norm(dim=1).mean().item()})
+            q = (
+                _energies(subject, at, y)
+                .quantile(torch.tensor([0.05, 0.5, 0.95], dtype=torch.double))
+                .tolist()
+            )
+            row = dict(zip(("p05", "median", "p95"), q, strict=True)) | {
+                "at_bounds": _at_bounds(subject, at)
+            }
+            own.append(
+                {
+                    "chains_from": name,
+                    "step": step,
+                    **row,
+                    "distance": (at - start).flatten(1).norm(dim=1).mean().item(),
+                }
+            )
         rows += own
         within = [row["step"] for row in own if low <= row["median"] <= high]
         metrics[name] = {
@@ -64,26 +84,40 @@ def evaluate(config: Config, subject: Subject) -> Report:
             "last_step_within": float(max(within, default=0)),
         }
         lines[f"chains from {name}"] = tuple(
-            np.array([row[column] for row in own[1:]]) for column in ("step", "median", "p05", "p95")
+            np.array([row[column] for row in own[1:]])
+            for column in ("step", "median", "p05", "p95")
         )
         if x.ndim == 4:
             shown = torch.cat([at[:_SHOWN] for at in looks.values()])
             steps = ", ".join(f"{step:,}" for step in [*looks][:5])
             title = f"Chains from {name}. Rows: steps {steps} ... {config.num_steps:,}"
             pictures[f"{name}.png"] = figures.image_grid(shown.numpy(), min(_SHOWN, len(x)), title)
-    lines["training data"] = (np.array([1, config.num_steps]), *(np.array([v, v]) for v in (middle, low, high)))
+    lines["training data"] = (
+        np.array([1, config.num_steps]),
+        *(np.array([v, v]) for v in (middle, low, high)),
+    )
     pictures["energy.png"] = figures.bands(
-        lines, "Langevin steps", "energy: median and 90 % (data: 98 %)", "Chains far longer than in training", log_x=True
+        lines,
+        "Langevin steps",
+        "energy: median and 90 % (data: 98 %)",
+        "Chains far longer than in training",
+        log_x=True,
     )
     return Report(metrics, {"long_run": rows}, pictures)
 
 
-def walk(config: Config, subject: Subject, start: Tensor, y: Tensor, name: str) -> dict[int, Tensor]:
+def walk(
+    config: Config, subject: Subject, start: Tensor, y: Tensor, name: str
+) -> dict[int, Tensor]:
     """Where the chains ``(n, *shape)`` are at each look, the start included."""
     model, looks, done = subject.model, {0: start}, 0
     decades = torch.tensor(float(config.num_steps)).log10().item()
     count = round(decades * config.looks_per_decade)
-    steps = sorted({round(10 ** (decades * i / count)) for i in range(1, count + 1)}) if count else [config.num_steps]
+    steps = (
+        sorted({round(10 ** (decades * i / count)) for i in range(1, count + 1)})
+        if count
+        else [config.num_steps]
+    )
     target = given(model.energy, y if is_conditional(model.params) else None)
     with frozen(model.energy):
         for step in steps:
@@ -97,7 +131,9 @@ def walk(config: Config, subject: Subject, start: Tensor, y: Tensor, name: str) 
 def _energies(subject: Subject, x: Tensor, y: Tensor) -> Tensor:
     model = subject.model
     labels = y.split(1000) if is_conditional(model.params) else [None] * len(x)
-    return torch.cat([given(model.energy, own)(part) for part, own in zip(x.split(1000), labels, strict=False)]).double()
+    return torch.cat(
+        [given(model.energy, own)(part) for part, own in zip(x.split(1000), labels, strict=False)]
+    ).double()
 
 
 def _at_bounds(subject: Subject, x: Tensor) -> float:

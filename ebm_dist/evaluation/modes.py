@@ -42,26 +42,43 @@ def evaluate(config: Config, subject: Subject) -> Report:
     for name, num_steps in {"generator": 0, "generator, chains": config.num_steps}.items():
         total = np.zeros(num_modes)
         for start in range(0, count, _PART):
-            drawn = latent.draw(subject.model, min(_PART, count - start), f"modes/{start}", num_steps=num_steps)
+            drawn = latent.draw(
+                subject.model, min(_PART, count - start), f"modes/{start}", num_steps=num_steps
+            )
             total += np.bincount(read(classifier, drawn.x), minlength=num_modes)
             acceptance = drawn.acceptance_rate
         shares[name] = total / count
     real = shards.read_split(subject.data, "test")[0][:count]
     generator = numpy_stream(0, "modes/uniform")
     shares["test digits"] = np.bincount(read(classifier, real), minlength=num_modes) / len(real)
-    shares["exactly uniform"] = generator.multinomial(count, np.full(num_modes, 1 / num_modes)) / count
-    rows: list[dict[str, Any]] = [{"samples": name, **class_balance(share)} for name, share in shares.items()]
+    shares["exactly uniform"] = (
+        generator.multinomial(count, np.full(num_modes, 1 / num_modes)) / count
+    )
+    rows: list[dict[str, Any]] = [
+        {"samples": name, **class_balance(share)} for name, share in shares.items()
+    ]
     ours, moved, digits, floor = ({k: v for k, v in row.items() if k != "samples"} for row in rows)
     metrics = {"num_modes": float(num_modes), "num_samples": float(count), **ours}
-    metrics |= {"chains": moved | {"acceptance_rate": acceptance}, "test_digits": digits, "uniform": floor}
+    metrics |= {
+        "chains": moved | {"acceptance_rate": acceptance},
+        "test_digits": digits,
+        "uniform": floor,
+    }
     images = latent.draw(subject.model, 100, "modes/0").x.numpy()
-    sheets = {"samples.png": figures.image_grid(images[:, :3], 10, "Samples of the generator, a digit each in red, green and blue")}
+    sheets = {
+        "samples.png": figures.image_grid(
+            images[:, :3], 10, "Samples of the generator, a digit each in red, green and blue"
+        )
+    }
     return Report(metrics, {"modes": rows}, sheets)
 
 
 def read(classifier: features.Classifier, x: Tensor) -> npt.NDArray[np.int64]:
     """The number that the channels of ``x (n, k, h, w)`` spell, ``(n,)``, the first channel its ones."""
-    digits = [features.classify(classifier, channel[:, None]).probabilities.argmax(axis=1) for channel in x.unbind(dim=1)]
+    digits = [
+        features.classify(classifier, channel[:, None]).probabilities.argmax(axis=1)
+        for channel in x.unbind(dim=1)
+    ]
     number: npt.NDArray[np.int64] = sum(digit * 10**i for i, digit in enumerate(digits))  # type: ignore[assignment]
     return number
 
@@ -69,4 +86,7 @@ def read(classifier: features.Classifier, x: Tensor) -> npt.NDArray[np.int64]:
 def class_balance(shares: npt.NDArray[np.float64]) -> dict[str, float]:
     """Modes that are there at all, and KL(shares || uniform), empty ones counting 0."""
     present = shares[shares > 0]
-    return {"modes": float(len(present)), "kl": float((present * np.log(present * len(shares))).sum())}
+    return {
+        "modes": float(len(present)),
+        "kl": float((present * np.log(present * len(shares))).sum()),
+    }

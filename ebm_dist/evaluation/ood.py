@@ -49,7 +49,9 @@ class Config:
 def evaluate(config: Config, subject: Subject) -> Report:
     train = shards.read_split(subject.data, "train")[0][: config.max_samples]
     inside = shards.read_split(subject.data, "test")[0][: config.max_samples]
-    sets = synthetic(inside, subject.data) | others_like(subject.data, subject.comparison_datasets, config.max_samples)
+    sets = synthetic(inside, subject.data) | others_like(
+        subject.data, subject.comparison_datasets, config.max_samples
+    )
     scorers: dict[str, Any] = {
         _MODEL: lambda x: -subject.model.energies(x).double().numpy(),
         _FALL: lambda x: -energy_drop(subject.model, x[: config.num_chains]).double().numpy(),
@@ -66,28 +68,54 @@ def evaluate(config: Config, subject: Subject) -> Report:
         for name, score in scorers.items():
             found = score(x)
             value, low, high = auroc(known[name], found, config.num_bootstrap)
-            rows.append({"set": set_name, "count": len(found), "score": name, "auroc": value, "low": low, "high": high})
+            rows.append(
+                {
+                    "set": set_name,
+                    "count": len(found),
+                    "score": name,
+                    "auroc": value,
+                    "low": low,
+                    "high": high,
+                }
+            )
     ours = {row["set"]: row for row in rows if row["score"] == _MODEL}
     best = {
-        name: max(r["auroc"] for r in rows if r["set"] == name and r["score"] not in (_MODEL, _FALL, _UNTRAINED)) for name in ours
+        name: max(
+            r["auroc"]
+            for r in rows
+            if r["set"] == name and r["score"] not in (_MODEL, _FALL, _UNTRAINED)
+        )
+        for name in ours
     }
     metrics: dict[str, Any] = {
-        name: {"auroc": row["auroc"], "low": row["low"], "high": row["high"], "best_baseline": best[name]}
+        name: {
+            "auroc": row["auroc"],
+            "low": row["low"],
+            "high": row["high"],
+            "best_baseline": best[name],
+        }
         for name, row in ours.items()
     }
     for row in rows:
         if row["score"] == _FALL:
             metrics[row["set"]] |= {f"{key}_by_fall": row[key] for key in ("auroc", "low", "high")}
     if unknown := set(config.mean_of) - set(sets):
-        raise ConfigError(f"evaluation.ood.mean_of: no set {', '.join(sorted(unknown))}; there: {', '.join(sets)}")
+        raise ConfigError(
+            f"evaluation.ood.mean_of: no set {', '.join(sorted(unknown))}; there: {', '.join(sets)}"
+        )
     chosen = config.mean_of or tuple(sets)
     means = {
-        name: float(np.mean([row["auroc"] for row in rows if row["score"] == name and row["set"] in chosen])) for name in scorers
+        name: float(
+            np.mean([row["auroc"] for row in rows if row["score"] == name and row["set"] in chosen])
+        )
+        for name in scorers
     }
     metrics["mean_auroc"] = means.pop(_MODEL)
     metrics["mean_auroc_of"] = means
     shown = {
-        f"{name} ({ours[name]['count']:,})": {r["score"]: (r["auroc"], r["low"], r["high"]) for r in rows if r["set"] == name}
+        f"{name} ({ours[name]['count']:,})": {
+            r["score"]: (r["auroc"], r["low"], r["high"]) for r in rows if r["set"] == name
+        }
         for name in ours
     }
     title = f"{subject.data.dataset}: test images ({len(inside):,}) against other images"
@@ -123,7 +151,11 @@ def energy_drop(model: TrainedModel, x: Tensor) -> Tensor:
 
     ``K`` is that of training. Of a conditional model under the likeliest label, in standard deviations of that class's energies.
     """
-    kernel, num_steps, generator = model.kernel(), model.params.sampler.num_steps, stream(0, "ood/fall")
+    kernel, num_steps, generator = (
+        model.kernel(),
+        model.params.sampler.num_steps,
+        stream(0, "ood/fall"),
+    )
     falls = []
     for start in x.split(_BATCH):
         labels = model.likeliest(start) if is_conditional(model.params) else None

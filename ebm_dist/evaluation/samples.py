@@ -39,7 +39,9 @@ def evaluate(config: Config, subject: Subject) -> Report:
     samples, trace, frames = sample(config, subject)
     train, _ = shards.read_split(subject.data, "train")
     real, _ = shards.read_split(subject.data, config.split)
-    chosen = torch.from_numpy(numpy_stream(_SEED, "samples/real").permutation(len(train))[: config.num_samples])
+    chosen = torch.from_numpy(
+        numpy_stream(_SEED, "samples/real").permutation(len(train))[: config.num_samples]
+    )
     chains = subject.model.chains[: config.num_samples]
     metrics: dict[str, Any] = {"num_samples": len(samples), "num_steps": config.num_steps}
     tables: dict[str, list[dict[str, Any]]] = {"chain_energy": trace}
@@ -50,7 +52,9 @@ def evaluate(config: Config, subject: Subject) -> Report:
             "real training images (floor)": train[chosen],
             "Gaussian fitted to training images": _gaussian(train, config.num_samples),
             "pixels shuffled": _shuffled(train[chosen]),
-            "uniform noise": noise(tuple(samples.shape), subject.model.bounds, stream(_SEED, "samples/uniform")),
+            "uniform noise": noise(
+                tuple(samples.shape), subject.model.bounds, stream(_SEED, "samples/uniform")
+            ),
         }
         scores = {name: _scores(subject, x, real) for name, x in sets.items()}
         tables["quality"] = [{"set": name, **row} for name, row in scores.items()]
@@ -80,19 +84,27 @@ def evaluate(config: Config, subject: Subject) -> Report:
     return report
 
 
-def sample(config: Config, subject: Subject) -> tuple[Tensor, list[dict[str, Any]], list[tuple[int, Tensor]]]:
+def sample(
+    config: Config, subject: Subject
+) -> tuple[Tensor, list[dict[str, Any]], list[tuple[int, Tensor]]]:
     """Chains from the same noise every time: their ends ``(n, *shape)``, energies on the way, frames of the first hundred."""
     model = subject.model
     size = (config.num_samples, *model.card["shape"])
     start = noise(size, model.bounds, stream(_SEED, "samples/noise"))
-    labels = torch.arange(config.num_samples) % model.card["num_classes"] if is_conditional(model.params) else None
+    labels = (
+        torch.arange(config.num_samples) % model.card["num_classes"]
+        if is_conditional(model.params)
+        else None
+    )
     every = max(1, config.num_steps // config.num_frames)
     trace, frames = list[dict[str, Any]](), [(0, start[:100])]
 
     def observe(step: int, state: State, info: Info) -> None:
         if step % every == 0:
             q = info.energy.quantile(torch.tensor([0.05, 0.5, 0.95]))
-            trace.append({"step": step} | dict(zip(("p05", "median", "p95"), q.tolist(), strict=True)))
+            trace.append(
+                {"step": step} | dict(zip(("p05", "median", "p95"), q.tolist(), strict=True))
+            )
         if (step + 1) % every == 0:
             frames.append((step + 1, state.position[:100]))
 
@@ -118,7 +130,9 @@ def _scores(subject: Subject, x: Tensor, real: Tensor) -> dict[str, float]:
     assert subject.classifier is not None
     seen = features.classify(subject.classifier, x)
     return {
-        "fid_clf": features.frechet_distance(seen.features, features.classify(subject.classifier, real).features),
+        "fid_clf": features.frechet_distance(
+            seen.features, features.classify(subject.classifier, real).features
+        ),
         "is_clf": features.inception_score(seen.probabilities),
         "smallest_class_share": float(features.class_shares(seen.probabilities).min()),
     }
@@ -156,4 +170,6 @@ def _draw(
     pairs = torch.stack([samples[:50], nearest[:50]], dim=1).flatten(0, 1)
     report.figures["neighbours.png"] = grid(pairs, "Pairs: sample, nearest training image")
     sheets = [x[:64].numpy() for _, x in frames]
-    report.figures["chains.gif"] = figures.animation(sheets, [f"step {step}" for step, _ in frames], 8)
+    report.figures["chains.gif"] = figures.animation(
+        sheets, [f"step {step}" for step, _ in frames], 8
+    )

@@ -31,9 +31,16 @@ class DCGAN(GeneratorModel):
         self.latent_size, self.shape = config.latent_size, shape
         first, times = config.channels[0], len(config.channels)
         self.start = (first, *(math.ceil(side / 2**times) for side in (height, width)))
-        layers: list[nn.Module] = [nn.Linear(config.latent_size, math.prod(self.start)), nn.Unflatten(1, self.start)]
+        layers: list[nn.Module] = [
+            nn.Linear(config.latent_size, math.prod(self.start)),
+            nn.Unflatten(1, self.start),
+        ]
         for i, o in pairwise((*config.channels, channels)):
-            layers += [nn.GroupNorm(1, i), nn.ReLU(), nn.ConvTranspose2d(i, o, 4, stride=2, padding=1)]
+            layers += [
+                nn.GroupNorm(1, i),
+                nn.ReLU(),
+                nn.ConvTranspose2d(i, o, 4, stride=2, padding=1),
+            ]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -43,5 +50,7 @@ class DCGAN(GeneratorModel):
 
 def build(config: Config, *, shape: tuple[int, ...]) -> GeneratorModel:
     if len(shape) != 3:
-        raise ConfigError(f"objective.generator: dcgan draws images, the data have shape {shape}; use mlp")
+        raise ConfigError(
+            f"objective.generator: dcgan draws images, the data have shape {shape}; use mlp"
+        )
     return DCGAN(config, shape)

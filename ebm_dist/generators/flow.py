@@ -33,8 +33,17 @@ class Flow(FlowModel):
         self.shape, self.latent_size = shape, math.prod(shape)
         # each scales by a factor of at most 5: unbounded ones leave densities of exp(-10,000) between the modes
         affine = partial(zuko.transforms.MonotonicAffineTransform, slope=0.2)
-        make: Any = partial(zuko.flows.RealNVP, univariate=affine) if config.kind == "affine" else zuko.flows.NSF
-        flow = make(self.latent_size, transforms=config.num_couplings, hidden_features=config.hidden, activation=nn.SiLU)
+        make: Any = (
+            partial(zuko.flows.RealNVP, univariate=affine)
+            if config.kind == "affine"
+            else zuko.flows.NSF
+        )
+        flow = make(
+            self.latent_size,
+            transforms=config.num_couplings,
+            hidden_features=config.hidden,
+            activation=nn.SiLU,
+        )
         self.transform = flow.transform
 
     def draw(self, z: Tensor) -> tuple[Tensor, Tensor]:

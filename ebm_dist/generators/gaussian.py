@@ -27,7 +27,9 @@ class Gaussian(FlowModel):
         self.below = nn.Parameter(torch.zeros(n, n))
 
     def draw(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        return (self.mean + z @ self._root().T).view(-1, *self.shape), standard_normal(z) - self.log_diagonal.sum()
+        return (self.mean + z @ self._root().T).view(-1, *self.shape), standard_normal(
+            z
+        ) - self.log_diagonal.sum()
 
     def log_prob(self, x: Tensor) -> Tensor:
         z = torch.linalg.solve_triangular(self._root(), (x.flatten(1) - self.mean).T, upper=False).T

@@ -33,7 +33,10 @@ class Step(nn.Module):
 
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
-        self.log_scale, self.shift = nn.Parameter(torch.zeros(channels, 1, 1)), nn.Parameter(torch.zeros(channels, 1, 1))
+        self.log_scale, self.shift = (
+            nn.Parameter(torch.zeros(channels, 1, 1)),
+            nn.Parameter(torch.zeros(channels, 1, 1)),
+        )
         self.mix = nn.Parameter(torch.linalg.qr(torch.randn(channels, channels))[0].contiguous())
         widths = (channels // 2, hidden, hidden, 2 * (channels - channels // 2))
         layers: list[nn.Module] = []
@@ -48,15 +51,25 @@ class Step(nn.Module):
         h = torch.einsum("ij,bjhw->bihw", self.mix, h * self.log_scale.exp() + self.shift)
         seen, rest = self._halves(h)
         log_scale, shift = self._coupling(seen)
-        fixed = math.prod(h.shape[2:]) * (self.log_scale.sum() + torch.linalg.slogdet(self.mix).logabsdet)
-        return torch.cat([seen, rest * log_scale.exp() + shift], dim=1), fixed + log_scale.flatten(1).sum(dim=1)
+        fixed = math.prod(h.shape[2:]) * (
+            self.log_scale.sum() + torch.linalg.slogdet(self.mix).logabsdet
+        )
+        return torch.cat([seen, rest * log_scale.exp() + shift], dim=1), fixed + log_scale.flatten(
+            1
+        ).sum(dim=1)
 
     def inverse(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """From the latent; also ``log |det|`` of :meth:`forward` there."""
         seen, rest = self._halves(h)
         log_scale, shift = self._coupling(seen)
-        fixed = math.prod(h.shape[2:]) * (self.log_scale.sum() + torch.linalg.slogdet(self.mix).logabsdet)
-        h = torch.einsum("ij,bjhw->bihw", torch.linalg.inv(self.mix), torch.cat([seen, (rest - shift) * (-log_scale).exp()], dim=1))
+        fixed = math.prod(h.shape[2:]) * (
+            self.log_scale.sum() + torch.linalg.slogdet(self.mix).logabsdet
+        )
+        h = torch.einsum(
+            "ij,bjhw->bihw",
+            torch.linalg.inv(self.mix),
+            torch.cat([seen, (rest - shift) * (-log_scale).exp()], dim=1),
+        )
         return (h - self.shift) * (-self.log_scale).exp(), fixed + log_scale.flatten(1).sum(dim=1)
 
     def _halves(self, h: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,7 +91,9 @@ class Glow(FlowModel):
         levels, self.given_off = [], []
         for level in range(config.num_levels):
             channels, height, width = 4 * channels, height // 2, width // 2
-            levels.append(nn.ModuleList(Step(channels, config.hidden) for _ in range(config.num_steps)))
+            levels.append(
+                nn.ModuleList(Step(channels, config.hidden) for _ in range(config.num_steps))
+            )
             if level < config.num_levels - 1:
                 channels //= 2
             self.given_off.append((channels, height, width))

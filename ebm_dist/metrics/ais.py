@@ -66,7 +66,9 @@ def schedule(num_betas: int = 14_500) -> list[float]:
     return [a + (b - a) * i / n for a, b, n in parts for i in range(n)] + [1.0]
 
 
-def ais(weights: Weights, base: Tensor, betas: Sequence[float], num_chains: int, generator: Generator) -> Estimate:
+def ais(
+    weights: Weights, base: Tensor, betas: Sequence[float], num_chains: int, generator: Generator
+) -> Estimate:
     """log Z from ``num_chains`` chains that go from the machine without weights to this one.
 
     ``base (num_visible,)`` are its biases; the logits of the data's mean are the best.
@@ -77,7 +79,9 @@ def ais(weights: Weights, base: Tensor, betas: Sequence[float], num_chains: int,
     return Estimate(start + log_mean, start + low, start + high, ess)
 
 
-def reverse_ais(weights: Weights, base: Tensor, betas: Sequence[float], v: Tensor, generator: Generator) -> Estimate:
+def reverse_ais(
+    weights: Weights, base: Tensor, betas: Sequence[float], v: Tensor, generator: Generator
+) -> Estimate:
     """log Z from chains that go from draws ``v (num_chains, num_visible)`` of the machine to ``base``; too large on average.
 
     That holds for exact draws. From those of a long chain it holds as far as the chain has forgotten its start.
@@ -92,7 +96,9 @@ def _log_z_of_base(weights: Weights, base: Tensor) -> float:
 
 
 @torch.no_grad()
-def _anneal(weights: Weights, base: Tensor, betas: Sequence[float], v: Tensor, generator: Generator) -> Tensor:
+def _anneal(
+    weights: Weights, base: Tensor, betas: Sequence[float], v: Tensor, generator: Generator
+) -> Tensor:
     """log w ``(num_chains,)`` in float64, of chains that start at ``v``, which are draws at ``betas[0]``."""
     log_w = torch.zeros(len(v), dtype=torch.float64, device=v.device)
     for old, new in pairwise(betas):
@@ -112,11 +118,18 @@ def _mean(log_w: Tensor) -> tuple[float, float, float, float]:
     error = 3 * w.std() / len(w) ** 0.5
     low = (w.mean() - error).clamp(min=0).log()
     ess = w.sum() ** 2 / (w**2).sum()
-    return (top + w.mean().log()).item(), (top + low).item(), (top + (w.mean() + error).log()).item(), ess.item()
+    return (
+        (top + w.mean().log()).item(),
+        (top + low).item(),
+        (top + (w.mean() + error).log()).item(),
+        ess.item(),
+    )
 
 
 @torch.no_grad()
-def pseudo_log_likelihood(energy: EnergyFn, v: Tensor, generator: Generator | None = None) -> Tensor:
+def pseudo_log_likelihood(
+    energy: EnergyFn, v: Tensor, generator: Generator | None = None
+) -> Tensor:
     """``sum_i log p(v_i | all others)`` of binary rows: ``(B, *shape) -> (B,)`` (Besag 1975).
 
     With a generator from one random unit of each row, times their number; without from all, one evaluation each.
@@ -136,4 +149,8 @@ def pseudo_log_likelihood(energy: EnergyFn, v: Tensor, generator: Generator | No
 @torch.no_grad()
 def reconstruction_error(weights: Weights, v: Tensor) -> float:
     """Mean square of ``v - p(v | p(h | v))``. A smoke signal only: it may fall while the likelihood does."""
-    return ((v - weights.visible_input(weights.hidden_input(v).sigmoid()).sigmoid()) ** 2).mean().item()
+    return (
+        ((v - weights.visible_input(weights.hidden_input(v).sigmoid()).sigmoid()) ** 2)
+        .mean()
+        .item()
+    )

@@ -129,7 +129,9 @@ def load(folder: Path) -> Classifier | None:
         return None
     model = Classifier(tuple(card["shape"]), card["num_classes"], card["dim"])
     if sha256(folder / WEIGHTS) != card["weights_sha256"]:
-        raise DataError(f"{folder / WEIGHTS}: differs from {CARD}: altered; run 'dvc repro -f classifier'")
+        raise DataError(
+            f"{folder / WEIGHTS}: differs from {CARD}: altered; run 'dvc repro -f classifier'"
+        )
     model.load_state_dict(read_tensors(folder / WEIGHTS, "classifier"))
     return model.requires_grad_(False)
 
@@ -148,7 +150,9 @@ def classify(model: Classifier, x: Tensor) -> Scored:
     """Features and class probabilities of images ``(n, *shape)``."""
     pieces = [model.features(part) for part in x.split(1000)]
     features = torch.cat(pieces)
-    return Scored(features.double().numpy(), model.classes(features).double().softmax(dim=1).numpy())
+    return Scored(
+        features.double().numpy(), model.classes(features).double().softmax(dim=1).numpy()
+    )
 
 
 def frechet_distance(a: Array, b: Array) -> float:
@@ -172,4 +176,6 @@ def inception_score(probabilities: Array) -> float:
 
 def class_shares(probabilities: Array) -> Array:
     """Share of the samples that fall to each class, ``(num_classes,)``."""
-    return np.bincount(probabilities.argmax(axis=1), minlength=probabilities.shape[1]) / len(probabilities)
+    return np.bincount(probabilities.argmax(axis=1), minlength=probabilities.shape[1]) / len(
+        probabilities
+    )

@@ -15,18 +15,24 @@ def synthetic(real: Tensor, index: shards.Index) -> dict[str, Tensor]:
     n, channels = real.shape[:2]
     low, high = index.bounds or (float(real.min()), float(real.max()))
     uniform = torch.rand(real.shape, generator=stream(0, "ood/uniform")) * (high - low) + low
-    colours = torch.rand(n, channels, 1, 1, generator=stream(0, "ood/constant")) * (high - low) + low
+    colours = (
+        torch.rand(n, channels, 1, 1, generator=stream(0, "ood/constant")) * (high - low) + low
+    )
     shuffled = numpy_stream(0, "ood/shuffled").permuted(real.flatten(1).numpy(), axis=1)
     sets = {
         "uniform": uniform,  # every pixel of every image U(low, high)
         "constant": colours.expand_as(real),  # one colour an image
         "interpolation": (real + real.roll(1, dims=0)) / 2,  # the mean of two different test images
-        "shuffled": torch.from_numpy(shuffled).view_as(real),  # the pixels of a test image in random order
+        "shuffled": torch.from_numpy(shuffled).view_as(
+            real
+        ),  # the pixels of a test image in random order
     }
     return {name: _rounded(x, index.scale) for name, x in sets.items()}
 
 
-def others_like(index: shards.Index, others: Mapping[str, shards.Index], max_samples: int) -> dict[str, Tensor]:
+def others_like(
+    index: shards.Index, others: Mapping[str, shards.Index], max_samples: int
+) -> dict[str, Tensor]:
     """Test images of other data sets, resized by area averaging, their channels averaged or repeated; ``(n, *shape)`` each."""
     channels, height, width = index.shape
     sets = {}

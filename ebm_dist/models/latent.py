@@ -24,7 +24,9 @@ class Draws(NamedTuple):
 
 
 @torch.no_grad()
-def draw(model: TrainedModel, count: int, purpose: str, *, num_steps: int = 0, with_prior: bool = False) -> Draws:
+def draw(
+    model: TrainedModel, count: int, purpose: str, *, num_steps: int = 0, with_prior: bool = False
+) -> Draws:
     """``count`` samples, always the same for a purpose: ``z ~ N(0, I)``, then ``num_steps`` of the model's sampler, then ``G(z)``.
 
     The chains' target is ``exp(-E(G(z)) / T)``, times the prior if asked, with the temperature of the sampler's settings.
@@ -33,7 +35,9 @@ def draw(model: TrainedModel, count: int, purpose: str, *, num_steps: int = 0, w
     z = torch.randn(count, generator.latent_size, generator=stream(0, f"{purpose}/latents"))
     acceptance = 1.0
     if num_steps:
-        target = LatentEnergy(model.energy, generator, getattr(config, "temperature", 1.0) if with_prior else 0.0)
+        target = LatentEnergy(
+            model.energy, generator, getattr(config, "temperature", 1.0) if with_prior else 0.0
+        )
         kernel = module_of(config).build(config, bounds=None)  # of the latent space, which has none
         z, stats = run_chain(kernel, target, z, num_steps, stream(0, f"{purpose}/chain"))
         acceptance = stats.acceptance_rate.item()

@@ -32,7 +32,9 @@ class Options(NamedTuple):
     """lower rows of each image that ``complete`` is to find; 0: half of them"""
 
 
-def answer(model: TrainedModel, samples: Any, options: Mapping[str, Any] | None = None) -> npt.NDArray[np.float32]:
+def answer(
+    model: TrainedModel, samples: Any, options: Mapping[str, Any] | None = None
+) -> npt.NDArray[np.float32]:
     """The answer to a request about samples ``(n, *shape)``.
 
     ``energy``: ``(n,)``; ``classify``: ``(n, num_classes)`` probabilities; ``sample``: ``(n, *shape)`` chains from noise, of the
@@ -40,7 +42,9 @@ def answer(model: TrainedModel, samples: Any, options: Mapping[str, Any] | None 
     """
     unknown = set(options or {}) - set(Options._fields)
     if unknown:
-        raise RequestError(f"no parameter {', '.join(sorted(unknown))}; there: {', '.join(Options._fields)}")
+        raise RequestError(
+            f"no parameter {', '.join(sorted(unknown))}; there: {', '.join(Options._fields)}"
+        )
     chosen = Options(**(options or {}))
     for name, default in Options._field_defaults.items():
         value = getattr(chosen, name)
@@ -65,7 +69,9 @@ def _checked(samples: Any, shape: tuple[int, ...]) -> Tensor:
     except (ValueError, TypeError, OverflowError) as failed:
         raise RequestError(f"not an array of numbers: {failed}") from None
     if x.ndim != len(shape) + 1 or x.shape[1:] != shape:
-        raise RequestError(f"expected samples of shape (n, {', '.join(map(str, shape))}), found {x.shape}")
+        raise RequestError(
+            f"expected samples of shape (n, {', '.join(map(str, shape))}), found {x.shape}"
+        )
     if not np.isfinite(x).all():
         raise RequestError("samples must be finite; found NaN or infinity")
     return torch.from_numpy(x)
@@ -84,23 +90,35 @@ def _labels(model: TrainedModel, count: int, options: Options) -> Tensor | None:
         return None
     num_classes = model.card["num_classes"]
     if not -1 <= options.label < num_classes:
-        raise RequestError(f"label must be below {num_classes}, or -1 for each in turn; found {options.label}")
-    return torch.arange(count) % num_classes if options.label < 0 else torch.full((count,), options.label)
+        raise RequestError(
+            f"label must be below {num_classes}, or -1 for each in turn; found {options.label}"
+        )
+    return (
+        torch.arange(count) % num_classes
+        if options.label < 0
+        else torch.full((count,), options.label)
+    )
 
 
 def _sample(model: TrainedModel, x: Tensor, options: Options) -> Tensor:
     start = noise(tuple(x.shape), model.bounds, stream(options.seed, "sample/start"))
     with frozen(model.energy):
         target = given(model.energy, _labels(model, len(x), options))
-        return run_chain(model.kernel(), target, start, options.num_steps, stream(options.seed, "sample/chain"))[0]
+        return run_chain(
+            model.kernel(), target, start, options.num_steps, stream(options.seed, "sample/chain")
+        )[0]
 
 
 def _complete(model: TrainedModel, x: Tensor, options: Options) -> Tensor:
     if x.ndim != 4:
-        raise RequestError(f"only images can be completed, this model's samples have shape {tuple(x.shape[1:])}")
+        raise RequestError(
+            f"only images can be completed, this model's samples have shape {tuple(x.shape[1:])}"
+        )
     count = options.hidden_rows or x.shape[2] // 2
     if not 0 < count < x.shape[2]:
-        raise RequestError(f"hidden_rows must be from 1 to {x.shape[2] - 1}, found {options.hidden_rows}")
+        raise RequestError(
+            f"hidden_rows must be from 1 to {x.shape[2] - 1}, found {options.hidden_rows}"
+        )
     known, hidden = x[:, :, :-count], x[:, :, -count:]
     start = noise(tuple(hidden.shape), model.bounds, stream(options.seed, "complete/start"))
     with frozen(model.energy):
@@ -109,7 +127,9 @@ def _complete(model: TrainedModel, x: Tensor, options: Options) -> Tensor:
         def target(rows: Tensor) -> Tensor:
             return energy(torch.cat([known, rows], dim=2))
 
-        end, _ = run_chain(model.kernel(), target, start, options.num_steps, stream(options.seed, "complete/chain"))
+        end, _ = run_chain(
+            model.kernel(), target, start, options.num_steps, stream(options.seed, "complete/chain")
+        )
     return torch.cat([known, end], dim=2)
 
 

@@ -29,8 +29,15 @@ from ebm_dist.training import checkpoint, state
 if TYPE_CHECKING:
     from ebm_dist.data.shards import Index
 
-_CARD, _CHAINS, _PLAYER, _EARLIER = "model.json", "chains.safetensors", "{}.safetensors", "energy-{:02d}.safetensors"
-_POWER_ITERATIONS = 15  # the average's own largest singular values; the buffers come from the last weights
+_CARD, _CHAINS, _PLAYER, _EARLIER = (
+    "model.json",
+    "chains.safetensors",
+    "{}.safetensors",
+    "energy-{:02d}.safetensors",
+)
+_POWER_ITERATIONS = (
+    15  # the average's own largest singular values; the buffers come from the last weights
+)
 
 
 class OnGpu(EnergyModel):
@@ -46,7 +53,11 @@ class OnGpu(EnergyModel):
 
 
 def _placed(energy: EnergyModel) -> EnergyModel:
-    return OnGpu(energy) if torch.cuda.is_available() and not isinstance(energy, HasConditionals) else energy
+    return (
+        OnGpu(energy)
+        if torch.cuda.is_available() and not isinstance(energy, HasConditionals)
+        else energy
+    )
 
 
 class TrainedModel(NamedTuple):
@@ -131,7 +142,9 @@ class TrainedModel(NamedTuple):
 
     def kernel(self) -> Kernel:
         """The sampler that the model was trained with."""
-        kernel: Kernel = module_of(self.params.sampler).build(self.params.sampler, bounds=self.bounds)
+        kernel: Kernel = module_of(self.params.sampler).build(
+            self.params.sampler, bounds=self.bounds
+        )
         return kernel
 
 
@@ -141,14 +154,26 @@ def _energies(energy: EnergyModel, x: Tensor, y: Tensor | None = None) -> Tensor
     return torch.cat([energy(*part) for part in parts])
 
 
-def _class_energies(energy: EnergyModel, x: Tensor, y: Tensor, num_classes: int) -> dict[str, list[float]]:
+def _class_energies(
+    energy: EnergyModel, x: Tensor, y: Tensor, num_classes: int
+) -> dict[str, list[float]]:
     """Mean and standard deviation of the energies of the data of each class, under its own label."""
     energies = _energies(_placed(energy), x, y).double()
     own = [energies[y == k] for k in range(num_classes)]
-    return {"mean": [e.mean().item() for e in own], "sd": [max(e.std(correction=0).item(), 1e-12) for e in own]}
+    return {
+        "mean": [e.mean().item() for e in own],
+        "sd": [max(e.std(correction=0).item(), 1e-12) for e in own],
+    }
 
 
-def export(run: Path, folder: Path, params: Params, index: "Index", train: tuple[Tensor, Tensor], digest: str) -> dict[str, Any]:
+def export(
+    run: Path,
+    folder: Path,
+    params: Params,
+    index: "Index",
+    train: tuple[Tensor, Tensor],
+    digest: str,
+) -> dict[str, Any]:
     """Write the model of a finished run: bitwise a function of its last checkpoint and the training data ``(n, *shape)``, labels.
 
     Returns the history of metrics and the seconds of training.
@@ -159,8 +184,13 @@ def export(run: Path, folder: Path, params: Params, index: "Index", train: tuple
         raise DataError(f"{run}: training has not ended; run 'dvc repro train'")
     players, chains = _read(final, params, index)
     energy = cast(EnergyModel, players["energy"])
-    files = {_PLAYER.format(name): player.state_dict() for name, player in players.items()} | {_CHAINS: chains}
-    files |= {_EARLIER.format(i): one.state_dict() for i, one in enumerate(_read_previous_tasks(final, params, index))}
+    files = {_PLAYER.format(name): player.state_dict() for name, player in players.items()} | {
+        _CHAINS: chains
+    }
+    files |= {
+        _EARLIER.format(i): one.state_dict()
+        for i, one in enumerate(_read_previous_tasks(final, params, index))
+    }
     folder.mkdir(parents=True, exist_ok=True)
     for name, tensors in files.items():
         write_whole(folder / name, encode(tensors))
@@ -170,7 +200,9 @@ def export(run: Path, folder: Path, params: Params, index: "Index", train: tuple
             **_about(index),
             "run_digest": digest,
             "num_steps": params.train.num_steps,
-            "class_energies": _class_energies(energy, *train, index.num_classes) if is_conditional(params) else {},
+            "class_energies": _class_energies(energy, *train, index.num_classes)
+            if is_conditional(params)
+            else {},
             "params": params.as_dict(*TRAINING),
             "sha256": {name: sha256(folder / name) for name in files},
         },
@@ -184,19 +216,27 @@ def from_checkpoint(folder: Path, params: Params, index: "Index") -> TrainedMode
     Without the training data at hand, the energies of a conditional model stay as they are.
     """
     players, chains = _read(folder, params, index)
-    card = _about(index) | {"class_energies": {"mean": [0.0] * index.num_classes, "sd": [1.0] * index.num_classes}}
+    card = _about(index) | {
+        "class_energies": {"mean": [0.0] * index.num_classes, "sd": [1.0] * index.num_classes}
+    }
     return _trained(players, chains, params, card)
 
 
 def _trained(
-    players: Mapping[str, nn.Module], chains: Mapping[str, Tensor], params: Params, card: dict[str, Any], *earlier: EnergyModel
+    players: Mapping[str, nn.Module],
+    chains: Mapping[str, Tensor],
+    params: Params,
+    card: dict[str, Any],
+    *earlier: EnergyModel,
 ) -> TrainedModel:
     others = {name: player.eval().requires_grad_(False) for name, player in players.items()}
     energy = _placed(cast(EnergyModel, others.pop("energy")))
     return TrainedModel(energy, chains["position"], chains["label"], params, card, earlier, others)
 
 
-def _read(folder: Path, params: Params, index: "Index") -> tuple[Mapping[str, nn.Module], dict[str, Tensor]]:
+def _read(
+    folder: Path, params: Params, index: "Index"
+) -> tuple[Mapping[str, nn.Module], dict[str, Tensor]]:
     return _rebuilt(state.read_averages(folder), params, index), state.read_chains(folder)
 
 
@@ -205,7 +245,9 @@ def _read_previous_tasks(folder: Path, params: Params, index: "Index") -> list[E
     return [cast(EnergyModel, _rebuilt(averages, params, index)["energy"]) for averages in tasks]
 
 
-def _rebuilt(averages: dict[str, Tensor], params: Params, index: "Index") -> Mapping[str, nn.Module]:
+def _rebuilt(
+    averages: dict[str, Tensor], params: Params, index: "Index"
+) -> Mapping[str, nn.Module]:
     players = build_players(params, index.shape, index.num_classes)
     for name, player in players.items():
         player.load_state_dict(state.of_player(averages, name))
@@ -231,21 +273,29 @@ def load(folder: Path) -> TrainedModel:
         card = json.loads((folder / _CARD).read_bytes())
         for name, digest in card["sha256"].items():
             if sha256(folder / Path(name).name) != digest:
-                raise DataError(f"{folder / name}: differs from {_CARD}: altered; run 'dvc repro -f train'")
+                raise DataError(
+                    f"{folder / name}: differs from {_CARD}: altered; run 'dvc repro -f train'"
+                )
         # not how many workers it had: by default there are two, too many for one logical shard
         params = config.from_values(card["params"] | {"cluster": {"workers": 1}}, folder / _CARD)
         players = build_players(params, tuple(card["shape"]), card["num_classes"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as failed:
-        raise DataError(f"{folder}: not a model of ours ({type(failed).__name__}: {failed}); run 'dvc repro train'") from None
+        raise DataError(
+            f"{folder}: not a model of ours ({type(failed).__name__}: {failed}); run 'dvc repro train'"
+        ) from None
     earlier = []
     try:
         for name, player in players.items():
             player.load_state_dict(read_tensors(folder / _PLAYER.format(name), "train"))
         for task in range(params.train.num_tasks - 1):
-            earlier.append(copy.deepcopy(cast(EnergyModel, players["energy"])).eval().requires_grad_(False))
+            earlier.append(
+                copy.deepcopy(cast(EnergyModel, players["energy"])).eval().requires_grad_(False)
+            )
             earlier[-1].load_state_dict(read_tensors(folder / _EARLIER.format(task), "train"))
         chains = read_tensors(folder / _CHAINS, "train")
         chains["position"], chains["label"]
     except (RuntimeError, KeyError) as failed:
-        raise DataError(f"{folder}: the weights do not fit {_CARD} ({failed}); run 'dvc repro -f train'") from None
+        raise DataError(
+            f"{folder}: the weights do not fit {_CARD} ({failed}); run 'dvc repro -f train'"
+        ) from None
     return _trained(players, chains, params, card, *earlier)

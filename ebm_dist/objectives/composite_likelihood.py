@@ -55,14 +55,22 @@ class CompositeLikelihood:
     """The players of the objective that learns p(x)."""
 
     def __init__(self, config: Config, inner: Objective, kernel: Kernel, bounds: Bounds) -> None:
-        self.players, self.config, self.inner, self.kernel, self.bounds = inner.players, config, inner, kernel, bounds
+        self.players, self.config, self.inner, self.kernel, self.bounds = (
+            inner.players,
+            config,
+            inner,
+            kernel,
+            bounds,
+        )
         if observe := getattr(inner, "observe", None):
             self.observe: Callable[[int, Mapping[str, float]], None] = observe
 
     def turns(self, batch: Batch, context: StepContext) -> Iterator[Turn]:
         if batch.x.ndim != 4:
             shape = tuple(batch.x.shape[1:])
-            raise ConfigError(f"objective: samples of shape {shape} are no images, of which a half could be hidden")
+            raise ConfigError(
+                f"objective: samples of shape {shape} are no images, of which a half could be hidden"
+            )
         for turn in self.inner.turns(batch, context):
             yield self._with_conditionals(turn, batch, context) if turn.player == "energy" else turn
 
@@ -70,15 +78,22 @@ class CompositeLikelihood:
         return self.inner.export(players)
 
     def _with_conditionals(self, turn: Turn, batch: Batch, context: StepContext) -> Turn:
-        x, n = batch.x[: self.config.num_completions], min(self.config.num_completions, len(batch.x))
+        x, n = (
+            batch.x[: self.config.num_completions],
+            min(self.config.num_completions, len(batch.x)),
+        )
         y = batch.y[:n] if self.config.conditional else None
         completed = self.complete(x, y, context)
-        energy = context.players["energy"](torch.cat([x, completed]), None if y is None else torch.cat([y, y]))
+        energy = context.players["energy"](
+            torch.cat([x, completed]), None if y is None else torch.cat([y, y])
+        )
         energy_pos, energy_neg = energy.chunk(2)
         gap = energy_pos.mean() - energy_neg.mean()
         loss = gap + self.config.energy_penalty * (energy**2).mean() * 2
         metrics = {"completion_gap": gap, "completion_error": ((completed - x) ** 2).mean()}
-        return turn._replace(loss=turn.loss + self.config.weight * loss, metrics=turn.metrics | metrics)
+        return turn._replace(
+            loss=turn.loss + self.config.weight * loss, metrics=turn.metrics | metrics
+        )
 
     def complete(self, x: Tensor, y: Tensor | None, context: StepContext) -> Tensor:
         """``x (n, C, H, W)`` with one of its four halves, which is random, drawn anew given the other and the labels ``(n,)``."""
@@ -86,7 +101,13 @@ class CompositeLikelihood:
         hidden, target = halves(x, generator), given(energy, y)
         start = noise(tuple(x.shape), self.bounds, generator)
         with frozen(energy):
-            end, _ = run_chain(self.kernel, lambda z: target(torch.where(hidden, z, x)), start, self.config.num_steps, generator)
+            end, _ = run_chain(
+                self.kernel,
+                lambda z: target(torch.where(hidden, z, x)),
+                start,
+                self.config.num_steps,
+                generator,
+            )
         return torch.where(hidden, end, x)
 
 
@@ -95,7 +116,9 @@ def halves(x: Tensor, generator: torch.Generator) -> Tensor:
     (height, width), device = x.shape[2:], x.device
     above = (torch.arange(height, device=device) < height // 2)[:, None].expand(height, width)
     left = (torch.arange(width, device=device) < width // 2).expand(height, width)
-    return torch.stack([above, ~above, left, ~left])[torch.randint(4, (len(x), 1), generator=generator, device=device)]
+    return torch.stack([above, ~above, left, ~left])[
+        torch.randint(4, (len(x), 1), generator=generator, device=device)
+    ]
 
 
 def networks(config: Config, *, shape: tuple[int, ...]) -> dict[str, nn.Module]:
@@ -104,8 +127,12 @@ def networks(config: Config, *, shape: tuple[int, ...]) -> dict[str, nn.Module]:
     return made
 
 
-def build(params: Params, *, networks: Mapping[str, nn.Module], kernel: Kernel, bounds: Bounds) -> Objective:
+def build(
+    params: Params, *, networks: Mapping[str, nn.Module], kernel: Kernel, bounds: Bounds
+) -> Objective:
     config: Config = params.objective
     inner = dataclasses.replace(params, objective=config.joint)
-    objective = module_of(inner.objective).build(inner, networks=networks, kernel=kernel, bounds=bounds)
+    objective = module_of(inner.objective).build(
+        inner, networks=networks, kernel=kernel, bounds=bounds
+    )
     return CompositeLikelihood(config, objective, kernel, bounds)

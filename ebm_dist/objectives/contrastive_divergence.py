@@ -22,7 +22,16 @@ from torch import Tensor, nn
 from ebm_dist.chains.augmentation import AUGMENTATIONS, Augmentation
 from ebm_dist.chains.replay import Draw
 from ebm_dist.chains.run import Chains, build_chains
-from ebm_dist.config import Mismatch, NonNegative, NonNegativeInt, Params, Positive, Probability, module_of, section
+from ebm_dist.config import (
+    Mismatch,
+    NonNegative,
+    NonNegativeInt,
+    Params,
+    Positive,
+    Probability,
+    module_of,
+    section,
+)
 from ebm_dist.energies import EnergyModel, frozen, given
 from ebm_dist.objectives import Batch, Objective, StepContext, Turn
 from ebm_dist.rng import bernoulli
@@ -60,38 +69,83 @@ class Config:
 
     def check(self, params: Params) -> None:
         if self.label_temperature and not self.conditional:
-            raise Mismatch("objective.label_temperature", "only a conditional energy has labels; set conditional: true")
+            raise Mismatch(
+                "objective.label_temperature",
+                "only a conditional energy has labels; set conditional: true",
+            )
         if self.chain_labels == "data" and not self.conditional:
-            raise Mismatch("objective.chain_labels", "only a conditional energy has labels; set conditional: true")
-        if self.kl_weight and module_of(params.sampler).build(params.sampler, bounds=None).differentiable_step is None:
-            raise Mismatch("objective.kl_weight", "this sampler's steps have no gradient by weights; use langevin, or set it to 0")
+            raise Mismatch(
+                "objective.chain_labels",
+                "only a conditional energy has labels; set conditional: true",
+            )
+        if (
+            self.kl_weight
+            and module_of(params.sampler).build(params.sampler, bounds=None).differentiable_step
+            is None
+        ):
+            raise Mismatch(
+                "objective.kl_weight",
+                "this sampler's steps have no gradient by weights; use langevin, or set it to 0",
+            )
         if self.entropy_weight and not self.kl_weight:
-            raise Mismatch("objective.entropy_weight", "is part of the term that objective.kl_weight weighs; set that too")
+            raise Mismatch(
+                "objective.entropy_weight",
+                "is part of the term that objective.kl_weight weighs; set that too",
+            )
         if self.conditional and self.start == "data" and params.replay.reinit_prob:
-            raise Mismatch("objective.start", "chains that start at the data do not use replay; set replay.reinit_prob to 0")
+            raise Mismatch(
+                "objective.start",
+                "chains that start at the data do not use replay; set replay.reinit_prob to 0",
+            )
         if self.augment_prob and self.start == "noise":
-            raise Mismatch("objective.augment_prob", "chains start at noise, in which nothing can be turned; set it to 0")
+            raise Mismatch(
+                "objective.augment_prob",
+                "chains start at noise, in which nothing can be turned; set it to 0",
+            )
         if self.binarise and self.data_noise:
-            raise Mismatch("objective.data_noise", "binary data take no Gaussian noise; set binarise: false, or data_noise: 0")
+            raise Mismatch(
+                "objective.data_noise",
+                "binary data take no Gaussian noise; set binarise: false, or data_noise: 0",
+            )
         if self.burn_in and self.start != "replay":
-            raise Mismatch("objective.burn_in", f"chains that start at {self.start} have no age; use start: replay, or burn_in: 0")
+            raise Mismatch(
+                "objective.burn_in",
+                f"chains that start at {self.start} have no age; use start: replay, or burn_in: 0",
+            )
         if params.replay.max_age is not None and self.burn_in >= params.replay.max_age:
-            raise Mismatch("objective.burn_in", f"no chain would ever count: they end at replay.max_age = {params.replay.max_age}")
+            raise Mismatch(
+                "objective.burn_in",
+                f"no chain would ever count: they end at replay.max_age = {params.replay.max_age}",
+            )
 
 
 class ContrastiveDivergence:
     """One player, the energy."""
 
-    def __init__(self, config: Config, energy: EnergyModel, chains: Chains, reinit_prob: float, bounds: Bounds) -> None:
+    def __init__(
+        self,
+        config: Config,
+        energy: EnergyModel,
+        chains: Chains,
+        reinit_prob: float,
+        bounds: Bounds,
+    ) -> None:
         self.players: Mapping[str, nn.Module] = {"energy": energy}
-        self.config, self.chains, self.reinit_prob, self.bounds = config, chains, reinit_prob, bounds
+        self.config, self.chains, self.reinit_prob, self.bounds = (
+            config,
+            chains,
+            reinit_prob,
+            bounds,
+        )
 
     def turns(self, batch: Batch, context: StepContext) -> Iterator[Turn]:
         """Algorithm 1 of Du & Mordatch 2019."""
         if self.config.binarise:
             batch = batch._replace(x=bernoulli(batch.x, context.stream("binarise")))
         n = len(batch.x)
-        draw = self._start(batch, context)  # x~0 from the buffer with probability 1 - reinit_prob, else from noise
+        draw = self._start(
+            batch, context
+        )  # x~0 from the buffer with probability 1 - reinit_prob, else from noise
         labels = draw.label if self.config.conditional else None
         negative, chains = self.chains(draw.position, labels, context.stream("chain"))
         if self.config.start == "replay":
@@ -115,7 +169,9 @@ class ContrastiveDivergence:
         penalty = (energy_pos**2).mean() + weight @ energy_neg**2
         loss = mean_pos - mean_neg + self.config.energy_penalty * penalty
         if temperature := self.config.label_temperature:
-            logits = -energy_data.view(len(shifts), n).T / temperature  # the first is that of the right label
+            logits = (
+                -energy_data.view(len(shifts), n).T / temperature
+            )  # the first is that of the right label
             loss = loss + temperature * F.cross_entropy(logits, torch.zeros_like(batch.y))
         if self.config.kl_weight:
             loss = loss + self.config.kl_weight * self._kl(negative, labels, context)
@@ -145,18 +201,31 @@ class ContrastiveDivergence:
             draw = context.replay.draw(len(batch.x), self.reinit_prob, context.stream("replay"))
         else:
             x, order = batch.x, torch.arange(len(batch.x), device=batch.x.device)
-            x = x if self.config.start == "data" else noise(tuple(x.shape), self.bounds, context.stream("noise"))
+            x = (
+                x
+                if self.config.start == "data"
+                else noise(tuple(x.shape), self.bounds, context.stream("noise"))
+            )
             draw = Draw(x, batch.y, torch.zeros_like(order), order, order)
         if self.config.chain_labels == "data":
-            draw = draw._replace(label=batch.y.roll(1))  # of the next sample, should the chain start at the data
+            draw = draw._replace(
+                label=batch.y.roll(1)
+            )  # of the next sample, should the chain start at the data
         if prob := self.config.augment_prob:
             generator = context.stream("augment")
-            draw = draw._replace(position=AUGMENTATIONS[self.config.augmentation](draw.position, prob, self.bounds, generator))
+            draw = draw._replace(
+                position=AUGMENTATIONS[self.config.augmentation](
+                    draw.position, prob, self.bounds, generator
+                )
+            )
         return draw
 
     def _kl(self, x: Tensor, labels: Tensor | None, context: StepContext) -> Tensor:
         """``E(x') - entropy_weight * log(distance to the nearest other chain)``; the weights enter by the step to ``x'`` alone."""
-        energy, step = cast(EnergyModel, self.players["energy"]), self.chains.kernel.differentiable_step
+        energy, step = (
+            cast(EnergyModel, self.players["energy"]),
+            self.chains.kernel.differentiable_step,
+        )
         assert step is not None
         noise = torch.randn(x.shape, generator=context.stream("kl"), device=x.device)
         moved = step(given(energy, labels), x, noise)
@@ -164,7 +233,9 @@ class ContrastiveDivergence:
             term = given(energy, labels)(moved).mean()
         if not self.config.entropy_weight:
             return term
-        apart = torch.cdist(moved.flatten(1), x.flatten(1)) + torch.diag(torch.full_like(x.flatten(1)[:, 0], float("inf")))
+        apart = torch.cdist(moved.flatten(1), x.flatten(1)) + torch.diag(
+            torch.full_like(x.flatten(1)[:, 0], float("inf"))
+        )
         return term - self.config.entropy_weight * apart.amin(dim=1).log().mean()
 
     def _perturb(self, x: Tensor, context: StepContext) -> Tensor:
@@ -175,7 +246,11 @@ class ContrastiveDivergence:
         return x if self.bounds is None else x.clamp(*self.bounds)
 
 
-def build(params: Params, *, networks: Mapping[str, nn.Module], kernel: Kernel, bounds: Bounds) -> Objective:
+def build(
+    params: Params, *, networks: Mapping[str, nn.Module], kernel: Kernel, bounds: Bounds
+) -> Objective:
     energy = cast(EnergyModel, networks["energy"])
     chains = build_chains(params.train, energy, kernel, params.sampler.num_steps)
-    return ContrastiveDivergence(params.objective, energy, chains, params.replay.reinit_prob, bounds)
+    return ContrastiveDivergence(
+        params.objective, energy, chains, params.replay.reinit_prob, bounds
+    )

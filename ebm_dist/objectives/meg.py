@@ -70,8 +70,13 @@ class Statistics(nn.Module):
         for i, o in pairwise((shape[0], *config.statistics_channels)):
             trunk += [nn.Conv2d(i, o, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         self.trunk = nn.Sequential(*trunk, nn.Flatten())
-        widths = (self.trunk(torch.zeros(1, *shape)).shape[1] + config.generator.latent_size, *config.statistics_hidden)
-        hidden = [layer for i, o in pairwise(widths) for layer in (nn.Linear(i, o), nn.LeakyReLU(0.2))]
+        widths = (
+            self.trunk(torch.zeros(1, *shape)).shape[1] + config.generator.latent_size,
+            *config.statistics_hidden,
+        )
+        hidden = [
+            layer for i, o in pairwise(widths) for layer in (nn.Linear(i, o), nn.LeakyReLU(0.2))
+        ]
         self.head = nn.Sequential(*hidden, nn.Linear(widths[-1], 1))
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
@@ -107,13 +112,17 @@ class MaximumEntropyGenerator:
             information = mutual_information(self.players["statistics"], x, z)
         metrics = {"mutual_information": information}
         yield Turn("generator", loss.mean() - self._mi_weight(context.step) * information, metrics)
-        yield Turn("statistics", -mutual_information(context.players["statistics"], x.detach(), z), {})
+        yield Turn(
+            "statistics", -mutual_information(context.players["statistics"], x.detach(), z), {}
+        )
 
     def _energy_turn(self, positive: Tensor, negative: Tensor, context: StepContext) -> Turn:
         x = torch.cat([positive, negative]).requires_grad_()
         energy = context.players["energy"](x)
         (gradient,) = torch.autograd.grad(energy.sum(), x, create_graph=True)
-        squared_norm_pos, squared_norm_neg = (g.mean() for g in (gradient**2).flatten(1).sum(dim=1).chunk(2))
+        squared_norm_pos, squared_norm_neg = (
+            g.mean() for g in (gradient**2).flatten(1).sum(dim=1).chunk(2)
+        )
         energy_pos, energy_neg = energy.chunk(2)
         if self.config.loss == "linear":
             loss = energy_pos.mean() - energy_neg.mean()
@@ -139,7 +148,9 @@ class MaximumEntropyGenerator:
 
     def _latents(self, batch: Batch, context: StepContext, purpose: str) -> Tensor:
         stream = context.stream(f"latents/{purpose}")
-        return torch.randn(len(batch.x), self.generator.latent_size, generator=stream, device=batch.x.device)
+        return torch.randn(
+            len(batch.x), self.generator.latent_size, generator=stream, device=batch.x.device
+        )
 
     def _mi_weight(self, step: int) -> float:
         first, last = self.config.mi_weight, self.config.final_mi_weight
@@ -147,8 +158,13 @@ class MaximumEntropyGenerator:
 
 
 def networks(config: Config, *, shape: tuple[int, ...]) -> dict[str, nn.Module]:
-    return {"generator": module_of(config.generator).build(config.generator, shape=shape), "statistics": Statistics(config, shape)}
+    return {
+        "generator": module_of(config.generator).build(config.generator, shape=shape),
+        "statistics": Statistics(config, shape),
+    }
 
 
-def build(params: Params, *, networks: Mapping[str, nn.Module], kernel: Kernel, bounds: Bounds) -> Objective:
+def build(
+    params: Params, *, networks: Mapping[str, nn.Module], kernel: Kernel, bounds: Bounds
+) -> Objective:
     return MaximumEntropyGenerator(params.objective, networks, params.train.num_steps)

@@ -19,7 +19,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ebm_dist.config import Mismatch, NonNegative, NonNegativeInt, Params, PositiveInt, Probability, module_of, plugin, section
+from ebm_dist.config import (
+    Mismatch,
+    NonNegative,
+    NonNegativeInt,
+    Params,
+    PositiveInt,
+    Probability,
+    module_of,
+    plugin,
+    section,
+)
 from ebm_dist.energies import EnergyModel, frozen
 from ebm_dist.generators import FlowModel
 from ebm_dist.objectives import Batch, Objective, StepContext, Turn
@@ -54,9 +64,14 @@ class Config:
 
     def check(self, params: Params) -> None:
         if self.min_turn > self.max_turn:
-            raise Mismatch("objective.max_turn", f"{self.max_turn} is less than objective.min_turn = {self.min_turn}")
+            raise Mismatch(
+                "objective.max_turn",
+                f"{self.max_turn} is less than objective.min_turn = {self.min_turn}",
+            )
         if not hasattr(module_of(self.generator), "HAS_DENSITY"):
-            raise Mismatch("objective.generator", "noise needs a density: use gaussian, flow or glow")
+            raise Mismatch(
+                "objective.generator", "noise needs a density: use gaussian, flow or glow"
+            )
 
 
 class LogPartition(nn.Module):
@@ -98,11 +113,16 @@ class NoiseContrastive:
     def turns(self, batch: Batch, context: StepContext) -> Iterator[Turn]:
         """Algorithm 1 of Gao et al. 2020."""
         if self.config.data_noise:
-            added = torch.randn(batch.x.shape, generator=context.stream("data_noise"), device=batch.x.device)
+            added = torch.randn(
+                batch.x.shape, generator=context.stream("data_noise"), device=batch.x.device
+            )
             batch = batch._replace(x=batch.x + self.config.data_noise * added)
         if context.step < self.config.pretraining:
             yield self._likelihood(batch.x, context)
-        elif not self.log_z.is_noises or context.step < self.config.pretraining + self.config.energy_lead:
+        elif (
+            not self.log_z.is_noises
+            or context.step < self.config.pretraining + self.config.energy_lead
+        ):
             yield from self._energy_turn(batch, context)
         else:
             yield self._noise_turn(batch, context)
@@ -112,7 +132,9 @@ class NoiseContrastive:
         config, state = self.config, self.log_z
         if config.noise_learns == "never" or step < config.pretraining + config.energy_lead:
             return
-        state.accuracy.lerp_(torch.tensor(means["accuracy"]).to(state.accuracy), 1 - config.accuracy_decay)
+        state.accuracy.lerp_(
+            torch.tensor(means["accuracy"]).to(state.accuracy), 1 - config.accuracy_decay
+        )
         state.noise_updates += state.is_noises
         state.turn_steps += 1
         are_told_apart = bool(state.accuracy > config.turn_accuracy)
@@ -142,13 +164,23 @@ class NoiseContrastive:
 
     def _noise_turn(self, batch: Batch, context: StepContext) -> Turn:
         """The noise descends V, or ascends its likelihood."""
-        x, log_q_noise, log_q_data = context.players["generator"](self._latents(batch, context), batch.x)
+        x, log_q_noise, log_q_data = context.players["generator"](
+            self._latents(batch, context), batch.x
+        )
         with frozen(self.energy):
             energy = self.energy(torch.cat([batch.x, x]))
-        minus_value, metrics = self._contrast(energy, self.log_z().detach(), torch.cat([log_q_data, log_q_noise]), len(batch.x))
-        return Turn("generator", -minus_value if self.config.noise_learns == "value" else -log_q_data.mean(), metrics)
+        minus_value, metrics = self._contrast(
+            energy, self.log_z().detach(), torch.cat([log_q_data, log_q_noise]), len(batch.x)
+        )
+        return Turn(
+            "generator",
+            -minus_value if self.config.noise_learns == "value" else -log_q_data.mean(),
+            metrics,
+        )
 
-    def _contrast(self, energy: Tensor, log_z: Tensor, log_q: Tensor, num_data: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def _contrast(
+        self, energy: Tensor, log_z: Tensor, log_q: Tensor, num_data: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """-V, and how well data and noise are told apart."""
         ratio = self.config.noise_ratio
         log_ratio = -energy - log_z - log_q
@@ -171,8 +203,13 @@ class NoiseContrastive:
 
 
 def networks(config: Config, *, shape: tuple[int, ...]) -> dict[str, nn.Module]:
-    return {"log_z": LogPartition(), "generator": module_of(config.generator).build(config.generator, shape=shape)}
+    return {
+        "log_z": LogPartition(),
+        "generator": module_of(config.generator).build(config.generator, shape=shape),
+    }
 
 
-def build(params: Params, *, networks: Mapping[str, nn.Module], kernel: Kernel, bounds: Bounds) -> Objective:
+def build(
+    params: Params, *, networks: Mapping[str, nn.Module], kernel: Kernel, bounds: Bounds
+) -> Objective:
     return NoiseContrastive(params.objective, networks)

@@ -16,7 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ebm_dist.config import Mismatch, NonNegative, Params, Positive, PositiveInt, Probability, module_of, plugin, section
+from ebm_dist.config import (
+    Mismatch,
+    NonNegative,
+    Params,
+    Positive,
+    PositiveInt,
+    Probability,
+    module_of,
+    plugin,
+    section,
+)
 from ebm_dist.energies import EnergyModel, frozen, is_classifier
 from ebm_dist.errors import ConfigError
 from ebm_dist.objectives import Batch, Objective, StepContext, Turn
@@ -48,9 +58,14 @@ class Config:
 
     def check(self, params: Params) -> None:
         if not is_classifier(params):
-            raise Mismatch("energy.name", "semi-supervised learning needs one output for each class; use classifier")
+            raise Mismatch(
+                "energy.name",
+                "semi-supervised learning needs one output for each class; use classifier",
+            )
         if getattr(self.unsupervised, "label_temperature", None) is not None:
-            raise Mismatch("objective.unsupervised", "is to learn p(x) alone; drop label_temperature")
+            raise Mismatch(
+                "objective.unsupervised", "is to learn p(x) alone; drop label_temperature"
+            )
         if check := getattr(self.unsupervised, "check", None):
             check(dataclasses.replace(params, objective=self.unsupervised))
 
@@ -59,15 +74,26 @@ class SemiSupervised:
     """The players of the unsupervised objective."""
 
     def __init__(self, config: Config, inner: Objective, num_steps: int) -> None:
-        self.players, self.config, self.inner, self.num_steps = inner.players, config, inner, num_steps
+        self.players, self.config, self.inner, self.num_steps = (
+            inner.players,
+            config,
+            inner,
+            num_steps,
+        )
         if observe := getattr(inner, "observe", None):
             self.observe: Callable[[int, Mapping[str, float]], None] = observe
 
     def turns(self, batch: Batch, context: StepContext) -> Iterator[Turn]:
         if context.labelled is None:
-            raise ConfigError("objective: semi-supervised learning needs samples with labels; use dataset few_labels")
+            raise ConfigError(
+                "objective: semi-supervised learning needs samples with labels; use dataset few_labels"
+            )
         for turn in self.inner.turns(batch, context):
-            yield self._with_labels(turn, batch.x, context.labelled, context) if turn.player == "energy" else turn
+            yield (
+                self._with_labels(turn, batch.x, context.labelled, context)
+                if turn.player == "energy"
+                else turn
+            )
 
     def export(self, players: Mapping[str, nn.Module]) -> EnergyModel:
         return self.inner.export(players)
@@ -75,16 +101,28 @@ class SemiSupervised:
     def _with_labels(self, turn: Turn, x: Tensor, labelled: Batch, context: StepContext) -> Turn:
         config = self.config
         num_classes = int(labelled.y.max()) + 1
-        order = torch.randperm(len(labelled.x), generator=context.stream("labels"), device=x.device)[: config.label_batch]
+        order = torch.randperm(
+            len(labelled.x), generator=context.stream("labels"), device=x.device
+        )[: config.label_batch]
         x_labelled, y = labelled.x[order], labelled.y[order]
         near = x + self._adversary(x, num_classes, context) if config.consistency_weight else x[:0]
         sizes = [len(x_labelled), len(x), len(near)]
-        logits = self._logits(context.players["energy"], torch.cat([x_labelled, x, near]), num_classes)
+        logits = self._logits(
+            context.players["energy"], torch.cat([x_labelled, x, near]), num_classes
+        )
         of_labelled, of_data, of_near = logits.split(sizes)
         cross_entropy = F.cross_entropy(of_labelled, y)
         entropy = -(of_data.softmax(dim=1) * of_data.log_softmax(dim=1)).sum(dim=1).mean()
-        rise = min(1.0, (context.step + 1) / (config.label_ramp * self.num_steps)) if config.label_ramp else 1.0
-        loss = config.unsupervised_weight * turn.loss + config.label_weight * cross_entropy + rise * config.entropy_weight * entropy
+        rise = (
+            min(1.0, (context.step + 1) / (config.label_ramp * self.num_steps))
+            if config.label_ramp
+            else 1.0
+        )
+        loss = (
+            config.unsupervised_weight * turn.loss
+            + config.label_weight * cross_entropy
+            + rise * config.entropy_weight * entropy
+        )
         metrics = {
             "cross_entropy": cross_entropy,
             "label_accuracy": (of_labelled.argmax(dim=1) == y).float().mean(),
@@ -111,7 +149,9 @@ class SemiSupervised:
             with torch.no_grad():
                 here = self._logits(energy, x, num_classes)
             step = _of_norm(step, self.config.probe).requires_grad_()
-            (gradient,) = torch.autograd.grad(_divergence(here, self._logits(energy, x + step, num_classes)), step)
+            (gradient,) = torch.autograd.grad(
+                _divergence(here, self._logits(energy, x + step, num_classes)), step
+            )
         return _of_norm(gradient, self.config.radius)
 
 
@@ -132,8 +172,12 @@ def networks(config: Config, *, shape: tuple[int, ...]) -> dict[str, nn.Module]:
     return made
 
 
-def build(params: Params, *, networks: Mapping[str, nn.Module], kernel: Kernel, bounds: Bounds) -> Objective:
+def build(
+    params: Params, *, networks: Mapping[str, nn.Module], kernel: Kernel, bounds: Bounds
+) -> Objective:
     config: Config = params.objective
     inner = dataclasses.replace(params, objective=config.unsupervised)
-    objective = module_of(inner.objective).build(inner, networks=networks, kernel=kernel, bounds=bounds)
+    objective = module_of(inner.objective).build(
+        inner, networks=networks, kernel=kernel, bounds=bounds
+    )
     return SemiSupervised(config, objective, params.train.num_steps)

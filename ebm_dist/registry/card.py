@@ -23,10 +23,20 @@ class Verdict(NamedTuple):
     passes: bool
 
 
-def write(trained: TrainedModel, params: Params, reports: Path, verdicts: Sequence[Verdict], lineage: Mapping[str, str]) -> str:
+def write(
+    trained: TrainedModel,
+    params: Params,
+    reports: Path,
+    verdicts: Sequence[Verdict],
+    lineage: Mapping[str, str],
+) -> str:
     """Markdown. Raises :class:`DataError` that names each gap: a card with gaps is not published."""
     suites = read_suites(reports)
-    pictures = sorted(str(path.relative_to(reports)) for path in reports.glob("*/plots/*") if path.suffix in (".png", ".gif"))
+    pictures = sorted(
+        str(path.relative_to(reports))
+        for path in reports.glob("*/plots/*")
+        if path.suffix in (".png", ".gif")
+    )
     card = trained.card
     sections = {
         "Data": _data(card),
@@ -35,14 +45,26 @@ def write(trained: TrainedModel, params: Params, reports: Path, verdicts: Sequen
         "Gates": _gates(verdicts),
         "Metrics": _metrics(suites),
         "Limits": _limits(card, suites, params.register.limits),
-        "Lineage": "\n".join(f"- {key}: `{value}`" for key, value in _origin(card, lineage).items() if value),
+        "Lineage": "\n".join(
+            f"- {key}: `{value}`" for key, value in _origin(card, lineage).items() if value
+        ),
         "Pictures": "\n".join(f"- `reports/{name}`" for name in pictures),
     }
     gaps = [name for name, text in sections.items() if not text]
     gaps += [f"Lineage: {key}" for key, value in _origin(card, lineage).items() if not value]
     if gaps:
-        raise DataError(f"{reports}: the model card has gaps, so nothing is published: {', '.join(gaps)}; run 'dvc repro'")
-    return "\n\n".join([f"# {params.register.model}", *(f"## {name}\n\n{text}" for name, text in sections.items())]) + "\n"
+        raise DataError(
+            f"{reports}: the model card has gaps, so nothing is published: {', '.join(gaps)}; run 'dvc repro'"
+        )
+    return (
+        "\n\n".join(
+            [
+                f"# {params.register.model}",
+                *(f"## {name}\n\n{text}" for name, text in sections.items()),
+            ]
+        )
+        + "\n"
+    )
 
 
 def _data(card: Mapping[str, Any]) -> str:
@@ -55,7 +77,10 @@ def _data(card: Mapping[str, Any]) -> str:
 
 def _method(trained: TrainedModel, params: Params) -> str:
     networks = {"energy": trained.energy, **trained.other_players}
-    sizes = ", ".join(f"{name} {sum(p.numel() for p in network.parameters()):,}" for name, network in networks.items())
+    sizes = ", ".join(
+        f"{name} {sum(p.numel() for p in network.parameters()):,}"
+        for name, network in networks.items()
+    )
     return (
         f"{_settings(params.objective)}\n\nEnergy: {_settings(params.energy)}\n\n{params.train.num_steps:,} steps of"
         f" {params.train.batch_size} samples, seed {params.seed}. Parameters: {sizes}."
@@ -65,14 +90,22 @@ def _method(trained: TrainedModel, params: Params) -> str:
 def _settings(config: Any) -> str:
     """A plugin and its values, as in a parameter file."""
     values = {name: getattr(config, name) for name in type(config).__dataclass_fields__}
-    inner = {name: f"({_settings(value)})" if plugin_name(value) else str(value) for name, value in values.items()}
-    return ", ".join([f"`{plugin_name(config)}`", *(f"{name} {value}" for name, value in inner.items())])
+    inner = {
+        name: f"({_settings(value)})" if plugin_name(value) else str(value)
+        for name, value in values.items()
+    }
+    return ", ".join(
+        [f"`{plugin_name(config)}`", *(f"{name} {value}" for name, value in inner.items())]
+    )
 
 
 def _gates(verdicts: Sequence[Verdict]) -> str:
     if not verdicts:
         return "None are set, so it cannot become champion."
-    rows = [f"| {v.metric} | {v.value:.4g} | {v.bound} | {'pass' if v.passes else '**fail**'} |" for v in verdicts]
+    rows = [
+        f"| {v.metric} | {v.value:.4g} | {v.bound} | {'pass' if v.passes else '**fail**'} |"
+        for v in verdicts
+    ]
     return "\n".join(["| gate | value | bound | |", "|---|---|---|---|", *rows])
 
 
@@ -86,8 +119,18 @@ def _metrics(suites: Mapping[str, Any]) -> str:
             rows.append(
                 f"| {suite}.{key} | {value:.4g} | {'one seed' if between is None else '{:.4g} to {:.4g}'.format(*between)} |"
             )
-    more = [f"\nand {len(rows) - _MOST_METRICS} more in `reports/`."] if len(rows) > _MOST_METRICS else []
-    return "\n".join(["| metric | value | 95 % interval |", "|---|---|---|", *rows[:_MOST_METRICS], *more]) if rows else ""
+    more = (
+        [f"\nand {len(rows) - _MOST_METRICS} more in `reports/`."]
+        if len(rows) > _MOST_METRICS
+        else []
+    )
+    return (
+        "\n".join(
+            ["| metric | value | 95 % interval |", "|---|---|---|", *rows[:_MOST_METRICS], *more]
+        )
+        if rows
+        else ""
+    )
 
 
 def _limits(card: Mapping[str, Any], suites: Mapping[str, Any], own: str) -> str:

@@ -31,7 +31,10 @@ class Event(NamedTuple):
 def log(mlflow: Any, model: str) -> list[Event]:
     """All changes so far, the first first."""
     tags = mlflow.get_registered_model(model).tags
-    return [Event(**json.loads(tags[key])) for key in sorted(key for key in tags if key.startswith(_TAG))]
+    return [
+        Event(**json.loads(tags[key]))
+        for key in sorted(key for key in tags if key.startswith(_TAG))
+    ]
 
 
 def champion(mlflow: Any, model: str) -> str | None:
@@ -47,12 +50,23 @@ def promote(mlflow: Any, model: str, version: str, why: str = "gates") -> Event 
     failed = [f"{metric} {said}" for metric, said in gates.items() if not said.endswith("pass")]
     if failed or not gates:
         reason = "; ".join(failed) if failed else "it has no gates"
-        raise RegistryError(f"{model}/{version} cannot become champion: {reason}; mend the model, or the gates in register.gates")
+        raise RegistryError(
+            f"{model}/{version} cannot become champion: {reason}; mend the model, or the gates in register.gates"
+        )
     before = champion(mlflow, model)
     if before == version:
         return None
-    event = Event(version, before, getpass.getuser(), time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()), why, gates)
-    mlflow.set_registered_model_tag(model, f"{_TAG}{len(log(mlflow, model)):06d}", json.dumps(event._asdict()))
+    event = Event(
+        version,
+        before,
+        getpass.getuser(),
+        time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()),
+        why,
+        gates,
+    )
+    mlflow.set_registered_model_tag(
+        model, f"{_TAG}{len(log(mlflow, model)):06d}", json.dumps(event._asdict())
+    )
     mlflow.set_registered_model_alias(model, "champion", version)
     return event
 
@@ -60,9 +74,18 @@ def promote(mlflow: Any, model: str, version: str, why: str = "gates") -> Event 
 def roll_back(mlflow: Any, model: str) -> Event:
     """Make the champion before this one champion again. Raises :class:`RegistryError` if there was none."""
     now = champion(mlflow, model)
-    reached = next((event for event in reversed(log(mlflow, model)) if event.version == now and event.why != "roll-back"), None)
+    reached = next(
+        (
+            event
+            for event in reversed(log(mlflow, model))
+            if event.version == now and event.why != "roll-back"
+        ),
+        None,
+    )
     if reached is None or reached.before is None:
-        raise RegistryError(f"{model}: no champion before {now or 'any'}; the log: ebm-dist history {model}")
+        raise RegistryError(
+            f"{model}: no champion before {now or 'any'}; the log: ebm-dist history {model}"
+        )
     event = promote(mlflow, model, reached.before, "roll-back")
     if event is None:
         raise RegistryError(f"{model}/{now} is champion already; the log: ebm-dist history {model}")
@@ -77,4 +100,6 @@ def ask(question: Callable[[Any], T]) -> T:
         raise
     except Exception as failed:  # noqa: BLE001 (MLflow raises many kinds)
         said = str(failed).splitlines()[0][:300]
-        raise RegistryError(f"MLflow at {tracking.tracking_uri()}: {said}; see ebm-dist doctor") from None
+        raise RegistryError(
+            f"MLflow at {tracking.tracking_uri()}: {said}; see ebm-dist doctor"
+        ) from None

@@ -24,7 +24,9 @@ def again(uri: str) -> Iterator[str]:
     card, commit = versions.origin(uri)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        is_there = bool(commit) and _succeeds("git", "worktree", "add", "--detach", str(folder / "code"), commit)
+        is_there = bool(commit) and _succeeds(
+            "git", "worktree", "add", "--detach", str(folder / "code"), commit
+        )
         root = folder / "code" if is_there else ROOT
         try:
             yield (
@@ -33,13 +35,27 @@ def again(uri: str) -> Iterator[str]:
                 else "code      as it is here: this repository has not the version's commit"
             )
             settings = folder / "params.yaml"
-            settings.write_text(json.dumps({name: card["params"][name] for name in TRAINING}))  # JSON is YAML
+            settings.write_text(
+                json.dumps({name: card["params"][name] for name in TRAINING})
+            )  # JSON is YAML
             _stage(root, "prepare", params=settings, out=folder / "data")
             _same("data", sha256(folder / "data/dataset/index.json"), card["data_digest"])
             yield f"data      {card['data_digest'][:16]}, the same bytes"
             report, runs = folder / "report", folder / "runs"
-            _stage(root, "train", params=settings, data=folder / "data", out=folder / "model", report=report, runs=runs)
-            _same("weights", sha256(folder / "model/energy.safetensors"), card["sha256"]["energy.safetensors"])
+            _stage(
+                root,
+                "train",
+                params=settings,
+                data=folder / "data",
+                out=folder / "model",
+                report=report,
+                runs=runs,
+            )
+            _same(
+                "weights",
+                sha256(folder / "model/energy.safetensors"),
+                card["sha256"]["energy.safetensors"],
+            )
             yield f"weights   {card['sha256']['energy.safetensors'][:16]}, the same bits"
         finally:
             if is_there:
@@ -48,11 +64,16 @@ def again(uri: str) -> Iterator[str]:
 
 def _stage(root: Path, name: str, **options: Path) -> None:
     arguments = [text for option, value in options.items() for text in (f"--{option}", str(value))]
-    tracked = {"MLFLOW_TRACKING_URI": f"sqlite:///{options['params'].parent}/mlflow.db", "PYTHONPATH": str(root)}
+    tracked = {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{options['params'].parent}/mlflow.db",
+        "PYTHONPATH": str(root),
+    }
     command = [sys.executable, "-m", f"pipelines.{name}", *arguments]
     done = subprocess.run(command, cwd=root, env=os.environ | tracked, check=False)
     if done.returncode:
-        raise DataError(f"stage {name} ended with exit code {done.returncode}; its message is above")
+        raise DataError(
+            f"stage {name} ended with exit code {done.returncode}; its message is above"
+        )
 
 
 def _same(what: str, ours: str, theirs: str) -> None:

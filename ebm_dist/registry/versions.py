@@ -48,11 +48,14 @@ class Config:
     def check(self, params: Params) -> None:
         for i, gate in enumerate(self.gates):
             if (gate.at_least is None) == (gate.at_most is None):
-                raise Mismatch(f"register.gates.{i}", "a gate needs at_least or at_most, one of them")
+                raise Mismatch(
+                    f"register.gates.{i}", "a gate needs at_least or at_most, one of them"
+                )
             suite = gate.metric.split(".")[0]
             if suite not in params.evaluation:
                 raise Mismatch(
-                    f"register.gates.{i}.metric", f"no suite {suite!r} under evaluation; there: {', '.join(params.evaluation)}"
+                    f"register.gates.{i}.metric",
+                    f"no suite {suite!r} under evaluation; there: {', '.join(params.evaluation)}",
                 )
 
 
@@ -61,11 +64,17 @@ def check_gates(gates: tuple[Gate, ...], metrics: dict[str, Any]) -> list[Verdic
     verdicts = []
     for gate in gates:
         if gate.metric not in metrics:
-            raise DataError(f"register.gates: no metric {gate.metric!r} in the reports; there: {', '.join(sorted(metrics))}")
+            raise DataError(
+                f"register.gates: no metric {gate.metric!r} in the reports; there: {', '.join(sorted(metrics))}"
+            )
         value = float(metrics[gate.metric])
         low, high = gate.at_least, gate.at_most
         passes = (low is None or value >= low) and (high is None or value <= high)
-        verdicts.append(Verdict(gate.metric, value, f">= {low:g}" if low is not None else f"<= {high:g}", passes))
+        verdicts.append(
+            Verdict(
+                gate.metric, value, f">= {low:g}" if low is not None else f"<= {high:g}", passes
+            )
+        )
     return verdicts
 
 
@@ -84,7 +93,10 @@ def register(params: Params, folder: Path, reports: Path, run: Path, name: str) 
     try:
         version = _version(mlflow, run_id, params, trained, folder)
         _log_results(mlflow, run_id, metrics, reports, run)
-        tags = lineage | {f"gate.{v.metric}": f"{v.value:.6g} {v.bound} {'pass' if v.passes else 'FAIL'}" for v in verdicts}
+        tags = lineage | {
+            f"gate.{v.metric}": f"{v.value:.6g} {v.bound} {'pass' if v.passes else 'FAIL'}"
+            for v in verdicts
+        }
         for key, value in tags.items():
             mlflow.set_tag(run_id, key, value)
             mlflow.set_model_version_tag(params.register.model, version, key, value)
@@ -96,7 +108,9 @@ def register(params: Params, folder: Path, reports: Path, run: Path, name: str) 
             promotion.promote(mlflow, params.register.model, version)
         mlflow.set_terminated(run_id)
     except Exception as failed:
-        raise RegistryError(f"MLflow at {tracking.tracking_uri()} refused: {failed}; run 'dvc repro register' again") from failed
+        raise RegistryError(
+            f"MLflow at {tracking.tracking_uri()} refused: {failed}; run 'dvc repro register' again"
+        ) from failed
     return {
         "model": params.register.model,
         "version": int(version),
@@ -107,18 +121,26 @@ def register(params: Params, folder: Path, reports: Path, run: Path, name: str) 
     }
 
 
-def _version(mlflow: Any, run_id: str, params: Params, trained: models.TrainedModel, folder: Path) -> str:
+def _version(
+    mlflow: Any, run_id: str, params: Params, trained: models.TrainedModel, folder: Path
+) -> str:
     """The version of these weights: found by their hash, else made."""
     from mlflow.exceptions import MlflowException
 
     name, digest = params.register.model, trained.card["sha256"]["energy.safetensors"]
     with contextlib.suppress(MlflowException):  # it exists already
-        mlflow.create_registered_model(name, description="Energy-based model: low energy is likely, p(x) = exp(-E(x)) / Z.")
+        mlflow.create_registered_model(
+            name, description="Energy-based model: low energy is likely, p(x) = exp(-E(x)) / Z."
+        )
     for found in mlflow.search_model_versions(f"name = '{name}'"):
         if found.tags.get(MODEL_TAG) == digest:
             return str(found.version)
     info = _log_model(run_id, trained, folder)
-    return str(mlflow.create_model_version(name, info.model_uri, run_id, tags={MODEL_TAG: digest}, model_id=info.model_id).version)
+    return str(
+        mlflow.create_model_version(
+            name, info.model_uri, run_id, tags={MODEL_TAG: digest}, model_id=info.model_id
+        ).version
+    )
 
 
 def _log_model(run_id: str, trained: models.TrainedModel, folder: Path) -> Any:
@@ -128,14 +150,23 @@ def _log_model(run_id: str, trained: models.TrainedModel, folder: Path) -> Any:
     from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 
     shape = tuple(trained.card["shape"])
-    options = [ParamSpec(k, "string" if isinstance(v, str) else "long", v) for k, v in requests.Options._field_defaults.items()]
+    options = [
+        ParamSpec(k, "string" if isinstance(v, str) else "long", v)
+        for k, v in requests.Options._field_defaults.items()
+    ]
     signature = ModelSignature(
         Schema([TensorSpec(np.dtype(np.float32), (-1, *shape))]),
-        Schema([TensorSpec(np.dtype(np.float32), (-1,))]),  # of the task energy; others give what their docstring says
+        Schema(
+            [TensorSpec(np.dtype(np.float32), (-1,))]
+        ),  # of the task energy; others give what their docstring says
         ParamSchema(options),
     )
     logging.getLogger("mlflow").setLevel(logging.ERROR)
-    with mlflow.start_run(run_id=run_id), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+    with (
+        mlflow.start_run(run_id=run_id),
+        contextlib.redirect_stdout(io.StringIO()),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")  # about type hints of predict; the signature is given
         return mlflow.pyfunc.log_model(
             name="model",
@@ -151,17 +182,30 @@ def _log_model(run_id: str, trained: models.TrainedModel, folder: Path) -> Any:
 def _requirements() -> list[str]:
     from importlib.metadata import version
 
-    names = ("mlflow", "torch", "numpy", "safetensors", "pydantic", "ruamel.yaml", "webdataset", "scikit-learn")
+    names = (
+        "mlflow",
+        "torch",
+        "numpy",
+        "safetensors",
+        "pydantic",
+        "ruamel.yaml",
+        "webdataset",
+        "scikit-learn",
+    )
     return [f"{name}=={version(name).split('+')[0]}" for name in names]
 
 
-def _log_results(mlflow: Any, run_id: str, metrics: dict[str, Any], reports: Path, run: Path) -> None:
+def _log_results(
+    mlflow: Any, run_id: str, metrics: dict[str, Any], reports: Path, run: Path
+) -> None:
     from mlflow.entities import Metric
 
     numbers = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
     known = mlflow.get_run(run_id).data.metrics
     fresh = [
-        Metric(f"eval.{_metric_name(k)}", float(v), 0, 0) for k, v in numbers.items() if known.get(f"eval.{_metric_name(k)}") != v
+        Metric(f"eval.{_metric_name(k)}", float(v), 0, 0)
+        for k, v in numbers.items()
+        if known.get(f"eval.{_metric_name(k)}") != v
     ]
     for start in range(0, len(fresh), 500):
         mlflow.log_batch(run_id, metrics=fresh[start : start + 500])
@@ -180,7 +224,10 @@ def _lineage(params: Params, trained: models.TrainedModel, run: Path) -> dict[st
     return {
         **git_state(),
         **dvc_hashes(Path("dvc.lock")),
-        **{name: plugin_name(getattr(params, name)) for name in ("dataset", "objective", "energy", "sampler")},
+        **{
+            name: plugin_name(getattr(params, name))
+            for name in ("dataset", "objective", "energy", "sampler")
+        },
         "config.digest": params.digest(),
         "data.digest": trained.card["data_digest"],
         "data.source": trained.card["source"],
@@ -218,8 +265,12 @@ def _asking(uri: str) -> Iterator[tuple[Any, Callable[..., str]]]:
 
         name, _, which = uri.removeprefix("models:/").replace("@", "/").partition("/")
         yield (
-            client.get_model_version_by_alias(name, which) if "@" in uri else client.get_model_version(name, which),
+            client.get_model_version_by_alias(name, which)
+            if "@" in uri
+            else client.get_model_version(name, which),
             mlflow.artifacts.download_artifacts,
         )
     except Exception as failed:
-        raise RegistryError(f"{uri}: {str(failed).splitlines()[0][:300]}; see ebm-dist doctor") from failed
+        raise RegistryError(
+            f"{uri}: {str(failed).splitlines()[0][:300]}; see ebm-dist doctor"
+        ) from failed

@@ -15,7 +15,16 @@ from matplotlib.tri import Triangulation
 from PIL import Image, ImageDraw
 
 _DPI = 110
-_CYCLE = ("#0b6fb8", "#d95f02", "#1b9e77", "#7b4ab5", "#c2185b", "#6b7280", "#a6761d", "#111827")  # distinct also in grey
+_CYCLE = (
+    "#0b6fb8",
+    "#d95f02",
+    "#1b9e77",
+    "#7b4ab5",
+    "#c2185b",
+    "#6b7280",
+    "#a6761d",
+    "#111827",
+)  # distinct also in grey
 
 Array = npt.NDArray[Any]
 
@@ -50,7 +59,9 @@ def tile(images: Array, columns: int) -> Array:
 
 def _enlarged(sheet: Array, pixels: int = 640) -> Image.Image:
     factor = max(1, round(pixels / sheet.shape[1]))
-    return Image.fromarray(sheet).resize((sheet.shape[1] * factor, sheet.shape[0] * factor), Image.Resampling.NEAREST)
+    return Image.fromarray(sheet).resize(
+        (sheet.shape[1] * factor, sheet.shape[0] * factor), Image.Resampling.NEAREST
+    )
 
 
 def image_grid(images: Array, columns: int, title: str) -> bytes:
@@ -60,17 +71,23 @@ def image_grid(images: Array, columns: int, title: str) -> bytes:
 
 def titled(sheet: Array, title: str, rows: Sequence[str] = ()) -> bytes:
     """An array of bytes ``(H, W, 3)`` with a title above; rows of equal height may have names."""
-    figure = Figure(figsize=(6, 6 * sheet.shape[0] / sheet.shape[1] + 0.35), dpi=_DPI, layout="constrained")
+    figure = Figure(
+        figsize=(6, 6 * sheet.shape[0] / sheet.shape[1] + 0.35), dpi=_DPI, layout="constrained"
+    )
     axes = figure.add_subplot()
     axes.imshow(sheet, interpolation="nearest")
     axes.set_title(title, fontsize=11)
     axes.set_axis_off()
     for i, name in enumerate(rows):
-        axes.text(-3, (i + 0.5) * sheet.shape[0] / len(rows), name, ha="right", va="center", fontsize=8)
+        axes.text(
+            -3, (i + 0.5) * sheet.shape[0] / len(rows), name, ha="right", va="center", fontsize=8
+        )
     return _png(figure)
 
 
-def animation(frames: Sequence[Array], labels: Sequence[str], columns: int, milliseconds: int = 120) -> bytes:
+def animation(
+    frames: Sequence[Array], labels: Sequence[str], columns: int, milliseconds: int = 120
+) -> bytes:
     """Sheets of images one after another, each with a line of text below; the last stays for two seconds."""
     pictures = []
     for frame, label in zip(frames, labels, strict=True):
@@ -78,10 +95,14 @@ def animation(frames: Sequence[Array], labels: Sequence[str], columns: int, mill
         picture = Image.new("RGB", (sheet.width, sheet.height + 22), "white")
         picture.paste(sheet, (0, 0))
         ImageDraw.Draw(picture).text((6, sheet.height + 4), label, fill="black", font_size=13)
-        pictures.append(picture.quantize(32, dither=Image.Dither.NONE))  # few flat colours: a tenth of the size
+        pictures.append(
+            picture.quantize(32, dither=Image.Dither.NONE)
+        )  # few flat colours: a tenth of the size
     out = io.BytesIO()
     durations = [milliseconds] * (len(pictures) - 1) + [2000]
-    pictures[0].save(out, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+    pictures[0].save(
+        out, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0
+    )
     return out.getvalue()
 
 
@@ -94,8 +115,14 @@ def histogram(values: Mapping[str, Array], xlabel: str, title: str, num_bins: in
     bins = np.sinh(np.linspace(ends.min() - 1e-6, ends.max() + 1e-6, num_bins + 1)) * width
     for i, (name, v) in enumerate(values.items()):
         is_filled = i < 2  # train and test are what the others are compared with
-        style = {"histtype": "stepfilled", "alpha": 0.35} if is_filled else {"histtype": "step", "lw": 1.6}
-        axes.hist(v, bins, weights=np.full(len(v), 1 / len(v)), label=f"{name} ({len(v):,})", **style)
+        style = (
+            {"histtype": "stepfilled", "alpha": 0.35}
+            if is_filled
+            else {"histtype": "step", "lw": 1.6}
+        )
+        axes.hist(
+            v, bins, weights=np.full(len(v), 1 / len(v)), label=f"{name} ({len(v):,})", **style
+        )
     axes.set_xscale("asinh", linear_width=width)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set(xlabel=xlabel, ylabel="share of the set in each bin", title=title)
@@ -103,7 +130,12 @@ def histogram(values: Mapping[str, Array], xlabel: str, title: str, num_bins: in
     return _png(figure)
 
 
-def intervals(rows: Mapping[str, Mapping[str, tuple[float, float, float]]], xlabel: str, title: str, chance: float) -> bytes:
+def intervals(
+    rows: Mapping[str, Mapping[str, tuple[float, float, float]]],
+    xlabel: str,
+    title: str,
+    chance: float,
+) -> bytes:
     """Values with intervals: a line a row, a mark a series; dashed: chance. ``{row: {series: (value, low, high)}}``."""
     series = list(dict.fromkeys(name for row in rows.values() for name in row))
     figure, axes = _figure(7.5, 1.3 + len(rows) * max(0.55, 0.13 * len(series)))
@@ -113,7 +145,9 @@ def intervals(rows: Mapping[str, Mapping[str, tuple[float, float, float]]], xlab
         centre = np.array([value[0] for _, value in found])
         spread = np.abs(np.array([value[1:] for _, value in found]).T - centre)
         style = {"fmt": "o", "ms": 6} if i == 0 else {"fmt": "|", "ms": 9}
-        axes.errorbar(centre, [y for y, _ in found], xerr=spread, label=name, capsize=2, lw=1.2, **style)
+        axes.errorbar(
+            centre, [y for y, _ in found], xerr=spread, label=name, capsize=2, lw=1.2, **style
+        )
     axes.axvline(chance, color="#6b7280", ls="--", lw=1)
     axes.set_yticks(range(len(rows)), list(rows))
     axes.hlines(np.arange(1, len(rows)) - 0.5, 0, 1, color="#e5e7eb", lw=0.8)
@@ -129,7 +163,14 @@ def bars(values: Mapping[str, float], interval: tuple[float, float] | None, titl
     places, numbers = np.arange(len(values)), list(values.values())
     axes.barh(places, numbers, color=[_CYCLE[0], *["#b8c0c8"] * (len(values) - 1)], height=0.7)
     if interval:
-        axes.errorbar([sum(interval) / 2], [0], xerr=(interval[1] - interval[0]) / 2, color="#111827", capsize=3, lw=1.2)
+        axes.errorbar(
+            [sum(interval) / 2],
+            [0],
+            xerr=(interval[1] - interval[0]) / 2,
+            color="#111827",
+            capsize=3,
+            lw=1.2,
+        )
     low, high = min(0.0, *numbers), max(0.0, *numbers)
     room = 0.02 * (high - low or 1.0)
     for place, number in zip(places, numbers, strict=True):
@@ -147,7 +188,9 @@ def bars(values: Mapping[str, float], interval: tuple[float, float] | None, titl
     return _png(figure)
 
 
-def curves(lines: Mapping[str, tuple[Sequence[float], ...]], xlabel: str, ylabel: str, title: str) -> bytes:
+def curves(
+    lines: Mapping[str, tuple[Sequence[float], ...]], xlabel: str, ylabel: str, title: str
+) -> bytes:
     """Negative values with intervals along a line each: ``{name: (x, value, low, high)}``; the last value stands in the legend.
 
     An infinite end of an interval is not drawn. The axis is logarithmic in the distance from 0, so that close ones stay apart where
@@ -158,7 +201,9 @@ def curves(lines: Mapping[str, tuple[Sequence[float], ...]], xlabel: str, ylabel
         axes.plot(x, value, "o-", ms=4, lw=2, label=f"{name}: {value[-1]:.1f}")
         ends = (np.where(np.isfinite(end), end, value) for end in (low, high))
         axes.fill_between(x, *ends, alpha=0.2, lw=0)
-    axes.set_yscale("function", functions=(lambda y: -np.log(np.maximum(-y, 1e-9)), lambda y: -np.exp(-y)))
+    axes.set_yscale(
+        "function", functions=(lambda y: -np.log(np.maximum(-y, 1e-9)), lambda y: -np.exp(-y))
+    )
     bottom, top = axes.get_ylim()
     ticks = [-round(v, -1) for v in np.geomspace(-top, -bottom, 7)]
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -167,7 +212,14 @@ def curves(lines: Mapping[str, tuple[Sequence[float], ...]], xlabel: str, ylabel
     return _png(figure)
 
 
-def bands(lines: Mapping[str, tuple[Any, ...]], xlabel: str, ylabel: str, title: str, *, log_x: bool = False) -> bytes:
+def bands(
+    lines: Mapping[str, tuple[Any, ...]],
+    xlabel: str,
+    ylabel: str,
+    title: str,
+    *,
+    log_x: bool = False,
+) -> bytes:
     """Lines in a band each: ``{name: (x, middle, low, high)}``; linear around the last line and logarithmic far from it (asinh)."""
     figure, axes = _figure(7.0, 4.2)
     for name, (x, middle, low, high) in lines.items():
@@ -199,7 +251,9 @@ def paths(sets: Mapping[str, Array], dots: Array, labels: tuple[str, str], title
     return _png(figure)
 
 
-def planes(points: Mapping[str, Array], log_densities: Mapping[str, Array], extent: float, title: str) -> bytes:
+def planes(
+    points: Mapping[str, Array], log_densities: Mapping[str, Array], extent: float, title: str
+) -> bytes:
     """Points ``(n, 2)`` in a panel each, then densities over the square from -extent to extent, ``(side, side)`` each.
 
     The colours of each density end at a ten-thousandth of its largest value.
@@ -222,23 +276,47 @@ def planes(points: Mapping[str, Array], log_densities: Mapping[str, Array], exte
     return _png(figure)
 
 
-def regions(maps: Mapping[str, Array], points: Mapping[str, Array], extent: float, title: str) -> bytes:
+def regions(
+    maps: Mapping[str, Array], points: Mapping[str, Array], extent: float, title: str
+) -> bytes:
     """Values between 0 and 1 over the square from -extent to extent, ``(side, side)`` a panel, and points ``(n, 2)`` on all."""
     figure = Figure(figsize=(3.4 * len(maps) + 0.6, 3.8), dpi=_DPI, layout="constrained")
     panels = list(figure.subplots(1, len(maps), sharex=True, sharey=True, squeeze=False)[0])
     for axes, (name, values) in zip(panels, maps.items(), strict=True):
-        image = axes.imshow(values, origin="lower", extent=(-extent, extent, -extent, extent), vmin=0, vmax=1, cmap="magma")
+        image = axes.imshow(
+            values,
+            origin="lower",
+            extent=(-extent, extent, -extent, extent),
+            vmin=0,
+            vmax=1,
+            cmap="magma",
+        )
         axes.set_title(name, fontsize=11)
         for marker, (label, x) in zip("o^sDv", points.items(), strict=False):
-            axes.scatter(*x.T, s=26, marker=marker, facecolor="white", edgecolor=_CYCLE[0], lw=1.2, label=label)
+            axes.scatter(
+                *x.T,
+                s=26,
+                marker=marker,
+                facecolor="white",
+                edgecolor=_CYCLE[0],
+                lw=1.2,
+                label=label,
+            )
         axes.set(xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal")
     figure.colorbar(image, ax=panels[-1])
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(points), frameon=False)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=len(points),
+        frameon=False,
+    )
     figure.suptitle(title, fontsize=12)
     return _png(figure)
 
 
-def matrix(values: Array, columns: Sequence[str], rows: Sequence[str], xlabel: str, title: str) -> bytes:
+def matrix(
+    values: Array, columns: Sequence[str], rows: Sequence[str], xlabel: str, title: str
+) -> bytes:
     """Shares between 0 and 1 as a table of shaded cells ``(rows, columns)``; where a value is NaN the cell stays empty."""
     figure, axes = _figure(6.4, 0.55 * len(rows) + 1.3)
     axes.imshow(values, vmin=0, vmax=1, cmap="Blues", aspect="auto")
@@ -248,7 +326,14 @@ def matrix(values: Array, columns: Sequence[str], rows: Sequence[str], xlabel: s
     axes.set(xlabel=xlabel, title=title)
     for (row, column), value in np.ndenumerate(values):
         if np.isfinite(value):
-            axes.text(column, row, f"{value:.3f}", ha="center", va="center", color="white" if value > 0.6 else "black")
+            axes.text(
+                column,
+                row,
+                f"{value:.3f}",
+                ha="center",
+                va="center",
+                color="white" if value > 0.6 else "black",
+            )
     return _png(figure)
 
 
@@ -258,18 +343,31 @@ def calibration(bins: Mapping[str, tuple[Sequence[float], Sequence[float]]], tit
     axes.plot([0, 1], [0, 1], color=_CYCLE[5], lw=1, ls=":", label="as often as sure")
     for marker, (name, (sure, right)) in zip("os^D", bins.items(), strict=False):
         axes.plot(sure, right, marker=marker, ms=5, lw=1.5, label=name)
-    axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="probability of the likeliest class", ylabel="share that is right", title=title)
+    axes.set(
+        xlim=(0, 1.02),
+        ylim=(0, 1.02),
+        xlabel="probability of the likeliest class",
+        ylabel="share that is right",
+        title=title,
+    )
     axes.legend(frameon=False, fontsize=10)
     return _png(figure)
 
 
-def best_so_far(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], xlabel: str, ylabel: str, title: str) -> bytes:
+def best_so_far(
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    xlabel: str,
+    ylabel: str,
+    title: str,
+) -> bytes:
     """Steps down: the best value found until each x. ``{name: (x, best)}``; the vertical axis is logarithmic."""
     figure, axes = _figure(7.0, 4.2)
     end = max((max(x) for x, _ in lines.values() if len(x)), default=1.0)
     for style, (name, (x, best)) in zip(("-", "--", "-.", ":"), lines.items(), strict=False):
         label = f"{name}: {best[-1]:.3g}" if best else name
-        axes.step([*x, end] if best else [], [*best, *best[-1:]], style, where="post", lw=2, label=label)
+        axes.step(
+            [*x, end] if best else [], [*best, *best[-1:]], style, where="post", lw=2, label=label
+        )
     axes.set_yscale("log")
     _plain_ticks(axes.yaxis)
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title, xlim=(0, end))
@@ -286,7 +384,9 @@ class Column(NamedTuple):
     """of the range that it was searched in; those of the values if absent"""
 
 
-def parallel_coordinates(columns: Mapping[str, Column], scores: Array, score_name: str, title: str) -> bytes:
+def parallel_coordinates(
+    columns: Mapping[str, Column], scores: Array, score_name: str, title: str
+) -> bytes:
     """A line a trial through its values, coloured by score; dashed: without a score (NaN). The last axis is the score.
 
     An axis runs over the range of its value; values that are no numbers stand at equal distances.
@@ -294,13 +394,20 @@ def parallel_coordinates(columns: Mapping[str, Column], scores: Array, score_nam
     figure = Figure(figsize=(8.0, 4.6), dpi=_DPI, layout="constrained")
     axes = figure.add_subplot()
     scored = np.isfinite(scores)
-    places = [*(_places(column) for column in columns.values()), _places(Column(scores[scored].tolist(), True, None))]
+    places = [
+        *(_places(column) for column in columns.values()),
+        _places(Column(scores[scored].tolist(), True, None)),
+    ]
     end = np.full(len(scores), 1.12)  # above the axis: worse than anything that has a score
     end[scored] = places[-1][0]
     lines = np.column_stack([*(place for place, _ in places[:-1]), end])
     norm, colours = LogNorm(*_ends(scores[scored])), colormaps["viridis"]
     for i in np.argsort(-np.where(scored, scores, np.inf), kind="stable"):  # the best on top
-        style = {"color": colours(norm(scores[i])), "lw": 2} if scored[i] else {"color": _CYCLE[1], "lw": 1, "ls": "--"}
+        style = (
+            {"color": colours(norm(scores[i])), "lw": 2}
+            if scored[i]
+            else {"color": _CYCLE[1], "lw": 1, "ls": "--"}
+        )
         axes.plot(lines[i], **style)
     for x, (_, ticks) in enumerate(places):
         axes.axvline(x, ymax=0.87, color="black", lw=1)
@@ -308,7 +415,14 @@ def parallel_coordinates(columns: Mapping[str, Column], scores: Array, score_nam
             box = {"fc": "white", "ec": "none", "alpha": 0.7, "pad": 1}
             axes.text(x - 0.03, y, text, fontsize=9, va="center", ha="right", bbox=box)
     if not scored.all():
-        axes.text(len(places) - 0.95, 1.12, "diverged\nor failed", fontsize=9, va="center", color=_CYCLE[1])
+        axes.text(
+            len(places) - 0.95,
+            1.12,
+            "diverged\nor failed",
+            fontsize=9,
+            va="center",
+            color=_CYCLE[1],
+        )
     axes.set_xticks(range(len(places)), [*columns, score_name], fontsize=10)
     axes.tick_params(length=0)
     axes.set(title=title, yticks=[], ylim=(-0.06, 1.2), xlim=(-0.35, len(places) - 0.7))
@@ -319,7 +433,9 @@ def parallel_coordinates(columns: Mapping[str, Column], scores: Array, score_nam
 def _flat(png: bytes) -> bytes:
     """The picture in 128 colours: a third of the size where there are many thin lines."""
     out = io.BytesIO()
-    Image.open(io.BytesIO(png)).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
+    Image.open(io.BytesIO(png)).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(
+        out, "PNG", optimize=True
+    )
     return out.getvalue()
 
 
@@ -331,11 +447,25 @@ def surface(x: Column, y: Column, scores: Array, labels: tuple[str, str, str], t
     low, high = _ends(scores[scored])
     norm = LogNorm(low, high)
     logs = np.log(np.stack([across, up])[:, scored])
-    if scored.sum() >= 4 and np.linalg.matrix_rank(logs - logs.mean(axis=1, keepdims=True), tol=1e-6) == 2:
-        mesh = Triangulation(across[scored], up[scored], Triangulation(*logs).triangles)  # neighbours are so on the axes as shown
+    if (
+        scored.sum() >= 4
+        and np.linalg.matrix_rank(logs - logs.mean(axis=1, keepdims=True), tol=1e-6) == 2
+    ):
+        mesh = Triangulation(
+            across[scored], up[scored], Triangulation(*logs).triangles
+        )  # neighbours are so on the axes as shown
         levels = np.geomspace(low, high, 12)
         axes.tricontourf(mesh, scores[scored], levels=levels, norm=norm, cmap="viridis", alpha=0.35)
-    points = axes.scatter(across[scored], up[scored], c=scores[scored], norm=norm, cmap="viridis", s=70, ec="white", zorder=3)
+    points = axes.scatter(
+        across[scored],
+        up[scored],
+        c=scores[scored],
+        norm=norm,
+        cmap="viridis",
+        s=70,
+        ec="white",
+        zorder=3,
+    )
     if not scored.all():
         style: dict[str, Any] = {"marker": "x", "s": 60, "lw": 2, "color": _CYCLE[1], "zorder": 3}
         axes.scatter(across[~scored], up[~scored], label="diverged or failed", **style)
@@ -367,10 +497,16 @@ def _places(column: Column) -> tuple[Array, list[tuple[float, str]]]:
     if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         names = list(dict.fromkeys(map(str, values)))
         spots = np.linspace(0, 1, len(names)) if len(names) > 1 else np.array([0.5])
-        return np.array([spots[names.index(str(value))] for value in values]), list(zip(spots.tolist(), names, strict=True))
+        return np.array([spots[names.index(str(value))] for value in values]), list(
+            zip(spots.tolist(), names, strict=True)
+        )
     numbers = np.array(values, float)
     low, high = column.ends or _ends(numbers)
-    scaled = np.log(numbers / low) / np.log(high / low) if column.is_log else (numbers - low) / (high - low)
+    scaled = (
+        np.log(numbers / low) / np.log(high / low)
+        if column.is_log
+        else (numbers - low) / (high - low)
+    )
     middle = (low * high) ** 0.5 if column.is_log else (low + high) / 2
     return scaled, [(0.0, f"{low:.3g}"), (0.5, f"{middle:.3g}"), (1.0, f"{high:.3g}")]
 

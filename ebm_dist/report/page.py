@@ -48,9 +48,14 @@ def build(reports: Path, beside: Path | None = None) -> str:
     theirs = {name: read_suite(beside, name) or {} for name in suites} if beside else {}
     sections = {"Training": "".join(_training(reports))}
     for name, metrics in suites.items():
-        sections[name.replace("_", " ").capitalize()] = "".join(_suite(reports / name, metrics, theirs.get(name)))
+        sections[name.replace("_", " ").capitalize()] = "".join(
+            _suite(reports / name, metrics, theirs.get(name))
+        )
     links = "".join(f'<li><a href="#{_anchor(name)}">{escape(name)}</a></li>' for name in sections)
-    body = "".join(f'<section><h2 id="{_anchor(name)}">{escape(name)}</h2>{text}</section>' for name, text in sections.items())
+    body = "".join(
+        f'<section><h2 id="{_anchor(name)}">{escape(name)}</h2>{text}</section>'
+        for name, text in sections.items()
+    )
     title = escape(reports.name)
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
@@ -89,9 +94,15 @@ def _training(reports: Path) -> Iterator[str]:
     """Curves, and what the run cost."""
     for path in sorted(reports.glob("train/**/run.json")):
         run = read_json(path, "train")
-        workers = run["workers"] if isinstance(run["workers"], list) else [run["workers"]]  # from the fewest to the most
+        workers = (
+            run["workers"] if isinstance(run["workers"], list) else [run["workers"]]
+        )  # from the fewest to the most
         cost, most = run["seconds"] * workers[-1], "at most " if len(workers) > 1 else ""
-        energy = f", {run['watts_a_worker'] * cost / 1000:.0f} kJ by NVML" if "watts_a_worker" in run else ""
+        energy = (
+            f", {run['watts_a_worker'] * cost / 1000:.0f} kJ by NVML"
+            if "watts_a_worker" in run
+            else ""
+        )
         name, count = path.parent.relative_to(reports), " to ".join(map(str, workers))
         machine = f"{run['hardware']['cpu']}, {run['hardware']['cores']} cores"
         said = f"{name}: {run['seconds']:.0f} s on {count} workers ({machine}): {most}{cost:.0f} device-seconds{energy}."
@@ -101,7 +112,11 @@ def _training(reports: Path) -> Iterator[str]:
     first = next(iter(sorted(reports.glob("train/**/curves.csv"))), None)
     if first is not None:
         rows = list(csv.DictReader(io.StringIO(first.read_text())))
-        curves = [_curve(key, [(float(r["step"]), float(r[key])) for r in rows if r[key]]) for key in rows[0] if key != "step"]
+        curves = [
+            _curve(key, [(float(r["step"]), float(r[key])) for r in rows if r[key]])
+            for key in rows[0]
+            if key != "step"
+        ]
         yield f'<div class="curves">{"".join(curves)}</div>'
 
 
@@ -113,8 +128,12 @@ def _curve(name: str, points: list[tuple[float, float]]) -> str:
     xs, ys = zip(*shown, strict=True)
     low, high = min(ys), max(ys)
     across, up = (max(xs) - min(xs)) or 1.0, (high - low) or 1.0
-    path = " ".join(f"{(x - min(xs)) / across * _WIDTH:.1f},{(high - y) / up * _HEIGHT:.1f}" for x, y in shown)
-    label = f"{name}: {low:.3g} to {high:.3g}, last {ys[-1]:.3g}, steps {min(xs):.0f} to {max(xs):.0f}"
+    path = " ".join(
+        f"{(x - min(xs)) / across * _WIDTH:.1f},{(high - y) / up * _HEIGHT:.1f}" for x, y in shown
+    )
+    label = (
+        f"{name}: {low:.3g} to {high:.3g}, last {ys[-1]:.3g}, steps {min(xs):.0f} to {max(xs):.0f}"
+    )
     return (
         f'<figure><svg role="img" aria-label="{escape(label)}" viewBox="-2 -2 {_WIDTH + 4} {_HEIGHT + 4}" width="{_WIDTH}"'
         f' height="{_HEIGHT}"><rect width="{_WIDTH}" height="{_HEIGHT}"/><path d="M{path}"/></svg>'
@@ -132,7 +151,14 @@ def _suite(folder: Path, metrics: dict[str, Any], theirs: dict[str, Any] | None)
     for key, value in flat({k: v for k, v in metrics.items() if k != "seeds"}).items():
         between = interval([float(one[key]) for one in seeds]) if seeds else None
         scatter = "" if between is None else f"{between[0]:.4g} to {between[1]:.4g}"
-        rows.append((escape(key), f"{value:.5g}", scatter, *((f"{other[key]:.5g}" if key in other else "",) if theirs else ())))
+        rows.append(
+            (
+                escape(key),
+                f"{value:.5g}",
+                scatter,
+                *((f"{other[key]:.5g}" if key in other else "",) if theirs else ()),
+            )
+        )
     head = ("metric", "value", "95 % interval", *(("beside it",) if theirs else ()))
     yield f"<details{' open' if len(rows) <= 12 else ''}><summary>{len(rows)} metrics</summary>{_table(head, rows)}</details>"
 
@@ -148,6 +174,11 @@ def _picture(path: Path, name: str) -> str:
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     """Cells are HTML; the first column is text, the others are numbers."""
     top = "".join(f'<th scope="col">{name}</th>' for name in head)
-    cells = ["".join(f"<td{' class=n' if i else ''}>{cell}</td>" for i, cell in enumerate(row)) for row in rows]
+    cells = [
+        "".join(f"<td{' class=n' if i else ''}>{cell}</td>" for i, cell in enumerate(row))
+        for row in rows
+    ]
     body = "".join(f"<tr>{row}</tr>" for row in cells)
-    return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    return (
+        f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    )

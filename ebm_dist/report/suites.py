@@ -10,7 +10,10 @@ _METRICS = "metrics.json"
 
 def read_suites(reports: Path) -> dict[str, dict[str, Any]]:
     """Return the metrics of every suite of a folder of reports, by suite. Raises :class:`DataError` for a broken file."""
-    return {path.parent.name: read_json(path, "evaluate") for path in sorted(reports.glob(f"*/{_METRICS}"))}
+    return {
+        path.parent.name: read_json(path, "evaluate")
+        for path in sorted(reports.glob(f"*/{_METRICS}"))
+    }
 
 
 def read_suite(reports: Path, suite: str, made_by: str = "evaluate") -> dict[str, Any]:

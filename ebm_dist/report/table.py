@@ -11,7 +11,17 @@ from ebm_dist.errors import DataError
 from ebm_dist.files import flat, read_json
 from ebm_dist.report.suites import has_suites, read_suite, read_suites
 
-_COLUMNS = ("id", "what", "published", "reached", "95 % interval", "seeds", "beside it", "time", "command")
+_COLUMNS = (
+    "id",
+    "what",
+    "published",
+    "reached",
+    "95 % interval",
+    "seeds",
+    "beside it",
+    "time",
+    "command",
+)
 
 _MARK, _END = "<!-- python -m pipelines.results -->", "<!-- end -->"
 
@@ -28,16 +38,31 @@ class Recipe(NamedTuple):
 
 def recipes(folder: Path, reports: Path) -> list[Recipe]:
     """Every recipe of a folder of parameter files."""
-    found = [path for path in sorted(folder.glob("*.yaml")) if path.name not in ("dvc.yaml", "rows.yaml")]
-    return [Recipe(path.stem, path.read_text().partition("\n")[0].lstrip("# "), has_suites(reports / path.stem)) for path in found]
+    found = [
+        path for path in sorted(folder.glob("*.yaml")) if path.name not in ("dvc.yaml", "rows.yaml")
+    ]
+    return [
+        Recipe(
+            path.stem,
+            path.read_text().partition("\n")[0].lstrip("# "),
+            has_suites(reports / path.stem),
+        )
+        for path in found
+    ]
 
 
 def compare(a: Path, b: Path) -> list[tuple[str, float, float]]:
     """The metrics ``<suite>.<key>`` that two folders of reports share. Raises :class:`DataError` where there is none."""
     ours, theirs = (flat(read_suites(x)) for x in (a, b))
-    rows = [(key, float(value), float(theirs[key])) for key, value in ours.items() if key in theirs and ".seeds." not in key]
+    rows = [
+        (key, float(value), float(theirs[key]))
+        for key, value in ours.items()
+        if key in theirs and ".seeds." not in key
+    ]
     if not rows:
-        raise DataError(f"{a} and {b}: no suite judged both; ebm-dist recipes shows what has been run")
+        raise DataError(
+            f"{a} and {b}: no suite judged both; ebm-dist recipes shows what has been run"
+        )
     return rows
 
 
@@ -53,14 +78,20 @@ def row(name: str, entry: Mapping[str, Any], reports: Path) -> dict[str, Any]:
     recipes = [entry["recipe"]] if isinstance(entry["recipe"], str) else entry["recipe"]
     each = _replicates(entry["metric"], recipes, reports)
     values = list(each.values())
-    runs = [read_json(path, "train") for recipe in recipes for path in sorted((reports / recipe / "train").glob("*/run.json"))]
+    runs = [
+        read_json(path, "train")
+        for recipe in recipes
+        for path in sorted((reports / recipe / "train").glob("*/run.json"))
+    ]
     return {
         "id": name,
         **{field: entry[field] for field in ("system", "source", "what", "metric", "published")},
         "reached": float(np.mean(values)),
         "interval": interval(values),
         "seeds": each if len(each) > 1 else {},
-        "beside": {label: _beside(beside, recipes, reports) for label, beside in entry["beside"].items()},
+        "beside": {
+            label: _beside(beside, recipes, reports) for label, beside in entry["beside"].items()
+        },
         "hardware": runs[0]["hardware"],
         "workers": runs[0]["workers"],
         "seconds": [run["seconds"] for run in runs],
@@ -71,13 +102,18 @@ def row(name: str, entry: Mapping[str, Any], reports: Path) -> dict[str, Any]:
 
 
 def _command(recipes: list[str]) -> str:
-    return " ".join(["dvc repro", *(f"pipelines/recipes/dvc.yaml:results@{recipe}" for recipe in recipes)])
+    return " ".join(
+        ["dvc repro", *(f"pipelines/recipes/dvc.yaml:results@{recipe}" for recipe in recipes)]
+    )
 
 
 def _replicates(metric: str, recipes: list[str], reports: Path) -> dict[str, float]:
     """The values of ``<suite>.<key>``: of each seed, or of each of several recipes."""
     suite, key = metric.split(".", 1)
-    every = {r: read_suite(reports / r, suite, f"pipelines/recipes/dvc.yaml:results@{r}") for r in recipes}
+    every = {
+        r: read_suite(reports / r, suite, f"pipelines/recipes/dvc.yaml:results@{r}")
+        for r in recipes
+    }
     if len(recipes) > 1:
         return {recipe: value_at(metrics, key) for recipe, metrics in every.items()}
     (metrics,) = every.values()
@@ -89,7 +125,11 @@ def _beside(beside: float | str, recipes: list[str], reports: Path) -> float:
         return float(beside)
     other, slash, metric = beside.partition("/")
     is_of_another = slash and "." not in other  # else a stroke in the key itself
-    found = _replicates(metric, [other], reports) if is_of_another else _replicates(beside, recipes, reports)
+    found = (
+        _replicates(metric, [other], reports)
+        if is_of_another
+        else _replicates(beside, recipes, reports)
+    )
     return float(np.mean(list(found.values())))
 
 
@@ -111,12 +151,25 @@ def systems(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 
 def summary(rows: list[dict[str, Any]], place: str) -> str:
     """A line a system, published beside reached. ``place``: where its name leads, such as ``systems/{}.md``."""
-    lines = [_line("system", "source", "figure", "published", "reached", "beside it", "made by"), "|" + "---|" * 7]
+    lines = [
+        _line("system", "source", "figure", "published", "reached", "beside it", "made by"),
+        "|" + "---|" * 7,
+    ]
     for name, (first, *_) in systems(rows).items():
-        reached = f"**{first['reached']:.4g}**" + (f" ({_range(first)})" if first["interval"] else "")
+        reached = f"**{first['reached']:.4g}**" + (
+            f" ({_range(first)})" if first["interval"] else ""
+        )
         link = f"[{first['system']}]({place.format(name)})"
         lines.append(
-            _line(link, first["source"], first["what"], _published(first), reached, _beside_it(first, 2), f"`{first['command']}`")
+            _line(
+                link,
+                first["source"],
+                first["what"],
+                _published(first),
+                reached,
+                _beside_it(first, 2),
+                f"`{first['command']}`",
+            )
         )
     return "\n".join(lines)
 
@@ -126,7 +179,9 @@ def renewed(page: str, rows: list[dict[str, Any]]) -> str:
     before, found, rest = page.partition(_MARK)
     _, ends, after = rest.partition(_END)
     if not (found and ends):
-        raise DataError(f"README.md: no place for the table; put {_MARK!r} and {_END!r} where it belongs")
+        raise DataError(
+            f"README.md: no place for the table; put {_MARK!r} and {_END!r} where it belongs"
+        )
     return f"{before}{_MARK}\n{summary(rows, 'docs/results.md#{}')}\n{_END}{after}"
 
 
@@ -143,17 +198,31 @@ def markdown(rows: list[dict[str, Any]], unmeasured: Mapping[str, Mapping[str, A
     ]
     for name, own in systems(rows).items():
         lines += ["", f'<a id="{name}"></a>', "", f"## {own[0]['system']}", "", _origin(own[0]), ""]
-        lines += [_line(*_COLUMNS), "|" + "---|" * len(_COLUMNS), *(_line(*_cells(row)) for row in own)]
-    if unmeasured:
-        lines += ["", "## Not measured", "", _line("id", "what", "why", "command"), "|" + "---|" * 4]
         lines += [
-            _line(f"`{name}`", entry["what"], entry["unmeasured"], f"`{_command([entry['recipe']])}`")
+            _line(*_COLUMNS),
+            "|" + "---|" * len(_COLUMNS),
+            *(_line(*_cells(row)) for row in own),
+        ]
+    if unmeasured:
+        lines += [
+            "",
+            "## Not measured",
+            "",
+            _line("id", "what", "why", "command"),
+            "|" + "---|" * 4,
+        ]
+        lines += [
+            _line(
+                f"`{name}`", entry["what"], entry["unmeasured"], f"`{_command([entry['recipe']])}`"
+            )
             for name, entry in unmeasured.items()
         ]
     return "\n".join(lines) + "\n"
 
 
-def system_page(own: list[dict[str, Any]], pictures: Sequence[str], heads: Mapping[str, str]) -> str:
+def system_page(
+    own: list[dict[str, Any]], pictures: Sequence[str], heads: Mapping[str, str]
+) -> str:
     """A page for one system: its pictures, by link, its figures, and the parameter files that made them, by recipe."""
     lines = [f"# {own[0]['system']}", "", _origin(own[0]), ""]
     for link in pictures:
@@ -161,11 +230,22 @@ def system_page(own: list[dict[str, Any]], pictures: Sequence[str], heads: Mappi
     for row in own:
         facts = {
             "reached": f"**{row['reached']:.4g}**",
-            **({"95 % interval": _range(row), "seeds": _cells(row)[5]} if row["interval"] else {"seeds": "one"}),
+            **(
+                {"95 % interval": _range(row), "seeds": _cells(row)[5]}
+                if row["interval"]
+                else {"seeds": "one"}
+            ),
             "published": f"{_published(row)} ({row['source']})",
             **{label: f"{value:.4g}" for label, value in row["beside"].items()},
         }
-        lines += [f"## {row['id']}", "", f"{row['what'][0].upper()}{row['what'][1:]}.", "", "| figure | value |", "|---|---|"]
+        lines += [
+            f"## {row['id']}",
+            "",
+            f"{row['what'][0].upper()}{row['what'][1:]}.",
+            "",
+            "| figure | value |",
+            "|---|---|",
+        ]
         lines += [_line(name, value) for name, value in facts.items()]
         lines += ["", f"`{row['command']}`, {np.mean(row['seconds']):.0f} s of training a seed", ""]
     for recipe, text in heads.items():

@@ -61,7 +61,9 @@ class Config:
     def check(self, params: Params) -> None:
         fewest, most = self.fewest_and_most
         if fewest > most:
-            raise config.Mismatch("cluster.workers", f"the fewest come first, found [{fewest}, {most}]")
+            raise config.Mismatch(
+                "cluster.workers", f"the fewest come first, found [{fewest}, {most}]"
+            )
         if most > params.train.num_shards:
             raise config.Mismatch(
                 "cluster.workers",
@@ -98,7 +100,9 @@ class RayReporter(FileReporter):
         stops = self.stops()
         self._num_asked += 1
         watches = os.environ.get(_WATCHES) != "0"
-        if watches and not self._is_warned and self._num_asked % _LOOK_EVERY_STEPS == 0:  # at the same steps on all ranks
+        if (
+            watches and not self._is_warned and self._num_asked % _LOOK_EVERY_STEPS == 0
+        ):  # at the same steps on all ranks
             self._is_warned = ray.train.get_preemption_info() is not None
             if self._is_warned and not stops:
                 return Request.SAVE
@@ -121,13 +125,21 @@ def fit(params: Params, data: Path, run: Path, digest: str) -> None:
             (run / STOP).unlink(missing_ok=True)
             with _stop_by_signal(run):
                 step = train(params, data, run, digest)
-    except (RayActorError, RaySystemError, RpcError) as lost:  # SIGTERM to the whole process group ends Ray too
+    except (
+        RayActorError,
+        RaySystemError,
+        RpcError,
+    ) as lost:  # SIGTERM to the whole process group ends Ray too
         reason = str(lost).strip().splitlines() or [type(lost).__name__]
-        raise ClusterError(f"lost the Ray cluster: {reason[0]}; run the same command again to go on") from None
+        raise ClusterError(
+            f"lost the Ray cluster: {reason[0]}; run the same command again to go on"
+        ) from None
     finally:
         disconnect()
     if step < params.train.num_steps:
-        raise Stopped(f"stopped at step {step} of {params.train.num_steps}; run the same command again to go on")
+        raise Stopped(
+            f"stopped at step {step} of {params.train.num_steps}; run the same command again to go on"
+        )
 
 
 def train(
@@ -159,7 +171,9 @@ def train(
             "digest": digest,
             "reporter": reporter,
         },
-        torch_config=TorchConfig(backend="nccl" if cluster.use_gpu else "gloo", timeout_s=cluster.timeout_s),
+        torch_config=TorchConfig(
+            backend="nccl" if cluster.use_gpu else "gloo", timeout_s=cluster.timeout_s
+        ),
         scaling_config=ray.train.ScalingConfig(
             num_workers=fewest if fewest == most else (fewest, most),
             elastic_resize_monitor_interval_s=_RESIZE_EVERY_S,
@@ -226,7 +240,9 @@ def _workers() -> list[psutil.Process]:
     return []
 
 
-def connect(params: Params, num_cpus: int | None = None, resources: dict[str, float] | None = None) -> None:
+def connect(
+    params: Params, num_cpus: int | None = None, resources: dict[str, float] | None = None
+) -> None:
     """Connect to the cluster that ``RAY_ADDRESS`` names, else start one here; raises :class:`ClusterError` if it is too small.
 
     A cluster here has as many CPUs as the workers ask for, or the given number, and the given resources of other kinds. With those,
@@ -234,30 +250,43 @@ def connect(params: Params, num_cpus: int | None = None, resources: dict[str, fl
     """
     cluster: Config = params.cluster
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning on machines without GPUs
+    os.environ.setdefault(
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
+    )  # silences a warning on machines without GPUs
     os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(cluster.timeout_s))
     os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # each checkpoint waits for the controller's next look
+    os.environ.setdefault(
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5"
+    )  # each checkpoint waits for the controller's next look
     where, own = address(), dict[str, Any]()
     if where == "local":
         # SIGTERM to all ends the cluster's head first, for which the others would wait a minute
         os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")
         # what is sent all the time and read by nobody; and a look for machines that are taken away, which are these
-        for name in ("RAY_enable_metrics_collection", "RAY_task_events_report_interval_ms", _WATCHES):
+        for name in (
+            "RAY_enable_metrics_collection",
+            "RAY_task_events_report_interval_ms",
+            _WATCHES,
+        ):
             os.environ.setdefault(name, "0")
     import ray
 
     if where == "local":
         cpus, (fewest, most) = len(os.sched_getaffinity(0)), cluster.fewest_and_most
         _check_resources(cluster, {"CPU": float(cpus)} | (_gpus() if cluster.use_gpu else {}))
-        wanted = math.ceil(max(fewest * cluster.cpus_per_worker, min(most * cluster.cpus_per_worker, cpus)))
+        wanted = math.ceil(
+            max(fewest * cluster.cpus_per_worker, min(most * cluster.cpus_per_worker, cpus))
+        )
         own = {
             "num_cpus": num_cpus or wanted,
             "include_dashboard": bool(resources),
             "object_store_memory": 200 << 20,
             "resources": resources,
         }
-    own_env = {name: str(params.train.num_threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    own_env = {
+        name: str(params.train.num_threads)
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    }
     own_env |= _KEEP_MEMORY
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     ray.init(where, namespace=_NAMESPACE, runtime_env={"env_vars": own_env}, **quiet, **own)
@@ -280,11 +309,18 @@ def _worker(job: dict[str, Any]) -> dict[str, Any]:
     from ebm_dist.training import trainer
     from ebm_dist.training.reduce import TorchComm
 
-    params, device, context = config.from_values(job["params"], Path("job")), get_device(), ray.train.get_context()
+    params, device, context = (
+        config.from_values(job["params"], Path("job")),
+        get_device(),
+        ray.train.get_context(),
+    )
     torch.set_num_threads(params.train.num_threads)
     faults.arm_from_environment(context.get_world_rank())
     run, data = storage.location(job["run"]), storage.location(job["data"])
-    facts = {"world_size": context.get_world_size(), "ray_job": ray.get_runtime_context().get_job_id()}
+    facts = {
+        "world_size": context.get_world_size(),
+        "ray_job": ray.get_runtime_context().get_job_id(),
+    }
     own = trainer.build(params, shards.read_index(data), TorchComm(device), device, job["digest"])
     try:
         step = own.fit(run, job["reporter"](run, context.get_world_rank(), facts))
@@ -303,7 +339,11 @@ def exclusive_lock(run: Path, digest: str) -> Iterator[None]:
     if address() != "local":
         yield
         return
-    path = run / "lock" if storage.is_local(run) else Path(tempfile.gettempdir()) / f"ebm-dist-{digest[:16]}.lock"
+    path = (
+        run / "lock"
+        if storage.is_local(run)
+        else Path(tempfile.gettempdir()) / f"ebm-dist-{digest[:16]}.lock"
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as lock:
         for attempt in range(_LOCK_WAIT_S):
@@ -312,7 +352,9 @@ def exclusive_lock(run: Path, digest: str) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if attempt == _LOCK_WAIT_S - 1:
-                    raise ClusterError(f"{run}: this very training is running already; wait for it or stop it") from None
+                    raise ClusterError(
+                        f"{run}: this very training is running already; wait for it or stop it"
+                    ) from None
                 time.sleep(1)
         yield
 
@@ -329,12 +371,20 @@ def _lease(digest: str) -> Iterator[None]:
     said = False
     while True:
         try:
-            lease = ray.remote(num_cpus=0)(Lease).options(name=f"lease-{digest}", namespace=_NAMESPACE).remote()
+            lease = (
+                ray.remote(num_cpus=0)(Lease)
+                .options(name=f"lease-{digest}", namespace=_NAMESPACE)
+                .remote()
+            )
             ray.get(lease.ping.remote())
             break
         except ValueError:  # the name is taken
             if not said:
-                print("this very training is running already on the cluster; waiting for it", file=sys.stderr, flush=True)
+                print(
+                    "this very training is running already on the cluster; waiting for it",
+                    file=sys.stderr,
+                    flush=True,
+                )
             said = True
             time.sleep(2)
     try:
@@ -355,7 +405,11 @@ def _stop_by_signal(run: Path) -> Iterator[None]:
     def ask(_number: int, _frame: FrameType | None) -> None:
         restore()
         storage.write_whole(run / STOP, b"")
-        print("stopping at the next step, with a checkpoint; once more to end at once", file=sys.stderr, flush=True)
+        print(
+            "stopping at the next step, with a checkpoint; once more to end at once",
+            file=sys.stderr,
+            flush=True,
+        )
 
     for number in before:
         signal.signal(number, ask)
@@ -389,7 +443,9 @@ def _gpus() -> dict[str, float]:
 
 def _check_resources(cluster: Config, available: dict[str, float]) -> None:
     fewest, _ = cluster.fewest_and_most
-    asked = {"CPU": fewest * cluster.cpus_per_worker} | ({"GPU": float(fewest)} if cluster.use_gpu else {})
+    asked = {"CPU": fewest * cluster.cpus_per_worker} | (
+        {"GPU": float(fewest)} if cluster.use_gpu else {}
+    )
     for kind, amount in asked.items():
         if amount > available.get(kind, 0.0):
             key = "use_gpu" if kind == "GPU" else "cpus_per_worker"
@@ -412,4 +468,6 @@ def _our_error(failed: Exception) -> EbmError:
             f"worker {rank} failed: {lines[-1] if lines else type(failure).__name__}; run the same command again to go on from the"
             " last checkpoint"
         )
-    return ClusterError(f"the training job failed: {failed}; run the same command again to go on from the last checkpoint")
+    return ClusterError(
+        f"the training job failed: {failed}; run the same command again to go on from the last checkpoint"
+    )

@@ -23,7 +23,10 @@ ALL = "*"
 
 _PLUGINS = ("energies", "samplers", "objectives", "generators")
 _LOGGING = ("debug", "info", "warning", "error")
-_COMPILED, _DDP = ("ebm_dist.chains.compiled", "CompiledChains"), ("ebm_dist.training.reduce", "DDP")
+_COMPILED, _DDP = (
+    ("ebm_dist.chains.compiled", "CompiledChains"),
+    ("ebm_dist.training.reduce", "DDP"),
+)
 _FIGURES = ("ebm_dist.report.figures", ALL)
 _TRANSPORT = [("ebm_dist.storage", ALL), ("ebm_dist.faults", ALL), ("ebm_dist.errors", ALL)]
 """Moves bytes and messages, and decides none."""
@@ -64,11 +67,17 @@ def _module(name: str, root: Path) -> _Module | None:
 def _imports(statement: ast.Import | ast.ImportFrom, root: Path) -> Iterator[tuple[str, Symbol]]:
     for alias in statement.names:
         if isinstance(statement, ast.Import):
-            yield alias.asname or alias.name.split(".")[0], (alias.name if alias.asname else alias.name.split(".")[0], "")
+            yield (
+                alias.asname or alias.name.split(".")[0],
+                (alias.name if alias.asname else alias.name.split(".")[0], ""),
+            )
         else:
             whole = f"{statement.module}.{alias.name}"
             is_module = _is_own(whole) and _module_exists(whole, root)
-            yield alias.asname or alias.name, (whole, "") if is_module else (statement.module or "", alias.name)
+            yield (
+                alias.asname or alias.name,
+                (whole, "") if is_module else (statement.module or "", alias.name),
+            )
 
 
 def _module_exists(name: str, root: Path) -> bool:
@@ -84,7 +93,11 @@ def _bound(statement: ast.stmt) -> set[str]:
     """The names that a statement of a module binds."""
     if isinstance(statement, ast.FunctionDef | ast.ClassDef):
         return {statement.name}
-    names = {node.id for node in ast.walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    names = {
+        node.id
+        for node in ast.walk(statement)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    }
     return set() if isinstance(statement, ast.Expr) else names
 
 
@@ -121,7 +134,11 @@ class _Canonical(ast.NodeTransformer):
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
         call = node.value.func if isinstance(node.value, ast.Call) else None
-        is_log = isinstance(call, ast.Attribute) and call.attr in _LOGGING and "log" in ast.unparse(call.value).lower()
+        is_log = (
+            isinstance(call, ast.Attribute)
+            and call.attr in _LOGGING
+            and "log" in ast.unparse(call.value).lower()
+        )
         return None if _is_text(node) or is_log else self.generic_visit(node)
 
     def visit_Raise(self, node: ast.Raise) -> ast.AST:
@@ -135,7 +152,13 @@ class _Canonical(ast.NodeTransformer):
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         node.returns = None
-        for argument in [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs, node.args.vararg, node.args.kwarg]:
+        for argument in [
+            *node.args.posonlyargs,
+            *node.args.args,
+            *node.args.kwonlyargs,
+            node.args.vararg,
+            node.args.kwarg,
+        ]:
             if argument is not None:
                 argument.annotation = None
         return self.with_body(node)
@@ -170,7 +193,9 @@ class _Canonical(ast.NodeTransformer):
         return ast.Name(f"{module}.{name}".rstrip("."), node.ctx)
 
 
-def closure(roots: Iterable[Symbol], skipped: Iterable[Symbol] = (), root: Path = ROOT) -> dict[Symbol, frozenset[str]]:
+def closure(
+    roots: Iterable[Symbol], skipped: Iterable[Symbol] = (), root: Path = ROOT
+) -> dict[Symbol, frozenset[str]]:
     """Return every symbol that the roots reach, themselves included, with its canonical definitions.
 
     Plugins, which are found by name at run time, are no more followed than what is ``skipped``.
@@ -206,13 +231,18 @@ def _definition(symbol: Symbol, root: Path) -> tuple[frozenset[str], frozenset[S
     if wanted and wanted not in module.definitions and _module_exists(f"{name}.{wanted}", root):
         return frozenset(), frozenset({(f"{name}.{wanted}", ALL)})
     canonical = _Canonical(name, module, root)
-    texts = frozenset(canonical.of(statement) for statement in [*module.definitions.get(wanted, []), *module.effects])
+    texts = frozenset(
+        canonical.of(statement)
+        for statement in [*module.definitions.get(wanted, []), *module.effects]
+    )
     return texts, frozenset(canonical.symbols)
 
 
 def digest(roots: Iterable[Symbol], skipped: Iterable[Symbol] = (), root: Path = ROOT) -> str:
     """Return the SHA-256 of all definitions that the roots reach."""
-    texts = sorted({text for definitions in closure(roots, skipped, root).values() for text in definitions})
+    texts = sorted(
+        {text for definitions in closure(roots, skipped, root).values() for text in definitions}
+    )
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
@@ -224,7 +254,13 @@ def _plugins_of(params: Params | None, *sections: str) -> list[Symbol]:
     """The plugins that settings name in these sections, or all there are."""
     if params is None:
         folders = _PLUGINS if "energy" in sections else ("datasets",)
-        return _whole(*(f"ebm_dist.{folder}.{name}" for folder in folders for name in plugins(f"ebm_dist.{folder}")))
+        return _whole(
+            *(
+                f"ebm_dist.{folder}.{name}"
+                for folder in folders
+                for name in plugins(f"ebm_dist.{folder}")
+            )
+        )
     configs = [config for section in sections for config in _configs(getattr(params, section))]
     return _whole(*(module.__name__ for config in configs for module in modules_of(config)))
 
@@ -242,24 +278,45 @@ def _ruled_out(params: Params | None) -> list[Symbol]:
 
 def prepare_digest(params: Params | None, root: Path = ROOT) -> str:
     """Return the digest of the code that prepares the data of these settings; of any, if None."""
-    return digest([("ebm_dist.data.shards", "write"), *_plugins_of(params, "dataset", "comparison_datasets")], root=root)
+    return digest(
+        [("ebm_dist.data.shards", "write"), *_plugins_of(params, "dataset", "comparison_datasets")],
+        root=root,
+    )
 
 
 def classifier_digest(root: Path = ROOT) -> str:
     """Return the digest of the code that trains the classifier behind FID-clf."""
-    return digest([("ebm_dist.metrics.features", name) for name in ("Config", "train", "is_possible")], root=root)
+    return digest(
+        [("ebm_dist.metrics.features", name) for name in ("Config", "train", "is_possible")],
+        root=root,
+    )
 
 
 def train_digest(params: Params | None, root: Path = ROOT) -> str:
     """Return the digest of the code that decides the result of training, and of its export."""
-    roots = [("ebm_dist.training.trainer", ALL), ("ebm_dist.training.reduce", "TorchComm"), ("ebm_dist.models.trained", "export")]
-    roots += [("ebm_dist.chains.replay", "Config"), ("ebm_dist.training.optim", "Config")]  # their defaults
-    return digest([*roots, *_plugins_of(params, "energy", "sampler", "objective")], _ruled_out(params), root)
+    roots = [
+        ("ebm_dist.training.trainer", ALL),
+        ("ebm_dist.training.reduce", "TorchComm"),
+        ("ebm_dist.models.trained", "export"),
+    ]
+    roots += [
+        ("ebm_dist.chains.replay", "Config"),
+        ("ebm_dist.training.optim", "Config"),
+    ]  # their defaults
+    return digest(
+        [*roots, *_plugins_of(params, "energy", "sampler", "objective")], _ruled_out(params), root
+    )
 
 
-def evaluate_digest(params: Params | None, suite: str, *, figures: bool = True, root: Path = ROOT) -> str:
+def evaluate_digest(
+    params: Params | None, suite: str, *, figures: bool = True, root: Path = ROOT
+) -> str:
     """Return the digest of the code of a suite, for these settings or any; without the drawing of figures if not ``figures``."""
-    roots = [("ebm_dist.evaluation", "over_seeds"), ("ebm_dist.models.trained", "load"), ("ebm_dist.metrics.features", "load")]
+    roots = [
+        ("ebm_dist.evaluation", "over_seeds"),
+        ("ebm_dist.models.trained", "load"),
+        ("ebm_dist.metrics.features", "load"),
+    ]
     roots += _whole(f"ebm_dist.evaluation.{suite}")
     skipped = _ruled_out(params) + ([] if figures else [_FIGURES])
     return digest([*roots, *_plugins_of(params, "energy", "sampler", "objective")], skipped, root)
@@ -267,10 +324,19 @@ def evaluate_digest(params: Params | None, suite: str, *, figures: bool = True, 
 
 def register_digest(root: Path = ROOT) -> str:
     """Return the digest of the code that registers a model."""
-    return digest([("ebm_dist.registry.versions", "register"), *_whole("ebm_dist.registry.serving")], root=root)
+    return digest(
+        [("ebm_dist.registry.versions", "register"), *_whole("ebm_dist.registry.serving")],
+        root=root,
+    )
 
 
 def tune_digest(root: Path = ROOT) -> str:
     """Return the digest of the code of a search, over all plugins."""
-    roots = [("ebm_dist.search.driver", "find"), ("ebm_dist.search.report", "write"), ("ebm_dist.search.scores", ALL)]
-    return digest([*roots, ("ebm_dist.training.trainer", ALL), *_plugins_of(None, "energy")], root=root)
+    roots = [
+        ("ebm_dist.search.driver", "find"),
+        ("ebm_dist.search.report", "write"),
+        ("ebm_dist.search.scores", ALL),
+    ]
+    return digest(
+        [*roots, ("ebm_dist.training.trainer", ALL), *_plugins_of(None, "energy")], root=root
+    )

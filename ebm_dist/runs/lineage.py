@@ -29,14 +29,19 @@ def git_state() -> dict[str, str]:
     """Commit and whether files differ from it; in a job, which has no repository, the commit that the submitter names."""
 
     def git(*arguments: str) -> str | None:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        )
         return done.stdout.strip() if done.returncode == 0 else None
 
     commit = git("rev-parse", "HEAD")
     if commit is None:
         named = os.environ.get("EBM_GIT_COMMIT")
         return {"git.commit": named} if named else {}
-    return {"git.commit": commit, "git.dirty": str(bool(git("status", "--porcelain", "--untracked-files=no"))).lower()}
+    return {
+        "git.commit": commit,
+        "git.dirty": str(bool(git("status", "--porcelain", "--untracked-files=no"))).lower(),
+    }
 
 
 def code_commit() -> str:
@@ -44,7 +49,15 @@ def code_commit() -> str:
     state = git_state()
     commit = state.get("git.commit", "")
     dirty = subprocess.run(
-        ["git", "status", "--porcelain", "--untracked-files=no", "--", "ebm_dist", "pipelines/*.py"],
+        [
+            "git",
+            "status",
+            "--porcelain",
+            "--untracked-files=no",
+            "--",
+            "ebm_dist",
+            "pipelines/*.py",
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -56,7 +69,11 @@ def code_commit() -> str:
 def recorded_in(path: Path) -> str:
     """Return the commit that last changed a file; empty where nothing tells."""
     done = subprocess.run(
-        ["git", "log", "-1", "--format=%H", "--", str(path)], cwd=ROOT, capture_output=True, text=True, check=False
+        ["git", "log", "-1", "--format=%H", "--", str(path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return done.stdout.strip()
 
@@ -66,7 +83,11 @@ def dvc_hashes(lock: Path) -> dict[str, str]:
     if not lock.exists():
         return {}
     stages = (YAML(typ="safe", pure=True).load(lock.read_text()) or {}).get("stages", {})
-    return {f"dvc.{out['path']}": out.get("md5", "") for stage in stages.values() for out in stage.get("outs", [])}
+    return {
+        f"dvc.{out['path']}": out.get("md5", "")
+        for stage in stages.values()
+        for out in stage.get("outs", [])
+    }
 
 
 def hardware() -> dict[str, Any]:
@@ -76,7 +97,11 @@ def hardware() -> dict[str, Any]:
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line.split(":", 1)[1].strip()
+            for line in info.read_text().splitlines()
+            if line.startswith("model name")
+        ]
         cpu = names[0] if names else cpu
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}

@@ -23,13 +23,19 @@ def line(run: Path, num_steps: int, waiting: str) -> str:
     workers = starts[-1].get("world_size", 1)
     rollbacks = starts[-1].get("rollbacks", 0)
     restarts = sum(event["event"] == "resumed" for event in starts)
-    tail = f"{workers} worker{'s' if workers != 1 else ''}  {restarts} restarts" + (f"  {rollbacks} rollbacks" if rollbacks else "")
+    tail = f"{workers} worker{'s' if workers != 1 else ''}  {restarts} restarts" + (
+        f"  {rollbacks} rollbacks" if rollbacks else ""
+    )
     timed = [row for row in rows if "seconds" in row]
     if not timed:
         return f"step {starts[-1]['step']}/{num_steps}  {tail}"
     last, before = timed[-1], timed[max(0, len(timed) - 11)]
     seconds = last["seconds"] - before["seconds"]
-    speed = (last["step"] - before["step"]) / seconds if seconds > 0 else last["step"] / max(last["seconds"], 1e-9)
+    speed = (
+        (last["step"] - before["step"]) / seconds
+        if seconds > 0
+        else last["step"] / max(last["seconds"], 1e-9)
+    )
     left = (num_steps - last["step"]) / speed
     gap = f"E+ - E- {last['energy_gap']:+.3f}  " if "energy_gap" in last else ""
     return f"step {last['step']}/{num_steps}  {gap}{speed:.1f} steps/s  {left // 60:.0f}:{left % 60:02.0f} left  {tail}"

@@ -50,7 +50,12 @@ def _made_here() -> dict[str, Any]:
     import torch
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return {"commit": lineage.code_commit(), "versions": versions(), "device": device, "hardware": lineage.hardware()}
+    return {
+        "commit": lineage.code_commit(),
+        "versions": versions(),
+        "device": device,
+        "hardware": lineage.hardware(),
+    }
 
 
 def of_training(params: Params, data_digest: str, weights: Path) -> dict[str, Any]:
@@ -65,7 +70,9 @@ def of_training(params: Params, data_digest: str, weights: Path) -> dict[str, An
     }
 
 
-def of_suite(params: Params, suite: str, data_digest: str, weights: Mapping[int, str]) -> dict[str, Any]:
+def of_suite(
+    params: Params, suite: str, data_digest: str, weights: Mapping[int, str]
+) -> dict[str, Any]:
     """Return what ``run.json`` records of a suite over models with these weights, by seed."""
     return {
         **_made_here(),
@@ -92,7 +99,12 @@ def status(recipe: Path, suite: str, reports: Path) -> Status:
         recorded_in = lineage.recorded_in(reports / recipe.stem / suite / "metrics.json")
         return Status(recorded_in, ("made before provenance was recorded",))
     reasons = list(
-        _differences(record, code.evaluate_digest(params, suite, figures=False), suite_params(params, suite), f"suite {suite}")
+        _differences(
+            record,
+            code.evaluate_digest(params, suite, figures=False),
+            suite_params(params, suite),
+            f"suite {suite}",
+        )
     )
     for seed in range(params.num_seeds):
         training = _read(reports / recipe.stem / "train" / str(seed) / RUN)
@@ -100,7 +112,12 @@ def status(recipe: Path, suite: str, reports: Path) -> Status:
             reasons.append(f"seed {seed}: trained before provenance was recorded")
             continue
         settings = config.load(recipe, seed=seed)
-        reasons += _differences(training, code.train_digest(settings), settings.digest(*TRAINING), f"training of seed {seed}")
+        reasons += _differences(
+            training,
+            code.train_digest(settings),
+            settings.digest(*TRAINING),
+            f"training of seed {seed}",
+        )
         if not is_verified(training["prepare"], code.prepare_digest(settings)):
             reasons.append(f"seed {seed}: the code that prepares the data has changed")
         if record["weights"].get(str(seed)) != training["weights"]:
@@ -110,9 +127,16 @@ def status(recipe: Path, suite: str, reports: Path) -> Status:
 
 def of_row(row: Mapping[str, Any], recipes: Path, reports: Path) -> Status:
     """Return the status of a row of the results, over all its recipes. Raises :class:`DataError` for a broken record."""
-    found = [status(recipes / f"{name}.yaml", row["metric"].split(".")[0], reports) for name in row["recipes"]]
+    found = [
+        status(recipes / f"{name}.yaml", row["metric"].split(".")[0], reports)
+        for name in row["recipes"]
+    ]
     several = len(found) > 1
-    reasons = [f"{name}: {why}" if several else why for name, one in zip(row["recipes"], found, strict=True) for why in one.reasons]
+    reasons = [
+        f"{name}: {why}" if several else why
+        for name, one in zip(row["recipes"], found, strict=True)
+        for why in one.reasons
+    ]
     return Status(found[0].commit, tuple(reasons))
 
 
@@ -161,7 +185,11 @@ def lock_faults(lock: Path, reports: Path) -> Iterator[str]:
         kind, _, row = name.partition("@")
         if kind not in ("train", "evaluate") or not claimed:
             continue
-        (out,) = stage["metrics"] if "metrics" in stage else [o for o in stage["outs"] if o["path"].endswith("metrics.json")]
+        (out,) = (
+            stage["metrics"]
+            if "metrics" in stage
+            else [o for o in stage["outs"] if o["path"].endswith("metrics.json")]
+        )
         record = _read(Path(out["path"]).parent / RUN) if reports else None
         (digest,) = claimed.values()
         if record is None or not is_verified(record.get("code", "")[: len(digest)], digest):

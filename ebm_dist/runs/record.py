@@ -54,7 +54,13 @@ class Lines:
 class FileReporter:
     """A :class:`Reporter` that keeps the record; only rank 0 writes it and looks for the stop file."""
 
-    def __init__(self, run: Path, rank: int = 0, facts: dict[str, Any] | None = None, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        run: Path,
+        rank: int = 0,
+        facts: dict[str, Any] | None = None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
         self.run, self.rank, self.facts, self.now = run, rank, facts or {}, now
         self._metrics, self._events = Lines(run / METRICS, now), Lines(run / EVENTS, now)
         self._looked_at, self._stops = 0.0, False
@@ -64,8 +70,15 @@ class FileReporter:
             return
         self.run.mkdir(parents=True, exist_ok=True)
         known = {row["step"]: row for row in read_lines(self.run / METRICS) if row["step"] <= step}
-        self._metrics.replace([known.get(row["step"], row) for row in history])  # what the disk lost comes from the checkpoint
-        event = {"event": reason, "step": step, "rollbacks": rollbacks, "time": self.now()} | self.facts
+        self._metrics.replace(
+            [known.get(row["step"], row) for row in history]
+        )  # what the disk lost comes from the checkpoint
+        event = {
+            "event": reason,
+            "step": step,
+            "rollbacks": rollbacks,
+            "time": self.now(),
+        } | self.facts
         self._events.replace([*read_lines(self.run / EVENTS), event])
 
     def metrics(self, row: Row, seconds: float) -> None:
@@ -78,7 +91,11 @@ class FileReporter:
 
     def stops(self) -> bool:
         """Whether the stop file is there."""
-        if self.rank == 0 and not self._stops and abs(self.now() - self._looked_at) >= _LOOK_EVERY_S:
+        if (
+            self.rank == 0
+            and not self._stops
+            and abs(self.now() - self._looked_at) >= _LOOK_EVERY_S
+        ):
             self._stops, self._looked_at = (self.run / STOP).exists(), self.now()
         return self._stops
 

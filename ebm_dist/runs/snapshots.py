@@ -55,6 +55,13 @@ def strip(run: Path) -> bytes | None:
     found = taken(run)
     if not found:
         return None
-    steps = [[*found][i] for i in np.unique(np.linspace(0, len(found) - 1, _MOST_ROWS).round().astype(int))]
+    steps = [
+        [*found][i]
+        for i in np.unique(np.linspace(0, len(found) - 1, _MOST_ROWS).round().astype(int))
+    ]
     rows = [np.asarray(Image.open(io.BytesIO(read_bytes(found[step]))))[1:] for step in steps]
-    return figures.titled(np.concatenate(rows), "The same replay slots, a row at each step", [f"{step:,}" for step in steps])
+    return figures.titled(
+        np.concatenate(rows),
+        "The same replay slots, a row at each step",
+        [f"{step:,}" for step in steps],
+    )

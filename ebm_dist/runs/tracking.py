@@ -65,16 +65,30 @@ def run_of(mlflow: "MlflowClient", params: Params, digest: str, name: str) -> st
     values = flat({key: value for key, value in params.as_dict().items() if key != "tune"})
     temperature = getattr(params.sampler, "temperature", None)
     return find_or_create_run(
-        mlflow, params, digest, name, values | ({} if temperature is None else {"sampler.temperature": temperature}), {}
+        mlflow,
+        params,
+        digest,
+        name,
+        values | ({} if temperature is None else {"sampler.temperature": temperature}),
+        {},
     )
 
 
 def find_or_create_run(
-    mlflow: "MlflowClient", params: Params, digest: str, name: str, values: Mapping[str, Any], tags: dict[str, str]
+    mlflow: "MlflowClient",
+    params: Params,
+    digest: str,
+    name: str,
+    values: Mapping[str, Any],
+    tags: dict[str, str],
 ) -> str:
     """The id of the run with this digest; made, with these parameters and tags, if there is none yet."""
     experiment = mlflow.get_experiment_by_name(params.tracking.experiment)
-    experiment_id = experiment.experiment_id if experiment else mlflow.create_experiment(params.tracking.experiment)
+    experiment_id = (
+        experiment.experiment_id
+        if experiment
+        else mlflow.create_experiment(params.tracking.experiment)
+    )
     found = mlflow.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{digest}'", max_results=1)
     if found:
         return str(found[0].info.run_id)
@@ -90,7 +104,11 @@ def sync(mlflow: "MlflowClient", run_id: str, run: Path) -> int:
 
     last = float(mlflow.get_run(run_id).data.tags.get("ebm.synced_step", 0))
     rows = list(read_lines(run / METRICS))
-    fresh = [(before, row) for before, row in zip([None, *rows], rows, strict=False) if row["step"] > last]
+    fresh = [
+        (before, row)
+        for before, row in zip([None, *rows], rows, strict=False)
+        if row["step"] > last
+    ]
     for start in range(0, len(fresh), _ROWS_A_CALL):
         block = fresh[start : start + _ROWS_A_CALL]
         metrics = [
@@ -111,14 +129,22 @@ def _sync_pictures(mlflow: "MlflowClient", run_id: str, run: Path) -> None:
     last = int(mlflow.get_run(run_id).data.tags.get("ebm.synced_picture", -1))
     for step, path in snapshots.taken(run).items():
         if step > last:
-            mlflow.log_image(run_id, Image.open(io.BytesIO(read_bytes(path))), key="chains", step=step)
+            mlflow.log_image(
+                run_id, Image.open(io.BytesIO(read_bytes(path))), key="chains", step=step
+            )
             mlflow.set_tag(run_id, "ebm.synced_picture", str(step))
 
 
 def _speed(before: dict[str, Any] | None, row: dict[str, Any]) -> dict[str, float]:
-    if before is None or "seconds" not in row or row["seconds"] <= before.get("seconds", row["seconds"]):
+    if (
+        before is None
+        or "seconds" not in row
+        or row["seconds"] <= before.get("seconds", row["seconds"])
+    ):
         return {}
-    return {"steps_per_second": (row["step"] - before["step"]) / (row["seconds"] - before["seconds"])}
+    return {
+        "steps_per_second": (row["step"] - before["step"]) / (row["seconds"] - before["seconds"])
+    }
 
 
 @contextmanager
@@ -135,7 +161,9 @@ def sync_while_running(params: Params, digest: str, name: str, run: Path) -> Ite
         yield
 
 
-def keep_in_sync(bring: Callable[["MlflowClient"], None], where: str, poll_s: float) -> AbstractContextManager[None]:
+def keep_in_sync(
+    bring: Callable[["MlflowClient"], None], where: str, poll_s: float
+) -> AbstractContextManager[None]:
     """Call ``bring(client)`` now and then while the block runs, and once at its end."""
     known, is_away = list["MlflowClient"](), [False]
 
@@ -147,13 +175,20 @@ def keep_in_sync(bring: Callable[["MlflowClient"], None], where: str, poll_s: fl
             is_away[0] = False
         except Exception as failed:  # noqa: BLE001 (whatever is wrong with tracking, training goes on)
             if not is_away[0]:
-                log.warning("MLflow at %s is away (%s); %s and brought there later", tracking_uri(), first_line(failed), where)
+                log.warning(
+                    "MLflow at %s is away (%s); %s and brought there later",
+                    tracking_uri(),
+                    first_line(failed),
+                    where,
+                )
             is_away[0] = True
 
     return call_every(look, poll_s)
 
 
-def open_run(params: Params, digest: str, name: str, run: Path, *, attempts: int = 3) -> tuple["MlflowClient", str]:
+def open_run(
+    params: Params, digest: str, name: str, run: Path, *, attempts: int = 3
+) -> tuple["MlflowClient", str]:
     """The run of a finished training, with all its metrics. Raises :class:`RegistryError` if the server cannot be reached."""
     for attempt in range(attempts):
         try:

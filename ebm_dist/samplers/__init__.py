@@ -90,7 +90,9 @@ def reflect(x: Tensor, bounds: tuple[float, float]) -> tuple[Tensor, Tensor]:
     width = high - low
     folded = (x - low) % (2 * width)
     turned = folded > width
-    mirrored = (low + torch.where(turned, 2 * width - folded, folded)).clamp(low, high)  # for the last bit of rounding
+    mirrored = (low + torch.where(turned, 2 * width - folded, folded)).clamp(
+        low, high
+    )  # for the last bit of rounding
     return torch.where((x < low) | (x > high), mirrored, x), turned
 
 
@@ -119,4 +121,6 @@ def run_chain(
             if observe is not None:
                 observe(step, state, info)
         moved = (state.position - start).flatten(1).norm(dim=1).mean()
-        return state.position, ChainStats(info.energy.mean(), info.score_norm.mean(), accepted / num_steps, moved)
+        return state.position, ChainStats(
+            info.energy.mean(), info.score_norm.mean(), accepted / num_steps, moved
+        )

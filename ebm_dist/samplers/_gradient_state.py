@@ -31,4 +31,6 @@ def init(target: EnergyFn, position: Tensor) -> State:
 
 def select(is_accepted: Tensor, proposal: State, state: State) -> State:
     """Take the proposal where ``is_accepted (B,)``, else keep the state ``(B, *shape)``."""
-    return State(*(where_accepted(is_accepted, new, old) for new, old in zip(proposal, state, strict=True)))
+    return State(
+        *(where_accepted(is_accepted, new, old) for new, old in zip(proposal, state, strict=True))
+    )

@@ -28,7 +28,8 @@ class Config:
     def check(self, params: Params) -> None:
         if not getattr(params.energy, "has_conditionals", False):
             raise Mismatch(
-                "sampler.name", f"gibbs needs an energy with conditionals, such as rbm; not {plugin_name(params.energy)}"
+                "sampler.name",
+                f"gibbs needs an energy with conditionals, such as rbm; not {plugin_name(params.energy)}",
             )
 
 
@@ -43,7 +44,9 @@ def build(config: Config, *, bounds: Bounds) -> Kernel:
 
     def init(target: EnergyFn, position: Tensor) -> State:
         if not isinstance(target, HasConditionals):
-            raise TypeError("gibbs needs an energy with conditionals (num_blocks, resample); choose another sampler for this one")
+            raise TypeError(
+                "gibbs needs an energy with conditionals (num_blocks, resample); choose another sampler for this one"
+            )
         return State(position)
 
     def step(target: EnergyFn, state: State, generator: Generator) -> tuple[State, Info]:

@@ -43,7 +43,9 @@ def build(config: Config, *, bounds: Bounds) -> Kernel:
     def step(target: EnergyFn, state: State, generator: Generator) -> tuple[State, Info]:
         x = state.position
         momentum = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-        uniform = torch.rand(len(x), generator=generator, device=x.device, dtype=x.dtype).view(-1, *[1] * (x.ndim - 1))
+        uniform = torch.rand(len(x), generator=generator, device=x.device, dtype=x.dtype).view(
+            -1, *[1] * (x.ndim - 1)
+        )
         e = config.step_size * (1 - config.jitter * uniform)
         half = e / (2 * temperature)
         start = state.energy / temperature + kinetic(momentum)
@@ -57,7 +59,9 @@ def build(config: Config, *, bounds: Bounds) -> Kernel:
             new = init(target, x)
             momentum = torch.addcmul(momentum, half, new.score)
         is_finite = new.is_finite
-        is_accepted = accept_mask(start - new.energy / temperature - kinetic(momentum), is_finite, generator)
+        is_accepted = accept_mask(
+            start - new.energy / temperature - kinetic(momentum), is_finite, generator
+        )
         state = select(is_accepted, new, state)
         return state, Info(state.energy, state.score.flatten(1).norm(dim=1), is_accepted, is_finite)
 

@@ -55,7 +55,11 @@ def build(config: Config, *, bounds: Bounds) -> Kernel:
         return State(x), Info(energy, score_norm, torch.ones_like(energy, dtype=torch.bool))
 
     def step(target: EnergyFn, state: State, generator: Generator) -> tuple[State, Info]:
-        return move(target, state, torch.randn(state.position.shape, generator=generator, device=state.position.device))
+        return move(
+            target,
+            state,
+            torch.randn(state.position.shape, generator=generator, device=state.position.device),
+        )
 
     def step_many(target: EnergyFn, state: State, noise: Tensor) -> tuple[State, Info]:
         for row in noise:

@@ -50,7 +50,9 @@ def build(config: Config, *, bounds: Bounds) -> Kernel:
         if bounds is not None:
             inside = ((new.position >= bounds[0]) & (new.position <= bounds[1])).flatten(1).all(1)
         log_ratio = (state.energy - new.energy) / temperature
-        log_ratio = log_ratio + log_q(x, new.position, new.score) - log_q(new.position, x, state.score)
+        log_ratio = (
+            log_ratio + log_q(x, new.position, new.score) - log_q(new.position, x, state.score)
+        )
         is_accepted = accept_mask(log_ratio, is_finite & inside, generator)
         state = select(is_accepted, new, state)
         return state, Info(state.energy, state.score.flatten(1).norm(dim=1), is_accepted, is_finite)

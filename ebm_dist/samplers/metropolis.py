@@ -45,7 +45,9 @@ def build(config: Config, *, bounds: Bounds) -> Kernel:
         """``x'`` and ``log q(x) - log q(x')``."""
         symmetric = x.new_zeros(len(x))
         if config.proposal == "walk":
-            moved = x + config.step_size * torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+            moved = x + config.step_size * torch.randn(
+                x.shape, generator=generator, device=x.device, dtype=x.dtype
+            )
             return (moved if bounds is None else reflect(moved, bounds)[0]), symmetric
         drawn = noise(tuple(x.shape), bounds, generator).to(x.dtype)
         if bounds is not None:
@@ -60,8 +62,13 @@ def build(config: Config, *, bounds: Bounds) -> Kernel:
         x, log_q_ratio = propose(state.position, generator)
         energy = target(x)
         is_finite = energy.isfinite()
-        is_accepted = accept_mask((state.energy - energy) / config.temperature + log_q_ratio, is_finite, generator)
-        state = State(where_accepted(is_accepted, x, state.position), where_accepted(is_accepted, energy, state.energy))
+        is_accepted = accept_mask(
+            (state.energy - energy) / config.temperature + log_q_ratio, is_finite, generator
+        )
+        state = State(
+            where_accepted(is_accepted, x, state.position),
+            where_accepted(is_accepted, energy, state.energy),
+        )
         no_score = torch.zeros_like(energy)
         return state, Info(state.energy, no_score, is_accepted, is_finite)
 

@@ -46,7 +46,9 @@ _FREE_EVERY_S = 1.0
 def start(params: Params, index: shards.Index, classifier: Path, runs: Path) -> Job:
     """Name the search and lay out its folder. Raises :class:`DataError` or :class:`ConfigError` for what cannot be scored."""
     if "val" not in index.splits:
-        raise DataError(f"{index.folder}: has no val split to choose settings by, only {', '.join(index.splits)}")
+        raise DataError(
+            f"{index.folder}: has no val split to choose settings by, only {', '.join(index.splits)}"
+        )
     if params.tune.metric == "fid_clf" and features.load(classifier) is None:
         raise ConfigError(
             f"tune.metric: fid_clf needs labelled images, {index.dataset} has none; use {' or '.join(trials.METRICS[1:])}"
@@ -61,7 +63,9 @@ def start(params: Params, index: shards.Index, classifier: Path, runs: Path) -> 
         code.tune_digest(),
     ]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    home = storage.location(os.path.abspath(runs)) if storage.is_local(runs) else runs  # Tune changes the folder
+    home = (
+        storage.location(os.path.abspath(runs)) if storage.is_local(runs) else runs
+    )  # Tune changes the folder
     home = home / "tune" / digest[:16]
     (home / "classifier").mkdir(parents=True, exist_ok=True)
     for name in (features.CARD, features.WEIGHTS):
@@ -77,10 +81,19 @@ def start(params: Params, index: shards.Index, classifier: Path, runs: Path) -> 
     )  # fmt: skip
 
 
-_NO_RESULT = ("max_concurrent", "trial_timeout_s", "workers", "finalists", "final_seeds", "final_steps")
+_NO_RESULT = (
+    "max_concurrent",
+    "trial_timeout_s",
+    "workers",
+    "finalists",
+    "final_seeds",
+    "final_steps",
+)
 
 
-def max_concurrent_trials(nodes: list[Mapping[str, float]], workers: int, cpus: float, gpus: float = 0.0) -> int:
+def max_concurrent_trials(
+    nodes: list[Mapping[str, float]], workers: int, cpus: float, gpus: float = 0.0
+) -> int:
     """How many trials fit on machines with these resources at once, each with so many workers, wherever Ray puts what.
 
     A worker lies on one machine; each trial's driver takes a little of any.
@@ -111,8 +124,12 @@ def connected(params: Params) -> Iterator[int]:
     before = signal.getsignal(signal.SIGTERM)
     if cluster.address() == "local":
         cpus = len(os.sched_getaffinity(0))
-        spare = math.ceil(cpus * _DRIVER_CPUS / config.cpus_per_worker)  # for the drivers, which do next to nothing
-        nodes: list[Mapping[str, float]] = [{"CPU": cpus + cpus * _DRIVER_CPUS / config.cpus_per_worker, **_gpus(config.use_gpu)}]
+        spare = math.ceil(
+            cpus * _DRIVER_CPUS / config.cpus_per_worker
+        )  # for the drivers, which do next to nothing
+        nodes: list[Mapping[str, float]] = [
+            {"CPU": cpus + cpus * _DRIVER_CPUS / config.cpus_per_worker, **_gpus(config.use_gpu)}
+        ]
         count = _slots(params, nodes, need)
         cluster.connect(chosen, num_cpus=cpus + spare, resources={_SLOT: float(count)})
     else:
@@ -122,7 +139,8 @@ def connected(params: Params) -> Iterator[int]:
         free = ray.available_resources()
         try:
             count = min(
-                _slots(params, [node["Resources"] for node in ray.nodes() if node["Alive"]], need), _slots(params, [free], need)
+                _slots(params, [node["Resources"] for node in ray.nodes() if node["Alive"]], need),
+                _slots(params, [free], need),
             )
             if own.scheduler == "pbt" and count < own.num_trials:
                 raise ClusterError(
@@ -149,7 +167,9 @@ def _slots(params: Params, nodes: list[Mapping[str, float]], need: tuple[int, fl
     if not count:
         free = {kind: sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU")}
         asked = f"{workers * cpus:g} CPUs" + (f" and {workers * gpus:g} GPUs" if gpus else "")
-        there = f"{math.floor(free['CPU'] * 10) / 10:g} CPUs" + (f" and {free['GPU']:g} GPUs" if gpus else "")
+        there = f"{math.floor(free['CPU'] * 10) / 10:g} CPUs" + (
+            f" and {free['GPU']:g} GPUs" if gpus else ""
+        )
         raise ClusterError(
             f"tune.workers = {workers}: a trial needs {asked}, {there} are free: lower tune.workers (the result stays the same) or"
             f" cluster.{'use_gpu' if gpus and free['GPU'] < workers * gpus else 'cpus_per_worker'}"
@@ -177,35 +197,61 @@ def find(params: Params, job: Job, family: Family, *, compares: bool = True) -> 
     own, home, began = params.tune, storage.location(job.home), time.monotonic()
     draws = [{} if own.search == "optuna" else space.draw(params, i) for i in range(own.num_trials)]
     first = TrialStore(
-        storage.location(job.home), "search", [Trial(i, values, params.seed, own.num_steps) for i, values in enumerate(draws)]
+        storage.location(job.home),
+        "search",
+        [Trial(i, values, params.seed, own.num_steps) for i, values in enumerate(draws)],
     )
     phases = {"search": first.all}
-    with cluster.exclusive_lock(home, job.digest), family.sync_while_running(phases, first.path), ExitStack() as stack:
-        slots = cache(lambda: stack.enter_context(connected(params)))  # not before there is something to train
+    with (
+        cluster.exclusive_lock(home, job.digest),
+        family.sync_while_running(phases, first.path),
+        ExitStack() as stack,
+    ):
+        slots = cache(
+            lambda: stack.enter_context(connected(params))
+        )  # not before there is something to train
         with report.live_trials(first.all, own.metric, home / "search"):
             run(job, "search", first, slots)
         searched = time.monotonic()
-        best = [trial for trial in trials.ranked(first.all, own.metric) if trial.score(own.metric) is not None][: own.finalists]
+        best = [
+            trial
+            for trial in trials.ranked(first.all, own.metric)
+            if trial.score(own.metric) is not None
+        ][: own.finalists]
         if not best:
             reasons = "; ".join(dict.fromkeys(trial.reason for trial in first.all if trial.reason))
-            raise DivergedError(f"no trial of the search came to a score: {reasons[:1000]}; see {first.path}")
+            raise DivergedError(
+                f"no trial of the search came to a score: {reasons[:1000]}; see {first.path}"
+            )
         if not compares:
             return SearchResult(first.all, [], [], 0, {"search": searched - began})
         steps, count = own.final_steps or params.train.num_steps, own.final_seeds
-        whole = replace(job, rungs=(steps,), every=params.train.checkpoint_every, shares_checkpoints=False)
+        whole = replace(
+            job, rungs=(steps,), every=params.train.checkpoint_every, shares_checkpoints=False
+        )
 
         def train_whole(kind: str, pairs: list[tuple[dict[str, Any], int]]) -> list[Trial]:
             phase = f"{kind}-{hashlib.sha256(json.dumps([pairs, steps]).encode()).hexdigest()[:8]}"
-            store = TrialStore(storage.location(job.home), phase, [Trial(i, *pair, steps) for i, pair in enumerate(pairs)])
+            store = TrialStore(
+                storage.location(job.home),
+                phase,
+                [Trial(i, *pair, steps) for i, pair in enumerate(pairs)],
+            )
             phases[kind] = store.all
             with report.live_trials(store.all, own.metric, home / phase):
                 run(whole, phase, store, slots)
             return store.all
 
-        if len(best) > 1:  # with a seed of their own, over the whole length: what is good after few steps may not last
-            best = trials.ranked(train_whole("heat", [(trial.values, count) for trial in best]), own.metric)
+        if (
+            len(best) > 1
+        ):  # with a seed of their own, over the whole length: what is good after few steps may not last
+            best = trials.ranked(
+                train_whole("heat", [(trial.values, count) for trial in best]), own.metric
+            )
         compared = [dict[str, Any](), best[0].values]
-        finals = train_whole("final", [(values, seed) for values in compared for seed in range(count)])
+        finals = train_whole(
+            "final", [(values, seed) for values in compared for seed in range(count)]
+        )
     seconds = {"search": searched - began, "comparison": time.monotonic() - searched}
     return SearchResult(first.all, finals, compared, steps, seconds)
 
@@ -226,10 +272,15 @@ def run(job: Job, phase: str, store: TrialStore, slots: Callable[[], int]) -> No
         "trial": tune.grid_search([trial.index for trial in store.left]),
         "values": tune.sample_from(lambda spec: by_index[spec["config"]["trial"]].values),
     }
-    is_pbt, is_optuna = own is not None and own.scheduler == "pbt", own is not None and own.search == "optuna"
+    is_pbt, is_optuna = (
+        own is not None and own.scheduler == "pbt",
+        own is not None and own.search == "optuna",
+    )
     resources = {"CPU": _DRIVER_CPUS} | ({_SLOT: 1} if cluster.address() == "local" else {})
     path, filesystem = cluster.ray_storage(home)
-    shutil.rmtree(Path(path) / phase, ignore_errors=True) if filesystem is None else None  # Ray's notes of an interrupted session
+    shutil.rmtree(
+        Path(path) / phase, ignore_errors=True
+    ) if filesystem is None else None  # Ray's notes of an interrupted session
     tuner = tune.Tuner(
         tune.with_resources(partial(run_trial, job=job), resources),
         param_space=None if is_optuna else param_space,
@@ -244,7 +295,11 @@ def run(job: Job, phase: str, store: TrialStore, slots: Callable[[], int]) -> No
             trial_dirname_creator=_name,
         ),
         run_config=tune.RunConfig(
-            name=phase, storage_path=path, storage_filesystem=filesystem, verbose=0, callbacks=[_recorder(store, job)]
+            name=phase,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            verbose=0,
+            callbacks=[_recorder(store, job)],
         ),
     )
     with warnings.catch_warnings():
@@ -270,13 +325,21 @@ def _recorder(store: TrialStore, job: Job) -> Any:
 
         def on_step_end(self, iteration: int, trials: Any, **_: Any) -> None:
             if time.monotonic() - self.looked_at >= _FREE_EVERY_S:
-                cluster.free({job.resource_tag(trial_index(str(trial))) for trial in trials if trial.status != "RUNNING"})
+                cluster.free(
+                    {
+                        job.resource_tag(trial_index(str(trial)))
+                        for trial in trials
+                        if trial.status != "RUNNING"
+                    }
+                )
                 self.looked_at = time.monotonic()
 
         def on_trial_start(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
             self._change(trial, "running")
 
-        def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any) -> None:
+        def on_trial_result(
+            self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any
+        ) -> None:
             own = by_index[trial_index(str(trial))]
             kept = ("step", "digest", "inherited", "diverged", "failed", *trials.SCORES)
             own.values = result["values"]

@@ -23,17 +23,26 @@ class Family:
     Children are brought from the trials as they stand: values as parameters, scores as metrics by step, state as status and tags.
     """
 
-    _STATUS = {"finished": "FINISHED", "stopped": "KILLED", "diverged": "FAILED", "failed": "FAILED"}
+    _STATUS = {
+        "finished": "FINISHED",
+        "stopped": "KILLED",
+        "diverged": "FAILED",
+        "failed": "FAILED",
+    }
 
     def __init__(self, params: Params, digest: str, name: str, facts: Mapping[str, Any]) -> None:
         self.params, self.digest, self.name, self.facts = params, digest, name, facts
         self._parent, self._children, self._known = "", dict[str, str](), dict[str, Any]()
 
     @contextmanager
-    def sync_while_running(self, phases: Mapping[str, Sequence[Trial]], where: Path) -> Iterator[None]:
+    def sync_while_running(
+        self, phases: Mapping[str, Sequence[Trial]], where: Path
+    ) -> Iterator[None]:
         """While the block runs, keep MLflow up to date with the trials of each phase of the search."""
         with tracking.keep_in_sync(
-            lambda mlflow: self.bring(mlflow, phases), f"trials are kept in {where}", self.params.tracking.poll_s
+            lambda mlflow: self.bring(mlflow, phases),
+            f"trials are kept in {where}",
+            self.params.tracking.poll_s,
         ):
             yield
 
@@ -57,7 +66,9 @@ class Family:
         if key not in self._children:
             tags = {"mlflow.parentRunId": self._parent, "ebm.kind": "trial", "ebm.phase": phase}
             values = {**trial.values, "seed": trial.seed, "num_steps": trial.num_steps}
-            self._children[key] = tracking.find_or_create_run(mlflow, self.params, f"{self.digest}/{key}", key, values, tags)
+            self._children[key] = tracking.find_or_create_run(
+                mlflow, self.params, f"{self.digest}/{key}", key, values, tags
+            )
         child = self._children[key]
         # rows that are there already have the same keys, steps, times and values: the store keeps one
         metrics = [
@@ -65,17 +76,31 @@ class Family:
             for row in trial.rows
             for name, value in (trial.scores(row) | {"step": row["step"]}).items()
         ]
-        tags = {"ebm.state": trial.state, "ebm.diverged": str(trial.state == "diverged").lower(), "ebm.reason": trial.reason[:5000]}
-        changed = [Param(f"latest.{name}", str(value)) for name, value in trial.values.items()] if trial.is_over else []
+        tags = {
+            "ebm.state": trial.state,
+            "ebm.diverged": str(trial.state == "diverged").lower(),
+            "ebm.reason": trial.reason[:5000],
+        }
+        changed = (
+            [Param(f"latest.{name}", str(value)) for name, value in trial.values.items()]
+            if trial.is_over
+            else []
+        )
         for start in range(0, len(metrics), 900):
             mlflow.log_batch(child, metrics=metrics[start : start + 900])
-        mlflow.log_batch(child, params=changed, tags=[RunTag(name, value) for name, value in tags.items()])
+        mlflow.log_batch(
+            child, params=changed, tags=[RunTag(name, value) for name, value in tags.items()]
+        )
         if trial.is_over:
             mlflow.set_terminated(child, self._STATUS[trial.state])
         self._known[key] = now
 
     def finish(
-        self, phases: Mapping[str, Sequence[Trial]], metrics: Mapping[str, float], tags: Mapping[str, str], report: Path
+        self,
+        phases: Mapping[str, Sequence[Trial]],
+        metrics: Mapping[str, float],
+        tags: Mapping[str, str],
+        report: Path,
     ) -> bool:
         """Bring everything, with the report as artifacts of the parent; False, and a warning, if MLflow is away."""
         try:

@@ -21,10 +21,18 @@ class Proposals:
         try:
             import optuna
         except ImportError:
-            raise ConfigError("tune.search: optuna is not installed; install it with: pip install 'ebm-dist[tune]'") from None
+            raise ConfigError(
+                "tune.search: optuna is not installed; install it with: pip install 'ebm-dist[tune]'"
+            ) from None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.params, self.ranges, self.known = params, params.tune.ranges(params), space.keys(params)
-        self.space = {key: _distribution(chosen, self.known[key]) for key, chosen in self.ranges.items()}
+        self.params, self.ranges, self.known = (
+            params,
+            params.tune.ranges(params),
+            space.keys(params),
+        )
+        self.space = {
+            key: _distribution(chosen, self.known[key]) for key, chosen in self.ranges.items()
+        }
         self.study = optuna.create_study()
         for trial in trials:
             if trial.is_over:
@@ -39,10 +47,15 @@ class Proposals:
 
         own = self.params.tune
         seed = int(numpy_stream(own.seed, "tune/proposals", 0, index).integers(1 << 31))
-        self.study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(4, own.num_trials // 4))
+        self.study.sampler = optuna.samplers.TPESampler(
+            seed=seed, n_startup_trials=max(4, own.num_trials // 4)
+        )
         for _ in range(_ATTEMPTS):
             asked = self.study.ask(self.space).params
-            values = {key: space.rounded(self._value(key, value), self.known[key]) for key, value in asked.items()}
+            values = {
+                key: space.rounded(self._value(key, value), self.known[key])
+                for key, value in asked.items()
+            }
             if space.is_possible(self.params, values):
                 return values
         return space.draw(self.params, index)
@@ -52,9 +65,14 @@ class Proposals:
         import optuna
 
         score = trial.score(self.params.tune.metric)
-        told = {key: json.dumps(value) if self.ranges[key].choice else value for key, value in trial.values.items()}
+        told = {
+            key: json.dumps(value) if self.ranges[key].choice else value
+            for key, value in trial.values.items()
+        }
         self.study.add_trial(
-            optuna.trial.create_trial(params=told, distributions=self.space, value=WORST if score is None else score)
+            optuna.trial.create_trial(
+                params=told, distributions=self.space, value=WORST if score is None else score
+            )
         )
 
     def _value(self, key: str, value: Any) -> Any:
@@ -65,7 +83,9 @@ def _distribution(chosen: Range, example: Any) -> Any:
     from optuna import distributions
 
     if chosen.choice:
-        return distributions.CategoricalDistribution([json.dumps(value) for value in chosen.choice])  # it takes no lists
+        return distributions.CategoricalDistribution(
+            [json.dumps(value) for value in chosen.choice]
+        )  # it takes no lists
     ends = chosen.log or chosen.linear
     assert ends
     if isinstance(example, int):

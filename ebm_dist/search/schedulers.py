@@ -52,15 +52,24 @@ def scheduler(params: Params, store: TrialStore, home: Path) -> Any:
                 self.is_told = True
                 for known in store.all:
                     if known.is_over:
-                        self.tell(controller, SimpleNamespace(trial_id=f"earlier-{known.index}"), known)
+                        self.tell(
+                            controller, SimpleNamespace(trial_id=f"earlier-{known.index}"), known
+                        )
             self.tell(controller, trial, store.all[trial_index(str(trial))])
 
         def tell(self, controller: Any, trial: Any, known: Trial) -> None:
             super().on_trial_add(controller, trial)
             for row in known.rows:
-                super().on_trial_result(controller, trial, {"step": row["step"], own.metric: row[own.metric]})
+                super().on_trial_result(
+                    controller, trial, {"step": row["step"], own.metric: row[own.metric]}
+                )
 
-    return Asha("step", max_t=own.num_steps, grace_period=rungs[0], reduction_factor=max(2, own.reduction_factor))
+    return Asha(
+        "step",
+        max_t=own.num_steps,
+        grace_period=rungs[0],
+        reduction_factor=max(2, own.reduction_factor),
+    )
 
 
 def search_algorithm(params: Params, store: TrialStore) -> Any:
@@ -70,7 +79,11 @@ def search_algorithm(params: Params, store: TrialStore) -> Any:
     class Proposing(Searcher):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__(params.tune.metric, "min")
-            self.proposals, self.waiting, self.asked = Proposals(params, store.all), list(store.left), dict[str, Trial]()
+            self.proposals, self.waiting, self.asked = (
+                Proposals(params, store.all),
+                list(store.left),
+                dict[str, Trial](),
+            )
 
         def suggest(self, trial_id: str) -> Any:
             if not self.waiting:

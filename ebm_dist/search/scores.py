@@ -40,7 +40,11 @@ class Scorer:
         folder = checkpoint.latest(run, self.digest)
         step = 0 if folder is None else checkpoint.verify(folder)
         known = list(read_lines(run / SCORES))
-        if folder is not None and step in self.steps and step > max((row["step"] for row in known), default=0):
+        if (
+            folder is not None
+            and step in self.steps
+            and step > max((row["step"] for row in known), default=0)
+        ):
             Lines(run / SCORES, time.time).replace([*known, {"step": step, **self.score(folder)}])
 
     def score(self, folder: Path) -> dict[str, float]:
@@ -51,14 +55,20 @@ class Scorer:
         real, _ = shards.read_split(index, "val")
         trained = models.from_checkpoint(folder, params, index)
         config = params.evaluation.get("samples", samples.Config())
-        chosen = samples.Config(num_samples=self.num_samples, num_steps=config.num_steps, split="val")
+        chosen = samples.Config(
+            num_samples=self.num_samples, num_steps=config.num_steps, split="val"
+        )
         ends, _, _ = module_of(chosen).sample(chosen, Subject(trained, index, {}, classifier))
         positive, negative = trained.energies(real), trained.energies(ends)
         gap, size = positive.mean() - negative.mean(), torch.cat([positive, negative]).abs().mean()
         row = {"energy_gap": gap.item(), "abs_gap": gap.abs().item(), "abs_energy": size.item()}
         if index.bounds is not None:
-            row["at_bounds"] = ((ends <= index.bounds[0]) | (ends >= index.bounds[1])).float().mean().item()
+            row["at_bounds"] = (
+                ((ends <= index.bounds[0]) | (ends >= index.bounds[1])).float().mean().item()
+            )
         if classifier is not None and torch.isfinite(ends).all():
             seen, wanted = features.classify(classifier, ends), features.classify(classifier, real)
             row["fid_clf"] = features.frechet_distance(seen.features, wanted.features)
-        return {"fid_clf": WORST} | {name: value if math.isfinite(value) else WORST for name, value in row.items()}
+        return {"fid_clf": WORST} | {
+            name: value if math.isfinite(value) else WORST for name, value in row.items()
+        }

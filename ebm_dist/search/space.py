@@ -11,7 +11,12 @@ from ebm_dist.errors import ConfigError
 from ebm_dist.rng import numpy_stream
 
 _SECTIONS = ("energy", "sampler", "objective", "train", "replay", "optimizer")
-_OWN = ("train.num_steps", "train.log_every", "train.checkpoint_every", "train.max_rollbacks")  # set by the search itself
+_OWN = (
+    "train.num_steps",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.max_rollbacks",
+)  # set by the search itself
 _MAX_DRAWS = 1000
 _DIGITS = 4  # significant digits of a drawn value: the tuned file is to be read
 
@@ -63,9 +68,16 @@ def with_values(params: Params, values: Mapping[str, Any], **more: Any) -> Param
     return config.from_values(plain, Path("tune"))
 
 
-def trial_params(params: Params, values: Mapping[str, Any], seed: int, num_steps: int, checkpoint_every: int) -> Params:
+def trial_params(
+    params: Params, values: Mapping[str, Any], seed: int, num_steps: int, checkpoint_every: int
+) -> Params:
     """What a trial trains with: its values, and no rollbacks, because a trial that diverges has shown what it is worth."""
-    own = {"seed": seed, "train.num_steps": num_steps, "train.checkpoint_every": checkpoint_every, "train.max_rollbacks": 0}
+    own = {
+        "seed": seed,
+        "train.num_steps": num_steps,
+        "train.checkpoint_every": checkpoint_every,
+        "train.max_rollbacks": 0,
+    }
     return with_values(params, values, **own, **{"cluster.workers": params.tune.workers})
 
 
@@ -87,17 +99,24 @@ def draw(params: Params, index: int) -> dict[str, Any]:
     Raises :class:`ConfigError` if every one is refused.
     """
     ranges, known = params.tune.ranges(params), keys(params)
-    from scipy.stats.qmc import Sobol  # a second to import, and every process reads this file's Config
+    from scipy.stats.qmc import (
+        Sobol,
+    )  # a second to import, and every process reads this file's Config
 
     sequence = Sobol(len(ranges), rng=params.tune.seed)
     places = sequence.fast_forward(index).random(1)[0] if index else sequence.random(1)[0]
     generator = numpy_stream(params.tune.seed, "tune/redraw", index)
     for _ in range(_MAX_DRAWS):
-        values = {key: _one(chosen, float(u), known[key]) for u, (key, chosen) in zip(places, ranges.items(), strict=True)}
+        values = {
+            key: _one(chosen, float(u), known[key])
+            for u, (key, chosen) in zip(places, ranges.items(), strict=True)
+        }
         if is_possible(params, values):
             return values
         places = generator.random(len(ranges))
-    raise ConfigError(f"tune.space: {_MAX_DRAWS} draws, and no combination that the settings allow; narrow it")
+    raise ConfigError(
+        f"tune.space: {_MAX_DRAWS} draws, and no combination that the settings allow; narrow it"
+    )
 
 
 def _one(chosen: Range, u: float, example: Any) -> Any:
@@ -116,10 +135,16 @@ def perturbed(params: Params, values: Mapping[str, Any], generator: Any) -> dict
     known, out = keys(params), dict(values)
     for key, chosen in params.tune.ranges(params).items():
         if chosen.choice:
-            out[key] = _one(chosen, generator.random(), known[key]) if generator.random() < 0.25 else values[key]
+            out[key] = (
+                _one(chosen, generator.random(), known[key])
+                if generator.random() < 0.25
+                else values[key]
+            )
         else:
             low, high = chosen.log or chosen.linear or (0.0, 0.0)
-            out[key] = of_type(min(max(values[key] * generator.choice([0.8, 1.25]), low), high), known[key])
+            out[key] = of_type(
+                min(max(values[key] * generator.choice([0.8, 1.25]), low), high), known[key]
+            )
     return out if is_possible(params, out) else dict(values)
 
 

@@ -67,11 +67,16 @@ class Config:
         return self.space or {key: chosen for key, chosen in DEFAULT_SPACE.items() if key in known}
 
     def check(self, params: Params) -> None:
-        if self.num_rungs > 1 and (self.reduction_factor < 2 or self.num_steps % self.reduction_factor ** (self.num_rungs - 1)):
+        if self.num_rungs > 1 and (
+            self.reduction_factor < 2
+            or self.num_steps % self.reduction_factor ** (self.num_rungs - 1)
+        ):
             text = f"{self.num_steps} is not divisible into {self.num_rungs} rungs by a reduction_factor of {self.reduction_factor}"
             raise Mismatch("tune.num_steps", text)
         if self.scheduler == "pbt" and self.search != "random":
-            raise Mismatch("tune.search", "pbt changes the values of running trials itself; use search: random")
+            raise Mismatch(
+                "tune.search", "pbt changes the values of running trials itself; use search: random"
+            )
         if self.scheduler == "pbt" and self.num_trials < 2:
             raise Mismatch("tune.num_trials", "a population has at least two members")
         if self.workers > params.train.num_shards:
@@ -83,22 +88,39 @@ class Config:
     def _check_range(self, params: Params, key: str, chosen: Range) -> None:
         place, known = ("tune", "space", key), keys(params)
         if key not in known:
-            raise Mismatch(place, "no such value decides the result of training" + config.nearest(key, list(known)))
+            raise Mismatch(
+                place,
+                "no such value decides the result of training" + config.nearest(key, list(known)),
+            )
         if self.scheduler == "pbt" and not key.startswith(_KEEP_SHAPES):
-            raise Mismatch(place, f"pbt hands on weights and chains, so only {', '.join(k + '*' for k in _KEEP_SHAPES)} can change")
+            raise Mismatch(
+                place,
+                f"pbt hands on weights and chains, so only {', '.join(k + '*' for k in _KEEP_SHAPES)} can change",
+            )
         given = {kind: value for kind, value in asdict(chosen).items() if value is not None}
         if len(given) != 1:
             raise Mismatch(place, "one of log, linear and choice is needed")
         ((kind, ends),) = given.items()
         if kind != "choice" and not (0 < ends[0] < ends[1] if kind == "log" else ends[0] < ends[1]):
-            raise Mismatch(place, f"{kind}: expected [low, high]{' above 0' if kind == 'log' else ''}, found {list(ends)}")
-        if kind != "choice" and (isinstance(known[key], bool) or not isinstance(known[key], int | float)):
-            raise Mismatch(place, f"{kind}: the value in the file, {known[key]!r}, is no number; use choice")
+            raise Mismatch(
+                place,
+                f"{kind}: expected [low, high]{' above 0' if kind == 'log' else ''}, found {list(ends)}",
+            )
+        if kind != "choice" and (
+            isinstance(known[key], bool) or not isinstance(known[key], int | float)
+        ):
+            raise Mismatch(
+                place, f"{kind}: the value in the file, {known[key]!r}, is no number; use choice"
+            )
         for value in ends:
             try:
-                with_values(params, {key: of_type(value, known[key]) if kind != "choice" else value})
+                with_values(
+                    params, {key: of_type(value, known[key]) if kind != "choice" else value}
+                )
             except ConfigError as refused:
-                raise Mismatch(place, f"{value!r} is refused: {str(refused).split(': ', 1)[1]}") from None
+                raise Mismatch(
+                    place, f"{value!r} is refused: {str(refused).split(': ', 1)[1]}"
+                ) from None
 
 
 def tuned(source: Path, values: Mapping[str, Any], head: str) -> str:

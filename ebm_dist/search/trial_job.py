@@ -51,7 +51,9 @@ class Job:
 
     def resource_tag(self, index: int) -> int:
         """By which the workers of a trial are known on the cluster: a number of bytes, at most 64 MiB, that no other trial has."""
-        return 1 + int.from_bytes(hashlib.sha256(f"{self.home}/{index}".encode()).digest()[:4], "big") % (1 << 26)
+        return 1 + int.from_bytes(
+            hashlib.sha256(f"{self.home}/{index}".encode()).digest()[:4], "big"
+        ) % (1 << 26)
 
 
 def trial_index(name: str) -> int:
@@ -68,16 +70,34 @@ def run_trial(point: dict[str, Any], *, job: Job) -> None:
     try:
         chosen = space.trial_params(params, values, job.seeds[index], job.rungs[-1], job.every)
         note = _settle(
-            home, values, hashlib.sha256(f"{job.digest}/{index}/{chosen.digest()}".encode()).hexdigest(), tune.get_checkpoint()
+            home,
+            values,
+            hashlib.sha256(f"{job.digest}/{index}/{chosen.digest()}".encode()).hexdigest(),
+            tune.get_checkpoint(),
         )
         told, ending = 0, dict[str, Any]()
-        digest, last = str(note["digest"]), {"step": note["inherited"], "values": values, "digest": note["digest"]}
+        digest, last = (
+            str(note["digest"]),
+            {"step": note["inherited"], "values": values, "digest": note["digest"]},
+        )
         run, data = home / digest[:16], storage.location(job.data)
-        scorer = Scorer(chosen.as_dict(), job.data, job.classifier, digest, job.rungs, params.tune.num_samples)
-        training = (ending, chosen, data, run, digest, partial(ScoringReporter, scorer=scorer), job.resource_tag(index))
+        scorer = Scorer(
+            chosen.as_dict(), job.data, job.classifier, digest, job.rungs, params.tune.num_samples
+        )
+        training = (
+            ending,
+            chosen,
+            data,
+            run,
+            digest,
+            partial(ScoringReporter, scorer=scorer),
+            job.resource_tag(index),
+        )
         thread = threading.Thread(target=_train, args=training, daemon=True)
         deadline = time.monotonic() + job.timeout_s
-        is_trained = cluster.is_finished(run, digest, chosen.train.num_steps) and (run / SCORES).exists()
+        is_trained = (
+            cluster.is_finished(run, digest, chosen.train.num_steps) and (run / SCORES).exists()
+        )
         if not is_trained and not (run / STOP).exists():
             thread.start()
         while True:
@@ -86,12 +106,19 @@ def run_trial(point: dict[str, Any], *, job: Job) -> None:
             for row in rows[told:]:
                 last |= row | {"inherited": note["inherited"]}
                 newest = checkpoint.latest(run, digest) if job.shares_checkpoints else None
-                tune.report(last, checkpoint=tune.Checkpoint.from_directory(newest) if newest and row is rows[-1] else None)
+                tune.report(
+                    last,
+                    checkpoint=tune.Checkpoint.from_directory(newest)
+                    if newest and row is rows[-1]
+                    else None,
+                )
             told = len(rows)
             if is_over:
                 break
             if time.monotonic() > deadline:
-                ending = {"failed": f"not over after tune.trial_timeout_s = {job.timeout_s:g} s, at step {last['step']}"}
+                ending = {
+                    "failed": f"not over after tune.trial_timeout_s = {job.timeout_s:g} s, at step {last['step']}"
+                }
                 break
             thread.join(_LOOK_EVERY_S)
         if unknown := ending.pop("unknown", None):
@@ -115,7 +142,9 @@ def _train(ending: dict[str, Any], *training: Any) -> None:
         ending["unknown"] = unknown
 
 
-def _settle(home: Path, values: dict[str, Any], digest: str, given: "tune.Checkpoint | None") -> dict[str, Any]:
+def _settle(
+    home: Path, values: dict[str, Any], digest: str, given: "tune.Checkpoint | None"
+) -> dict[str, Any]:
     """Which run of a trial this is: ``{values, digest, inherited}``, as noted in its folder.
 
     A checkpoint of another digest is what PBT gives: the weights, averages, moments and chains of a better trial. They become
@@ -134,14 +163,23 @@ def _settle(home: Path, values: dict[str, Any], digest: str, given: "tune.Checkp
     return note
 
 
-def clone_checkpoint(home: Path, values: dict[str, Any], digest: str, donor: Path) -> dict[str, Any]:
+def clone_checkpoint(
+    home: Path, values: dict[str, Any], digest: str, donor: Path
+) -> dict[str, Any]:
     """Begin a run of a trial with the checkpoint of another; returns its note. Raises :class:`CheckpointError`."""
     step = checkpoint.verify(donor)
     manifest = json.loads((donor / checkpoint.MANIFEST).read_bytes())
-    own = hashlib.sha256(f"{digest} from {sha256(donor / checkpoint.MANIFEST)}".encode()).hexdigest()
+    own = hashlib.sha256(
+        f"{digest} from {sha256(donor / checkpoint.MANIFEST)}".encode()
+    ).hexdigest()
     content = {name: (donor / name).read_bytes() for name in manifest["files"]}
     checkpoint.save(home / own[:16], step, content, LocalComm(), digest=own, keep=2)
-    note = {"values": values, "digest": own, "inherited": step, "from": {"digest": manifest["digest"], "step": step}}
+    note = {
+        "values": values,
+        "digest": own,
+        "inherited": step,
+        "from": {"digest": manifest["digest"], "step": step},
+    }
     write_json(home / _NOTE, note)
     return note
 

@@ -48,7 +48,11 @@ class Trial:
     def scores(row: Mapping[str, Any]) -> dict[str, float]:
         """What of a row is a score, and counts."""
         found = {name: row.get(name) for name in SCORES}
-        return {name: value for name, value in found.items() if value is not None and math.isfinite(value) and value < WORST}
+        return {
+            name: value
+            for name, value in found.items()
+            if value is not None and math.isfinite(value) and value < WORST
+        }
 
     def score(self, metric: str) -> float | None:
         """The latest score; None if there is none, or none that counts."""
@@ -72,7 +76,11 @@ class TrialStore:
 
     def __init__(self, folder: Path, phase: str, planned: list[Trial]) -> None:
         self.path = folder / f"{phase}.json"
-        known = {trial.index: trial for trial in read_trials(storage.read_bytes(self.path))} if self.path.exists() else {}
+        known = (
+            {trial.index: trial for trial in read_trials(storage.read_bytes(self.path))}
+            if self.path.exists()
+            else {}
+        )
         self.all = [known.get(trial.index, trial) for trial in planned]
         for trial in self.all:
             trial.state = "waiting" if trial.state == "running" else trial.state
@@ -83,7 +91,9 @@ class TrialStore:
 
     def add(self, trial: Trial, row: dict[str, Any]) -> None:
         """A score has come; one that is known already, told again by a trial that was resumed, changes nothing."""
-        if all((row["step"], row["digest"]) != (known["step"], known["digest"]) for known in trial.rows):
+        if all(
+            (row["step"], row["digest"]) != (known["step"], known["digest"]) for known in trial.rows
+        ):
             trial.rows.append(row | {"order": sum(len(other.rows) for other in self.all)})
 
     @property
@@ -119,11 +129,17 @@ class SearchResult(NamedTuple):
     def scores(self, metric: str) -> list[list[float | None]]:
         """Of each that was compared, a score for each seed."""
         count = len(self.finals) // len(self.finalists)
-        return [[trial.score(metric) for trial in self.finals[i * count : (i + 1) * count]] for i in range(len(self.finalists))]
+        return [
+            [trial.score(metric) for trial in self.finals[i * count : (i + 1) * count]]
+            for i in range(len(self.finalists))
+        ]
 
     def winner(self, metric: str) -> int:
         """Which finalist has the smallest mean, from 1; one that failed with any seed only if all did."""
-        means = [math.inf if None in scores else sum(s or 0.0 for s in scores) for scores in self.scores(metric)[1:]]
+        means = [
+            math.inf if None in scores else sum(s or 0.0 for s in scores)
+            for scores in self.scores(metric)[1:]
+        ]
         return 1 + means.index(min(means))
 
 
@@ -138,7 +154,10 @@ class Progress(NamedTuple):
 
 def progress(trials: Sequence[Trial], metric: str) -> Progress:
     """Best score so far over training steps used, in the order in which scores came."""
-    rows = sorted(((row["order"], trial, row) for trial in trials for row in trial.rows), key=lambda entry: entry[0])
+    rows = sorted(
+        ((row["order"], trial, row) for trial in trials for row in trial.rows),
+        key=lambda entry: entry[0],
+    )
     used, best, reached, out = 0, math.inf, dict[tuple[int, str], int](), Progress([], [])
     for _, trial, row in rows:
         run = (trial.index, row["digest"])
@@ -159,7 +178,10 @@ def table(trials: Sequence[Trial], metric: str) -> list[dict[str, Any]]:
             "state": trial.state,
             **trial.values,
             "step": trial.step,
-            **{name: float(f"{value:.6g}") if (value := last.get(name)) is not None else None for name in SCORES},
+            **{
+                name: float(f"{value:.6g}") if (value := last.get(name)) is not None else None
+                for name in SCORES
+            },
             "seconds": round(trial.seconds),
         }
         for trial in ranked(trials, metric)

@@ -24,7 +24,9 @@ _PREFIX = "step-"
 log = logging.getLogger(__name__)
 
 
-def save(root: Path, step: int, files: Mapping[str, bytes], comm: Comm, *, digest: str, keep: int) -> Path:
+def save(
+    root: Path, step: int, files: Mapping[str, bytes], comm: Comm, *, digest: str, keep: int
+) -> Path:
     """Write a checkpoint together: every rank gives its own files. Then delete all but the newest ``keep``."""
     folder = root / f"{_PREFIX}{step:08d}"
     faults.point("checkpoint.begin")
@@ -34,7 +36,10 @@ def save(root: Path, step: int, files: Mapping[str, bytes], comm: Comm, *, diges
     comm.agree(0)  # wait for all
     for name, content in files.items():
         write_whole(folder / name, content)
-    own = {name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)} for name, content in files.items()}
+    own = {
+        name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+        for name, content in files.items()
+    }
     part = f"part-{comm.rank:05d}.json"
     write_whole(folder / part, encode(own))
     faults.point("checkpoint.parts")
@@ -45,7 +50,10 @@ def save(root: Path, step: int, files: Mapping[str, bytes], comm: Comm, *, diges
             listed |= json.loads(read_bytes(path))
             path.unlink()
         faults.point("checkpoint.manifest")
-        write_whole(folder / MANIFEST, encode({"schema": SCHEMA, "digest": digest, "step": step, "files": listed}))
+        write_whole(
+            folder / MANIFEST,
+            encode({"schema": SCHEMA, "digest": digest, "step": step, "files": listed}),
+        )
         for old in _folders(root)[keep:]:
             _delete(old)
     return folder
@@ -56,18 +64,31 @@ def verify(folder: Path, digest: str | None = None) -> int:
     try:
         manifest = json.loads(read_bytes(folder / MANIFEST))
         if manifest["schema"] != SCHEMA:
-            raise CheckpointError(f"{folder}: schema {manifest['schema']}, this version reads {SCHEMA}")
+            raise CheckpointError(
+                f"{folder}: schema {manifest['schema']}, this version reads {SCHEMA}"
+            )
         if digest is not None and manifest["digest"] != digest:
-            raise CheckpointError(f"{folder}: of run {manifest['digest'][:12]}, not {digest[:12]}: settings, data or code differ")
+            raise CheckpointError(
+                f"{folder}: of run {manifest['digest'][:12]}, not {digest[:12]}: settings, data or code differ"
+            )
         for name, entry in manifest["files"].items():
             content = read_bytes(folder / Path(name).name)
-            if len(content) != entry["bytes"] or hashlib.sha256(content).hexdigest() != entry["sha256"]:
-                raise CheckpointError(f"{folder / name}: differs from the manifest: truncated or altered")
+            if (
+                len(content) != entry["bytes"]
+                or hashlib.sha256(content).hexdigest() != entry["sha256"]
+            ):
+                raise CheckpointError(
+                    f"{folder / name}: differs from the manifest: truncated or altered"
+                )
         return int(manifest["step"])
     except FileNotFoundError as missing:
-        raise CheckpointError(f"{missing.filename or missing}: missing, so this checkpoint is not whole") from None
+        raise CheckpointError(
+            f"{missing.filename or missing}: missing, so this checkpoint is not whole"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as failed:
-        raise CheckpointError(f"{folder / MANIFEST}: not readable ({type(failed).__name__}: {failed})") from None
+        raise CheckpointError(
+            f"{folder / MANIFEST}: not readable ({type(failed).__name__}: {failed})"
+        ) from None
 
 
 def latest(root: Path, digest: str | None = None) -> Path | None:
@@ -84,13 +105,21 @@ def latest(root: Path, digest: str | None = None) -> Path | None:
             complaints.append(str(broken))
             log.warning("checkpoint passed over: %s", broken)
     if complaints and any((folder / MANIFEST).exists() for folder in _folders(root)):
-        raise CheckpointError("no whole checkpoint: " + "; ".join(complaints) + f"; remove {root} to start from the beginning")
+        raise CheckpointError(
+            "no whole checkpoint: "
+            + "; ".join(complaints)
+            + f"; remove {root} to start from the beginning"
+        )
     return None
 
 
 def whole(root: Path) -> dict[int, Path]:
     """Checkpoint folders that have a manifest, by step, the newest first; their files are not verified."""
-    return {int(folder.name.removeprefix(_PREFIX)): folder for folder in _folders(root) if (folder / MANIFEST).exists()}
+    return {
+        int(folder.name.removeprefix(_PREFIX)): folder
+        for folder in _folders(root)
+        if (folder / MANIFEST).exists()
+    }
 
 
 def _folders(root: Path) -> list[Path]:

@@ -10,7 +10,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ebm_dist.config import Mismatch, NonNegative, Params, Positive, Probability, modules_of, section
+from ebm_dist.config import (
+    Mismatch,
+    NonNegative,
+    Params,
+    Positive,
+    Probability,
+    modules_of,
+    section,
+)
 
 
 @section
@@ -37,10 +45,17 @@ class Config:
     """Decay of the moving average of the weights, which samples and evaluations use; 0 to use the last weights."""
 
     def check(self, params: Params) -> None:
-        of_objective = [name for module in modules_of(params.objective) for name in getattr(module, "PLAYERS", ())]
+        of_objective = [
+            name
+            for module in modules_of(params.objective)
+            for name in getattr(module, "PLAYERS", ())
+        ]
         players = ["energy", *of_objective]
         if unknown := set(self.lr_factors) - set(players):
-            raise Mismatch("optimizer.lr_factors", f"no player {', '.join(sorted(unknown))}; there: {', '.join(players)}")
+            raise Mismatch(
+                "optimizer.lr_factors",
+                f"no player {', '.join(sorted(unknown))}; there: {', '.join(players)}",
+            )
         if self.momentum and self.method == "adam":
             raise Mismatch("optimizer.momentum", "adam has betas; set method: sgd, or momentum: 0")
 
@@ -56,20 +71,35 @@ def learning_rate(config: Config, step: int, num_steps: int) -> float:
 def optimizer(config: Config, player: nn.Module) -> torch.optim.Optimizer:
     """The optimizer of a player; its rate is set anew in each step, by :func:`learning_rate`."""
     if config.method == "sgd":
-        return torch.optim.SGD(player.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
-    return torch.optim.Adam(player.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
+        return torch.optim.SGD(
+            player.parameters(),
+            lr=config.lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+        )
+    return torch.optim.Adam(
+        player.parameters(),
+        lr=config.lr,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
 
 
 def assign_gradient(player: nn.Module, gradient: Tensor) -> None:
     """Give each parameter its slice of a flat gradient. ``(num_parameters,)``."""
     parameters = list(player.parameters())
-    for parameter, piece in zip(parameters, gradient.split([p.numel() for p in parameters]), strict=True):
+    for parameter, piece in zip(
+        parameters, gradient.split([p.numel() for p in parameters]), strict=True
+    ):
         parameter.grad = laid_out_as(parameter, piece.view_as(parameter))
 
 
 def laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
     """A value of the parameter's shape with its strides: fused Adam goes through the memory of both, on a CPU without a look."""
-    return value if value.stride() == parameter.stride() else torch.empty_like(parameter).copy_(value)
+    return (
+        value if value.stride() == parameter.stride() else torch.empty_like(parameter).copy_(value)
+    )
 
 
 def average_of(player: nn.Module) -> nn.Module:

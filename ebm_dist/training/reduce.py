@@ -57,7 +57,9 @@ class TorchComm:
         padded[: len(rows)] = rows
         gathered = padded.new_empty(self.world_size, *padded.shape)
         dist.all_gather_into_tensor(gathered.flatten(0, 1), padded)
-        return torch.cat([gathered[rank, :count] for rank, count in enumerate(counts)]).to(rows.device)
+        return torch.cat([gathered[rank, :count] for rank, count in enumerate(counts)]).to(
+            rows.device
+        )
 
 
 class Reduction(Protocol):
@@ -100,16 +102,26 @@ class DDP:
     def __init__(self, players: Mapping[str, nn.Module], comm: Comm, num_shards: int) -> None:
         self.networks = players
         # default flags: static_graph is silently wrong with double backward; buffers are equal on all ranks already
-        self.players = {name: DistributedDataParallel(p, broadcast_buffers=False) for name, p in players.items()}
+        self.players = {
+            name: DistributedDataParallel(p, broadcast_buffers=False) for name, p in players.items()
+        }
         self.scale = comm.world_size / num_shards
 
     def gradient(self, player: str, losses: list[Tensor]) -> Tensor:
         self.networks[player].zero_grad()
         torch.stack(losses).sum().mul(self.scale).backward()  # type: ignore[no-untyped-call]
-        return _flat([p.grad if p.grad is not None else torch.zeros_like(p) for p in self.networks[player].parameters()])
+        return _flat(
+            [
+                p.grad if p.grad is not None else torch.zeros_like(p)
+                for p in self.networks[player].parameters()
+            ]
+        )
 
 
-REDUCTIONS: Mapping[str, Callable[[Mapping[str, nn.Module], Comm, int], Reduction]] = {"ordered": Ordered, "ddp": DDP}
+REDUCTIONS: Mapping[str, Callable[[Mapping[str, nn.Module], Comm, int], Reduction]] = {
+    "ordered": Ordered,
+    "ddp": DDP,
+}
 
 
 def _flat(tensors: Any) -> Tensor:

@@ -15,7 +15,11 @@ from ebm_dist.files import encode, read_json, read_tensors
 from ebm_dist.training import optim
 from ebm_dist.training.reporter import Row
 
-_WEIGHTS, _AVERAGES, _MOMENTS = "weights.safetensors", "average.safetensors", "optimizer.safetensors"
+_WEIGHTS, _AVERAGES, _MOMENTS = (
+    "weights.safetensors",
+    "average.safetensors",
+    "optimizer.safetensors",
+)
 _PREVIOUS_TASKS, _HISTORY, _PROGRESS = "earlier.safetensors", "history.json", "state.json"
 _CHAINS = "chains-{:05d}.safetensors"
 _STAGE = "train"
@@ -50,13 +54,21 @@ def encode_networks(
         _WEIGHTS: encode(named(players)),
         _AVERAGES: encode(named(averages)),
         _MOMENTS: encode(_moments(optimizers)),
-        _PREVIOUS_TASKS: encode({f"{i}.{k}": v for i, task in enumerate(previous_task_averages) for k, v in task.items()}),
+        _PREVIOUS_TASKS: encode(
+            {
+                f"{i}.{k}": v
+                for i, task in enumerate(previous_task_averages)
+                for k, v in task.items()
+            }
+        ),
         _HISTORY: encode(history),
         _PROGRESS: encode(progress._asdict()),
     }
 
 
-def load_networks(folder: Path, players: Mapping[str, nn.Module], averages: Mapping[str, nn.Module]) -> None:
+def load_networks(
+    folder: Path, players: Mapping[str, nn.Module], averages: Mapping[str, nn.Module]
+) -> None:
     """Load weights and averages into networks. Raises KeyError or RuntimeError where they do not fit."""
     for name, networks in ((_WEIGHTS, players), (_AVERAGES, averages)):
         tensors = read_tensors(folder / name, _STAGE)
@@ -75,7 +87,9 @@ def load_moments(folder: Path, optimizers: Mapping[str, torch.optim.Optimizer]) 
             state.setdefault(int(index), {})[name] = (
                 optim.laid_out_as(parameter, value) if value.shape == parameter.shape else value
             )
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        optimizer.load_state_dict(
+            {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+        )
 
 
 def load_chains(folder: Path, replay: Mapping[int, ReplayShard]) -> None:
@@ -121,12 +135,20 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
 
 def named(networks: Mapping[str, nn.Module]) -> Tensors:
     """Return the tensors of all networks, as ``<player>.<name>``."""
-    return {f"{player}.{name}": value for player, network in networks.items() for name, value in network.state_dict().items()}
+    return {
+        f"{player}.{name}": value
+        for player, network in networks.items()
+        for name, value in network.state_dict().items()
+    }
 
 
 def of_player(tensors: Mapping[str, Tensor], player: str) -> Tensors:
     """Return the tensors of one player, by name."""
-    return {name.removeprefix(f"{player}."): value for name, value in tensors.items() if name.startswith(f"{player}.")}
+    return {
+        name.removeprefix(f"{player}."): value
+        for name, value in tensors.items()
+        if name.startswith(f"{player}.")
+    }
 
 
 def _moments(optimizers: Mapping[str, torch.optim.Optimizer]) -> Tensors:

@@ -14,7 +14,16 @@ from torch.profiler import record_function
 from ebm_dist import faults
 from ebm_dist.chains.replay import ReplayShard, deal
 from ebm_dist.chains.run import Precision
-from ebm_dist.config import Mismatch, NonNegativeInt, Params, Positive, PositiveInt, Probability, module_of, section
+from ebm_dist.config import (
+    Mismatch,
+    NonNegativeInt,
+    Params,
+    Positive,
+    PositiveInt,
+    Probability,
+    module_of,
+    section,
+)
 from ebm_dist.data import shards
 from ebm_dist.data.loader import LogicalShard
 from ebm_dist.energies import EnergyModel, iterate_power
@@ -58,19 +67,32 @@ class Config:
 
     def check(self, params: Params) -> None:
         if shards.NUM_TARS % self.num_shards:
-            raise Mismatch("train.num_shards", f"{self.num_shards} does not divide the {shards.NUM_TARS} tars of a data set")
+            raise Mismatch(
+                "train.num_shards",
+                f"{self.num_shards} does not divide the {shards.NUM_TARS} tars of a data set",
+            )
         if self.batch_size % self.num_shards:
-            raise Mismatch("train.batch_size", f"{self.batch_size} is not divisible by train.num_shards = {self.num_shards}")
+            raise Mismatch(
+                "train.batch_size",
+                f"{self.batch_size} is not divisible by train.num_shards = {self.num_shards}",
+            )
         if self.num_steps % self.num_tasks:
             raise Mismatch(
-                "train.num_tasks", f"train.num_steps = {self.num_steps} cannot be shared evenly by {self.num_tasks} tasks"
+                "train.num_tasks",
+                f"train.num_steps = {self.num_steps} cannot be shared evenly by {self.num_tasks} tasks",
             )
         asked = [
-            f"train.{key}" for key, is_asked in (("compile", self.compile), ("precision", self.precision != "float32")) if is_asked
+            f"train.{key}"
+            for key, is_asked in (
+                ("compile", self.compile),
+                ("precision", self.precision != "float32"),
+            )
+            if is_asked
         ]
         if asked and module_of(params.sampler).build(params.sampler, bounds=None).step_many is None:
             raise Mismatch(
-                asked[0], f"{module_of(params.sampler).__name__.rpartition('.')[2]} has no steps to compile; use langevin"
+                asked[0],
+                f"{module_of(params.sampler).__name__.rpartition('.')[2]} has no steps to compile; use langevin",
             )
 
 
@@ -99,15 +121,22 @@ class Trainer:
         self.steps_per_task = self.config.num_steps // self.config.num_tasks
         self.task_data, self.task = self.data, -1
         self.observe: Callable[[int, Row], None] | None = getattr(self.objective, "observe", None)
-        self.previous_task_averages = list[dict[str, Tensor]]()  # the averages of the weights at the end of each earlier task
+        self.previous_task_averages = list[
+            dict[str, Tensor]
+        ]()  # the averages of the weights at the end of each earlier task
         self.reduction = REDUCTIONS[self.config.reduce](players, self.comm, self.config.num_shards)
 
     def fit(self, folder: Path, reporter: Reporter) -> int:
         """Train until the last step or an agreed stop, from the latest checkpoint in the folder; return the step reached."""
         self.resume_or_init(folder)
-        reporter.started(self.step, self.history, self.rollbacks, "resumed" if self.step else "start")
+        reporter.started(
+            self.step, self.history, self.rollbacks, "resumed" if self.step else "start"
+        )
         began = self.clock() - self.seconds
-        while self.step < self.config.num_steps and (request := self.comm.agree(reporter.requested())) < Request.STOP:
+        while (
+            self.step < self.config.num_steps
+            and (request := self.comm.agree(reporter.requested())) < Request.STOP
+        ):
             try:
                 row = self.advance()
             except DivergedError as diverged:
@@ -126,7 +155,9 @@ class Trainer:
         """One training step: the player turns of all my shards in lock-step. Returns metrics, ``(my shards,)`` each."""
         if self.config.num_tasks > 1:
             self.start_task()
-        turns_of = [self.objective.turns(self.batch(shard), self.context(shard)) for shard in self.data]
+        turns_of = [
+            self.objective.turns(self.batch(shard), self.context(shard)) for shard in self.data
+        ]
         row: dict[str, Tensor] = {}
         for turns in zip(*turns_of, strict=True):
             player = turns[0].player
@@ -137,7 +168,10 @@ class Trainer:
             faults.point("update.after")
             row |= {f"loss_{player}": torch.stack([turn.loss.detach() for turn in turns])}
             row |= {f"grad_norm_{player}": gradient.norm().expand(len(turns))}
-            row |= {name: torch.stack([turn.metrics[name].detach() for turn in turns]) for name in turns[0].metrics}
+            row |= {
+                name: torch.stack([turn.metrics[name].detach() for turn in turns])
+                for name in turns[0].metrics
+            }
         if self.observe:
             self.observe(self.step, self.mean_over_shards(row))
         return row
@@ -145,12 +179,20 @@ class Trainer:
     @record_function("update")
     def update(self, player: str, gradient: Tensor) -> None:
         """Clip the gradient ``(num_parameters,)``, step, and move the average of the weights."""
-        config, network, optimizer = self.params.optimizer, self.objective.players[player], self.optimizers[player]
+        config, network, optimizer = (
+            self.params.optimizer,
+            self.objective.players[player],
+            self.optimizers[player],
+        )
         if config.max_grad_norm is not None:
-            gradient = gradient * (config.max_grad_norm / gradient.norm().clamp(min=config.max_grad_norm))
+            gradient = gradient * (
+                config.max_grad_norm / gradient.norm().clamp(min=config.max_grad_norm)
+            )
         optim.assign_gradient(network, gradient)
         step = self.step % self.steps_per_task
-        rate = optim.learning_rate(config, step, self.steps_per_task) * config.lr_factors.get(player, 1.0)
+        rate = optim.learning_rate(config, step, self.steps_per_task) * config.lr_factors.get(
+            player, 1.0
+        )
         optimizer.param_groups[0]["lr"] = rate * self.config.rollback_lr**self.rollbacks
         optimizer.step()
         iterate_power(network)
@@ -160,10 +202,14 @@ class Trainer:
         """Stop all ranks together, before the update, where one of them diverges. Raises :class:`DivergedError`."""
         losses = torch.stack([turn.loss.detach() for turn in turns])
         energies = torch.stack([_largest_energy(turn) for turn in turns])
-        is_sound = torch.isfinite(gradient).all() and (energies <= self.config.max_energy).all()  # NaN is not smaller
+        is_sound = (
+            torch.isfinite(gradient).all() and (energies <= self.config.max_energy).all()
+        )  # NaN is not smaller
         if not self.comm.agree(not is_sound):
             return
-        losses, energies = self.comm.gather(torch.stack([losses, energies], dim=1), self.config.num_shards).T
+        losses, energies = self.comm.gather(
+            torch.stack([losses, energies], dim=1), self.config.num_shards
+        ).T
         for complaint, is_bad in (
             ("loss of logical shard {} is not finite", ~torch.isfinite(losses)),
             (
@@ -172,7 +218,9 @@ class Trainer:
             ),
         ):
             if is_bad.any():
-                where = complaint.format(", ".join(str(shard) for shard in is_bad.nonzero().flatten().tolist()))
+                where = complaint.format(
+                    ", ".join(str(shard) for shard in is_bad.nonzero().flatten().tolist())
+                )
                 break
         else:
             where = "gradient is not finite, with finite losses"
@@ -205,16 +253,24 @@ class Trainer:
         for shard, chains in self.replay.items():
             chains.classes = classes
             if not done:
-                chains.restart(classes, stream(self.params.seed, "chains", shard, self.step, device=self.device))
+                chains.restart(
+                    classes,
+                    stream(self.params.seed, "chains", shard, self.step, device=self.device),
+                )
         if task and not done:
             for name, network in self.objective.players.items():
                 network.load_state_dict(self.averages[name].state_dict())
-            self.previous_task_averages.append({name: value.clone() for name, value in state.named(self.averages).items()})
+            self.previous_task_averages.append(
+                {name: value.clone() for name, value in state.named(self.averages).items()}
+            )
             self.optimizers = self.new_optimizers()
 
     def new_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """An optimizer for each player, without a past."""
-        return {name: optim.optimizer(self.params.optimizer, player) for name, player in self.objective.players.items()}
+        return {
+            name: optim.optimizer(self.params.optimizer, player)
+            for name, player in self.objective.players.items()
+        }
 
     @record_function("data")
     def batch(self, shard: int) -> Batch:
@@ -228,7 +284,9 @@ class Trainer:
         def streams(purpose: str) -> torch.Generator:
             return stream(self.params.seed, purpose + again, shard, self.step, device=self.device)
 
-        return StepContext(self.step, self.replay[shard], self.reduction.players, streams, self.labelled)
+        return StepContext(
+            self.step, self.replay[shard], self.reduction.players, streams, self.labelled
+        )
 
     @record_function("report")
     def report(self, row: dict[str, Tensor], reporter: Reporter) -> None:
@@ -253,8 +311,14 @@ class Trainer:
         files = state.encode_chains(self.replay)
         if self.comm.rank == 0:
             progress = state.Progress(self.step, self.seconds, self.rollbacks)
-            players, averages, previous = self.objective.players, self.averages, self.previous_task_averages
-            files |= state.encode_networks(players, averages, self.optimizers, previous, self.history, progress)
+            players, averages, previous = (
+                self.objective.players,
+                self.averages,
+                self.previous_task_averages,
+            )
+            files |= state.encode_networks(
+                players, averages, self.optimizers, previous, self.history, progress
+            )
         keep = 2  # the newest, and one to fall back on should its disk block go bad
         checkpoint.save(folder, self.step, files, self.comm, digest=self.digest, keep=keep)
         if reporter:
@@ -276,36 +340,62 @@ class Trainer:
             self.step, self.seconds, self.rollbacks = state.read_progress(folder)
             self.history = state.read_history(folder)
         except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as failed:
-            raise CheckpointError(f"{folder}: does not fit this model ({failed}); remove {root} to start anew") from None
+            raise CheckpointError(
+                f"{folder}: does not fit this model ({failed}); remove {root} to start anew"
+            ) from None
         return True
 
 
 def _largest_energy(turn: Turn) -> Tensor:
     """The largest absolute value among a turn's metrics of energies; of its loss if it has none."""
-    energies = [value.detach().abs() for name, value in turn.metrics.items() if name.startswith("energy")]
+    energies = [
+        value.detach().abs() for name, value in turn.metrics.items() if name.startswith("energy")
+    ]
     return torch.stack(energies).max() if energies else turn.loss.detach().abs()
 
 
-def build(params: Params, index: shards.Index, comm: Comm, device: torch.device, digest: str) -> Trainer:
+def build(
+    params: Params, index: shards.Index, comm: Comm, device: torch.device, digest: str
+) -> Trainer:
     """A trainer at step 0, with the logical shards that are this rank's.
 
     Raises :class:`ConfigError` where the classes cannot be shared evenly by the tasks.
     """
     config: Config = params.train
     mine = deal(config.num_shards, comm.world_size, comm.rank)
-    networks = {name: player.to(device) for name, player in build_players(params, index.shape, index.num_classes).items()}
+    networks = {
+        name: player.to(device)
+        for name, player in build_players(params, index.shape, index.num_classes).items()
+    }
     kernel = module_of(params.sampler).build(params.sampler, bounds=index.bounds)
-    objective = module_of(params.objective).build(params, networks=networks, kernel=kernel, bounds=index.bounds)
-    capacity, batch_size = params.replay.capacity // config.num_shards, config.batch_size // config.num_shards
+    objective = module_of(params.objective).build(
+        params, networks=networks, kernel=kernel, bounds=index.bounds
+    )
+    capacity, batch_size = (
+        params.replay.capacity // config.num_shards,
+        config.batch_size // config.num_shards,
+    )
     if index.num_classes % config.num_tasks:
-        raise ConfigError(f"train.num_tasks: {index.num_classes} classes cannot be shared evenly by {config.num_tasks} tasks")
+        raise ConfigError(
+            f"train.num_tasks: {index.num_classes} classes cannot be shared evenly by {config.num_tasks} tasks"
+        )
     own = params.replay
     chains = partial(
-        ReplayShard, capacity, index.shape, index.bounds, range(index.num_classes), max_age=own.max_age, policy=own.policy
+        ReplayShard,
+        capacity,
+        index.shape,
+        index.bounds,
+        range(index.num_classes),
+        max_age=own.max_age,
+        policy=own.policy,
     )
-    data = {s: LogicalShard(index, "train", s, config.num_shards, batch_size, params.seed) for s in mine}
+    data = {
+        s: LogicalShard(index, "train", s, config.num_shards, batch_size, params.seed) for s in mine
+    }
     labelled = shards.read_labelled(index, params.seed)
-    cast(EnergyModel, networks["energy"]).initialise(partial(_average, data, comm, config.num_shards))
+    cast(EnergyModel, networks["energy"]).initialise(
+        partial(_average, data, comm, config.num_shards)
+    )
     return Trainer(
         params=params,
         objective=objective,
@@ -319,7 +409,9 @@ def build(params: Params, index: shards.Index, comm: Comm, device: torch.device,
     )
 
 
-def _average(data: Mapping[int, LogicalShard], comm: Comm, num_shards: int, of: Callable[[Tensor], Tensor]) -> Tensor:
+def _average(
+    data: Mapping[int, LogicalShard], comm: Comm, num_shards: int, of: Callable[[Tensor], Tensor]
+) -> Tensor:
     """Over all training samples, bitwise the same for any number of workers."""
     sums = comm.gather(torch.stack([shard.sum(of) for shard in data.values()]), num_shards)
     counts = comm.gather(torch.tensor([len(shard.x) for shard in data.values()]), num_shards)

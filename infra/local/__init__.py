@@ -52,7 +52,11 @@ class Stack:
 
     def environment(self) -> dict[str, str]:
         """What a client needs; also the environment that the services themselves run in."""
-        own = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_", "AWS_", "EBM_STORE", "PG"))}
+        own = {
+            k: v
+            for k, v in os.environ.items()
+            if not k.startswith(("RAY_", "MLFLOW_", "AWS_", "EBM_STORE", "PG"))
+        }
         return own | self.settings()
 
     def settings(self) -> dict[str, str]:
@@ -74,7 +78,9 @@ class Stack:
 
     # up and down
 
-    def up(self, num_workers: int = 2, cpus: int = 1, say: Callable[[str], None] = lambda _: None) -> None:
+    def up(
+        self, num_workers: int = 2, cpus: int = 1, say: Callable[[str], None] = lambda _: None
+    ) -> None:
         """Start everything and wait until it answers."""
         self.prepare()
         for start in (self.store, self.postgres, self.mlflow, self.head):
@@ -92,7 +98,9 @@ class Stack:
         self.folder.chmod(0o755)  # PostgreSQL may run as another user
         names = ("store", "postgres", "mlflow", "gcs", "dashboard", "client")
         self.ports = self.ports or dict(zip(names, free_ports(len(names)), strict=True))
-        self.secrets = self.secrets or {name: secrets.token_hex(32) for name in ("ray", "mlflow", "store", "postgres", "flask")}
+        self.secrets = self.secrets or {
+            name: secrets.token_hex(32) for name in ("ray", "mlflow", "store", "postgres", "flask")
+        }
 
     def down(self) -> None:
         """End what was started here and nothing else; data stay in the folder."""
@@ -123,7 +131,10 @@ class Stack:
         """rclone's S3 server on a folder."""
         (self.folder / "store" / BUCKET).mkdir(parents=True, exist_ok=True)
         (self.folder / "store" / "mlflow").mkdir(exist_ok=True)
-        variables = {"RCLONE_AUTH_KEY": f'"ebm,{self.secrets["store"]}"', "RCLONE_CONFIG": "/dev/null"}
+        variables = {
+            "RCLONE_AUTH_KEY": f'"ebm,{self.secrets["store"]}"',
+            "RCLONE_CONFIG": "/dev/null",
+        }
         address = f"{HOST}:{self.ports['store']}"
         self._start("store", [str(_BIN / "rclone"), "serve", "s3", "--addr", address, "--no-cleanup",
                               str(self.folder / "store")], variables)  # fmt: skip
@@ -142,7 +153,13 @@ class Stack:
             password = write_private(self.folder / "postgres.password", self.secrets["postgres"])
             for path in (data, password) if user else ():
                 shutil.chown(path, user)
-            own = ["--auth=scram-sha-256", "--username=mlflow", f"--pwfile={password}", "-D", str(data)]
+            own = [
+                "--auth=scram-sha-256",
+                "--username=mlflow",
+                f"--pwfile={password}",
+                "-D",
+                str(data),
+            ]
             subprocess.run(["initdb", *own], check=True, capture_output=True, cwd="/", **become)
         address = ["-p", str(self.ports["postgres"]), "-h", HOST, "-k", ""]
         self._start("postgres", ["postgres", "-D", str(data), *address], **become)
@@ -180,12 +197,16 @@ admin_password = {self.secrets["mlflow"]}
 
     def worker(self, number: int, cpus: int = 1) -> None:
         """One more machine: a raylet of its own."""
-        self._ray(f"worker-{number}", "--address", f"{HOST}:{self.ports['gcs']}", "--num-cpus", str(cpus))
+        self._ray(
+            f"worker-{number}", "--address", f"{HOST}:{self.ports['gcs']}", "--num-cpus", str(cpus)
+        )
 
     def nodes(self) -> list[dict[str, str]]:
         """The nodes that the head counts as alive."""
         url = f"http://{HOST}:{self.ports['dashboard']}/api/v0/nodes"
-        request = urllib.request.Request(url, headers={"Authorization": f"Bearer {self.secrets['ray']}"})
+        request = urllib.request.Request(
+            url, headers={"Authorization": f"Bearer {self.secrets['ray']}"}
+        )
         with urllib.request.urlopen(request, timeout=10) as answer:
             found = json.load(answer)["data"]["result"]["result"]
         return [node for node in found if node["state"] == "ALIVE"]
@@ -202,12 +223,16 @@ admin_password = {self.secrets["mlflow"]}
         command = [sys.executable, str(node), "start", "--block", *own, *memory]
         self._start(name, [*command, "--temp-dir", str(folder), *arguments])
 
-    def _start(self, name: str, command: list[str], more: Mapping[str, str] | None = None, **how: Any) -> None:
+    def _start(
+        self, name: str, command: list[str], more: Mapping[str, str] | None = None, **how: Any
+    ) -> None:
         own = {"OMP_NUM_THREADS": "1", **_RAY_QUICK, "PATH": f"{_BIN}:{os.environ['PATH']}"}
         environment = self.environment() | own | dict(more or {})
         with (self.folder / f"{name}.log").open("ab") as log:
             pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
-            process = subprocess.Popen(command, env=environment, cwd=self.folder, start_new_session=True, **pipes, **how)
+            process = subprocess.Popen(
+                command, env=environment, cwd=self.folder, start_new_session=True, **pipes, **how
+            )
         self.pids[name] = process.pid
         self._save()
 
@@ -221,10 +246,17 @@ admin_password = {self.secrets["mlflow"]}
             if dead:
                 raise SystemExit(f"{what}: {dead[0]} ended; see {self.folder / dead[0]}.log")
             time.sleep(0.2)
-        raise SystemExit(f"{what} did not answer within {_START_S} s; see the logs in {self.folder}")
+        raise SystemExit(
+            f"{what} did not answer within {_START_S} s; see the logs in {self.folder}"
+        )
 
     def _save(self) -> None:
-        state = {"pids": self.pids, "ports": self.ports, "secrets": self.secrets, "ray_folder": self.ray_folder}
+        state = {
+            "pids": self.pids,
+            "ports": self.ports,
+            "secrets": self.secrets,
+            "ray_folder": self.ray_folder,
+        }
         write_private(self.file, json.dumps(state, indent=2))
 
 
@@ -241,7 +273,9 @@ def free_ports(count: int) -> list[int]:
 
 def status(url: str, token: str | None = None, **headers: str) -> int | None:
     """HTTP status of a GET; None if nobody answers."""
-    request = urllib.request.Request(url, headers=headers | ({"Authorization": f"Bearer {token}"} if token else {}))
+    request = urllib.request.Request(
+        url, headers=headers | ({"Authorization": f"Bearer {token}"} if token else {})
+    )
     try:
         with urllib.request.urlopen(request, timeout=5) as answer:
             return int(answer.status)

@@ -11,10 +11,15 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("command", choices=["up", "down", "status"])
     options.add_argument(
-        "--folder", type=Path, default=Path("data/local"), help="where files, logs and secrets lie (default: data/local)"
+        "--folder",
+        type=Path,
+        default=Path("data/local"),
+        help="where files, logs and secrets lie (default: data/local)",
     )
     options.add_argument("--workers", type=int, default=2, help="worker nodes (default: 2)")
-    options.add_argument("--cpus", type=int, default=1, help="CPUs of each worker node (default: 1)")
+    options.add_argument(
+        "--cpus", type=int, default=1, help="CPUs of each worker node (default: 1)"
+    )
     given = options.parse_args()
     stack = Stack(given.folder)
     if given.command == "down":
@@ -26,7 +31,9 @@ def main() -> None:
         stack.pids.clear()
         stack.up(given.workers, given.cpus, print)
     for name, pid in stack.pids.items():
-        print(f"{name:10} {'up' if is_alive(pid) else 'DOWN':5} pid {pid:7}  log {stack.folder / name}.log")
+        print(
+            f"{name:10} {'up' if is_alive(pid) else 'DOWN':5} pid {pid:7}  log {stack.folder / name}.log"
+        )
     for name in ("RAY_API_SERVER_ADDRESS", "MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL"):
         print(f"{name:22} {stack.settings()[name]}")
     print(f"use it:  source {stack.folder}/env")
