@@ -1,7 +1,6 @@
 from pathlib import Path
 
 import pytest
-
 from ebm_dist.data import shards
 from ebm_dist.datasets import digits, photos
 

@@ -8,7 +8,6 @@ import urllib.request
 
 import numpy as np
 import pytest
-
 from ebm_dist import models
 from ebm_dist.data import shards
 from tests import pages

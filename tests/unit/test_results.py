@@ -1,11 +1,10 @@
 import json
 
 import pytest
-from ruamel.yaml import YAML
-from scipy import stats
-
 from ebm_dist.errors import DataError
 from ebm_dist.report import table
+from ruamel.yaml import YAML
+from scipy import stats
 from tests.helpers import ROOT
 
 
