@@ -7,6 +7,7 @@ export OMP_NUM_THREADS ?= 2
 .PHONY: run test slow lowest lint docs install
 
 run: install ## prepare, train on Ray, evaluate, register; run again to resume
+	python -m pipelines.digests
 	dvc repro
 
 test: install ## the fast tests

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+
 from ebm_dist.data import shards
 from ebm_dist.datasets import digits, photos
 

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ruamel.yaml import YAML
+
 from ebm_dist import config, models
 from ebm_dist.data import shards
 from ebm_dist.training import checkpoint, trainer
 from ebm_dist.training.reduce import Comm, LocalComm
 from ebm_dist.training.reporter import Request, Row
-from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parent.parent
 

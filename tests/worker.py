@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+
 from ebm_dist import config
 from ebm_dist.runs.record import FileReporter
 from ebm_dist.training.reduce import TorchComm
-
 from tests import helpers
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import inspect
 import numpy as np
 import pytest
 import torch
+
 from ebm_dist import config
 from ebm_dist.config import plugins
 from ebm_dist.data import shards

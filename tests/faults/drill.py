@@ -20,11 +20,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ruamel.yaml import YAML
+
 from ebm_dist.runs.record import EVENTS, METRICS, read_lines
 from ebm_dist.training import checkpoint
 from infra.local import Stack, descendants
-from ruamel.yaml import YAML
-
 from tests import helpers
 from tests.faults.proxy import CUT, PASS, UNAVAILABLE, Proxy
 

@@ -24,12 +24,12 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+
 from ebm_dist import faults
 from ebm_dist.data import shards
 from ebm_dist.datasets import digits
 from ebm_dist.runs.record import METRICS, FileReporter, read_lines
 from ebm_dist.training.reduce import LocalComm, TorchComm
-
 from tests import helpers
 
 WORLD_SIZES = (4, 2, 1)

@@ -8,8 +8,8 @@ import sys
 import urllib.request
 
 import pytest
-from infra.local import HOST, descendants, status
 
+from infra.local import HOST, descendants, status
 from tests.faults import drill
 
 pytestmark = [

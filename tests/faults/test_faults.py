@@ -5,10 +5,10 @@ import subprocess
 import sys
 
 import pytest
+
 from ebm_dist import faults
 from ebm_dist.errors import DataError
 from ebm_dist.training import checkpoint
-
 from tests import helpers
 from tests.faults import storm
 from tests.helpers import ROOT, Silent, state_of

@@ -9,9 +9,9 @@ from pathlib import Path
 import jsonschema
 import kubernetes_validate
 import pytest
-from ebm_dist import errors
 from ruamel.yaml import YAML
 
+from ebm_dist import errors
 from tests.helpers import ROOT
 
 KUBERNETES = "1.31"

@@ -8,6 +8,7 @@ import urllib.request
 
 import numpy as np
 import pytest
+
 from ebm_dist import models
 from ebm_dist.data import shards
 from tests import pages

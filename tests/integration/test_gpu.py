@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from ruamel.yaml import YAML
+
 from ebm_dist import config, models
 from ebm_dist.chains.compiled import CompiledChains
 from ebm_dist.chains.run import Chains
@@ -20,7 +22,6 @@ from ebm_dist.rng import stream
 from ebm_dist.samplers import langevin, noise
 from ebm_dist.training import trainer
 from ebm_dist.training.reduce import DDP, LocalComm, Ordered, TorchComm
-from ruamel.yaml import YAML
 from tests import helpers
 
 if not torch.cuda.is_available():

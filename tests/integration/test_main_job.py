@@ -17,13 +17,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+from ruamel.yaml import YAML
+
 from ebm_dist import config, models
 from ebm_dist.data import shards
 from ebm_dist.runs import lineage
 from ebm_dist.runs.record import EVENTS, METRICS, read_lines
 from ebm_dist.training import checkpoint
-from PIL import Image
-from ruamel.yaml import YAML
 from tests import pages
 from tests.helpers import ROOT, SMALL_PIPELINE, copy_project
 

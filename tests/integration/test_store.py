@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+
 from ebm_dist import storage
 from ebm_dist.data import shards
 from ebm_dist.errors import CheckpointError, DataError

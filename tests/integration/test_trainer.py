@@ -7,6 +7,7 @@ import time
 
 import pytest
 import torch
+
 from ebm_dist import files, models
 from ebm_dist.energies import iterate_power
 from ebm_dist.errors import CheckpointError, DivergedError

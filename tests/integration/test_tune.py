@@ -13,14 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from ruamel.yaml import YAML
+
 from ebm_dist import config
 from ebm_dist.runs.record import FileReporter
 from ebm_dist.search import scores, space, trials
 from ebm_dist.search.trials import Trial
 from ebm_dist.training import checkpoint
 from ebm_dist.training.reduce import LocalComm
-from PIL import Image
-from ruamel.yaml import YAML
 from tests import helpers, pages
 from tests.helpers import copy_project
 from tests.integration.test_main_job import command_of, descendants, finish, kill, start

@@ -12,14 +12,14 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from ebm_dist import config, models
-from ebm_dist.data import shards
-from ebm_dist.errors import CheckpointError, ConfigError, DataError
-from ebm_dist.training import checkpoint
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
+from ebm_dist import config, models
+from ebm_dist.data import shards
+from ebm_dist.errors import CheckpointError, ConfigError, DataError
+from ebm_dist.training import checkpoint
 from tests import helpers
 from tests.helpers import ROOT, Silent
 
@@ -274,6 +274,7 @@ def test_models(share, exported):
 def test_requests_to_the_served_model(share, exported):
     """What the server turns into status 400."""
     import mlflow
+
     from ebm_dist.registry.serving import EnergyService
 
     class Context:

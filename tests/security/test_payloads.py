@@ -11,13 +11,13 @@ import tarfile
 import numpy as np
 import pytest
 import torch
+
 from ebm_dist import files, models, storage
 from ebm_dist.data import shards
 from ebm_dist.datasets import arrays
 from ebm_dist.errors import DataError, EbmError
 from ebm_dist.metrics import features
 from ebm_dist.training import checkpoint
-
 from tests import helpers
 from tests.helpers import ROOT, Silent
 

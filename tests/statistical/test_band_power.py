@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from scipy import stats
+
 from ebm_dist import config
 from ebm_dist.data import shards
 from ebm_dist.energies import band_power, mlp
 from ebm_dist.errors import ConfigError
 from ebm_dist.rng import stream
-from scipy import stats
 from tests import helpers
 
 SHAPE = (3, 16, 16)

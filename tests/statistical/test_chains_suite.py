@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from torch import nn
+
 from ebm_dist import evaluation
 from ebm_dist.data import shards
 from ebm_dist.errors import ConfigError
 from ebm_dist.evaluation import chains, long_run
 from ebm_dist.models.trained import TrainedModel
 from tests import helpers
-from torch import nn
 
 
 class Well(nn.Module):

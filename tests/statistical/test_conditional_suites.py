@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from torch import nn
+
 from ebm_dist import evaluation
 from ebm_dist.data import shards
 from ebm_dist.errors import ConfigError
@@ -9,7 +11,6 @@ from ebm_dist.evaluation import completion, composition, cross_class
 from ebm_dist.metrics import features
 from ebm_dist.models.trained import TrainedModel
 from tests import helpers
-from torch import nn
 
 STIFFNESS = 500.0
 

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from ebm_dist.chains.augmentation import AUGMENTATIONS, affine
 from ebm_dist.data import shards
 from ebm_dist.datasets import Arrays, Dataset

@@ -4,10 +4,11 @@ import arviz
 import numpy as np
 import pytest
 import torch
+from scipy import signal, stats
+
 from ebm_dist.chains import diagnostics
 from ebm_dist.rng import numpy_stream, stream
 from ebm_dist.samplers import Info, hmc, langevin, mala, run_chain
-from scipy import signal, stats
 
 
 def autoregressive(rho, num_chains, num_draws, seed=0):

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from scipy import stats
+
 from ebm_dist.rng import stream
 from ebm_dist.samplers import langevin, run_chain
-from scipy import stats
 
 Z = stats.norm.isf(1e-4 / 2)  # two-sided, at 1e-4; seeds are fixed
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from ebm_dist import evaluation
 from ebm_dist.data import shards
 from ebm_dist.energies import rbm

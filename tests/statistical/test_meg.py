@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+
 from ebm_dist import config
 from ebm_dist.data import shards
 from ebm_dist.datasets import toy2d

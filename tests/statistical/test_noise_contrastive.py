@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from ebm_dist import config, evaluation, files, models
 from ebm_dist.config import module_of
 from ebm_dist.data import shards

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+
 from ebm_dist.energies import HasConditionals, rbm
 from ebm_dist.metrics import ais
 from ebm_dist.rng import stream

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from ebm_dist.chains import adaptation, tempering
 from ebm_dist.config import module_of
 from ebm_dist.rng import stream

@@ -6,6 +6,9 @@ import logging
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo.exc import TorchDynamoException
+from torch.nn.utils import parametrize
+
 from ebm_dist.chains import cpu_layers, run
 from ebm_dist.chains.compiled import CompiledChains
 from ebm_dist.chains.run import Chains, build_chains
@@ -14,8 +17,6 @@ from ebm_dist.errors import ConfigError
 from ebm_dist.rng import stream
 from ebm_dist.samplers import langevin, noise
 from tests import helpers
-from torch._dynamo.exc import TorchDynamoException
-from torch.nn.utils import parametrize
 
 SHAPE = (1, 8, 8)
 NETWORKS = {

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
 from ebm_dist import config, evaluation, models
 from ebm_dist.data import shards
 from ebm_dist.energies import mlp
@@ -12,7 +14,6 @@ from ebm_dist.models.trained import TrainedModel
 from ebm_dist.training import checkpoint
 from tests import helpers
 from tests.helpers import Silent, spawn, state_of
-from torch import nn
 
 OBJECTIVE = {"name": "contrastive_divergence", "conditional": True, "energy_penalty": 0.1}
 ENERGY = {"name": "mlp", "hidden": [40, 20], "gates": True}

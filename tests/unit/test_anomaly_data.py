@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from ebm_dist import config, evaluation, models
 from ebm_dist.data import shards
 from ebm_dist.datasets import Arrays, digits, kdd99, mnist, odds

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from ebm_dist.datasets import arrays
 from ebm_dist.errors import DataError
-from PIL import Image
 
 RNG = np.random.default_rng(0)
 

@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from scipy.stats import kstest
+
 from ebm_dist.chains.augmentation import affine, crop
 from ebm_dist.errors import ConfigError
 from ebm_dist.rng import stream
-from scipy.stats import kstest
 
 
 def moments(x):

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+
 from ebm_dist import models
 from ebm_dist.errors import DataError, RegistryError
 from ebm_dist.registry import card, promotion, versions

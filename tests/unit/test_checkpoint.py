@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 import torch
+
 from ebm_dist import files, storage
 from ebm_dist.errors import CheckpointError, DataError
 from ebm_dist.training import checkpoint

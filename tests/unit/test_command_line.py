@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
+
 from ebm_dist import config
 from ebm_dist.cli import commands, doctor, plan, scaffold
 from ebm_dist.errors import ConfigError, DataError

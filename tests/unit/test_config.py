@@ -4,10 +4,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from ebm_dist import config
-from ebm_dist.errors import ConfigError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from ebm_dist import config
+from ebm_dist.errors import ConfigError
 from tests.helpers import ROOT, values
 
 GOOD = (ROOT / "params.yaml").read_text()

@@ -5,6 +5,9 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
 from ebm_dist.chains.cpu_layers import (
     Conv3x3,
     Linear,
@@ -17,8 +20,6 @@ from ebm_dist.chains.cpu_layers import (
 )
 from ebm_dist.energies import resnet
 from ebm_dist.energies._layers import silu
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from ebm_dist import config
 from ebm_dist.cli.commands import parser
 from tests.helpers import ROOT

@@ -7,6 +7,7 @@ import threading
 
 import numpy as np
 import pytest
+
 from ebm_dist.datasets._download import RawFile, fetch, read_idx
 from ebm_dist.errors import DataError
 

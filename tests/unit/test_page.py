@@ -7,10 +7,11 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from ebm_dist.errors import DataError
 from ebm_dist.files import write_csv
 from ebm_dist.report import page
-from PIL import Image
 from tests import pages
 
 

@@ -5,9 +5,10 @@ import tarfile
 
 import numpy as np
 import pytest
+from scipy.io import savemat
+
 from ebm_dist.datasets import cifar10, svhn
 from ebm_dist.errors import DataError
-from scipy.io import savemat
 
 
 def archive(path, files):

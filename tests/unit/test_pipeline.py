@@ -8,12 +8,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from ruamel.yaml import YAML
+
 from ebm_dist import config
 from ebm_dist.data import shards
 from ebm_dist.errors import ConfigError
 from ebm_dist.runs import cluster, code, lineage, record
 from pipelines import digests
-from ruamel.yaml import YAML
 from tests.helpers import ROOT, params
 
 STAGES = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())["stages"]

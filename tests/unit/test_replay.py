@@ -1,8 +1,9 @@
 import torch
-from ebm_dist.chains.replay import ReplayShard, deal
-from ebm_dist.rng import stream
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from ebm_dist.chains.replay import ReplayShard, deal
+from ebm_dist.rng import stream
 
 
 @given(st.integers(1, 64), st.integers(1, 64))

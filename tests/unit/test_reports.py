@@ -6,6 +6,8 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from ebm_dist import evaluation, files, models
 from ebm_dist.config import module_of
 from ebm_dist.data import shards
@@ -15,7 +17,6 @@ from ebm_dist.registry import versions
 from ebm_dist.report import figures
 from ebm_dist.runs import progress
 from ebm_dist.runs.record import EVENTS, METRICS
-from PIL import Image
 from tests import helpers
 from tests.helpers import Silent
 

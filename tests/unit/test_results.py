@@ -1,10 +1,11 @@
 import json
 
 import pytest
-from ebm_dist.errors import DataError
-from ebm_dist.report import table
 from ruamel.yaml import YAML
 from scipy import stats
+
+from ebm_dist.errors import DataError
+from ebm_dist.report import table
 from tests.helpers import ROOT
 
 

@@ -2,10 +2,11 @@ import itertools
 
 import numpy as np
 import torch
-from ebm_dist.rng import numpy_stream, seeded, stream
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+
+from ebm_dist.rng import numpy_stream, seeded, stream
 
 addresses = st.tuples(
     st.integers(0, 2**63), st.sampled_from(["chain", "noise", "replay"]), st.integers(0, 99), st.integers(0, 10**9)

@@ -3,14 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from ebm_dist import models
-from ebm_dist.data import shards
-from ebm_dist.evaluation import ood, samples
-from ebm_dist.metrics import features, ood_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import linalg
 from sklearn.metrics import roc_auc_score
+
+from ebm_dist import models
+from ebm_dist.data import shards
+from ebm_dist.evaluation import ood, samples
+from ebm_dist.metrics import features, ood_images
 from tests import helpers
 
 RNG = np.random.default_rng(0)

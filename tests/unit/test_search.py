@@ -7,14 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+from rich.console import Console
+
 from ebm_dist import config
 from ebm_dist.data import shards
 from ebm_dist.errors import CheckpointError, ClusterError, ConfigError
 from ebm_dist.search import driver, optuna_search, report, scores, space, study, trial_job, trials
 from ebm_dist.search.trials import WORST, SearchResult, Trial
 from ebm_dist.training import checkpoint
-from PIL import Image
-from rich.console import Console
 from tests.helpers import ROOT, Silent, build, params, state_of, values
 
 SPACE = {"sampler.step_size": {"log": [1e-4, 1.0]}, "objective.energy_penalty": {"log": [1e-3, 1.0]}}

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from ebm_dist import models
 from ebm_dist.errors import RequestError
 from ebm_dist.models import requests

@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 import torch
 import webdataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from ebm_dist.data import shards
 from ebm_dist.data.loader import LogicalShard
 from ebm_dist.datasets import Arrays, Dataset, digits
 from ebm_dist.errors import DataError
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 def small(n: int = 50, labels: bool = True) -> Dataset:

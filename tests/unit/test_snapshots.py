@@ -6,10 +6,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from ebm_dist.files import encode
 from ebm_dist.runs import snapshots
 from ebm_dist.training.checkpoint import MANIFEST
-from PIL import Image
 
 
 @pytest.fixture
