@@ -156,7 +156,10 @@ def plugin_name(config: Any) -> str | None:
     module = type(config).__module__
     package, _, name = module.rpartition(".")
     is_named_by_its_section = any(module == f.metadata.get("module") for f in fields(Params))
-    return name if package.count(".") and not is_named_by_its_section else None
+    is_plugin = (
+        type(config).__name__ == "Config" and package.count(".") and not is_named_by_its_section
+    )
+    return name if is_plugin else None
 
 
 def plugins(folder: str) -> list[str]:
