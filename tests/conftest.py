@@ -1,9 +1,21 @@
+import os
 from pathlib import Path
 
 import pytest
 
 from ebm_dist import shards
 from ebm_dist.datasets import digits, photos
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two for all fast tests; slow ones and drills need the whole machine, and few files are sooner done in one process."""
+    is_all = config.args_source == pytest.Config.ArgsSource.TESTPATHS
+    return 2 if is_all and config.option.markexpr.startswith("not slow") else 0
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.numprocesses:
+        os.environ["OMP_NUM_THREADS"] = "1"  # the workers share the cores
 
 
 @pytest.fixture(scope="session")
