@@ -1,10 +1,7 @@
 import os
 from pathlib import Path
 
-import pytest
-
-from ebm_dist import shards
-from ebm_dist.datasets import digits, photos
+import pytest  # and nothing else: xdist's first process only waits for the others
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
@@ -21,6 +18,9 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def digits_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Prepared digits; tests must not change it."""
+    from ebm_dist import shards
+    from ebm_dist.datasets import digits
+
     folder = tmp_path_factory.mktemp("data") / "dataset"
     shards.write(folder, "digits", digits.load(digits.Config()))
     return folder
@@ -28,6 +28,9 @@ def digits_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def photos_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from ebm_dist import shards
+    from ebm_dist.datasets import photos
+
     folder = tmp_path_factory.mktemp("data") / "photos"
     shards.write(folder, "photos", photos.load(photos.Config()))
     return folder
