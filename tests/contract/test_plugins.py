@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ebm_dist import config
 from ebm_dist.config import plugins
-from ebm_dist.data import shards
 from ebm_dist.energies import frozen, score
 from ebm_dist.errors import ConfigError, DataError
 from ebm_dist.rng import stream
@@ -193,9 +191,3 @@ def test_datasets_are_well_formed_or_say_what_is_missing(name, tmp_path, monkeyp
         assert not set.intersection(*rows), "a sample is in two splits"
     again = plugin.load(chosen)
     assert all(np.array_equal(data.splits[s].x, again.splits[s].x) for s in data.splits)
-
-
-def test_the_catalogue_is_the_folder():
-    assert "langevin" in SAMPLERS and "__init__" not in SAMPLERS
-    assert isinstance(config.plugins("ebm_dist.evaluation"), list)
-    assert shards.NUM_TARS == 16

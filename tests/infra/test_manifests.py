@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import jsonschema
@@ -133,10 +134,8 @@ def test_compose_file_fits_the_compose_specification():
 
 
 def test_ray_up_file_fits_ray_s_own_schema():
-    import ray.autoscaler
-
     (cluster,) = documents(INFRA / "ray-up/cluster.yaml")
-    schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
+    schema = json.loads((Path(find_spec("ray").origin).parent / "autoscaler/ray-schema.json").read_text())
     jsonschema.validate(cluster, schema)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(cluster | {"max_worker": 2}, schema)

@@ -2,7 +2,6 @@
 
 import json
 import random
-import signal
 import time
 
 import pytest
@@ -53,13 +52,13 @@ def test_killed_and_resumed_with_other_numbers_of_workers(digits_data, tmp_path,
         group = spawn(world_size, run, digits_data, settings, wait=False)
         deadline = time.monotonic() + 60
         seen = len(list(run.glob("step-*")))
-        while len(list(run.glob("step-*"))) <= min(seen, 1) and time.monotonic() < deadline and group[0].poll() is None:
+        while len(list(run.glob("step-*"))) <= min(seen, 1) and time.monotonic() < deadline and group[0].exitcode is None:
             time.sleep(0.01)
         time.sleep(chance.random() * 0.05)
         for process in group:
-            process.send_signal(signal.SIGKILL)
+            process.kill()
         for process in group:
-            process.wait()
+            process.join()
     spawn(3, run, digits_data, settings)
     assert state_of(run) == state_of(tmp_path / "reference")
     rows = [row["step"] for row in read_lines(run / METRICS)]

@@ -224,6 +224,6 @@ def test_a_mutant_does_not_survive(name, tmp_path):
     source = (tmp_path / "ebm_dist" / file).read_text()
     (tmp_path / "ebm_dist" / file).write_text(source.replace(right, wrong))
     environment = os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", test]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider", test]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1, f"{name} survived {test}:\n{done.stdout[-2000:]}"

@@ -61,7 +61,7 @@ def server(status, body, header="", value=""):
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as own:
-        threading.Thread(target=own.serve_forever, daemon=True).start()
+        threading.Thread(target=own.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{own.server_port}"
         own.shutdown()
 
