@@ -122,7 +122,7 @@ class TrainedModel(NamedTuple):
     @property
     def knows_labels(self) -> bool:
         """Whether it has learnt ``p(y | x) = softmax(-E(x, y) / T)``, with ``T = objective.label_temperature``."""
-        return getattr(self.params.objective, "label_temperature", None) is not None
+        return self.params.objective.label_temperature is not None
 
     @torch.no_grad()
     def energies_by_class(self, x: Tensor) -> Tensor:

@@ -16,7 +16,6 @@ from ebm_dist.config import (
     Params,
     Positive,
     Probability,
-    modules_of,
     section,
 )
 
@@ -45,12 +44,7 @@ class Config:
     """Decay of the moving average of the weights, which samples and evaluations use; 0 to use the last weights."""
 
     def check(self, params: Params) -> None:
-        of_objective = [
-            name
-            for module in modules_of(params.objective)
-            for name in getattr(module, "PLAYERS", ())
-        ]
-        players = ["energy", *of_objective]
+        players = ["energy", *params.objective.other_players]
         if unknown := set(self.lr_factors) - set(players):
             raise Mismatch(
                 "optimizer.lr_factors",

@@ -120,7 +120,6 @@ class Trainer:
         self.optimizers = self.new_optimizers()
         self.steps_per_task = self.config.num_steps // self.config.num_tasks
         self.task_data, self.task = self.data, -1
-        self.observe: Callable[[int, Row], None] | None = getattr(self.objective, "observe", None)
         self.previous_task_averages = list[
             dict[str, Tensor]
         ]()  # the averages of the weights at the end of each earlier task
@@ -168,12 +167,13 @@ class Trainer:
             faults.point("update.after")
             row |= {f"loss_{player}": torch.stack([turn.loss.detach() for turn in turns])}
             row |= {f"grad_norm_{player}": gradient.norm().expand(len(turns))}
+            scalars = [{**turn.energies, **turn.metrics} for turn in turns]
             row |= {
-                name: torch.stack([turn.metrics[name].detach() for turn in turns])
-                for name in turns[0].metrics
+                name: torch.stack([values[name].detach() for values in scalars])
+                for name in scalars[0]
             }
-        if self.observe:
-            self.observe(self.step, self.mean_over_shards(row))
+        if self.objective.observes:
+            self.objective.observe(self.step, self.mean_over_shards(row))
         return row
 
     @record_function("update")
@@ -347,10 +347,8 @@ class Trainer:
 
 
 def _largest_energy(turn: Turn) -> Tensor:
-    """The largest absolute value among a turn's metrics of energies; of its loss if it has none."""
-    energies = [
-        value.detach().abs() for name, value in turn.metrics.items() if name.startswith("energy")
-    ]
+    """Return the largest absolute energy of a turn, or its absolute loss if it has no energies."""
+    energies = [value.detach().abs() for value in turn.energies.values()]
     return torch.stack(energies).max() if energies else turn.loss.detach().abs()
 
 

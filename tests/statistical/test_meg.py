@@ -112,7 +112,7 @@ def test_the_generator_learns_in_every_second_step_and_its_weight_changes_linear
     assert [any("loss_generator" in name for name in row) for row in players] == [False, True, False, True]
     assert trainer.objective._mi_weight(0) == 1.0
     assert trainer.objective._mi_weight(6) == pytest.approx(0.6)
-    with pytest.raises(ConfigError, match=r"log_every: 2 is no multiple of objective\.num_energy_steps = 3"):
+    with pytest.raises(ConfigError, match=r"log_every: must be a multiple of objective\.num_energy_steps = 3, found 2"):
         params(objective={"num_energy_steps": 3})
 
 
