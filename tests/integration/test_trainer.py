@@ -91,7 +91,7 @@ def test_a_non_finite_gradient_stops_before_the_update_and_names_step_player_and
 
 def test_energies_that_run_away_stop_before_the_update(digits_data):
     trainer = helpers.build(helpers.params(train={"max_energy": 1e-6}), digits_data)
-    with pytest.raises(DivergedError, match="step 1, player energy: energies of logical shard 0, 1, 2, 3 are beyond"):
+    with pytest.raises(DivergedError, match="step 1, player energy: energies of logical shard 0, 1, 2, 3 exceed"):
         trainer.advance()
 
 

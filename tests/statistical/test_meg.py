@@ -250,7 +250,7 @@ def test_a_model_without_a_generator_says_so(digits_data, tmp_path):
 def test_a_plugin_in_a_plugin_is_checked_like_any(change, expected):
     with pytest.raises(ConfigError, match=expected):
         params(objective=change)
-    with pytest.raises(ConfigError, match=r"optimizer\.lr_factors: no player generatr; there: energy, generator, statistics"):
+    with pytest.raises(ConfigError, match=r"optimizer\.lr_factors: no player generatr; players: energy, generator, statistics"):
         params(optimizer={"lr_factors": {"generatr": 2.0}})
     own = params()
     assert config.from_values(own.as_dict(), Path("again")) == own
