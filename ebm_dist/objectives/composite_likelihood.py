@@ -59,7 +59,7 @@ class CompositeLikelihood(Wrapped):
     def turns(self, batch: Batch, context: StepContext) -> Iterator[Turn]:
         if batch.x.ndim != 4:
             raise ConfigError(
-                f"objective: composite_likelihood hides halves of images, found samples of shape"
+                "objective: composite_likelihood hides halves of images, found samples of shape"
                 f" {tuple(batch.x.shape[1:])}; use the objective under joint alone"
             )
         yield from super().turns(batch, context)
@@ -83,8 +83,7 @@ class CompositeLikelihood(Wrapped):
     def complete(self, x: Tensor, y: Tensor | None, context: StepContext) -> Tensor:
         """Return images ``x (n, C, H, W)`` with a random half of each replaced.
 
-        The half is drawn from p(hidden | visible), of a conditional energy given the labels
-        ``(n,)`` too.
+        The half is drawn from p(hidden | visible), or p(hidden | visible, y) with labels ``(n,)``.
         """
         generator, energy = context.stream("completion"), cast(EnergyModel, self.players["energy"])
         hidden, target = halves(x, generator), given(energy, y)

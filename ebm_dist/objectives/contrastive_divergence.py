@@ -100,7 +100,7 @@ class Config(ObjectiveConfig):
         if self.entropy_weight and not self.kl_weight:
             raise Mismatch(
                 "objective.entropy_weight",
-                "is part of the term that objective.kl_weight weights; set that too",
+                "is part of the term of objective.kl_weight; set that too",
             )
         if self.conditional and self.start == "data" and params.replay.reinit_prob:
             raise Mismatch(
@@ -176,7 +176,7 @@ class ContrastiveDivergence(Objective):
         penalty = (energy_pos**2).mean() + weight @ energy_neg**2
         loss = mean_pos - mean_neg + self.config.energy_penalty * penalty
         if temperature := self.config.label_temperature:
-            # the right label comes first
+            # the right label is the first
             logits = -energy_data.view(len(shifts), n).T / temperature
             loss = loss + temperature * F.cross_entropy(logits, torch.zeros_like(batch.y))
         if self.config.kl_weight:
