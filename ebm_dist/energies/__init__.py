@@ -120,7 +120,7 @@ def iterate_power(model: nn.Module, num_iterations: int = 1) -> None:
 
 def is_conditional(params: Params) -> bool:
     """Whether the energy of a parameter file takes labels: the objective says so."""
-    return bool(getattr(params.objective, "conditional", False))
+    return bool(params.objective.conditional)
 
 
 def is_classifier(params: Params) -> bool:

@@ -10,6 +10,7 @@ import torch
 from ebm_dist import files, models
 from ebm_dist.energies import iterate_power
 from ebm_dist.errors import CheckpointError, DivergedError
+from ebm_dist.objectives import Turn
 from ebm_dist.runs.record import EVENTS, METRICS, FileReporter, read_lines
 from ebm_dist.training import checkpoint
 from ebm_dist.training.reporter import Request
@@ -89,8 +90,33 @@ def test_a_non_finite_gradient_stops_before_the_update_and_names_step_player_and
 
 def test_energies_that_run_away_stop_before_the_update(digits_data):
     trainer = helpers.build(helpers.params(train={"max_energy": 1e-6}), digits_data)
-    with pytest.raises(DivergedError, match="step 1, player energy: energies of logical shard 0, 1, 2, 3 are beyond"):
+    with pytest.raises(DivergedError, match="step 1, player energy: energies of logical shard 0, 1, 2, 3 exceed"):
         trainer.advance()
+
+
+@pytest.mark.parametrize(
+    ("loss", "energies", "metrics", "diverges"),
+    [
+        (1.0, {"energy_pos": 1.0, "energy_neg": -2e4}, {}, True),
+        (1.0, {"energy_pos": 1.0, "energy_pos_sd": float("nan")}, {}, True),
+        (2e4, {"energy_pos": 1.0}, {}, False),
+        (-2e4, {}, {}, True),
+        (1.0, {}, {"energy_reported_only": 2e4}, False),
+    ],
+)
+def test_the_guard_takes_the_energies_of_a_turn_else_its_loss(digits_data, loss, energies, metrics, diverges):
+    trainer = helpers.build(helpers.params(), digits_data)
+
+    def turn(loss, energies, metrics):
+        scalars = ({name: torch.tensor(value) for name, value in values.items()} for values in (metrics, energies))
+        return Turn("energy", torch.tensor(loss), *scalars)
+
+    turns = (*(turn(1.0, {}, {}) for _ in range(3)), turn(loss, energies, metrics))
+    if diverges:
+        with pytest.raises(DivergedError, match=r"logical shard 3|gradient is not finite"):
+            trainer.check_divergence("energy", turns, torch.zeros(5))
+    else:
+        trainer.check_divergence("energy", turns, torch.zeros(5))
 
 
 def diverge_at(trainer, step, times):

@@ -112,7 +112,7 @@ def test_the_generator_learns_in_every_second_step_and_its_weight_changes_linear
     assert [any("loss_generator" in name for name in row) for row in players] == [False, True, False, True]
     assert trainer.objective._mi_weight(0) == 1.0
     assert trainer.objective._mi_weight(6) == pytest.approx(0.6)
-    with pytest.raises(ConfigError, match=r"log_every: 2 is no multiple of objective\.num_energy_steps = 3"):
+    with pytest.raises(ConfigError, match=r"log_every: must be a multiple of objective\.num_energy_steps = 3, found 2"):
         params(objective={"num_energy_steps": 3})
 
 
@@ -250,7 +250,7 @@ def test_a_model_without_a_generator_says_so(digits_data, tmp_path):
 def test_a_plugin_in_a_plugin_is_checked_like_any(change, expected):
     with pytest.raises(ConfigError, match=expected):
         params(objective=change)
-    with pytest.raises(ConfigError, match=r"optimizer\.lr_factors: no player generatr; there: energy, generator, statistics"):
+    with pytest.raises(ConfigError, match=r"optimizer\.lr_factors: no player generatr; players: energy, generator, statistics"):
         params(optimizer={"lr_factors": {"generatr": 2.0}})
     own = params()
     assert config.from_values(own.as_dict(), Path("again")) == own

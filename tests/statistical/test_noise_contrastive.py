@@ -458,11 +458,11 @@ def test_a_model_without_labels_does_not_classify(toy, tmp_path):
     ("base", "change", "expected"),
     [
         (NCE, {"objective": {"generator": {"name": "mlp"}}}, r"objective\.generator: noise needs a density: use gaussian, flow or glow"),
-        (NCE, {"objective": {"min_turn": 5}}, r"objective\.max_turn: 2 is less than objective\.min_turn = 5"),
+        (NCE, {"objective": {"min_turn": 5}}, r"objective\.max_turn: must be at least objective\.min_turn = 5, found 2"),
         (SEMI, {"energy": {"name": "mlp"}}, r"energy\.name: semi-supervised learning needs .*use classifier"),
         (SEMI, {"objective": {"unsupervised": {"name": "noise_contrastive", "generator": {"name": "dcgan"}}}}, "noise needs a density"),
         (SEMI, {"objective": {"unsupervised": {"name": "noise_contrastive", "generator": {"name": "flo"}}}}, r"unsupervised\.generator\.name: no 'flo' .*did you mean 'flow'"),
-        (SEMI, {"optimizer": {"lr_factors": {"flow": 2.0}}}, r"no player flow; there: energy, log_z, generator"),
+        (SEMI, {"optimizer": {"lr_factors": {"flow": 2.0}}}, r"no player flow; players: energy, log_z, generator"),
         (NCE, {"evaluation": {"classification": {}}}, "needs an energy with one output for each class"),
     ],
 )  # fmt: skip

@@ -34,7 +34,7 @@ def test_a_task_sees_only_its_classes_and_begins_anew(digits_data):
                 assert kept.any() == bool(step or not task)  # no chain of an earlier task is left
             (moments,) = {int(state["step"]) for state in trainer.optimizers["energy"].state_dict()["state"].values()}
             assert moments == step + 1
-    assert len(trainer.earlier) == 4
+    assert len(trainer.previous_task_averages) == 4
 
 
 def test_with_gates_what_was_learnt_stays_to_the_bit_and_without_it_does_not(digits_data):

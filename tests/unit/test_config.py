@@ -61,7 +61,7 @@ def test_every_parameter_file_loads_and_comes_back(path):
         (
             "data_noise: 0.1}\n\nreplay: {",
             "burn_in: 4}\nreplay: {max_age: 4, ",
-            r":\d+: objective\.burn_in: no chain would ever count",
+            r":\d+: objective\.burn_in: must be below replay\.max_age = 4, found 4",
         ),
         ("reduce: ordered", "reduce: fast", r":\d+: train\.reduce: .*'ordered' or 'ddp'"),
         ("metric: samples.fid", "metric: sample.fid", r":\d+: register\.gates\.0\.metric: no suite 'sample'"),
