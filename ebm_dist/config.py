@@ -74,7 +74,7 @@ class Mismatch(ValueError):
     """
 
     def __init__(self, key: str | tuple[str, ...], what: str, fix: str | None = None) -> None:
-        super().__init__(what)
+        super().__init__(what if fix is None else f"{what}; {fix}")
         self.what, self.fix = what, fix
         self.key = tuple(key.split(".")) if isinstance(key, str) else key
 

@@ -20,8 +20,8 @@ class Config:
     hidden: PositiveInt = 64
     """Width of the fully connected layer before the energy."""
     spectral_norm: bool = False
-    """Divide the weight of each layer except the last by its largest singular value (Miyato et al.
-    2018)."""
+    """Divide the weight of each layer except the last by its largest singular value
+    (Miyato et al. 2018)."""
 
     def check(self, params: Params) -> None:
         if not self.channels:

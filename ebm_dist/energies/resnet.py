@@ -28,8 +28,8 @@ class Config:
     channels: tuple[PositiveInt, ...] = (128, 128, 256, 256, 256, 256)
     """Channels of each residual block. The first, third, fifth, ... block halves the image."""
     spectral_norm: bool = True
-    """Divide the weight of each layer except the last by its largest singular value (Miyato et al.
-    2018)."""
+    """Divide the weight of each layer except the last by its largest singular value
+    (Miyato et al. 2018)."""
 
     def check(self, params: Params) -> None:
         if not self.channels:
