@@ -106,5 +106,5 @@ def test_colours_change_each_in_its_range_and_stay_within_bounds(monkeypatch):
 
 @pytest.mark.parametrize("change", [affine, crop])
 def test_vectors_are_refused(change):
-    with pytest.raises(ConfigError, match=r"objective\.augment_prob: samples of shape \(5,\) are no images"):
+    with pytest.raises(ConfigError, match=r"objective\.augment_prob: needs images, found samples of shape \(5,\)"):
         change(torch.zeros(3, 5), 0.5, None, stream(0, "augment"))
