@@ -73,10 +73,10 @@ class Config:
             return
         temperature = getattr(params.sampler, "temperature", None)
         if temperature is None or not math.isclose(temperature, 1, rel_tol=0.01):
-            found = f"{name} has {'none' if temperature is None else f'{temperature:.3g}'}"
+            actual = f"{name} has {'none' if temperature is None else f'{temperature:.3g}'}"
             raise Mismatch(
                 "evaluation.chains.temperatures",
-                f"needs a sampler at temperature 1, {found}; use mala, or leave it out",
+                f"needs a sampler at temperature 1, {actual}; use mala, or leave it out",
             )
         try:
             tempering.tempered(

@@ -158,9 +158,9 @@ def auroc(inside: Array, outside: Array, num_bootstrap: int) -> tuple[float, flo
 def energy_drop(model: TrainedModel, x: Tensor) -> Tensor:
     """Return the drop ``E(x) - E(x_K)``, ``(n,)``, for samples ``x (n, *shape)``.
 
-    ``x_K`` is the end of a chain from ``x`` with the sampler and the number of steps of the training.
-    For a conditional model the energy is that under the likeliest label, and the drop is in standard
-    deviations of the energies of that class.
+    ``x_K`` is the end of a chain from ``x``, with the sampler and the number of steps of the
+    training. For a conditional model the energy is that under the likeliest label, and the drop is
+    in standard deviations of the energies of that class.
     """
     kernel, num_steps = model.kernel(), model.params.sampler.num_steps
     generator = stream(0, "ood/fall")

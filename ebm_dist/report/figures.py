@@ -94,7 +94,7 @@ def titled(sheet: Array, title: str, rows: Sequence[str] = ()) -> bytes:
 def animation(
     frames: Sequence[Array], labels: Sequence[str], columns: int, milliseconds: int = 120
 ) -> bytes:
-    """Animate sheets of images, each with a line of text below; the last is shown for two seconds."""
+    """Animate sheets of images, each with a line of text below; the last stays for two seconds."""
     pictures = []
     for frame, label in zip(frames, labels, strict=True):
         sheet = _enlarged(tile(frame, columns), 360)
@@ -359,7 +359,7 @@ def matrix(
 
 
 def calibration(bins: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str) -> bytes:
-    """Draw accuracy by confidence: ``{name: (mean probability, share right)}``, and the diagonal."""
+    """Draw accuracy by confidence, ``{name: (mean probability, accuracy)}``, and the diagonal."""
     figure, axes = _figure(5.2, 4.2)
     axes.plot([0, 1], [0, 1], color=_CYCLE[5], lw=1, ls=":", label="perfectly calibrated")
     for marker, (name, (confidence, right)) in zip("os^D", bins.items(), strict=False):
