@@ -73,9 +73,9 @@ def systems() -> dict[str, list[dict[str, Any]]]:
 
 
 def picture(row: dict[str, Any]) -> bytes:
-    """The figure of a system: what was reached, published, and stands beside."""
+    """Return the figure of a system: reached, published and reference values."""
     published = {} if row["published"] is None else {"published": row["published"]}
-    values = {"reached": row["reached"], **published, **row["beside"]}
+    values = {"reached": row["reached"], **published, **row["reference"]}
     return figures.bars(
         values, row["interval"] and tuple(row["interval"]), f"{row['id']}: {row['what']}"
     )
