@@ -1,14 +1,22 @@
-"""Write docs/results.md, docs/results.json and the table of the README from the committed metrics of the recipes."""
+"""Write docs/results.md, docs/results.json and the table of the README from committed metrics."""
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from ruamel.yaml import YAML
 
 from ebm_dist.files import write_json
 from ebm_dist.report import table
+from ebm_dist.runs import provenance
 from ebm_dist.storage import write_whole
-from pipelines import run
+from pipelines import ROOT, run
+
+
+def with_provenance(row: dict[str, Any], reports: Path) -> dict[str, Any]:
+    """Add the commit of a row's code, and the reasons why it is stale."""
+    status = provenance.of_row(row, ROOT / "pipelines/recipes", reports)
+    return row | {"commit": status.commit, "stale": list(status.reasons)}
 
 
 def main() -> None:
@@ -31,19 +39,19 @@ def main() -> None:
         default=Path("README.md"),
         help="page whose table, between its marks, is renewed",
     )
-    given = options.parse_args()
-    entries = YAML(typ="safe", pure=True).load(given.rows.read_text())
+    args = options.parse_args()
+    entries = YAML(typ="safe", pure=True).load(args.rows.read_text())
     unmeasured = {name: entry for name, entry in entries.items() if "unmeasured" in entry}
     rows = [
-        table.row(name, entry, given.reports)
+        with_provenance(table.row(name, entry, args.reports), args.reports)
         for name, entry in entries.items()
         if name not in unmeasured
     ]
-    given.out.mkdir(parents=True, exist_ok=True)
-    write_json(given.out / "results.json", rows)
-    write_whole(given.out / "results.md", table.markdown(rows, unmeasured).encode())
-    write_whole(given.readme, table.renewed(given.readme.read_text(), rows).encode())
-    print(f"{given.out}/results.md: {len(rows)} rows")
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_json(args.out / "results.json", rows)
+    write_whole(args.out / "results.md", table.markdown(rows, unmeasured).encode())
+    write_whole(args.readme, table.renewed(args.readme.read_text(), rows).encode())
+    print(f"{args.out}/results.md: {len(rows)} rows")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ _COLUMNS = (
     "seeds",
     "read it against",
     "time",
+    "code",
     "command",
 )
 
@@ -102,6 +103,9 @@ def row(name: str, entry: Mapping[str, Any], reports: Path) -> dict[str, Any]:
         "data": {key: runs[0][key] for key in ("dataset", "is_official", "data_digest")},
         "recipes": recipes,
         "command": _command(recipes),
+        "headline": entry.get("headline", {}),
+        "commit": "",
+        "stale": [],
     }
 
 
@@ -164,8 +168,17 @@ def summary(rows: list[dict[str, Any]], place: str) -> str:
     ``place`` is the pattern of the link of a system's name, such as ``systems/{}.md``.
     """
     lines = [
-        _line("system", "source", "figure", "published", "reached", "read it against", "made by"),
-        "|" + "---|" * 7,
+        _line(
+            "system",
+            "source",
+            "figure",
+            "published",
+            "reached",
+            "read it against",
+            "code",
+            "command",
+        ),
+        "|" + "---|" * 8,
     ]
     for name, (first, *_) in systems(rows).items():
         reached = f"**{first['reached']:.4g}**" + (
@@ -180,10 +193,52 @@ def summary(rows: list[dict[str, Any]], place: str) -> str:
                 _published(first),
                 reached,
                 _references(first, 2),
+                _code(first),
                 f"`{first['command']}`",
             )
         )
     return "\n".join(lines)
+
+
+def headlines(rows: list[dict[str, Any]], place: str) -> str:
+    """Return a table of the rows that have a ``headline``, each with its strongest baseline.
+
+    ``headline`` names the row, the baseline among its references, and which direction is better.
+    """
+    lines = [
+        _line("figure", "published", "reached", "strongest baseline", "verdict", "code"),
+        "|" + "---|" * 6,
+    ]
+    pages = {row["system"]: name for name, rows_ in systems(rows).items() for row in rows_}
+    for row in rows:
+        if not (headline := row["headline"]):
+            continue
+        label = headline["baseline"]
+        reached = f"**{row['reached']:.4g}**" + (f" ({_range(row)})" if row["interval"] else "")
+        lines.append(
+            _line(
+                f"[{headline['name']}]({place.format(pages[row['system']])})",
+                _published(row),
+                reached,
+                f"{row['reference'][label]:.4g} ({label})",
+                _verdict(row),
+                _code(row),
+            )
+        )
+    return "\n".join(lines)
+
+
+def _verdict(row: dict[str, Any]) -> str:
+    """Say whether a row is ahead of the published figure and of its strongest baseline."""
+    headline = row["headline"]
+    sign = {"higher": 1, "lower": -1}[headline["better"]]
+    rivals = {"published": row["published"], "baseline": row["reference"][headline["baseline"]]}
+    places: dict[str, list[str]] = {}
+    for name, value in rivals.items():
+        if value is not None:
+            place = "ahead of" if sign * row["reached"] > sign * value else "**behind**"
+            places.setdefault(place, []).append(name)
+    return ", ".join(f"{place} {' and '.join(names)}" for place, names in places.items())
 
 
 def renewed(page: str, rows: list[dict[str, Any]]) -> str:
@@ -194,7 +249,7 @@ def renewed(page: str, rows: list[dict[str, Any]]) -> str:
         raise DataError(
             f"README.md: no place for the table; put {_MARK!r} and {_END!r} where it belongs"
         )
-    return f"{before}{_MARK}\n{summary(rows, 'docs/results.md#{}')}\n{_END}{after}"
+    return f"{before}{_MARK}\n{headlines(rows, 'docs/results.md#{}')}\n{_END}{after}"
 
 
 def markdown(rows: list[dict[str, Any]], unmeasured: Mapping[str, Mapping[str, Any]]) -> str:
@@ -206,6 +261,11 @@ def markdown(rows: list[dict[str, Any]], unmeasured: Mapping[str, Mapping[str, A
         "`reports/<recipe>/*/metrics.json`. Values are means over seeds with 95 % t-intervals.",
         "FID-clf uses the features of the pipeline's own classifier and is not comparable with",
         "published FID: compare it with real images (the floor) and with the fitted Gaussian.",
+        "",
+        "*code* is the commit that made a row. A row is *stale* where code or settings that it depends",
+        "on have changed since, and no `python -m pipelines.verify` shows that the bits are the same;",
+        "`ebm-dist results --status` tells why. For rows made before the commit was recorded, it is the",
+        "commit that added the figures.",
         "",
         summary(rows, "#{}"),
     ]
@@ -307,5 +367,10 @@ def _cells(row: dict[str, Any]) -> list[str]:
         ", ".join(f"{value:.4g}" for value in row["seeds"].values()) or "1",
         _references(row, None),
         f"{np.mean(row['seconds']):.0f} s a seed",
+        _code(row),
         f"`{row['command']}`",
     ]
+
+
+def _code(row: dict[str, Any]) -> str:
+    return (row["commit"][:10] or "unknown") + (", stale" if row["stale"] else "")
