@@ -112,7 +112,7 @@ def test_moments_and_training_have_the_same_bits_on_one_worker_and_two(digits_da
 
 
 def test_a_classifier_has_no_place_for_it():
-    with pytest.raises(ConfigError, match=r"energy.network: a classifier's energies"):
+    with pytest.raises(ConfigError, match=r"energy.network: a classifier has one energy per class"):
         helpers.params(energy={"name": "band_power", "network": {"name": "classifier"}})
 
 
