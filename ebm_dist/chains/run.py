@@ -1,11 +1,6 @@
-"""The chains of a training step, with the network's current weights.
+"""The chains of a training step, with the network's current weights, run step by step."""
 
-They run step by step, or several steps per call in code from ``torch.compile`` (on a GPU replayed
-as a CUDA graph), or with the network in bfloat16. The algorithm is the same; only the last bits
-differ.
-"""
-
-from typing import Literal, Protocol
+from typing import Literal
 
 from torch import Generator, Tensor
 from torch.profiler import record_function
@@ -34,26 +29,3 @@ class Chains:
             return run_chain(
                 self.kernel, given(self.energy, labels), position, self.num_steps, generator
             )
-
-
-class Options(Protocol):
-    """The settings of section ``train`` that concern chains."""
-
-    @property
-    def compile(self) -> bool:
-        """Whether several steps become one compiled function."""
-
-    @property
-    def precision(self) -> Precision:
-        """Precision of the network in the chains."""
-
-
-def build_chains(options: Options, energy: EnergyModel, kernel: Kernel, num_steps: int) -> Chains:
-    """Build the chains for these options."""
-    if not options.compile and options.precision == "float32":
-        return Chains(energy, kernel, num_steps)
-    from ebm_dist.chains.compiled import CompiledChains
-
-    return CompiledChains(
-        energy, kernel, num_steps, compiles=options.compile, precision=options.precision
-    )

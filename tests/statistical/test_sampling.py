@@ -10,8 +10,9 @@ from torch._dynamo.exc import TorchDynamoException
 from torch.nn.utils import parametrize
 
 from ebm_dist.chains import compiled, cpu_layers
+from ebm_dist.chains.build import build_chains
 from ebm_dist.chains.compiled import CompiledChains
-from ebm_dist.chains.run import Chains, build_chains
+from ebm_dist.chains.run import Chains
 from ebm_dist.energies import convnet, frozen, given, mlp, resnet, score
 from ebm_dist.errors import ConfigError
 from ebm_dist.rng import stream
