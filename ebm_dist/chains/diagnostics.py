@@ -124,7 +124,7 @@ class Report(NamedTuple):
     acceptance_rate: float
     """Share of accepted proposals"""
     num_not_finite: int
-    """Proposals whose energy or score was not finite"""
+    """Proposals with an energy or score that was not finite"""
     rhat: float
     """Largest over all dimensions"""
     ess_bulk: float

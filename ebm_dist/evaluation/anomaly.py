@@ -253,7 +253,7 @@ def _both(
 ) -> Callable[[Tensor], Array]:
     """Return the score ``-log p_1 - log p_2`` (Fisher 1932, section 21.1).
 
-    ``p_i`` is the share of training samples whose score is at least as high.
+    ``p_i`` is the share of training samples with a score at least as high.
     """
     sorted_scores = [(score, np.sort(score(train))) for score in (first, second)]
 

@@ -58,7 +58,7 @@ def test_a_plan_from_the_environment_is_for_its_rank_only(monkeypatch, caplog):
 @pytest.mark.parametrize("name", [name for name in faults.POINTS if name.startswith("write.")])
 @pytest.mark.parametrize("count", [1, 5, 10])
 def test_a_disk_that_fails_leaves_the_older_checkpoint_whole(digits_data, tmp_path, golden, name, action, count):
-    """At each system call of the second checkpoint's files, the manifest among them; then the disk is mended."""
+    """At each system call of the second checkpoint's files, the manifest among them; then the disk works again."""
     trainer = helpers.build(helpers.params(), digits_data)
     assert trainer.fit(tmp_path, Silent(4)) == 4
     before = state_of(tmp_path)

@@ -213,7 +213,7 @@ MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
 def test_the_table_fits_the_code():
     for name, (file, right, _, test) in MUTANTS.items():
         assert (ROOT / "ebm_dist" / file).read_text().count(right) == 1, (
-            f"{name}: {file} does not have {right!r} once; mend this table"
+            f"{name}: {file} does not have {right!r} once; fix this table"
         )
         assert (ROOT / test.partition("::")[0]).exists(), name
 
