@@ -1,4 +1,4 @@
-"""Write docs/results.md, docs/results.json and the table of the README from the committed metrics of the recipes."""
+"""Write docs/results.md, docs/results.json and the table of the README from committed metrics."""
 
 import argparse
 from pathlib import Path
@@ -14,7 +14,10 @@ from pipelines import run
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument(
-        "--rows", type=Path, default=Path("pipelines/results.yaml"), help="what the rows are"
+        "--rows",
+        type=Path,
+        default=Path("pipelines/results.yaml"),
+        help="file that defines the rows",
     )
     options.add_argument(
         "--reports", type=Path, default=Path("reports"), help="folder of the committed metrics"
@@ -29,21 +32,21 @@ def main() -> None:
         "--readme",
         type=Path,
         default=Path("README.md"),
-        help="page whose table, between its marks, is renewed",
+        help="page in which the table between its marks is replaced",
     )
-    given = options.parse_args()
-    entries = YAML(typ="safe", pure=True).load(given.rows.read_text())
+    args = options.parse_args()
+    entries = YAML(typ="safe", pure=True).load(args.rows.read_text())
     unmeasured = {name: entry for name, entry in entries.items() if "unmeasured" in entry}
     rows = [
-        table.row(name, entry, given.reports)
+        table.row(name, entry, args.reports)
         for name, entry in entries.items()
         if name not in unmeasured
     ]
-    given.out.mkdir(parents=True, exist_ok=True)
-    write_json(given.out / "results.json", rows)
-    write_whole(given.out / "results.md", table.markdown(rows, unmeasured).encode())
-    write_whole(given.readme, table.renewed(given.readme.read_text(), rows).encode())
-    print(f"{given.out}/results.md: {len(rows)} rows")
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_json(args.out / "results.json", rows)
+    write_whole(args.out / "results.md", table.markdown(rows, unmeasured).encode())
+    write_whole(args.readme, table.renewed(args.readme.read_text(), rows).encode())
+    print(f"{args.out}/results.md: {len(rows)} rows")
 
 
 if __name__ == "__main__":
