@@ -147,7 +147,7 @@ class Probe:
             self.classifiers[key] = features.load(folder) if possible else None
         return self.classifiers[key]
 
-    def run(self, path: Path, suite: str | None) -> dict[str, str]:
+    def run(self, path: Path, suites: list[str]) -> dict[str, str]:
         """Return the SHA-256 of each result of a recipe, by name of the result."""
         values = reduced(config.load(path).as_dict(), self.steps)
         params = config.from_values(values, path)
@@ -166,8 +166,11 @@ class Probe:
         }
         card = json.loads((exported / "model.json").read_bytes())
         out["class energies"] = sha256(json.dumps(card["class_energies"]).encode())
-        if suite:
+        for suite in suites:
             out[f"suite {suite}"] = self.evaluate(path, values, suite, exported, index)
+        if suites:
+            indices = {name: self.prepare(d) for name, d in comparison_datasets(params).items()}
+            out |= {f"data {name}": compared.digest for name, compared in indices.items()}
         return out
 
     def train(self, params: Any, index: Any, run: Path) -> dict[str, str]:
@@ -219,14 +222,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("recipes", nargs="+", help="path:suite, or path: for none")
+    parser.add_argument("recipes", nargs="+", help="path:suite,suite, or path: for no suite")
     args = parser.parse_args()
     torch.set_num_threads(1)
     probe = Probe(args.work, args.steps)
     for entry in args.recipes:
-        path, _, suite = entry.rpartition(":")
+        path, _, suites = entry.rpartition(":")
         try:
-            bits = probe.run(Path(path), suite or None)
+            bits = probe.run(Path(path), suites.split(",") if suites else [])
         except errors.DataError as missing:
             bits = {"skipped": str(missing).replace(str(args.work), "")}
         except Exception as failed:  # noqa: BLE001 (both trees must fail in the same way)

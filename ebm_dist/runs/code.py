@@ -22,6 +22,7 @@ PACKAGES = ("ebm_dist", "pipelines")
 ALL = "*"
 """Stands for every definition of a module."""
 
+_FIELD = "field"
 _PLUGINS = ("energies", "samplers", "objectives", "generators")
 _LOGGING = ("debug", "info", "warning", "error")
 _COMPILED, _DDP = (
@@ -165,11 +166,15 @@ class _Canonical(ast.NodeTransformer):
         return self.with_body(node)
 
     def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        for statement in node.body:  # a field of a dataclass differs from an attribute
+            if isinstance(statement, ast.AnnAssign):
+                statement.annotation = ast.Constant(_FIELD)
         return self.with_body(node)
 
-    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
-        node.annotation = ast.Constant(None)
-        return self.generic_visit(node)
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST | None:
+        if getattr(node.annotation, "value", None) == _FIELD:
+            return self.generic_visit(node)
+        return self.visit(ast.Assign([node.target], node.value)) if node.value else None
 
     def with_body(self, node: ast.FunctionDef | ast.ClassDef) -> ast.AST:
         self.generic_visit(node)

@@ -99,7 +99,7 @@ def status(recipe: Path, suite: str, reports: Path) -> Status:
     """
     record = _read(reports / recipe.stem / suite / RUN)
     params = config.load(recipe)
-    if record is None:
+    if record is None or "code" not in record:
         recorded_in = lineage.recorded_in(reports / recipe.stem / suite / "metrics.json")
         return Status(recorded_in, ("made before provenance was recorded",))
     reasons = list(
@@ -165,12 +165,15 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def is_verified(recorded: str, present: str) -> bool:
-    """Return whether a recorded digest is the present one or verified changes connect the two."""
+    """Return whether a recorded digest is the present one or verified changes connect the two.
+
+    ``present`` may be the beginning of a digest, as in ``pipelines/code.yaml``.
+    """
     reached, queue = set[str](), [recorded]
     changes = _verified()
     while queue:
         digest = queue.pop()
-        if digest == present:
+        if digest[: len(present)] == present:
             return True
         if digest not in reached:
             reached.add(digest)
@@ -184,10 +187,11 @@ def _verified() -> list[tuple[str, str]]:
     return [(old, new) for row in rows for old, new in row["digests"].values()]
 
 
-def lock_faults(lock: Path, reports: Path) -> Iterator[str]:
+def lock_faults(lock: Path, root: Path) -> Iterator[str]:
     """Yield a message for each stage of a ``dvc.lock`` that claims code without evidence.
 
-    Evidence is the ``run.json`` of a run of that code, or a verified change that leads to it.
+    Evidence is the ``run.json`` of a run of that code, or a verified change that leads to it. Paths
+    in the lock are relative to ``root``.
     """
     stages = YAML(typ="safe", pure=True).load(lock.read_text())["stages"]
     for name, stage in stages.items():
@@ -195,12 +199,9 @@ def lock_faults(lock: Path, reports: Path) -> Iterator[str]:
         kind, _, row = name.partition("@")
         if kind not in ("train", "evaluate") or not claimed:
             continue
-        (out,) = (
-            stage["metrics"]
-            if "metrics" in stage
-            else [o for o in stage["outs"] if o["path"].endswith("metrics.json")]
-        )
-        record = _read(Path(out["path"]).parent / RUN) if reports else None
+        (metrics,) = [out["path"] for out in stage["outs"] if out["path"].endswith("metrics.json")]
+        run = Path(metrics).parent / RUN
+        record = _read(root / run)
         (digest,) = claimed.values()
-        if record is None or not is_verified(record.get("code", "")[: len(digest)], digest):
-            yield f"{lock}: {row or kind} claims code {digest}, of which {Path(out['path']).parent / RUN} is no run"
+        if record is None or not is_verified(record.get("code", ""), digest):
+            yield f"{lock}: {row or kind} claims code {digest}, of which {run} is no run"
