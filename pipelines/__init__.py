@@ -1,4 +1,4 @@
-"""The stages of the pipeline, one module each: ``python -m pipelines.train --help``."""
+"""The stages of the pipeline, a module each: ``python -m pipelines.train --help``."""
 
 import argparse
 import sys
@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class _Settings(argparse.Action):
-    """``--settings``: every key of a parameter file, from the docstrings."""
+    """``--settings``: print every key of a parameter file, from the docstrings."""
 
     def __call__(self, *_: object) -> None:
         print("\n".join(config.reference()))
@@ -19,7 +19,7 @@ class _Settings(argparse.Action):
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """Return the command line of a stage: paths only. Values come from the parameter file."""
+    """Return the parser of a stage. It takes paths; values come from the parameter file."""
     options = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -33,7 +33,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         "--seed",
         type=int,
         default=None,
-        help="seed that replaces the file's: for replicates of a recipe",
+        help="seed that replaces the file's seed, for replicates of a recipe",
     )
     options.add_argument(
         "--settings", action=_Settings, nargs=0, help="list every key of a parameter file, and exit"

@@ -1,7 +1,7 @@
-"""Train each recipe for a few steps in one tree of code and print the SHA-256 of every result, a JSON line per recipe.
+"""Train each recipe for a few steps in one tree of code and print the SHA-256 of every result.
 
-:mod:`pipelines.verify` runs this file in two trees. It therefore imports by name, and knows the module names that older
-trees use.
+The output is a JSON line per recipe. :mod:`pipelines.verify` runs this file in two trees, so it
+imports modules by name and knows the names that older trees use.
 """
 
 import argparse
@@ -23,10 +23,10 @@ _CAPS = {"num_steps": 10, "steps_per_round": 5, "num_rounds": 2}
 
 
 class Interrupted(Exception):
-    """Stands for the death of the process: the second attempt resumes from a checkpoint."""
+    """Simulates the death of the process; the second attempt resumes from a checkpoint."""
 
 
-# an editable installation would give modules of another tree in place of missing ones
+# the finder of an editable installation would import missing modules from another tree
 sys.meta_path[:] = [
     finder for finder in sys.meta_path if "__editable__" not in getattr(finder, "__module__", "")
 ]
@@ -106,7 +106,7 @@ def _cap(values: dict[str, Any], caps: dict[str, int]) -> None:
 
 
 def interrupted_after(step: int, run: Path) -> Any:
-    """A reporter that keeps the record and ends training once at this step."""
+    """Return a reporter that keeps the record and interrupts training at this step."""
 
     class Reporter(record.FileReporter):  # type: ignore[misc,name-defined]
         def metrics(self, row: dict[str, float], seconds: float) -> None:
@@ -122,7 +122,7 @@ def sha256(content: bytes) -> str:
 
 
 class Probe:
-    """Prepared data are kept per data set, so that recipes share them."""
+    """The work of one tree. Recipes with the same data set share its prepared data."""
 
     def __init__(self, work: Path, steps: int) -> None:
         self.work, self.steps = work, steps
@@ -148,8 +148,8 @@ class Probe:
             self.classifiers[key] = features.load(folder) if possible else None
         return self.classifiers[key]
 
-    def run(self, path: Path, suite: str | None) -> dict[str, str]:
-        """SHA-256 by name of the result, of one recipe."""
+    def run(self, path: Path, suites: list[str]) -> dict[str, str]:
+        """Return the SHA-256 of each result of a recipe, by name of the result."""
         values = reduced(config.load(path).as_dict(), self.steps)
         params = config.from_values(values, path)
         index = self.prepare(params.dataset)
@@ -167,8 +167,11 @@ class Probe:
         }
         card = json.loads((exported / "model.json").read_bytes())
         out["class energies"] = sha256(json.dumps(card["class_energies"]).encode())
-        if suite:
+        for suite in suites:
             out[f"suite {suite}"] = self.evaluate(path, values, suite, exported, index)
+        if suites:
+            indices = {name: self.prepare(d) for name, d in comparison_datasets(params).items()}
+            out |= {f"data {name}": compared.digest for name, compared in indices.items()}
         return out
 
     def train(self, params: Any, index: Any, run: Path) -> dict[str, str]:
@@ -176,9 +179,11 @@ class Probe:
             lambda: interrupted_after(int(0.7 * self.steps), run),
             lambda: record.FileReporter(run),
         ):
-            fresh = trainer.build(params, index, reduce.LocalComm(), torch.device("cpu"), "verify")
+            attempt = trainer.build(
+                params, index, reduce.LocalComm(), torch.device("cpu"), "verify"
+            )
             try:
-                fresh.fit(run, reporter_of())  # type: ignore[no-untyped-call]
+                attempt.fit(run, reporter_of())  # type: ignore[no-untyped-call]
             except Interrupted:
                 continue
         folder = checkpoint.latest(run, "verify")
@@ -190,46 +195,45 @@ class Probe:
     def evaluate(
         self, path: Path, values: dict[str, Any], suite: str, exported: Path, index: Any
     ) -> str:
-        chosen = values["evaluation"][suite]
-        chosen.pop("name", None)
-        for name, value in chosen.items():
+        options = values["evaluation"][suite]
+        options.pop("name", None)
+        for name, value in options.items():
             if isinstance(value, int) and not isinstance(value, bool):
-                chosen[name] = min(value, _CAPS.get(name, _MAX_COUNT))
-        params = config.from_values(values | {"evaluation": {suite: chosen}}, path)
-        others = {name: self.prepare(other) for name, other in comparison_datasets(params).items()}
+                options[name] = min(value, _CAPS.get(name, _MAX_COUNT))
+        params = config.from_values(values | {"evaluation": {suite: options}}, path)
+        indices = {name: self.prepare(each) for name, each in comparison_datasets(params).items()}
         subject = evaluation.Subject(
-            model.load(exported), index, others, self.classifier(params, index)
+            model.load(exported), index, indices, self.classifier(params, index)
         )
         suite_config = params.evaluation[suite]
         report = config.module_of(suite_config).evaluate(suite_config, subject)
-        found = sha256(
+        return sha256(
             json.dumps([report.metrics, report.tables], sort_keys=True, default=str).encode()
         )
-        return found
 
 
 def comparison_datasets(params: Any) -> dict[str, Any]:
-    found: dict[str, Any] = getattr(params, "comparison_datasets", None) or getattr(
+    datasets: dict[str, Any] = getattr(params, "comparison_datasets", None) or getattr(
         params, "others", {}
     )
-    return found
+    return datasets
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("recipes", nargs="+", help="path:suite, or path: for none")
+    parser.add_argument("recipes", nargs="+", help="path:suite,suite, or path: for no suite")
     args = parser.parse_args()
     torch.set_num_threads(1)
     probe = Probe(args.work, args.steps)
     for entry in args.recipes:
-        path, _, suite = entry.rpartition(":")
+        path, _, suites = entry.rpartition(":")
         try:
-            bits = probe.run(Path(path), suite or None)
+            bits = probe.run(Path(path), suites.split(",") if suites else [])
         except errors.DataError as missing:
             bits = {"skipped": str(missing).replace(str(args.work), "")}
-        except Exception as failed:  # noqa: BLE001 (whatever one tree does, the other has to do too)
+        except Exception as failed:  # noqa: BLE001 (both trees must fail in the same way)
             bits = {"failed": f"{type(failed).__name__}: {failed}"}
         print(json.dumps({"recipe": Path(path).stem, "bits": bits}), flush=True)
 

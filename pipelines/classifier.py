@@ -1,4 +1,4 @@
-"""Stage classifier: train the small classifier in whose features samples are scored (FID-clf, IS-clf)."""
+"""Stage classifier: train the small classifier that gives the features of FID-clf and IS-clf."""
 
 from pathlib import Path
 
@@ -13,10 +13,10 @@ from pipelines import digests, parser, run
 
 def main() -> None:
     options = parser(__doc__)
+    options.add_argument("--data", type=Path, required=True, help="folder that stage prepare wrote")
     options.add_argument(
-        "--data", type=Path, required=True, help="prepared data: what stage prepare wrote"
+        "--out", type=Path, required=True, help="folder to write the classifier to"
     )
-    options.add_argument("--out", type=Path, required=True, help="folder to write")
     args = options.parse_args()
     params = config.load(args.params)
     digests.check("classifier", args.params)
@@ -28,7 +28,8 @@ def main() -> None:
         return
     card = features.train(params.features, index, args.out)
     print(
-        f"{args.out}: accuracy {card['accuracy']:.4f} on {card['num_test']:,} test images, {card['dim']} features"
+        f"{args.out}: accuracy {card['accuracy']:.4f} on {card['num_test']:,} test images,"
+        f" {card['dim']} features"
     )
 
 

@@ -1,8 +1,9 @@
-"""Write pipelines/code.yaml and pipelines/recipes/rows.yaml: what the stages in the two dvc.yaml files depend on.
+"""Write pipelines/code.yaml and pipelines/recipes/rows.yaml, on which the stages depend.
 
-``code.yaml`` has a digest of the code behind each stage of each recipe, and under ``any`` of the same for any settings, for
-the main job. ``rows.yaml`` has the stages' rows, made from the recipes in the folder. Run this after a change of the code
-or of the set of recipes; a stage refuses to run on digests that are not of its code.
+``code.yaml`` has a digest of the code behind each stage of each recipe and, under ``any``, of the
+code for any settings, for the main job. ``rows.yaml`` has the rows of the stages, made from the
+recipes in the folder. Run this after a change of the code or of the set of recipes; a stage refuses
+to run on digests that are not of its code.
 """
 
 import argparse
@@ -73,8 +74,11 @@ def _of_any(suites: list[str], root: Path) -> dict[str, Any]:
 
 
 def rows(root: Path = ROOT) -> dict[str, Any]:
-    """Return the content of ``rows.yaml``: for each stage its rows, with the sections of the files that it depends on."""
-    found: dict[str, Any] = {
+    """Return the content of ``rows.yaml``.
+
+    It has the rows of each stage, with the sections of the files that they depend on.
+    """
+    stages: dict[str, Any] = {
         "prepare": {},
         "classifier": {},
         "train": {},
@@ -83,28 +87,33 @@ def rows(root: Path = ROOT) -> dict[str, Any]:
     }
     for name, path in recipes(root).items():
         params = config.load(path)
-        found["prepare"][name] = {"recipe": name} | _sections(
+        stages["prepare"][name] = {"recipe": name} | _sections(
             path, root, ("dataset", "comparison_datasets")
         )
-        found["classifier"][name] = {"recipe": name} | _sections(path, root, ("features",))
+        stages["classifier"][name] = {"recipe": name} | _sections(path, root, ("features",))
         for seed in range(params.num_seeds):
-            found["train"][f"{name}-{seed}"] = {"recipe": name, "seed": seed} | _sections(
+            stages["train"][f"{name}-{seed}"] = {"recipe": name, "seed": seed} | _sections(
                 path, root, TRAINING[1:]
             )
         for suite in params.evaluation:
-            found["evaluate"][f"{name}-{suite}"] = {"recipe": name, "suite": suite} | _sections(
+            stages["evaluate"][f"{name}-{suite}"] = {"recipe": name, "suite": suite} | _sections(
                 path, root, ("evaluation",)
             )
-        found["results"][name] = {"recipe": name} | _sections(path, root, ("register",))
-    return found
+        stages["results"][name] = {"recipe": name} | _sections(path, root, ("register",))
+    return stages
 
 
 def _sections(path: Path, root: Path, wanted: tuple[str, ...]) -> dict[str, Any]:
-    """Which of the wanted sections stand in a recipe and in its base. A list is padded: DVC's templates have no loops."""
-    own = config.read_one(path)[0]
-    files = [path] + ([path.parent / own["base"]] if "base" in own else [])
-    held = [(file, [name for name in wanted if name in config.read_one(file)[0]]) for file in files]
-    held = [(file, names) for file, names in held if names] or [(path, ["seed"])]
+    """Return which of the wanted sections are in a recipe and which in its base.
+
+    Each list is padded to the number of wanted sections, because DVC's templates have no loops.
+    """
+    content = config.read_one(path)[0]
+    files = [path] + ([path.parent / content["base"]] if "base" in content else [])
+    all_names = [
+        (file, [name for name in wanted if name in config.read_one(file)[0]]) for file in files
+    ]
+    held = [(file, names) for file, names in all_names if names] or [(path, ["seed"])]
     (file, names), (base, base_names) = held[0], held[-1]
     return {
         "file": str(file.resolve().relative_to(root.resolve())),
@@ -115,10 +124,10 @@ def _sections(path: Path, root: Path, wanted: tuple[str, ...]) -> dict[str, Any]
 
 
 def check(stage: str, params: Path, suite: str | None = None, root: Path = ROOT) -> None:
-    """Raise :class:`ConfigError` where ``code.yaml`` is not of the code that a stage is about to run."""
+    """Raise :class:`ConfigError` if ``code.yaml`` is not of the code that a stage will run."""
     if not (root / CODE).exists():
         raise ConfigError(f"{CODE}: missing; run python -m pipelines.digests")
-    known = YAML(typ="safe", pure=True).load((root / CODE).read_text())
+    content = YAML(typ="safe", pure=True).load((root / CODE).read_text())
     name = params.stem if params.resolve().parent == (root / RECIPES).resolve() else None
     settings = config.load(params) if name else None
     present = {
@@ -129,11 +138,12 @@ def check(stage: str, params: Path, suite: str | None = None, root: Path = ROOT)
         "register": lambda: code.register_digest(root),
         "tune": lambda: code.tune_digest(root),
     }[stage]()[:_LENGTH]
-    recorded = known[stage].get(name) if name and stage in known else known["any"][stage]
+    recorded = content[stage].get(name) if name and stage in content else content["any"][stage]
     recorded = recorded.get(suite) if suite and isinstance(recorded, dict) else recorded
     if recorded != present:
         raise ConfigError(
-            f"{CODE}: is not of this code (stage {stage}); run python -m pipelines.digests, then dvc repro again"
+            f"{CODE}: is not of this code (stage {stage}); run python -m pipelines.digests, then"
+            " dvc repro again"
         )
 
 

@@ -1,4 +1,4 @@
-"""Stage evaluate: judge a model, or several replicates of it, by one suite; write metrics, tables and figures."""
+"""Stage evaluate: run one suite on a model or its replicates; write metrics, tables and figures."""
 
 from pathlib import Path
 
@@ -16,38 +16,37 @@ from pipelines import digests, parser, run
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument(
-        "suite", help="one of the suites of the parameter file's section evaluation"
-    )
-    options.add_argument(
-        "--data", type=Path, required=True, help="prepared data: what stage prepare wrote"
-    )
+    options.add_argument("suite", help="suite of the parameter file's section evaluation")
+    options.add_argument("--data", type=Path, required=True, help="folder that stage prepare wrote")
     options.add_argument(
         "--model",
         type=Path,
         required=True,
         nargs="+",
-        help="folders of trained models: replicates of one",
+        help="folders of trained models: replicates that differ in the seed",
     )
     options.add_argument(
-        "--classifier", type=Path, required=True, help="what stage classifier wrote"
+        "--classifier", type=Path, required=True, help="folder that stage classifier wrote"
     )
     options.add_argument("--out", type=Path, required=True, help="folder to write the report to")
     args = options.parse_args()
     params = config.load(args.params)
     if args.suite not in params.evaluation:
         raise ConfigError(
-            f"{args.params}: evaluation: no suite {args.suite!r}; there: {', '.join(params.evaluation)}"
+            f"{args.params}: evaluation: no suite {args.suite!r};"
+            f" there: {', '.join(params.evaluation)}"
         )
     digests.check("evaluate", args.params, args.suite)
     suite = params.evaluation[args.suite]
     torch.set_num_threads(params.features.num_threads)
     index = shards.read_index(args.data / "dataset")
-    others = {name: shards.read_index(args.data / name) for name in params.comparison_datasets}
+    comparison_indices = {
+        name: shards.read_index(args.data / name) for name in params.comparison_datasets
+    }
     classifier = features.load(args.classifier)
     reports, weights = {}, {}
     for trained in map(models.load, args.model):
-        subject = evaluation.Subject(trained, index, others, classifier)
+        subject = evaluation.Subject(trained, index, comparison_indices, classifier)
         reports[trained.params.seed] = module_of(suite).evaluate(suite, subject)
         weights[trained.params.seed] = trained.card["sha256"]["energy.safetensors"]
     report = evaluation.over_seeds(reports)

@@ -1,4 +1,4 @@
-"""Stage prepare: raw files to WebDataset shards with an index, for the data set and the other sets that evaluations ask for."""
+"""Stage prepare: write the data set and the comparison sets as WebDataset shards with an index."""
 
 from pathlib import Path
 
@@ -14,14 +14,14 @@ def main() -> None:
         "--out",
         type=Path,
         required=True,
-        help="folder to write: dataset/ and one folder for each other set",
+        help="folder to write to: dataset/ and a folder per comparison set",
     )
     args = options.parse_args()
     params = config.load(args.params, seed=args.seed)
     digests.check("prepare", args.params)
-    for folder, chosen in {"dataset": params.dataset, **params.comparison_datasets}.items():
-        name = plugin_name(chosen) or folder
-        index = shards.write(args.out / folder, name, module_of(chosen).load(chosen))
+    for folder, config_of_set in {"dataset": params.dataset, **params.comparison_datasets}.items():
+        name = plugin_name(config_of_set) or folder
+        index = shards.write(args.out / folder, name, module_of(config_of_set).load(config_of_set))
         counts = ", ".join(f"{index.num_samples(split):,} {split}" for split in index.splits)
         mark = "" if index.is_official else "  (the user's own files)"
         print(f"{args.out / folder}: {name}: {counts}; shape {tuple(index.shape)}{mark}")

@@ -1,4 +1,7 @@
-"""Stage register: make the model a version in the MLflow registry, with its reports, lineage and the aliases that it has earned."""
+"""Stage register: make the model a version in the MLflow registry, with reports and lineage.
+
+The version becomes candidate, and champion if it passes all its gates.
+"""
 
 from pathlib import Path
 
@@ -30,13 +33,13 @@ def main() -> None:
     result = versions.register(params, args.model, args.reports, runs / digest[:16], name)
     write_json(args.out, result)
     for gate in result["gates"]:
-        print(
-            f"gate {gate['metric']} = {gate['value']:.4g} ({gate['bound']}): {'pass' if gate['passes'] else 'FAIL'}"
-        )
+        verdict = "pass" if gate["passes"] else "FAIL"
+        print(f"gate {gate['metric']} = {gate['value']:.4g} ({gate['bound']}): {verdict}")
     aliases = " ".join(f"@{alias}" for alias in result["aliases"])
     print(f"models:/{result['model']}/{result['version']}  {aliases}")
     print(
-        f"look at it: mlflow ui --backend-store-uri {tracking.tracking_uri()}   (pictures: the run's artifacts, reports/)"
+        f"look at it: mlflow ui --backend-store-uri {tracking.tracking_uri()}"
+        "   (pictures: the run's artifacts, reports/)"
     )
     print("            dvc metrics show;  dvc plots show --open")
 

@@ -1,7 +1,7 @@
 """Stage train: train on Ray, resume an interrupted training, and export model, metrics and curves.
 
-Record and checkpoints of the run are in runs/<digest>/, in the working folder or in the object store that EBM_STORE names; the
-digest is of settings, data and code.
+Record and checkpoints of the run are in runs/<digest>/, in the working folder or in the object
+store that EBM_STORE names. The digest is of settings, data and code.
 """
 
 from pathlib import Path
@@ -15,9 +15,7 @@ from pipelines import digests, parser, run
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument(
-        "--data", type=Path, required=True, help="prepared data: what stage prepare wrote"
-    )
+    options.add_argument("--data", type=Path, required=True, help="folder that stage prepare wrote")
     options.add_argument("--out", type=Path, required=True, help="folder to write the model to")
     options.add_argument(
         "--report", type=Path, required=True, help="folder to write metrics.json and curves.csv to"
@@ -54,20 +52,18 @@ def main() -> None:
     args.report.mkdir(parents=True, exist_ok=True)
     write_json(args.report / "metrics.json", history[-1])
     write_csv(args.report / "curves.csv", history)
-    if strip := snapshots.strip(
-        folder
-    ):  # no output of the stage: which checkpoints were seen differs from run to run
+    # chains.png and run.json are no outputs of the stage: they differ from run to run
+    if strip := snapshots.strip(folder):
         storage.write_whole(args.report / "chains.png", strip)
     facts = {"dataset": index.dataset, "is_official": index.is_official, "run_digest": digest}
     facts |= provenance.of_training(params, index.digest, args.out / "energy.safetensors")
     watts = [row["watts"] for row in record.read_lines(folder / record.METRICS) if "watts" in row]
     facts |= {"watts_a_worker": round(sum(watts) / len(watts), 1)} if watts else {}
     facts |= {"seconds": round(exported["seconds"], 1), "workers": params.cluster.workers}
-    write_json(
-        args.report / provenance.RUN, facts
-    )  # no output of the stage: times differ from run to run
+    write_json(args.report / provenance.RUN, facts)
     print(
-        f"{args.out}: {params.train.num_steps} steps in {exported['seconds']:.0f} s; record in {folder}"
+        f"{args.out}: {params.train.num_steps} steps in {exported['seconds']:.0f} s;"
+        f" record in {folder}"
     )
 
 

@@ -1,7 +1,8 @@
-"""Stage tune: search for better values on Ray Tune, compare the best with the file's own over seeds, write a file that has them.
+"""Stage tune: search for better settings on Ray Tune, and write a parameter file that has them.
 
-Only the validation split is looked at. The search's record is kept in runs/tune/<digest>/; the same command goes on where an
-earlier one was interrupted. To adopt what it found and train with it: dvc exp run -S recipe=tuned.yaml
+The best settings are compared with the file's own over several seeds. Only the validation split is
+used. The record of the search is in runs/tune/<digest>/; the same command resumes an interrupted
+search. To adopt the result and train with it: dvc exp run -S recipe=tuned.yaml
 """
 
 from pathlib import Path
@@ -18,11 +19,9 @@ from pipelines import digests, parser, run
 
 def main() -> None:
     options = parser(__doc__)
+    options.add_argument("--data", type=Path, required=True, help="folder that stage prepare wrote")
     options.add_argument(
-        "--data", type=Path, required=True, help="prepared data: what stage prepare wrote"
-    )
-    options.add_argument(
-        "--classifier", type=Path, required=True, help="what stage classifier wrote"
+        "--classifier", type=Path, required=True, help="folder that stage classifier wrote"
     )
     options.add_argument(
         "--out",
@@ -50,20 +49,20 @@ def main() -> None:
     job = driver.start(params, index, args.classifier, runs)
     facts = {"dataset": index.dataset, "data.digest": index.digest}
     family = Family(params, job.digest, f"tune-{index.dataset}-{job.digest[:8]}", facts)
-    found = driver.find(params, job, family)
-    metrics = report.write(params, found, args.out, args.params, args.tuned)
-    write_json(args.out / "run.json", {"seconds": found.seconds, "hardware": hardware()})
-    words = report.verdict(metrics)
+    result = driver.find(params, job, family)
+    metrics = report.write(params, result, args.out, args.params, args.tuned)
+    write_json(args.out / "run.json", {"seconds": result.seconds, "hardware": hardware()})
+    verdict = report.verdict(metrics)
     numbers = {"best": metrics["best"]["score"], "used_steps": metrics["used_steps"]}
     tags = {
         "ebm.best_trial": str(metrics["best"]["trial"]),
-        "mlflow.note.content": words.replace("\n", "  \n"),
+        "mlflow.note.content": verdict.replace("\n", "  \n"),
     }
-    family.finish({"search": found.trials, "final": found.finals}, numbers, tags, args.out)
-    print(words)
+    family.finish({"search": result.trials, "final": result.finals}, numbers, tags, args.out)
+    print(verdict)
     counts = f"{metrics['num_trials']} trials, {metrics['num_diverged']} diverged"
-    took = ", ".join(f"{part} {seconds:.0f} s" for part, seconds in found.seconds.items())
-    print(f"{args.out}: {counts}; {took}; record in {job.home}")
+    durations = ", ".join(f"{part} {seconds:.0f} s" for part, seconds in result.seconds.items())
+    print(f"{args.out}: {counts}; {durations}; record in {job.home}")
     print(f"adopt and retrain: dvc exp run -S recipe={args.tuned}")
     where = f"mlflow ui --backend-store-uri {tracking.tracking_uri()}"
     print(f"look at it: {where}   ({family.name}, its children and artifacts)")

@@ -1,4 +1,4 @@
-"""The command ``ebm-dist``, and what every command and stage shares: one message and an exit code for an error."""
+"""The command ``ebm-dist``, and the error handling that all commands and stages share."""
 
 import logging
 import os
@@ -11,7 +11,7 @@ from ebm_dist.errors import DataError, EbmError
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a command; turn an error of ours into one message and its exit code."""
+    """Run a command; turn an :class:`EbmError` into one message and its exit code."""
     logging.basicConfig(
         format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr
     )
@@ -19,21 +19,20 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except EbmError as error:
-        sys.exit(_say(str(error), error.exit_code))
-    except BrokenPipeError:  # the reader has seen enough
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # the last flush must not complain
+        sys.exit(_report(str(error), error.exit_code))
+    except BrokenPipeError:  # the reader has closed the pipe
+        # keeps the flush at exit from raising again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
-    except OSError as error:  # a full or read-only disk can show anywhere
+    except OSError as error:  # a full or read-only disk, which any write can hit
         sys.exit(
-            _say(f"{error.filename or 'disk'}: {error.strerror or error}", DataError.exit_code)
+            _report(f"{error.filename or 'disk'}: {error.strerror or error}", DataError.exit_code)
         )
     except KeyboardInterrupt:
-        sys.exit(_say("stopped; run the same command again to go on", 130))
+        sys.exit(_report("stopped; run the same command again to resume", 130))
 
 
-def _say(message: str, exit_code: int) -> int:
+def _report(message: str, exit_code: int) -> int:
     print(f"error: {message}", file=sys.stderr, flush=True)
     return exit_code
 

@@ -1,4 +1,4 @@
-"""The command ``ebm-dist``: inspect settings, results and models. The stages themselves are run by ``dvc repro``."""
+"""The command ``ebm-dist``: inspect settings, results and models. ``dvc repro`` runs the stages."""
 
 import argparse
 import json
@@ -17,29 +17,30 @@ _URI = "models:/name@champion, or models:/name/version"
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands; the name of a command's function is in ``main``."""
+    """Return the parser of all commands; ``main`` has the name of a command's function."""
     root = argparse.ArgumentParser(prog="ebm-dist", description=__doc__)
     shtab.add_argument_to(root, "--completion", help="print a script for completion in the shell")
     commands = root.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, main: str, text: str, **arguments: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=text)
-        added.set_defaults(main=main)
+        subparser = commands.add_parser(name, help=text, description=text)
+        subparser.set_defaults(main=main)
         for argument, meaning in arguments.items():
-            added.add_argument(argument, help=meaning)
-        return added
+            subparser.add_argument(argument, help=meaning)
+        return subparser
 
     for added in (
         command(
             "doctor",
             "examine",
-            "check installation, settings and surroundings; exit code 1 where something needs a fix",
+            "check installation, settings and surroundings; exit with code 1 if something needs a"
+            " fix",
         ),
         command("plan", "plan_training", "dry run: sizes, disk, memory and time of a training"),
         command(
             "submit",
             "submit",
-            "run the pipeline as a job of the Ray cluster; exit with the job's exit code",
+            "run the pipeline as a job of the Ray cluster; exit with the exit code of the job",
         ),
     ):
         added.add_argument(
@@ -88,31 +89,29 @@ def parser() -> argparse.ArgumentParser:
     )
     added = command("new", "new", "write a new plugin as a working copy of another")
     added.add_argument("kind", choices=list(scaffold.KINDS), help="kind of plugin")
-    added.add_argument("name", help="its name, and its file's")
-    added.add_argument("--like", help="the plugin to copy")
-    added = command("recipes", "recipes", "list the recipes, and whether their results are here")
+    added.add_argument("name", help="name of the plugin and of its file")
+    added.add_argument("--like", help="plugin to copy (default: a plain one of its kind)")
+    added = command("recipes", "recipes", "list the recipes, and whether they have results")
     added.add_argument(
         "--update",
         action="store_true",
         help="write the rows and digests of the recipes in the folder first",
     )
     added = command(
-        "results", "show_results", "list the rows of the results, and whether they are of this code"
+        "results", "show_results", "list the rows of the results, and whether they are current"
     )
-    added.add_argument(
-        "--status", action="store_true", help="tell for each row the commit, and why it is stale"
-    )
+    added.add_argument("--status", action="store_true", help="print why a row is stale")
     added.add_argument(
         "--check",
         action="store_true",
-        help="exit with code 1 where a lock claims a run that did not happen",
+        help="exit with code 1 if a lock claims a run that did not happen",
     )
     command(
         "compare",
         "compare",
         "compare the metrics that two recipes share",
         a="recipe with results",
-        b="another",
+        b="recipe to compare it with",
     )
     added = command(
         "report",
@@ -136,19 +135,20 @@ def parser() -> argparse.ArgumentParser:
     command(
         "history",
         "history",
-        "list the promotions of a model: who, when, by which figures",
+        "list the promotions of a model: who, when, by which metrics",
         model=model,
     )
     return root
 
 
 def main() -> None:
+    """Parse the command line and run the command."""
     args = parser().parse_args()
     run(lambda: globals()[args.main](args))
 
 
 def examine(args: Namespace) -> None:
-    """Print what :mod:`ebm_dist.cli.doctor` finds; exit with code 1 where something needs a fix."""
+    """Print what :mod:`ebm_dist.cli.doctor` finds; exit with code 1 if something needs a fix."""
     from ebm_dist import config
     from ebm_dist.cli import doctor
 
@@ -161,7 +161,7 @@ def examine(args: Namespace) -> None:
 
 
 def plan_training(args: Namespace) -> None:
-    """Print what a training will take. Raises :class:`DataError` where no data are prepared."""
+    """Print the cost of a training. Raises :class:`DataError` if no data are prepared."""
     from ebm_dist import config
     from ebm_dist.cli import plan
 
@@ -170,9 +170,10 @@ def plan_training(args: Namespace) -> None:
 
 
 def submit(args: Namespace) -> None:
-    """Replace this process by the submitter of the pipeline, ``infra/submit.py``; with ``--dry-run`` print the plan.
+    """Replace this process by the submitter of the pipeline, ``infra/submit.py``.
 
-    Raises :class:`ConfigError` outside a checkout: an installed package has no ``infra/``.
+    With ``--dry-run`` print the plan instead. Raises :class:`ConfigError` outside a checkout: an
+    installed package has no ``infra/``.
     """
     from ebm_dist.runs.lineage import ROOT
 
@@ -181,16 +182,18 @@ def submit(args: Namespace) -> None:
     script = ROOT / "infra/submit.py"
     if not script.exists():
         raise ConfigError(
-            f"{script}: missing, because this is an installed package; submit from a checkout of the repository"
+            f"{script}: missing, because this is an installed package; submit from a checkout of"
+            " the repository"
         )
     options = ["--no-wait"] if args.no_wait else []
     words = [str(script), *options, "--", "python", "infra/repro.py", *args.targets]
     os.chdir(ROOT)
-    os.execv(sys.executable, [sys.executable, *words])  # noqa: S606 (signals and exit code are the job's)
+    # replaced, so that signals reach the submitter and the exit code is the job's
+    os.execv(sys.executable, [sys.executable, *words])  # noqa: S606
 
 
 def settings(args: Namespace) -> None:
-    """Print the keys of a parameter file. Raises :class:`ConfigError` for a section that does not exist."""
+    """Print the keys of a parameter file. Raises :class:`ConfigError` for an unknown section."""
     from ebm_dist import config
 
     print(
@@ -201,7 +204,10 @@ def settings(args: Namespace) -> None:
 
 
 def sample(args: Namespace) -> None:
-    """Sample a model into a figure or an array. Raises :class:`ConfigError` for samples that are no images."""
+    """Write samples of a model as a figure or an array.
+
+    Raises :class:`ConfigError` for a figure of samples that are no images.
+    """
     import numpy as np
     import torch
 
@@ -211,9 +217,10 @@ def sample(args: Namespace) -> None:
     from ebm_dist.storage import write_whole
 
     trained = models.load(Path(args.model))
-    shape = np.zeros((args.count, *trained.card["shape"]), np.float32)  # only the number counts
+    # a sampling request needs only the number and shape of its input
+    template = np.zeros((args.count, *trained.card["shape"]), np.float32)
     x = requests.answer(
-        trained, shape, {"task": "sample", "num_steps": args.steps, "seed": args.seed}
+        trained, template, {"task": "sample", "num_steps": args.steps, "seed": args.seed}
     )
     if args.out.suffix == ".npy":
         np.save(args.out, x)
@@ -226,13 +233,12 @@ def sample(args: Namespace) -> None:
         raise ConfigError(
             f"--out {args.out}: samples of shape {x.shape[1:]} are no images; name a .npy file"
         )
-    print(
-        f"{args.out}: {args.count} samples, mean energy {trained.energies(torch.from_numpy(x)).mean():.4g}"
-    )
+    mean_energy = trained.energies(torch.from_numpy(x)).mean()
+    print(f"{args.out}: {args.count} samples, mean energy {mean_energy:.4g}")
 
 
 def reproduce(args: Namespace) -> None:
-    """Retrain a registered version, telling how it goes. Raises :class:`DataError` if the bits differ."""
+    """Retrain a registered version, a line per step. Raises :class:`DataError` if bits differ."""
     from ebm_dist.registry import reproduce as reproduction
 
     for line in reproduction.again(args.uri):
@@ -250,35 +256,38 @@ def new(args: Namespace) -> None:
 
 
 def recipes(args: Namespace) -> None:
-    """List the recipes."""
+    """List the recipes; with ``--update`` write their rows and digests first."""
     from ebm_dist.report import table
     from ebm_dist.runs.lineage import ROOT
 
     if args.update:
-        done = os.spawnl(os.P_WAIT, sys.executable, sys.executable, "-m", "pipelines.digests")  # noqa: S606
-        if done:
-            sys.exit(done)
+        exit_code = os.spawnl(os.P_WAIT, sys.executable, sys.executable, "-m", "pipelines.digests")  # noqa: S606
+        if exit_code:
+            sys.exit(exit_code)
     for recipe in table.recipes(ROOT / "pipelines/recipes", ROOT / "reports"):
         print(f"{recipe.name:28} {'run' if recipe.is_run else '-':4} {recipe.title}")
 
 
 def show_results(args: Namespace) -> None:
-    """List the rows of the results with their commits. Raises :class:`ResultsError` where a lock claims what no run made."""
+    """List the rows of the results with their commits.
+
+    With ``--check``, raises :class:`ResultsError` if a lock claims a run that did not happen.
+    """
     from ebm_dist.runs import provenance
     from ebm_dist.runs.lineage import ROOT
 
     rows = json.loads((ROOT / "docs/results.json").read_text())
-    current = 0
+    num_current = 0
     for row in rows:
-        found = provenance.of_row(row, ROOT / "pipelines/recipes", ROOT / "reports")
-        current += not found.reasons
-        state = "current" if not found.reasons else f"stale: {found.reasons[0]}"
-        more = f" (and {len(found.reasons) - 1} more)" if len(found.reasons) > 1 else ""
+        status = provenance.of_row(row, ROOT / "pipelines/recipes", ROOT / "reports")
+        num_current += not status.reasons
+        state = "current" if not status.reasons else f"stale: {status.reasons[0]}"
+        more = f" (and {len(status.reasons) - 1} more)" if len(status.reasons) > 1 else ""
         print(
-            f"{row['id']:36} {row['reached']:<10.4g} {found.commit[:10] or 'unknown':10}  "
+            f"{row['id']:36} {row['reached']:<10.4g} {status.commit[:10] or 'unknown':10}  "
             + (state + more if args.status else state[:7].strip(":"))
         )
-    print(f"{len(rows)} rows: {current} of this code, {len(rows) - current} stale")
+    print(f"{len(rows)} rows: {num_current} of this code, {len(rows) - num_current} stale")
     if args.check:
         faults = [
             fault
@@ -293,7 +302,7 @@ def show_results(args: Namespace) -> None:
 
 
 def compare(args: Namespace) -> None:
-    """Print the metrics that two recipes share. Raises :class:`DataError` where they share none."""
+    """Print the metrics that two recipes share. Raises :class:`DataError` if they share none."""
     from ebm_dist.report import table
     from ebm_dist.runs.lineage import ROOT
 
@@ -305,7 +314,7 @@ def compare(args: Namespace) -> None:
 
 
 def report(args: Namespace) -> None:
-    """Write the page of a run. Raises :class:`DataError` where there are no reports."""
+    """Write the page of a run. Raises :class:`DataError` if there are no reports."""
     from ebm_dist.registry import versions
     from ebm_dist.report import page
     from ebm_dist.storage import write_whole
@@ -321,7 +330,7 @@ def report(args: Namespace) -> None:
 
 
 def promote(args: Namespace) -> None:
-    """Make a version champion. Raises :class:`RegistryError` if its gates did not pass."""
+    """Make a version champion. Raises :class:`RegistryError` if a gate did not pass."""
     from ebm_dist.registry import promotion
 
     event = promotion.ask(lambda mlflow: promotion.promote(mlflow, args.model, args.version))
@@ -332,7 +341,10 @@ def promote(args: Namespace) -> None:
 
 
 def roll_back(args: Namespace) -> None:
-    """Make the previous champion champion again. Raises :class:`RegistryError` where there was none."""
+    """Make the previous champion champion again.
+
+    Raises :class:`RegistryError` if there was none.
+    """
     from ebm_dist.registry import promotion
 
     event = promotion.ask(lambda mlflow: promotion.roll_back(mlflow, args.model))
@@ -345,6 +357,5 @@ def history(args: Namespace) -> None:
 
     for event in promotion.ask(lambda mlflow: promotion.log(mlflow, args.model)):
         gates = "; ".join(f"{metric} {verdict}" for metric, verdict in event.gates.items())
-        print(
-            f"{event.at} UTC  {event.before or '-'} -> {event.version}  by {event.who} ({event.why}): {gates}"
-        )
+        change = f"{event.before or '-'} -> {event.version}"
+        print(f"{event.at} UTC  {change}  by {event.who} ({event.why}): {gates}")

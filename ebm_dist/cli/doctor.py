@@ -1,6 +1,6 @@
-"""What is wrong with this installation, these settings and their surroundings, each with its fix.
+"""Checks of the installation, the settings and their surroundings, each with a fix.
 
-A check asks one thing and changes nothing. It says what it saw, or raises :class:`Trouble`.
+A check tests one thing and changes nothing. It returns what it saw, or raises :class:`Trouble`.
 """
 
 import base64
@@ -30,7 +30,7 @@ _WAIT_S = 5.0
 
 
 class Trouble(Exception):
-    """What is wrong, and the fix."""
+    """A failed check: what is wrong, and the fix."""
 
     def __init__(self, what: str, fix: str) -> None:
         super().__init__(what)
@@ -38,16 +38,16 @@ class Trouble(Exception):
 
 
 class Finding(NamedTuple):
-    """What a check saw, and what mends it."""
+    """The result of a check: what it saw, and the fix."""
 
     check: str
     seen: str
     fix: str | None
-    """None where all is well"""
+    """None if nothing is wrong"""
 
 
 def examine(params: Params, data: Path) -> Iterator[Finding]:
-    """One finding for each check that applies to these settings."""
+    """Yield a finding for each check."""
     checks: list[tuple[str, Callable[[], str]]] = [
         ("packages", _packages),
         ("data", lambda: _data(data)),
@@ -72,21 +72,22 @@ def examine(params: Params, data: Path) -> Iterator[Finding]:
 
 
 def _packages() -> str:
-    """Every package that we need is there, in a version of the range that we are tested with."""
+    """Check that every required package has a version in its tested range."""
     for line in importlib.metadata.requires("ebm-dist") or []:
-        needed = Requirement(line)
-        if needed.marker and not needed.marker.evaluate({"extra": ""}):
+        requirement = Requirement(line)
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
             continue
         try:
-            found = importlib.metadata.version(needed.name)
+            installed = importlib.metadata.version(requirement.name)
         except importlib.metadata.PackageNotFoundError:
-            raise Trouble(f"{needed.name} is not installed", "make install") from None
-        if not needed.specifier.contains(found, prereleases=True):
+            raise Trouble(f"{requirement.name} is not installed", "make install") from None
+        if not requirement.specifier.contains(installed, prereleases=True):
             raise Trouble(
-                f"{needed.name} {found} is outside {needed.specifier}",
-                f"pip install '{needed.name}{needed.specifier}'",
+                f"{requirement.name} {installed} is outside {requirement.specifier}",
+                f"pip install '{requirement.name}{requirement.specifier}'",
             )
-    return f"all in range; Ray {importlib.metadata.version('ray')}, MLflow {importlib.metadata.version('mlflow')}"
+    ray, mlflow = (importlib.metadata.version(name) for name in ("ray", "mlflow"))
+    return f"all in range; Ray {ray}, MLflow {mlflow}"
 
 
 def _data(folder: Path) -> str:
@@ -105,18 +106,19 @@ def _data(folder: Path) -> str:
             f"{folder}/dataset: {len(missing)} shards are missing, such as {missing[0]}",
             "dvc repro -f prepare",
         )
-    return f"{index.dataset}: {', '.join(f'{index.num_samples(split):,} {split}' for split in index.splits)}"
+    counts = ", ".join(f"{index.num_samples(split):,} {split}" for split in index.splits)
+    return f"{index.dataset}: {counts}"
 
 
 def _cpus(params: Params) -> str:
     fewest, _ = params.cluster.fewest_and_most
-    needed, there = fewest * params.cluster.cpus_per_worker, len(os.sched_getaffinity(0))
-    if "RAY_ADDRESS" not in os.environ and there < needed:
+    required, available = fewest * params.cluster.cpus_per_worker, len(os.sched_getaffinity(0))
+    if "RAY_ADDRESS" not in os.environ and available < required:
         raise Trouble(
-            f"{there} here, {fewest} workers ask for {needed:g}",
+            f"{available} here, {fewest} workers ask for {required:g}",
             "lower cluster.workers or cluster.cpus_per_worker",
         )
-    return f"{there} here, {needed:g} asked for"
+    return f"{available} here, {required:g} asked for"
 
 
 def _gpus(params: Params) -> str:
@@ -127,11 +129,15 @@ def _gpus(params: Params) -> str:
             "cluster.use_gpu is true, and PyTorch sees none",
             "set it to false, or install PyTorch for your CUDA",
         )
-    return f"{torch.cuda.device_count()} here, {'asked for' if params.cluster.use_gpu else 'none asked for'}"
+    demand = "asked for" if params.cluster.use_gpu else "none asked for"
+    return f"{torch.cuda.device_count()} here, {demand}"
 
 
 def _ray() -> str:
-    """The cluster of ``RAY_ADDRESS`` and the job server of ``RAY_API_SERVER_ADDRESS`` can be reached, with our version of Ray."""
+    """Check that the addresses in ``RAY_ADDRESS`` and ``RAY_API_SERVER_ADDRESS`` answer.
+
+    The server must run the installed version of Ray.
+    """
     addresses = [
         os.environ[name]
         for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
@@ -157,11 +163,11 @@ def _ray() -> str:
                 header,
                 "set RAY_AUTH_TOKEN to the cluster's token",
             )
-            theirs, ours = answer.get("ray_version"), importlib.metadata.version("ray")
-            if theirs != ours:
+            remote, installed = answer.get("ray_version"), importlib.metadata.version("ray")
+            if remote != installed:
                 raise Trouble(
-                    f"{address} runs Ray {theirs}, here is {ours}",
-                    f"pip install 'ray[default,train,tune]=={theirs}'",
+                    f"{address} runs Ray {remote}, here is {installed}",
+                    f"pip install 'ray[default,train,tune]=={remote}'",
                 )
         elif address not in ("auto", "local"):
             _connect(address)
@@ -202,10 +208,9 @@ def _tracking() -> str:
 
 def _get(url: str, headers: dict[str, str], fix: str) -> dict[str, Any]:
     place = "{0.scheme}://{0.netloc}".format(urlsplit(url))
+    request = urllib.request.Request(url, headers=headers)  # noqa: S310
     try:
-        with urllib.request.urlopen(
-            urllib.request.Request(url, headers=headers), timeout=_WAIT_S
-        ) as answer:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=_WAIT_S) as answer:  # noqa: S310
             return dict(json.loads(answer.read()))
     except urllib.error.HTTPError as refused:
         if refused.code in (401, 403):
@@ -237,7 +242,8 @@ def _room(folder: Path, least: int, fix: str) -> str:
     usage = shutil.disk_usage(folder)
     if usage.free < least:
         raise Trouble(
-            f"{usage.free / 2**30:.1f} GiB free of {usage.total / 2**30:.1f}, at least {least >> 30} are needed",
+            f"{usage.free / 2**30:.1f} GiB free of {usage.total / 2**30:.1f},"
+            f" at least {least >> 30} are needed",
             fix,
         )
     return f"{usage.free / 2**30:.1f} GiB free"

@@ -1,4 +1,4 @@
-"""What a training will take, before it is started: shards, sizes, bytes, and the time of a step that is really done."""
+"""The cost of a training before it starts: shards, sizes, memory, disk, and the time of a step."""
 
 import time
 from collections.abc import Iterator
@@ -16,47 +16,55 @@ _WARM_UP, _TIMED = 1, 2  # steps
 
 
 def lines(params: Params, data: Path) -> Iterator[str]:
-    """One fact a line. Nothing is written; the steps are done with all shards in this process, and forgotten."""
+    """Yield a line per fact.
+
+    A few steps are timed in this process with all shards; nothing is written.
+    """
     index, config = shards.read_index(data / "dataset"), params.train
     torch.set_num_threads(config.num_threads)
-    own = trainer.build(params, index, LocalComm(), torch.device("cpu"), "plan")
+    probe = trainer.build(params, index, LocalComm(), torch.device("cpu"), "plan")
     _, workers = params.cluster.fewest_and_most
     num_train = index.num_samples("train")
-    yield f"data      {index.dataset}: {num_train:,} training samples of shape {index.shape}, {index.num_classes or 'no'} classes"
+    shape = f"shape {index.shape}, {index.num_classes or 'no'} classes"
+    yield f"data      {index.dataset}: {num_train:,} training samples of {shape}"
     epochs = config.num_steps * config.batch_size / num_train
     yield f"steps     {config.num_steps:,} of {config.batch_size} samples: {epochs:.1f} epochs"
-    dealt = [len(deal(config.num_shards, workers, rank)) for rank in range(workers)]
-    yield f"shards    {config.num_shards} logical ones for {workers} workers: {', '.join(map(str, dealt))}"
+    dealt = ", ".join(str(len(deal(config.num_shards, workers, i))) for i in range(workers))
+    yield f"shards    {config.num_shards} logical ones for {workers} workers: {dealt}"
     weights = {
         name: 4 * sum(p.numel() for p in player.parameters())
-        for name, player in own.objective.players.items()
+        for name, player in probe.objective.players.items()
     }
     yield "networks  " + ", ".join(
         f"{name} {size // 4:,} parameters" for name, size in weights.items()
     )
     chains = sum(
         value.numel() * value.element_size()
-        for one in own.replay.values()
-        for value in one.state_dict().values()
+        for buffer in probe.replay.values()
+        for value in buffer.state_dict().values()
     )
     moments = 2 if params.optimizer.method == "adam" else 1
-    checkpoint = sum(weights.values()) * (2 + moments) + chains
-    yield f"memory    {_mib(chains)} of replayed chains, over the workers; {_mib(sum(weights.values()))} of weights in each"
-    written = config.num_steps // config.checkpoint_every + 1
-    yield f"disk      {_mib(checkpoint)} a checkpoint, {written} of them, of which two are kept"
-    each = sum(weights.values())
-    traffic = each * config.num_shards if config.reduce == "ordered" else 2 * each
+    size = sum(weights.values())
+    checkpoint = size * (2 + moments) + chains
+    yield (
+        f"memory    {_mib(chains)} of replayed chains, over the workers;"
+        f" {_mib(size)} of weights in each"
+    )
+    count = config.num_steps // config.checkpoint_every + 1
+    yield f"disk      {_mib(checkpoint)} a checkpoint, {count} of them, of which two are kept"
+    traffic = size * config.num_shards if config.reduce == "ordered" else 2 * size
     yield f"network   {_mib(traffic)} of gradients to each worker in each step ({config.reduce})"
-    own.step, times = config.num_steps // 2, []  # whatever waits at the start has its turn by then
+    # in the middle of training, when burn-in and pretraining are over
+    probe.step, times = config.num_steps // 2, []
     for _ in range(_WARM_UP + _TIMED):
         began = time.perf_counter()
-        own.advance()
-        own.step += 1
+        probe.advance()
+        probe.step += 1
         times.append(time.perf_counter() - began)
-    step = sum(times[_WARM_UP:]) / _TIMED
-    total = step * config.num_steps / min(workers, config.num_shards)
-    minutes = f"about {total / 60:.1f} minutes of training on {workers} such workers"
-    yield f"time      {step * 1000:.0f} ms a step in one process here: {minutes}"
+    step_s = sum(times[_WARM_UP:]) / _TIMED
+    total_s = step_s * config.num_steps / min(workers, config.num_shards)
+    minutes = f"about {total_s / 60:.1f} minutes of training on {workers} such workers"
+    yield f"time      {step_s * 1000:.0f} ms a step in one process here: {minutes}"
 
 
 def _mib(size: float) -> str:

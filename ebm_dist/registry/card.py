@@ -1,4 +1,4 @@
-"""The model card of a registered version (Mitchell et al. 2019): what it learnt, how, how well, and what it is not good for."""
+"""The model card of a registered version (Mitchell et al. 2019): data, method, metrics, limits."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,16 +11,21 @@ from ebm_dist.models.trained import TrainedModel
 from ebm_dist.report.suites import read_suites
 from ebm_dist.report.table import interval
 
-_MOST_METRICS = 40  # of those without a gate
+_MOST_METRICS = 40  # rows of the table of metrics
+_TRAINING = "train"
+"""The folder of reports with the metrics of the training, which are no evaluation."""
 
 
 class Verdict(NamedTuple):
-    """A gate, and what was found."""
+    """The outcome of a gate: the metric, its value, the bound such as ``>= 0.9``."""
 
     metric: str
     value: float
     bound: str
     passes: bool
+
+    def __str__(self) -> str:
+        return f"{self.value:.6g} {self.bound} {'pass' if self.passes else 'FAIL'}"
 
 
 def write(
@@ -30,7 +35,10 @@ def write(
     verdicts: Sequence[Verdict],
     lineage: Mapping[str, str],
 ) -> str:
-    """Markdown. Raises :class:`DataError` that names each gap: a card with gaps is not published."""
+    """Return the card as Markdown.
+
+    Raises :class:`DataError`, with the names of the empty sections, for a card with gaps.
+    """
     suites = read_suites(reports)
     pictures = sorted(
         str(path.relative_to(reports))
@@ -54,7 +62,8 @@ def write(
     gaps += [f"Lineage: {key}" for key, value in _origin(card, lineage).items() if not value]
     if gaps:
         raise DataError(
-            f"{reports}: the model card has gaps, so nothing is published: {', '.join(gaps)}; run 'dvc repro'"
+            f"{reports}: the model card has gaps, so nothing is published: {', '.join(gaps)};"
+            " run 'dvc repro'"
         )
     return (
         "\n\n".join(
@@ -70,9 +79,9 @@ def write(
 def _data(card: Mapping[str, Any]) -> str:
     if not card["source"]:
         return ""
-    mark = "" if card["is_official"] else " **The user's own files.**"
-    about = f"Samples of shape {tuple(card['shape'])}, {card['num_classes'] or 'no'} classes."
-    return f"{card['dataset']}: {card['source']}.{mark} {about}"
+    origin = "" if card["is_official"] else " **The user's own files.**"
+    samples = f"Samples of shape {tuple(card['shape'])}, {card['num_classes'] or 'no'} classes."
+    return f"{card['dataset']}: {card['source']}.{origin} {samples}"
 
 
 def _method(trained: TrainedModel, params: Params) -> str:
@@ -82,20 +91,21 @@ def _method(trained: TrainedModel, params: Params) -> str:
         for name, network in networks.items()
     )
     return (
-        f"{_settings(params.objective)}\n\nEnergy: {_settings(params.energy)}\n\n{params.train.num_steps:,} steps of"
-        f" {params.train.batch_size} samples, seed {params.seed}. Parameters: {sizes}."
+        f"{_settings(params.objective)}\n\nEnergy: {_settings(params.energy)}\n\n"
+        f"{params.train.num_steps:,} steps of {params.train.batch_size} samples, seed"
+        f" {params.seed}. Parameters: {sizes}."
     )
 
 
 def _settings(config: Any) -> str:
-    """A plugin and its values, as in a parameter file."""
+    """Return a plugin and its values, as in a parameter file."""
     values = {name: getattr(config, name) for name in type(config).__dataclass_fields__}
-    inner = {
+    texts = {
         name: f"({_settings(value)})" if plugin_name(value) else str(value)
         for name, value in values.items()
     }
     return ", ".join(
-        [f"`{plugin_name(config)}`", *(f"{name} {value}" for name, value in inner.items())]
+        [f"`{plugin_name(config)}`", *(f"{name} {value}" for name, value in texts.items())]
     )
 
 
@@ -110,15 +120,14 @@ def _gates(verdicts: Sequence[Verdict]) -> str:
 
 
 def _metrics(suites: Mapping[str, Any]) -> str:
-    """Means over seeds with their 95 % t-intervals, where there are several."""
+    """Return a table of means over seeds, with 95 % t-intervals where there are several seeds."""
     rows = []
     for suite, metrics in suites.items():
-        seeds = [flat(one) for one in metrics.get("seeds", {}).values()]
+        seeds = [flat(seed_metrics) for seed_metrics in metrics.get("seeds", {}).values()]
         for key, value in flat({k: v for k, v in metrics.items() if k != "seeds"}).items():
-            between = interval([float(one[key]) for one in seeds]) if seeds else None
-            rows.append(
-                f"| {suite}.{key} | {value:.4g} | {'one seed' if between is None else '{:.4g} to {:.4g}'.format(*between)} |"
-            )
+            ends = interval([float(seed_metrics[key]) for seed_metrics in seeds]) if seeds else None
+            spread = "one seed" if ends is None else "{:.4g} to {:.4g}".format(*ends)
+            rows.append(f"| {suite}.{key} | {value:.4g} | {spread} |")
     more = (
         [f"\nand {len(rows) - _MOST_METRICS} more in `reports/`."]
         if len(rows) > _MOST_METRICS
@@ -133,14 +142,16 @@ def _metrics(suites: Mapping[str, Any]) -> str:
     )
 
 
-def _limits(card: Mapping[str, Any], suites: Mapping[str, Any], own: str) -> str:
-    judged = ", ".join(suites) or "no suite"
+def _limits(card: Mapping[str, Any], suites: Mapping[str, Any], model_limits: str) -> str:
+    judges = ", ".join(suite for suite in suites if suite != _TRAINING) or "no suite"
     lines = [
-        "- Energies are known up to a constant, and in a scale of their own: they compare samples under this model, no models.",
-        f"- It was judged by {judged}; about anything else nothing is known.",
-        f"- It takes samples like those of {card['dataset']}; on others energies are extrapolations.",
+        "- Energies have an unknown constant and scale: they compare samples under this model,"
+        " not models.",
+        f"- It was judged by {judges}; nothing is known about other uses.",
+        f"- Its input is samples like those of {card['dataset']};"
+        " energies of other samples are extrapolations.",
     ]
-    return "\n".join(lines + ([f"- {own}"] if own else []))
+    return "\n".join(lines + ([f"- {model_limits}"] if model_limits else []))
 
 
 def _origin(card: Mapping[str, Any], lineage: Mapping[str, str]) -> dict[str, str]:

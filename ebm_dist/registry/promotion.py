@@ -1,17 +1,50 @@
-"""Who made which version champion, when, and by which figures: a log that only grows, and a way back."""
+"""Promotion of versions to champion: the gates, an append-only log, and the way back."""
 
 import getpass
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from ebm_dist.errors import RegistryError
+from ebm_dist.registry.card import Verdict
 from ebm_dist.runs import tracking
 
 _TAG = "ebm.promotion."
 _GATE = "gate."
 T = TypeVar("T")
+
+
+def gate_tags(verdicts: Iterable[Verdict]) -> dict[str, str]:
+    """Return the tags of a version that hold the verdicts of its gates, as JSON."""
+    return {
+        _GATE + metric: json.dumps({"value": value, "bound": bound, "passes": passes})
+        for metric, value, bound, passes in verdicts
+    }
+
+
+def read_gates(tags: Mapping[str, str]) -> dict[str, Verdict | str]:
+    """Return the verdicts in the tags of a version, by metric.
+
+    Tags of versions that were registered before verdicts were JSON are returned as their text.
+    """
+    return {
+        key.removeprefix(_GATE): _read_gate(key.removeprefix(_GATE), text)
+        for key, text in tags.items()
+        if key.startswith(_GATE)
+    }
+
+
+def _read_gate(metric: str, text: str) -> Verdict | str:
+    try:
+        return Verdict(metric, **json.loads(text))
+    except (ValueError, TypeError):
+        return text
+
+
+def passes(verdict: Verdict | str) -> bool:
+    """Return whether a gate passed; a tag of the old format says so by "pass" at its end."""
+    return verdict.endswith("pass") if isinstance(verdict, str) else verdict.passes is True
 
 
 class Event(NamedTuple):
@@ -25,11 +58,11 @@ class Event(NamedTuple):
     why: str
     """``gates`` or ``roll-back``"""
     gates: dict[str, str]
-    """what each gate said"""
+    """verdict of each gate, as text"""
 
 
 def log(mlflow: Any, model: str) -> list[Event]:
-    """All changes so far, the first first."""
+    """Return all changes of the champion, oldest first."""
     tags = mlflow.get_registered_model(model).tags
     return [
         Event(**json.loads(tags[key]))
@@ -38,20 +71,23 @@ def log(mlflow: Any, model: str) -> list[Event]:
 
 
 def champion(mlflow: Any, model: str) -> str | None:
-    """The version that is champion now."""
-    found = mlflow.get_registered_model(model).aliases.get("champion")
-    return None if found is None else str(found)
+    """Return the version that is champion now, or None."""
+    version = mlflow.get_registered_model(model).aliases.get("champion")
+    return None if version is None else str(version)
 
 
 def promote(mlflow: Any, model: str, version: str, why: str = "gates") -> Event | None:
-    """Make a version champion; None if it is already. Raises :class:`RegistryError` unless all its gates have passed."""
-    tags = mlflow.get_model_version(model, version).tags
-    gates = {key.removeprefix(_GATE): value for key, value in tags.items() if key.startswith(_GATE)}
-    failed = [f"{metric} {said}" for metric, said in gates.items() if not said.endswith("pass")]
+    """Make a version champion; return None if it is already.
+
+    Raises :class:`RegistryError` unless it has gates and all have passed.
+    """
+    gates = read_gates(mlflow.get_model_version(model, version).tags)
+    failed = [f"{metric} {verdict}" for metric, verdict in gates.items() if not passes(verdict)]
     if failed or not gates:
         reason = "; ".join(failed) if failed else "it has no gates"
         raise RegistryError(
-            f"{model}/{version} cannot become champion: {reason}; mend the model, or the gates in register.gates"
+            f"{model}/{version} cannot become champion: {reason};"
+            " improve the model, or change the gates in register.gates"
         )
     before = champion(mlflow, model)
     if before == version:
@@ -62,7 +98,7 @@ def promote(mlflow: Any, model: str, version: str, why: str = "gates") -> Event 
         getpass.getuser(),
         time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()),
         why,
-        gates,
+        {metric: str(verdict) for metric, verdict in gates.items()},
     )
     mlflow.set_registered_model_tag(
         model, f"{_TAG}{len(log(mlflow, model)):06d}", json.dumps(event._asdict())
@@ -72,9 +108,12 @@ def promote(mlflow: Any, model: str, version: str, why: str = "gates") -> Event 
 
 
 def roll_back(mlflow: Any, model: str) -> Event:
-    """Make the champion before this one champion again. Raises :class:`RegistryError` if there was none."""
+    """Make the previous champion champion again.
+
+    Raises :class:`RegistryError` if there was none.
+    """
     now = champion(mlflow, model)
-    reached = next(
+    promotion_of_now = next(
         (
             event
             for event in reversed(log(mlflow, model))
@@ -82,24 +121,27 @@ def roll_back(mlflow: Any, model: str) -> Event:
         ),
         None,
     )
-    if reached is None or reached.before is None:
+    if promotion_of_now is None or promotion_of_now.before is None:
         raise RegistryError(
             f"{model}: no champion before {now or 'any'}; the log: ebm-dist history {model}"
         )
-    event = promote(mlflow, model, reached.before, "roll-back")
+    event = promote(mlflow, model, promotion_of_now.before, "roll-back")
     if event is None:
         raise RegistryError(f"{model}/{now} is champion already; the log: ebm-dist history {model}")
     return event
 
 
 def ask(question: Callable[[Any], T]) -> T:
-    """An answer of the registry. Raises :class:`RegistryError` where it cannot be reached, or does not know the model."""
+    """Return the answer of the registry to a question, a function of its client.
+
+    Raises :class:`RegistryError` if it cannot be reached or does not have the model.
+    """
     try:
         return question(tracking.client())
     except RegistryError:
         raise
     except Exception as failed:  # noqa: BLE001 (MLflow raises many kinds)
-        said = str(failed).splitlines()[0][:300]
+        reason = tracking.first_line(failed)
         raise RegistryError(
-            f"MLflow at {tracking.tracking_uri()}: {said}; see ebm-dist doctor"
+            f"MLflow at {tracking.tracking_uri()}: {reason}; see ebm-dist doctor"
         ) from None

@@ -1,4 +1,4 @@
-"""A registered version made again from what it came from: its code, settings and data, to the same digest of weights."""
+"""Reproduce a registered version from its code, settings and data, to the same weights."""
 
 import json
 import os
@@ -16,30 +16,31 @@ from ebm_dist.runs.lineage import ROOT
 
 
 def again(uri: str) -> Iterator[str]:
-    """Prepare the data and train anew, saying what is done. Raises :class:`DataError` where anything comes out different.
+    """Prepare the data and train again; yield a line per step.
 
-    ``uri`` is ``models:/name@alias`` or ``models:/name/version``. Code is that of the version's commit, where this repository has
-    it, else as it is here.
+    ``uri`` is ``models:/name@alias`` or ``models:/name/version``. The code is that of the version's
+    commit if this repository has it, else the present code. Raises :class:`DataError` if data or
+    weights differ.
     """
     card, commit = versions.origin(uri)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        is_there = bool(commit) and _succeeds(
+        has_commit = bool(commit) and _succeeds(
             "git", "worktree", "add", "--detach", str(folder / "code"), commit
         )
-        root = folder / "code" if is_there else ROOT
+        root = folder / "code" if has_commit else ROOT
         try:
             yield (
                 f"code      commit {commit}"
-                if is_there
-                else "code      as it is here: this repository has not the version's commit"
+                if has_commit
+                else "code      present code: this repository does not have the version's commit"
             )
             settings = folder / "params.yaml"
             settings.write_text(
                 json.dumps({name: card["params"][name] for name in TRAINING})
             )  # JSON is YAML
             _stage(root, "prepare", params=settings, out=folder / "data")
-            _same("data", sha256(folder / "data/dataset/index.json"), card["data_digest"])
+            _check_equal("data", sha256(folder / "data/dataset/index.json"), card["data_digest"])
             yield f"data      {card['data_digest'][:16]}, the same bytes"
             report, runs = folder / "report", folder / "runs"
             _stage(
@@ -51,36 +52,37 @@ def again(uri: str) -> Iterator[str]:
                 report=report,
                 runs=runs,
             )
-            _same(
+            _check_equal(
                 "weights",
                 sha256(folder / "model/energy.safetensors"),
                 card["sha256"]["energy.safetensors"],
             )
             yield f"weights   {card['sha256']['energy.safetensors'][:16]}, the same bits"
         finally:
-            if is_there:
+            if has_commit:
                 _succeeds("git", "worktree", "remove", "--force", str(root))
 
 
 def _stage(root: Path, name: str, **options: Path) -> None:
     arguments = [text for option, value in options.items() for text in (f"--{option}", str(value))]
-    tracked = {
+    environment = os.environ | {
         "MLFLOW_TRACKING_URI": f"sqlite:///{options['params'].parent}/mlflow.db",
         "PYTHONPATH": str(root),
     }
     command = [sys.executable, "-m", f"pipelines.{name}", *arguments]
-    done = subprocess.run(command, cwd=root, env=os.environ | tracked, check=False)
+    done = subprocess.run(command, cwd=root, env=environment, check=False)
     if done.returncode:
         raise DataError(
             f"stage {name} ended with exit code {done.returncode}; its message is above"
         )
 
 
-def _same(what: str, ours: str, theirs: str) -> None:
-    if ours != theirs:
+def _check_equal(what: str, reproduced: str, registered: str) -> None:
+    if reproduced != registered:
         raise DataError(
-            f"{what} differ: {ours[:16]} here, {theirs[:16]} registered; other versions of packages or another processor give other"
-            " last bits: compare with the hardware and requirements of the version"
+            f"{what} differ: {reproduced[:16]} here, {registered[:16]} registered; other versions"
+            " of packages or another processor give other last bits: compare with the hardware and"
+            " requirements of the version"
         )
 
 

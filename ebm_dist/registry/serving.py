@@ -1,6 +1,7 @@
-"""The registered model as MLflow loads it: models from code, with safetensors beside it and no pickle.
+"""The registered model as MLflow loads it: a model from code, with safetensors and no pickle.
 
-MLflow runs this file when a version is loaded; it gets arrays and gives what :mod:`ebm_dist.models.requests` answers.
+MLflow runs this file when a version is loaded. It passes arrays in and returns the answers of
+:mod:`ebm_dist.models.requests`.
 """
 
 from pathlib import Path
@@ -14,7 +15,11 @@ from ebm_dist.models import requests
 
 
 class _Predict:
-    """Apart from the class that MLflow knows: it would take this method's type hints for a schema, in place of the signature."""
+    """The methods of the service.
+
+    They are not in the class that MLflow inspects, because MLflow would derive a schema from the
+    type hints of ``predict`` and ignore the signature.
+    """
 
     model: models.TrainedModel
 
@@ -29,7 +34,10 @@ class _Predict:
 
 
 class EnergyService(_Predict, mlflow.pyfunc.PythonModel):  # type: ignore[name-defined,misc]
-    """``predict``: samples ``(n, *shape)`` float32 to energies ``(n,)``; low = likely. Other tasks by params."""
+    """Compute energies ``(n,)`` of float32 samples ``(n, *shape)``; low = likely.
+
+    Other tasks are chosen by params.
+    """
 
 
 mlflow.models.set_model(EnergyService())

@@ -1,4 +1,4 @@
-"""MLflow model versions: logged with signature and lineage, promoted through gates."""
+"""MLflow model versions: logged with signature and lineage, promoted by gates."""
 
 import contextlib
 import io
@@ -26,7 +26,7 @@ MODEL_TAG = "ebm.model_sha256"
 
 @section
 class Gate:
-    """A bound that an evaluation must keep for a version to become champion."""
+    """A bound on a metric that a version must meet to become champion."""
 
     metric: str
     """``<suite>.<key>`` of the suite's metrics.json, such as ``samples.fid_clf_over_floor``."""
@@ -41,15 +41,15 @@ class Config:
     model: str = "ebm"
     """Name of the registered model."""
     gates: tuple[Gate, ...] = ()
-    """All must pass for the alias ``champion``; ``candidate`` is given anyway."""
+    """Bounds that all must hold for the alias ``champion``; each version becomes ``candidate``."""
     limits: str = ""
-    """For the model card: what the model is not good for, beside what is said of every one."""
+    """Limits of this model for its card, in addition to those that every card states."""
 
     def check(self, params: Params) -> None:
         for i, gate in enumerate(self.gates):
             if (gate.at_least is None) == (gate.at_most is None):
                 raise Mismatch(
-                    f"register.gates.{i}", "a gate needs at_least or at_most, one of them"
+                    f"register.gates.{i}", "a gate needs exactly one of at_least and at_most"
                 )
             suite = gate.metric.split(".")[0]
             if suite not in params.evaluation:
@@ -60,49 +60,47 @@ class Config:
 
 
 def check_gates(gates: tuple[Gate, ...], metrics: dict[str, Any]) -> list[Verdict]:
-    """Hold metrics, flat by dotted key, against the gates. Raises :class:`DataError` for a metric that is not there."""
+    """Check metrics, by dotted key, against the gates.
+
+    Raises :class:`DataError` for a metric that is missing.
+    """
     verdicts = []
     for gate in gates:
         if gate.metric not in metrics:
             raise DataError(
-                f"register.gates: no metric {gate.metric!r} in the reports; there: {', '.join(sorted(metrics))}"
+                f"register.gates: no metric {gate.metric!r} in the reports; there:"
+                f" {', '.join(sorted(metrics))}"
             )
         value = float(metrics[gate.metric])
         low, high = gate.at_least, gate.at_most
         passes = (low is None or value >= low) and (high is None or value <= high)
-        verdicts.append(
-            Verdict(
-                gate.metric, value, f">= {low:g}" if low is not None else f"<= {high:g}", passes
-            )
-        )
+        bound = f">= {low:g}" if low is not None else f"<= {high:g}"
+        verdicts.append(Verdict(gate.metric, value, bound, passes))
     return verdicts
 
 
 def register(params: Params, folder: Path, reports: Path, run: Path, name: str) -> dict[str, Any]:
-    """Log a trained model and its reports on its run, make it a version, and give it the aliases that it has earned.
+    """Log a trained model and its reports on its run, make it a version, and set its aliases.
 
-    Doing it again finds the same run and version. Returns what ``registry.json`` holds. Raises :class:`RegistryError` if MLflow
-    refuses, :class:`DataError` where the card would have gaps.
+    A second call finds the same run and version. Return the content of ``registry.json``. Raises
+    :class:`RegistryError` if MLflow refuses, :class:`DataError` if the card would have gaps.
     """
     trained = models.load(folder)
     metrics = flat(read_suites(reports))
     verdicts = check_gates(params.register.gates, metrics)
     lineage = _lineage(params, trained, run)
-    text = card.write(trained, params, reports, verdicts, lineage)
+    card_text = card.write(trained, params, reports, verdicts, lineage)
     mlflow, run_id = tracking.open_run(params, trained.card["run_digest"], name, run)
     try:
         version = _version(mlflow, run_id, params, trained, folder)
         _log_results(mlflow, run_id, metrics, reports, run)
-        tags = lineage | {
-            f"gate.{v.metric}": f"{v.value:.6g} {v.bound} {'pass' if v.passes else 'FAIL'}"
-            for v in verdicts
-        }
+        tags = lineage | promotion.gate_tags(verdicts)
         for key, value in tags.items():
             mlflow.set_tag(run_id, key, value)
             mlflow.set_model_version_tag(params.register.model, version, key, value)
         is_champion = bool(verdicts) and all(v.passes for v in verdicts)
-        mlflow.update_model_version(params.register.model, version, description=text)
-        mlflow.log_text(run_id, text, "model-card.md")
+        mlflow.update_model_version(params.register.model, version, description=card_text)
+        mlflow.log_text(run_id, card_text, "model-card.md")
         mlflow.set_registered_model_alias(params.register.model, "candidate", version)
         if is_champion:
             promotion.promote(mlflow, params.register.model, version)
@@ -124,17 +122,17 @@ def register(params: Params, folder: Path, reports: Path, run: Path, name: str) 
 def _version(
     mlflow: Any, run_id: str, params: Params, trained: models.TrainedModel, folder: Path
 ) -> str:
-    """The version of these weights: found by their hash, else made."""
+    """Return the version of these weights, found by their hash; create it if there is none."""
     from mlflow.exceptions import MlflowException
 
     name, digest = params.register.model, trained.card["sha256"]["energy.safetensors"]
-    with contextlib.suppress(MlflowException):  # it exists already
+    with contextlib.suppress(MlflowException):  # the model exists already
         mlflow.create_registered_model(
             name, description="Energy-based model: low energy is likely, p(x) = exp(-E(x)) / Z."
         )
-    for found in mlflow.search_model_versions(f"name = '{name}'"):
-        if found.tags.get(MODEL_TAG) == digest:
-            return str(found.version)
+    for version in mlflow.search_model_versions(f"name = '{name}'"):
+        if version.tags.get(MODEL_TAG) == digest:
+            return str(version.version)
     info = _log_model(run_id, trained, folder)
     return str(
         mlflow.create_model_version(
@@ -156,9 +154,8 @@ def _log_model(run_id: str, trained: models.TrainedModel, folder: Path) -> Any:
     ]
     signature = ModelSignature(
         Schema([TensorSpec(np.dtype(np.float32), (-1, *shape))]),
-        Schema(
-            [TensorSpec(np.dtype(np.float32), (-1,))]
-        ),  # of the task energy; others give what their docstring says
+        # the output of the task "energy"; other tasks return what their docstrings say
+        Schema([TensorSpec(np.dtype(np.float32), (-1,))]),
         ParamSchema(options),
     )
     logging.getLogger("mlflow").setLevel(logging.ERROR)
@@ -167,7 +164,7 @@ def _log_model(run_id: str, trained: models.TrainedModel, folder: Path) -> Any:
         contextlib.redirect_stdout(io.StringIO()),
         warnings.catch_warnings(),
     ):
-        warnings.simplefilter("ignore")  # about type hints of predict; the signature is given
+        warnings.simplefilter("ignore")  # about missing type hints of predict
         return mlflow.pyfunc.log_model(
             name="model",
             python_model=str(ROOT / "ebm_dist" / "registry" / "serving.py"),
@@ -201,14 +198,14 @@ def _log_results(
     from mlflow.entities import Metric
 
     numbers = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
-    known = mlflow.get_run(run_id).data.metrics
-    fresh = [
+    logged = mlflow.get_run(run_id).data.metrics
+    new_metrics = [
         Metric(f"eval.{_metric_name(k)}", float(v), 0, 0)
         for k, v in numbers.items()
-        if known.get(f"eval.{_metric_name(k)}") != v
+        if logged.get(f"eval.{_metric_name(k)}") != v
     ]
-    for start in range(0, len(fresh), 500):
-        mlflow.log_batch(run_id, metrics=fresh[start : start + 500])
+    for start in range(0, len(new_metrics), 500):
+        mlflow.log_batch(run_id, metrics=new_metrics[start : start + 500])
     mlflow.log_artifacts(run_id, str(reports), "reports")
     for record in (METRICS, EVENTS):
         if (run / record).exists():
@@ -242,23 +239,28 @@ def _lineage(params: Params, trained: models.TrainedModel, run: Path) -> dict[st
 
 
 def origin(uri: str) -> tuple[dict[str, Any], str]:
-    """The card of a registered version, ``models:/name@alias`` or ``models:/name/version``, and the commit that it names, if any.
+    """Return the card of a registered version and its commit, "" if it names none.
 
-    Raises :class:`RegistryError` where the registry cannot be reached or has no such version.
+    ``uri`` is ``models:/name@alias`` or ``models:/name/version``. Raises :class:`RegistryError` if
+    the registry cannot be reached or has no such version.
     """
-    with _asking(uri) as (version, fetch):
+    with _opened(uri) as (version, fetch):
         (path,) = Path(fetch(f"models:/{version.name}/{version.version}")).rglob("model.json")
         return json.loads(path.read_bytes()), str(version.tags.get("git.commit", ""))
 
 
 def reports_of(uri: str, folder: Path) -> Path:
-    """The reports of a registered version, fetched into ``folder``. Raises :class:`RegistryError` as :func:`origin` does."""
-    with _asking(uri) as (version, fetch):
+    """Fetch the reports of a registered version into ``folder`` and return their path.
+
+    Raises :class:`RegistryError` as :func:`origin` does.
+    """
+    with _opened(uri) as (version, fetch):
         return Path(fetch(f"runs:/{version.run_id}/reports", dst_path=str(folder)))
 
 
 @contextlib.contextmanager
-def _asking(uri: str) -> Iterator[tuple[Any, Callable[..., str]]]:
+def _opened(uri: str) -> Iterator[tuple[Any, Callable[..., str]]]:
+    """Yield a version and a function that downloads artifacts."""
     client = tracking.client()
     try:
         import mlflow
@@ -272,5 +274,5 @@ def _asking(uri: str) -> Iterator[tuple[Any, Callable[..., str]]]:
         )
     except Exception as failed:
         raise RegistryError(
-            f"{uri}: {str(failed).splitlines()[0][:300]}; see ebm-dist doctor"
+            f"{uri}: {tracking.first_line(failed)}; see ebm-dist doctor"
         ) from failed

@@ -1,1 +1,1 @@
-"""Running a training: the Ray cluster, the record on disk, lineage, MLflow tracking, progress."""
+"""Training runs: the Ray cluster, the record on disk, provenance, MLflow tracking, progress."""

@@ -1,4 +1,4 @@
-"""Looking on while something runs."""
+"""Call a function at intervals while a block of code runs."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -7,7 +7,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def call_every(look: Callable[[], None], every_s: float) -> Iterator[None]:
-    """While the block runs, call ``look`` every so many seconds, beside it, and once more at its end. It must not raise."""
+    """Call ``look`` every ``every_s`` seconds while the block runs, and once at its end.
+
+    The calls are made by a thread. ``look`` must not raise.
+    """
     done = threading.Event()
 
     def repeat() -> None:

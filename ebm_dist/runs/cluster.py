@@ -1,13 +1,13 @@
-"""Training on Ray Train: the only file that knows it (the search, :mod:`ebm_dist.search.driver`, starts its trainings here).
+"""Training on Ray Train. The search (:mod:`ebm_dist.search.driver`) starts its trainings here.
 
-Ray starts and restarts the workers. What a worker resumes from is our own checkpoints, because Ray may forget the newest one when a
-worker is killed, and ties a checkpoint to the number of workers.
+Ray starts and restarts the workers. A worker resumes from the project's own checkpoints: Ray may
+lose its newest checkpoint when a worker is killed, and ties a checkpoint to the number of workers.
 
-Without ``RAY_ADDRESS`` a cluster is started on this machine for the time of the training. With it (``ray job submit`` sets it) the
-workers are on other machines, so data and run must lie where all can reach them: in the object store that ``EBM_STORE`` names.
+Without ``RAY_ADDRESS`` a cluster is started on this machine for the duration of the training. With
+it (``ray job submit`` sets it) the workers run on other machines, so data and run must be in the
+object store that ``EBM_STORE`` names.
 """
 
-import fcntl
 import math
 import os
 import signal
@@ -21,6 +21,7 @@ from types import FrameType
 from typing import Any
 
 import psutil
+from filelock import FileLock, Timeout
 
 from ebm_dist import config, faults, storage
 from ebm_dist.config import NonNegativeInt, Params, Positive, PositiveInt, section
@@ -29,61 +30,64 @@ from ebm_dist.runs.record import STOP, FileReporter
 from ebm_dist.training import checkpoint
 from ebm_dist.training.reporter import Request, Row
 
-_LOCK_WAIT_S = 10
+_LOCK_WAIT_S = 9
 _NAMESPACE = "ebm-dist"
 _RESIZE_EVERY_S = 20.0
 _PATIENCE_S = 5.0
-# for glibc: keep freed memory. Each step of a chain allocates its activations anew, and pages from the kernel come zeroed
+# glibc keeps freed memory: each step of a chain allocates its activations, and the kernel zeroes
+# each new page
 _KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
-_LOOK_EVERY_STEPS = 10  # for a preemption notice: the look is a barrier of all workers
-_WATCHES = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"  # Ray hands it on to the workers
+_LOOK_EVERY_STEPS = 10  # between checks for a preemption notice: each is a barrier of all workers
+_WATCHES = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"  # Ray passes it to the workers
 
 
 @section
 class Config:
     workers: PositiveInt | tuple[PositiveInt, PositiveInt] = 2
-    """Training processes, or the fewest and most, [1, 4], to follow machines as they come and go. At most train.num_shards. The
-    result does not depend on it, so it is in no digest."""
+    """Training processes, or [fewest, most], such as [1, 4], to follow machines that join and
+    leave. At most train.num_shards. The result does not depend on it, so no digest has it."""
     cpus_per_worker: Positive = 1.0
     """CPUs that Ray reserves for each worker."""
     use_gpu: bool = False
     """One GPU for each worker (NCCL), else CPUs (gloo)."""
     max_failures: NonNegativeInt = 3
-    """How often Ray restarts the workers after one has died."""
+    """How often Ray restarts the workers after a worker has died."""
     timeout_s: PositiveInt = 120
-    """How long a worker may be silent before all are restarted, in seconds."""
+    """Seconds without a sign of life from a worker after which all workers are restarted."""
 
     @property
     def fewest_and_most(self) -> tuple[int, int]:
-        """Of ``workers``; the same twice where the number is fixed."""
+        """Return both ends of ``workers``; they are equal if the number is fixed."""
         return self.workers if isinstance(self.workers, tuple) else (self.workers, self.workers)
 
     def check(self, params: Params) -> None:
         fewest, most = self.fewest_and_most
         if fewest > most:
             raise config.Mismatch(
-                "cluster.workers", f"the fewest come first, found [{fewest}, {most}]"
+                "cluster.workers", f"expected [fewest, most], found [{fewest}, {most}]"
             )
         if most > params.train.num_shards:
             raise config.Mismatch(
                 "cluster.workers",
-                f"{most} workers cannot share train.num_shards = {params.train.num_shards} logical shards",
+                f"{most} workers cannot share train.num_shards = {params.train.num_shards} logical"
+                " shards",
             )
 
 
 class RayReporter(FileReporter):
-    """Keeps the record, and tells Ray at each checkpoint, on every rank.
+    """Write the record, and report to Ray at each checkpoint, on every rank.
 
-    Not oftener: a report waits until the controller has fetched the one before, which it does twice a second.
+    Reports are limited to checkpoints because a report waits until the controller has fetched the
+    previous one, and the controller polls twice per second.
     """
 
-    _num_asked, _is_warned = 0, False
+    _num_requests, _is_warned = 0, False
 
     def metrics(self, row: Row, seconds: float) -> None:
-        """With the watts that the GPU of rank 0 draws, where NVML tells: ``pip install 'ebm-dist[gpu]'``."""
+        """Add the power draw of rank 0's GPU in watts, if NVML is there (``ebm-dist[gpu]``)."""
         import torch
 
-        with suppress(Exception):  # no GPU, no NVML, no leave to ask it
+        with suppress(Exception):  # no GPU, no NVML, or no permission to read it
             row = row | {"watts": torch.cuda.power_draw() / 1000}
         super().metrics(row, seconds)
 
@@ -94,15 +98,14 @@ class RayReporter(FileReporter):
         ray.train.report(row)
 
     def requested(self) -> Request:
-        """Stop if the stop file is there; save once when a machine is about to be taken away."""
+        """Return STOP if the stop file exists, SAVE once if a machine is about to be preempted."""
         import ray.train
 
         stops = self.stops()
-        self._num_asked += 1
+        self._num_requests += 1
         watches = os.environ.get(_WATCHES) != "0"
-        if (
-            watches and not self._is_warned and self._num_asked % _LOOK_EVERY_STEPS == 0
-        ):  # at the same steps on all ranks
+        is_due = self._num_requests % _LOOK_EVERY_STEPS == 0  # at the same steps on all ranks
+        if watches and not self._is_warned and is_due:
             self._is_warned = ray.train.get_preemption_info() is not None
             if self._is_warned and not stops:
                 return Request.SAVE
@@ -110,10 +113,11 @@ class RayReporter(FileReporter):
 
 
 def fit(params: Params, data: Path, run: Path, digest: str) -> None:
-    """Train in the run's folder, from where it stands, to the end; at once if it is there already.
+    """Train in the run's folder from its latest checkpoint to the end; return at once if finished.
 
-    SIGTERM and SIGINT lead to an agreed stop with a checkpoint, a second one to the end at once. Raises :class:`Stopped` after such
-    a stop, :class:`ClusterError` where resources are missing or workers keep dying, and whatever error of ours a worker raised.
+    SIGTERM and SIGINT request a stop with a checkpoint; a second signal ends the process at once.
+    Raises :class:`Stopped` after such a stop, :class:`ClusterError` where resources are missing or
+    workers keep dying, and any :class:`EbmError` that a worker raised.
     """
     from ray.exceptions import RayActorError, RaySystemError, RpcError
 
@@ -125,20 +129,18 @@ def fit(params: Params, data: Path, run: Path, digest: str) -> None:
             (run / STOP).unlink(missing_ok=True)
             with _stop_by_signal(run):
                 step = train(params, data, run, digest)
-    except (
-        RayActorError,
-        RaySystemError,
-        RpcError,
-    ) as lost:  # SIGTERM to the whole process group ends Ray too
+    except (RayActorError, RaySystemError, RpcError) as lost:
+        # SIGTERM to the whole process group ends Ray too
         reason = str(lost).strip().splitlines() or [type(lost).__name__]
         raise ClusterError(
-            f"lost the Ray cluster: {reason[0]}; run the same command again to go on"
+            f"lost the Ray cluster: {reason[0]}; run the same command again to resume"
         ) from None
     finally:
         disconnect()
     if step < params.train.num_steps:
         raise Stopped(
-            f"stopped at step {step} of {params.train.num_steps}; run the same command again to go on"
+            f"stopped at step {step} of {params.train.num_steps}; run the same command again to"
+            " resume"
         )
 
 
@@ -150,11 +152,12 @@ def train(
     reporter: Callable[..., FileReporter] = RayReporter,
     resource_tag: int | None = None,
 ) -> int:
-    """The training job on the cluster that this process is connected to; returns the step reached.
+    """Run the training job on the connected cluster and return the step reached.
 
-    ``reporter(run, rank, facts)`` is made on each rank. ``resource_tag``: bytes of memory to reserve for each worker, by which :func:`free`
-    knows the job. Raises :class:`DivergedError`, :class:`ClusterError` where workers keep
-    dying, and whatever error of ours a worker raised.
+    ``reporter(run, rank, facts)`` is called on each rank. ``resource_tag`` is a number of bytes of
+    memory to reserve for each worker, by which :func:`free` recognises the job. Raises
+    :class:`DivergedError`, :class:`ClusterError` where workers keep dying, and any
+    :class:`EbmError` that a worker raised.
     """
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -199,14 +202,14 @@ def train(
 
 
 def address() -> str:
-    """Of the Ray cluster; ``local`` for one of our own on this machine."""
+    """Return the address of the Ray cluster; ``local`` for one that is started on this machine."""
     return os.environ.get("RAY_ADDRESS", "local")
 
 
 def free(resource_tags: Container[int]) -> None:
-    """Take back what jobs with these tags hold, and end their workers.
+    """Release the resources of jobs with these tags, and end their workers.
 
-    Ray does so itself when a job's driver ends, but not when a trial does, unless its dashboard can be asked whether that is alive.
+    Ray does so when a job's driver ends. When a trial ends it needs the dashboard to find out.
     """
     import ray
     from ray.util import placement_group_table, remove_placement_group
@@ -219,21 +222,21 @@ def free(resource_tags: Container[int]) -> None:
 
 
 def disconnect() -> None:
-    """Leave the cluster, and end it if it was started here.
+    """Disconnect from the cluster, and end it if it was started here.
 
-    Now and then Ray's own processes hang on their way out; what is still there some seconds later is killed.
+    Ray's processes sometimes hang at exit; those left after some seconds are killed.
     """
     import ray
 
     workers = _workers()
     ray.shutdown()
-    for left in psutil.wait_procs(workers, timeout=_PATIENCE_S)[1]:
+    for process in psutil.wait_procs(workers, timeout=_PATIENCE_S)[1]:
         with suppress(psutil.NoSuchProcess):
-            left.kill()
+            process.kill()
 
 
 def _workers() -> list[psutil.Process]:
-    """The processes that do the work of a cluster that was started here."""
+    """Return the worker processes of a cluster that was started here."""
     with suppress(psutil.NoSuchProcess):
         nodes = [child for child in psutil.Process().children() if child.name() == "raylet"]
         return [worker for node in nodes for worker in node.children(recursive=True)]
@@ -243,26 +246,26 @@ def _workers() -> list[psutil.Process]:
 def connect(
     params: Params, num_cpus: int | None = None, resources: dict[str, float] | None = None
 ) -> None:
-    """Connect to the cluster that ``RAY_ADDRESS`` names, else start one here; raises :class:`ClusterError` if it is too small.
+    """Connect to the cluster that ``RAY_ADDRESS`` names, or start one on this machine.
 
-    A cluster here has as many CPUs as the workers ask for, or the given number, and the given resources of other kinds. With those,
-    that is for a search, it has a dashboard too: watchers of Ray's ask it whether what they watch is gone, and go themselves.
+    A cluster that is started has ``num_cpus`` CPUs (default: as many as the workers need) and the
+    given ``resources`` of other kinds. With ``resources``, that is for a search, it has a
+    dashboard: Ray's watchers ask it whether the process they watch has ended, and then end too.
+    Raises :class:`ClusterError` if the cluster is too small.
     """
     cluster: Config = params.cluster
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-    os.environ.setdefault(
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
-    )  # silences a warning on machines without GPUs
+    # silences a warning on machines without GPUs
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(cluster.timeout_s))
     os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
-    os.environ.setdefault(
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5"
-    )  # each checkpoint waits for the controller's next look
-    where, own = address(), dict[str, Any]()
+    # each checkpoint waits for the controller's next health check
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    where, local_options = address(), dict[str, Any]()
     if where == "local":
-        # SIGTERM to all ends the cluster's head first, for which the others would wait a minute
+        # SIGTERM to all processes ends the cluster's head first; the others would wait a minute
         os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")
-        # what is sent all the time and read by nobody; and a look for machines that are taken away, which are these
+        # reports that nobody reads, and the preemption watcher, which is useless on one machine
         for name in (
             "RAY_enable_metrics_collection",
             "RAY_task_events_report_interval_ms",
@@ -274,22 +277,27 @@ def connect(
     if where == "local":
         cpus, (fewest, most) = len(os.sched_getaffinity(0)), cluster.fewest_and_most
         _check_resources(cluster, {"CPU": float(cpus)} | (_gpus() if cluster.use_gpu else {}))
-        wanted = math.ceil(
+        default_cpus = math.ceil(
             max(fewest * cluster.cpus_per_worker, min(most * cluster.cpus_per_worker, cpus))
         )
-        own = {
-            "num_cpus": num_cpus or wanted,
+        local_options = {
+            "num_cpus": num_cpus or default_cpus,
             "include_dashboard": bool(resources),
             "object_store_memory": 200 << 20,
             "resources": resources,
         }
-    own_env = {
+    environment = {
         name: str(params.train.num_threads)
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    }
-    own_env |= _KEEP_MEMORY
+    } | _KEEP_MEMORY
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    ray.init(where, namespace=_NAMESPACE, runtime_env={"env_vars": own_env}, **quiet, **own)
+    ray.init(
+        where,
+        namespace=_NAMESPACE,
+        runtime_env={"env_vars": environment},
+        **quiet,
+        **local_options,
+    )
     if where != "local":
         try:
             _check_resources(cluster, ray.cluster_resources())
@@ -299,7 +307,7 @@ def connect(
 
 
 def _worker(job: dict[str, Any]) -> dict[str, Any]:
-    """One rank of the job."""
+    """Train as one rank of the job."""
     import ray
     import ray.train
     import torch
@@ -321,20 +329,23 @@ def _worker(job: dict[str, Any]) -> dict[str, Any]:
         "world_size": context.get_world_size(),
         "ray_job": ray.get_runtime_context().get_job_id(),
     }
-    own = trainer.build(params, shards.read_index(data), TorchComm(device), device, job["digest"])
+    index = shards.read_index(data)
+    rank_trainer = trainer.build(params, index, TorchComm(device), device, job["digest"])
     try:
-        step = own.fit(run, job["reporter"](run, context.get_world_rank(), facts))
-    except DivergedError as error:  # all ranks together; doing it again would end in the same way, so Ray is not to retry
-        return {"step": own.step, "error": str(error)}
+        step = rank_trainer.fit(run, job["reporter"](run, context.get_world_rank(), facts))
+    except DivergedError as error:
+        # all ranks diverge together and would diverge again, so Ray must not retry
+        return {"step": rank_trainer.step, "error": str(error)}
     return {"step": step, "error": None}
 
 
 @contextmanager
 def exclusive_lock(run: Path, digest: str) -> Iterator[None]:
-    """Hold the run on this machine, so that two commands do not train the same thing at once; raises :class:`ClusterError`.
+    """Lock the run on this machine while the block runs, so that no two commands train it at once.
 
-    A held lock is waited for a little: workers of a driver that was just killed may live for some seconds. On a cluster
-    commands wait for each other there instead, see :func:`_lease`.
+    The lock is waited for briefly: workers of a driver that was just killed may live for some
+    seconds. On a cluster commands wait for each other there instead, see :func:`_lease`. Raises
+    :class:`ClusterError` if another command holds the lock.
     """
     if address() != "local":
         yield
@@ -345,30 +356,32 @@ def exclusive_lock(run: Path, digest: str) -> Iterator[None]:
         else Path(tempfile.gettempdir()) / f"ebm-dist-{digest[:16]}.lock"
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as lock:
-        for attempt in range(_LOCK_WAIT_S):
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if attempt == _LOCK_WAIT_S - 1:
-                    raise ClusterError(
-                        f"{run}: this very training is running already; wait for it or stop it"
-                    ) from None
-                time.sleep(1)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=_LOCK_WAIT_S, poll_interval=1.0)
+    except Timeout:
+        raise ClusterError(
+            f"{run}: this very training is running already; wait for it or stop it"
+        ) from None
+    try:
         yield
+    finally:
+        lock.release()
 
 
 @contextmanager
 def _lease(digest: str) -> Iterator[None]:
-    """Hold this training on the whole cluster: an actor of its name, which goes when its driver does. Waits for another's end."""
+    """Hold this training on the whole cluster while the block runs; wait for another holder to end.
+
+    The lease is a named actor, which ends with its driver.
+    """
     import ray
 
     class Lease:
         def ping(self) -> None:
             pass
 
-    said = False
+    is_announced = False
     while True:
         try:
             lease = (
@@ -379,13 +392,13 @@ def _lease(digest: str) -> Iterator[None]:
             ray.get(lease.ping.remote())
             break
         except ValueError:  # the name is taken
-            if not said:
+            if not is_announced:
                 print(
                     "this very training is running already on the cluster; waiting for it",
                     file=sys.stderr,
                     flush=True,
                 )
-            said = True
+            is_announced = True
             time.sleep(2)
     try:
         yield
@@ -395,24 +408,27 @@ def _lease(digest: str) -> Iterator[None]:
 
 @contextmanager
 def _stop_by_signal(run: Path) -> Iterator[None]:
-    """SIGTERM and SIGINT ask the workers to stop together; after the first, they do again what they did before."""
+    """Turn SIGTERM and SIGINT into a stop request to all workers, once.
+
+    The first signal restores the earlier handlers.
+    """
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def restore() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    def ask(_number: int, _frame: FrameType | None) -> None:
+    def request_stop(_number: int, _frame: FrameType | None) -> None:
         restore()
         storage.write_whole(run / STOP, b"")
         print(
-            "stopping at the next step, with a checkpoint; once more to end at once",
+            "stopping at the next step, with a checkpoint; send the signal again to end at once",
             file=sys.stderr,
             flush=True,
         )
 
     for number in before:
-        signal.signal(number, ask)
+        signal.signal(number, request_stop)
     try:
         yield
     finally:
@@ -420,7 +436,10 @@ def _stop_by_signal(run: Path) -> Iterator[None]:
 
 
 def ray_storage(run: Path) -> tuple[str, Any]:
-    """Where Ray keeps its own notes: beside the runs, as a path and, for an object store, a file system of Arrow's."""
+    """Return where Ray keeps its own state: a path next to the runs, and a file system.
+
+    The file system is None on a disk, and an Arrow file system for an object store.
+    """
     folder = run.parent / "ray"
     if storage.is_local(folder):
         return str(folder.absolute()), None
@@ -430,7 +449,7 @@ def ray_storage(run: Path) -> tuple[str, Any]:
 
 
 def is_finished(run: Path, digest: str, num_steps: int) -> bool:
-    """Whether the run's latest checkpoint is its last, so that nothing is left to train."""
+    """Return whether the run's latest checkpoint is its last, so that nothing is left to train."""
     folder = checkpoint.latest(run, digest)
     return folder is not None and checkpoint.verify(folder, digest) >= num_steps
 
@@ -443,20 +462,21 @@ def _gpus() -> dict[str, float]:
 
 def _check_resources(cluster: Config, available: dict[str, float]) -> None:
     fewest, _ = cluster.fewest_and_most
-    asked = {"CPU": fewest * cluster.cpus_per_worker} | (
+    required = {"CPU": fewest * cluster.cpus_per_worker} | (
         {"GPU": float(fewest)} if cluster.use_gpu else {}
     )
-    for kind, amount in asked.items():
+    for kind, amount in required.items():
         if amount > available.get(kind, 0.0):
             key = "use_gpu" if kind == "GPU" else "cpus_per_worker"
             raise ClusterError(
-                f"cluster.workers = {cluster.workers}: {fewest} workers need {amount:g} {kind}s, {available.get(kind, 0.0):g} are"
-                f" there: lower cluster.workers (the result stays the same) or cluster.{key}"
+                f"cluster.workers = {cluster.workers}: {fewest} workers need {amount:g} {kind}s,"
+                f" {available.get(kind, 0.0):g} are there: lower cluster.workers (the result stays"
+                f" the same) or cluster.{key}"
             )
 
 
 def _our_error(failed: Exception) -> EbmError:
-    """The error of ours that a worker raised, or a :class:`ClusterError` that says how the workers ended."""
+    """Return the :class:`EbmError` that a worker raised, else a :class:`ClusterError`."""
     for rank, failure in getattr(failed, "worker_failures", {}).items():
         cause: BaseException | None = failure
         while cause is not None:
@@ -465,9 +485,10 @@ def _our_error(failed: Exception) -> EbmError:
             cause = getattr(cause, "_base_exc", None) or cause.__cause__
         lines = [line for line in str(failure).strip().splitlines() if line.strip()]
         return ClusterError(
-            f"worker {rank} failed: {lines[-1] if lines else type(failure).__name__}; run the same command again to go on from the"
-            " last checkpoint"
+            f"worker {rank} failed: {lines[-1] if lines else type(failure).__name__};"
+            " run the same command again to resume from the last checkpoint"
         )
     return ClusterError(
-        f"the training job failed: {failed}; run the same command again to go on from the last checkpoint"
+        f"the training job failed: {failed}; run the same command again to resume from the last"
+        " checkpoint"
     )

@@ -1,9 +1,10 @@
-"""Digests of code: a result depends on the definitions that it reaches, not on the files that they lie in.
+"""Digests of code: a result depends on the definitions that it reaches, not on files.
 
-From the roots of a stage, names are followed through the project's own modules. Of each definition reached the syntax tree is
-hashed without docstrings, comments, type annotations, and the words of errors and log lines; names of modules are reduced to
-what they bind. So a docstring, a comment, another message, a move to another file and any definition that is not
-reached change nothing. Code that the settings rule out (compiled chains, DDP) is not followed.
+From the roots of a stage, names are followed through the project's own modules. The syntax tree of
+each definition reached is hashed without docstrings, comments, type annotations, and the text of
+errors and log lines. Names of modules are reduced to the names that they bind. So a docstring, a
+comment, another message, a move to another file, and any definition that is not reached leave the
+digest as it is. Code that the settings rule out (compiled chains, DDP) is not followed.
 """
 
 import ast
@@ -21,6 +22,7 @@ PACKAGES = ("ebm_dist", "pipelines")
 ALL = "*"
 """Stands for every definition of a module."""
 
+_FIELD = "field"
 _PLUGINS = ("energies", "samplers", "objectives", "generators")
 _LOGGING = ("debug", "info", "warning", "error")
 _COMPILED, _DDP = (
@@ -29,7 +31,7 @@ _COMPILED, _DDP = (
 )
 _FIGURES = ("ebm_dist.report.figures", ALL)
 _TRANSPORT = [("ebm_dist.storage", ALL), ("ebm_dist.faults", ALL), ("ebm_dist.errors", ALL)]
-"""Moves bytes and messages, and decides none."""
+"""Modules that move bytes and messages and decide no result."""
 
 Symbol = tuple[str, str]
 """A module and a name in it."""
@@ -48,7 +50,7 @@ class _Module(NamedTuple):
 def _module(name: str, root: Path) -> _Module | None:
     path = root.joinpath(*name.split("."))
     file = next((f for f in (path.with_suffix(".py"), path / "__init__.py") if f.exists()), None)
-    if file is None or name.split(".")[0] not in PACKAGES:
+    if file is None or name.partition(".")[0] not in PACKAGES:
         return None
     module = _Module({}, [], {})
     for statement in ast.parse(file.read_text()).body:
@@ -68,8 +70,8 @@ def _imports(statement: ast.Import | ast.ImportFrom, root: Path) -> Iterator[tup
     for alias in statement.names:
         if isinstance(statement, ast.Import):
             yield (
-                alias.asname or alias.name.split(".")[0],
-                (alias.name if alias.asname else alias.name.split(".")[0], ""),
+                alias.asname or alias.name.partition(".")[0],
+                (alias.name if alias.asname else alias.name.partition(".")[0], ""),
             )
         else:
             whole = f"{statement.module}.{alias.name}"
@@ -86,11 +88,11 @@ def _module_exists(name: str, root: Path) -> bool:
 
 
 def _is_own(module: str) -> bool:
-    return module.split(".")[0] in PACKAGES
+    return module.partition(".")[0] in PACKAGES
 
 
 def _bound(statement: ast.stmt) -> set[str]:
-    """The names that a statement of a module binds."""
+    """Return the names that a statement of a module binds."""
     if isinstance(statement, ast.FunctionDef | ast.ClassDef):
         return {statement.name}
     names = {
@@ -106,7 +108,7 @@ def _is_text(statement: ast.stmt) -> bool:
 
 
 class _Canonical(ast.NodeTransformer):
-    """Reduce a definition to what it computes, and collect the symbols that it refers to."""
+    """Reduce a definition to its computation, and collect the symbols that it refers to."""
 
     def __init__(self, name: str, module: _Module, root: Path) -> None:
         self.name, self.module, self.root = name, module, root
@@ -121,7 +123,7 @@ class _Canonical(ast.NodeTransformer):
         return ast.dump(self.visit(statement), annotate_fields=False)
 
     def resolve(self, name: str) -> Symbol | None:
-        """What a name of the module stands for: ``(module, name)``; None for a local or builtin name."""
+        """Return ``(module, name)`` for a name of the module; None for a local or builtin name."""
         if name in self.module.definitions:
             return self.name, name
         return self.imports.get(name)
@@ -164,11 +166,15 @@ class _Canonical(ast.NodeTransformer):
         return self.with_body(node)
 
     def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        for statement in node.body:  # a field of a dataclass differs from an attribute
+            if isinstance(statement, ast.AnnAssign):
+                statement.annotation = ast.Constant(_FIELD)
         return self.with_body(node)
 
-    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
-        node.annotation = ast.Constant(None)
-        return self.generic_visit(node)
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST | None:
+        if getattr(node.annotation, "value", None) == _FIELD:
+            return self.generic_visit(node)
+        return self.visit(ast.Assign([node.target], node.value)) if node.value else None
 
     def with_body(self, node: ast.FunctionDef | ast.ClassDef) -> ast.AST:
         self.generic_visit(node)
@@ -196,11 +202,12 @@ class _Canonical(ast.NodeTransformer):
 def closure(
     roots: Iterable[Symbol], skipped: Iterable[Symbol] = (), root: Path = ROOT
 ) -> dict[Symbol, frozenset[str]]:
-    """Return every symbol that the roots reach, themselves included, with its canonical definitions.
+    """Return each symbol that the roots reach, roots included, with its canonical definitions.
 
-    Plugins, which are found by name at run time, are no more followed than what is ``skipped``.
+    ``skipped`` symbols are not followed. Plugins, which are looked up by name at run time, are
+    followed only as roots. Raises KeyError for a root that does not exist.
     """
-    found: dict[Symbol, frozenset[str]] = {}
+    definitions: dict[Symbol, frozenset[str]] = {}
     for name, wanted in (roots := list(roots)):
         module = _module(name, root)
         if module is None or (wanted != ALL and wanted not in module.definitions):
@@ -208,16 +215,16 @@ def closure(
     queue, left_out = list(roots), {*skipped, *_TRANSPORT}
     while queue:
         symbol = queue.pop()
-        if symbol in found or symbol in left_out or (symbol[0], ALL) in left_out:
+        if symbol in definitions or symbol in left_out or (symbol[0], ALL) in left_out:
             continue
-        found[symbol], reached = _definition(symbol, root)
+        definitions[symbol], reached = _definition(symbol, root)
         queue += reached
-    return found
+    return definitions
 
 
 @cache
 def _definition(symbol: Symbol, root: Path) -> tuple[frozenset[str], frozenset[Symbol]]:
-    """The canonical definitions of a symbol, and the symbols that they refer to."""
+    """Return the canonical definitions of a symbol, and the symbols that they refer to."""
     name, wanted = symbol
     module = _module(name, root)
     if module is None:
@@ -251,7 +258,7 @@ def _whole(*modules: str) -> list[Symbol]:
 
 
 def _plugins_of(params: Params | None, *sections: str) -> list[Symbol]:
-    """The plugins that settings name in these sections, or all there are."""
+    """Return the plugins that the settings name in these sections, or all plugins if None."""
     if params is None:
         folders = _PLUGINS if "energy" in sections else ("datasets",)
         return _whole(
@@ -277,7 +284,7 @@ def _ruled_out(params: Params | None) -> list[Symbol]:
 
 
 def prepare_digest(params: Params | None, root: Path = ROOT) -> str:
-    """Return the digest of the code that prepares the data of these settings; of any, if None."""
+    """Return the digest of the code that prepares the data of these settings, or of any if None."""
     return digest(
         [("ebm_dist.data.shards", "write"), *_plugins_of(params, "dataset", "comparison_datasets")],
         root=root,
@@ -293,7 +300,7 @@ def classifier_digest(root: Path = ROOT) -> str:
 
 
 def train_digest(params: Params | None, root: Path = ROOT) -> str:
-    """Return the digest of the code that decides the result of training, and of its export."""
+    """Return the digest of the code that decides the result of training and of its export."""
     roots = [
         ("ebm_dist.training.trainer", ALL),
         ("ebm_dist.training.reduce", "TorchComm"),
@@ -311,7 +318,10 @@ def train_digest(params: Params | None, root: Path = ROOT) -> str:
 def evaluate_digest(
     params: Params | None, suite: str, *, figures: bool = True, root: Path = ROOT
 ) -> str:
-    """Return the digest of the code of a suite, for these settings or any; without the drawing of figures if not ``figures``."""
+    """Return the digest of the code of a suite, for these settings or any.
+
+    With ``figures=False`` the code that draws figures is left out: it decides no metric.
+    """
     roots = [
         ("ebm_dist.evaluation", "over_seeds"),
         ("ebm_dist.models.trained", "load"),
@@ -331,7 +341,7 @@ def register_digest(root: Path = ROOT) -> str:
 
 
 def tune_digest(root: Path = ROOT) -> str:
-    """Return the digest of the code of a search, over all plugins."""
+    """Return the digest of the code of a search with all plugins."""
     roots = [
         ("ebm_dist.search.driver", "find"),
         ("ebm_dist.search.report", "write"),

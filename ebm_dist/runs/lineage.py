@@ -1,4 +1,4 @@
-"""What a result came from: digests of settings, data and code, the git commit, the hashes that DVC holds."""
+"""Lineage of a result: digests of settings, data and code, the git commit, the hashes of DVC."""
 
 import hashlib
 import json
@@ -17,7 +17,10 @@ ROOT = code.ROOT
 
 
 def run_digest(params: Params, data_digest: str) -> str:
-    """Names a training run: the same settings, data and code give the same digest, hence the same run."""
+    """Return the digest that names a training run.
+
+    Two trainings with the same settings, data and code have the same digest and share one run.
+    """
     return _sha256([params.digest(*TRAINING), data_digest, code.train_digest(params)])
 
 
@@ -26,7 +29,11 @@ def _sha256(value: Any) -> str:
 
 
 def git_state() -> dict[str, str]:
-    """Commit and whether files differ from it; in a job, which has no repository, the commit that the submitter names."""
+    """Return the commit, and whether files differ from it.
+
+    A job on a cluster has no repository; there it is the commit that the submitter names in
+    ``EBM_GIT_COMMIT``.
+    """
 
     def git(*arguments: str) -> str | None:
         done = subprocess.run(
@@ -45,7 +52,7 @@ def git_state() -> dict[str, str]:
 
 
 def code_commit() -> str:
-    """Return the commit of the code, with a ``+`` where the code differs from it; empty where nothing tells."""
+    """Return the commit of the code, with a ``+`` if the code differs from it, "" if unknown."""
     state = git_state()
     commit = state.get("git.commit", "")
     dirty = subprocess.run(
@@ -67,7 +74,7 @@ def code_commit() -> str:
 
 
 def recorded_in(path: Path) -> str:
-    """Return the commit that last changed a file; empty where nothing tells."""
+    """Return the commit that last changed a file, "" if unknown."""
     done = subprocess.run(
         ["git", "log", "-1", "--format=%H", "--", str(path)],
         cwd=ROOT,
@@ -79,7 +86,7 @@ def recorded_in(path: Path) -> str:
 
 
 def dvc_hashes(lock: Path) -> dict[str, str]:
-    """Hash of every output that a ``dvc.lock`` holds; empty if there is none yet."""
+    """Return the hash of each output in a ``dvc.lock``; empty if the file is missing."""
     if not lock.exists():
         return {}
     stages = (YAML(typ="safe", pure=True).load(lock.read_text()) or {}).get("stages", {})
@@ -91,15 +98,15 @@ def dvc_hashes(lock: Path) -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """The machine, in words: processor, its cores at hand, memory, and a GPU's name if there is one."""
+    """Return the processor, available cores, memory in GiB, and the name of the GPU if any."""
     import torch
 
     cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
         names = [
             line.split(":", 1)[1].strip()
-            for line in info.read_text().splitlines()
+            for line in cpuinfo.read_text().splitlines()
             if line.startswith("model name")
         ]
         cpu = names[0] if names else cpu

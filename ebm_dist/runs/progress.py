@@ -1,4 +1,4 @@
-"""The live line of a training run, read from its record; whoever trains, and wherever, does not know of it."""
+"""The live line of a training run, read from its record: the trainer needs no code for it."""
 
 import threading
 import time
@@ -12,23 +12,26 @@ from rich.text import Text
 
 from ebm_dist.runs.record import EVENTS, METRICS, read_lines
 
-_PLAIN_EVERY_S = 10.0  # without a terminal, such as in CI logs, a line now and then
+_PLAIN_EVERY_S = 10.0  # interval between lines without a terminal, such as in CI logs
 
 
 def line(run: Path, num_steps: int, waiting: str) -> str:
-    """Step, energy gap, speed, time left, workers and restarts, in at most 100 characters."""
-    rows, starts = list(read_lines(run / METRICS)), list(read_lines(run / EVENTS))
-    if not starts:
+    """Return step, energy gap, speed, time left, workers and restarts in at most 100 characters.
+
+    Return ``waiting`` until the run has an event.
+    """
+    rows, events = list(read_lines(run / METRICS)), list(read_lines(run / EVENTS))
+    if not events:
         return waiting
-    workers = starts[-1].get("world_size", 1)
-    rollbacks = starts[-1].get("rollbacks", 0)
-    restarts = sum(event["event"] == "resumed" for event in starts)
+    workers = events[-1].get("world_size", 1)
+    rollbacks = events[-1].get("rollbacks", 0)
+    restarts = sum(event["event"] == "resumed" for event in events)
     tail = f"{workers} worker{'s' if workers != 1 else ''}  {restarts} restarts" + (
         f"  {rollbacks} rollbacks" if rollbacks else ""
     )
     timed = [row for row in rows if "seconds" in row]
     if not timed:
-        return f"step {starts[-1]['step']}/{num_steps}  {tail}"
+        return f"step {events[-1]['step']}/{num_steps}  {tail}"
     last, before = timed[-1], timed[max(0, len(timed) - 11)]
     seconds = last["seconds"] - before["seconds"]
     speed = (
@@ -36,9 +39,10 @@ def line(run: Path, num_steps: int, waiting: str) -> str:
         if seconds > 0
         else last["step"] / max(last["seconds"], 1e-9)
     )
-    left = (num_steps - last["step"]) / speed
+    seconds_left = (num_steps - last["step"]) / speed
     gap = f"E+ - E- {last['energy_gap']:+.3f}  " if "energy_gap" in last else ""
-    return f"step {last['step']}/{num_steps}  {gap}{speed:.1f} steps/s  {left // 60:.0f}:{left % 60:02.0f} left  {tail}"
+    time_left = f"{seconds_left // 60:.0f}:{seconds_left % 60:02.0f} left"
+    return f"step {last['step']}/{num_steps}  {gap}{speed:.1f} steps/s  {time_left}  {tail}"
 
 
 @contextmanager
@@ -47,7 +51,7 @@ def live(run: Path, num_steps: int, waiting: str = "starting Ray ...") -> Iterat
     shown_last = [waiting]
 
     def current() -> str:
-        with suppress(OSError):  # an object store that is away: the line stands still
+        with suppress(OSError):  # the object store is unreachable: repeat the last line
             shown_last[0] = line(run, num_steps, waiting)
         return shown_last[0]
 
@@ -57,7 +61,10 @@ def live(run: Path, num_steps: int, waiting: str = "starting Ray ...") -> Iterat
 
 @contextmanager
 def live_display(picture: Callable[[], RenderableType], line: Callable[[], str]) -> Iterator[None]:
-    """While the block runs, keep the picture on the terminal; without one, print the line now and then."""
+    """Show ``picture()`` on the terminal while the block runs.
+
+    Without a terminal, print ``line()`` every few seconds if it has changed.
+    """
     console, done = Console(stderr=True), threading.Event()
 
     def show() -> None:
@@ -67,11 +74,11 @@ def live_display(picture: Callable[[], RenderableType], line: Callable[[], str])
                     display.update(picture())
                 display.update(picture())
             return
-        shown, last = 0.0, ""
+        printed_at, printed = 0.0, ""
         while not done.wait(0.5):
-            if time.monotonic() - shown >= _PLAIN_EVERY_S and (text := line()) != last:
+            if time.monotonic() - printed_at >= _PLAIN_EVERY_S and (text := line()) != printed:
                 print(text, flush=True)
-                shown, last = time.monotonic(), text
+                printed_at, printed = time.monotonic(), text
         print(line(), flush=True)
 
     thread = threading.Thread(target=show, daemon=True)

@@ -1,8 +1,9 @@
-"""Which code, settings, data and weights made a result, and whether it is still what this code would make.
+"""Provenance: which code, settings, data and weights made a result, and whether it is current.
 
-``run.json`` beside the metrics of a training or a suite records it. A result is *current* where the digests recorded are those
-of the code and settings that are here, or where :mod:`pipelines.verify` has shown that a change of digest changed no bit; else
-it is *stale*, and the reason is told. Nothing here needs data, weights or a run.
+``run.json`` next to the metrics of a training or a suite records them. A result is *current* if the
+recorded digests equal those of the present code and settings, or if :mod:`pipelines.verify` has
+shown that the change between two digests changed no bit. Otherwise it is *stale*, with a reason.
+Nothing here needs data, weights or a run.
 """
 
 import hashlib
@@ -25,25 +26,25 @@ _LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn", "safetensors", "webdata
 
 
 class Status(NamedTuple):
-    """Whether a result is of this code."""
+    """Status of a result: current, or stale with reasons."""
 
     commit: str
-    """of the code that made it; empty where that was not recorded"""
+    """commit of the code that made it; "" if it was not recorded"""
     reasons: tuple[str, ...]
-    """why it is stale; none where it is current"""
+    """why it is stale; empty if it is current"""
 
 
 def versions() -> dict[str, str]:
     """Return the versions of the libraries that decide bits."""
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {}
+    installed = {}
     for name in _LIBRARIES:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def _made_here() -> dict[str, Any]:
@@ -59,7 +60,7 @@ def _made_here() -> dict[str, Any]:
 
 
 def of_training(params: Params, data_digest: str, weights: Path) -> dict[str, Any]:
-    """Return what ``run.json`` records of a training whose energy has these weights."""
+    """Return what ``run.json`` records of a training; ``weights`` is the file of its energy."""
     return {
         **_made_here(),
         "code": code.train_digest(params),
@@ -73,7 +74,7 @@ def of_training(params: Params, data_digest: str, weights: Path) -> dict[str, An
 def of_suite(
     params: Params, suite: str, data_digest: str, weights: Mapping[int, str]
 ) -> dict[str, Any]:
-    """Return what ``run.json`` records of a suite over models with these weights, by seed."""
+    """Return what ``run.json`` records of a suite over models, given their weights by seed."""
     return {
         **_made_here(),
         "code": code.evaluate_digest(params, suite),
@@ -92,10 +93,13 @@ def suite_params(params: Params, suite: str) -> str:
 
 
 def status(recipe: Path, suite: str, reports: Path) -> Status:
-    """Compare the records of a recipe's trainings and of one suite with what is here. Raises :class:`DataError` without records."""
+    """Compare the records of a recipe's trainings and a suite with the present code and settings.
+
+    Raises :class:`DataError` for a record that cannot be read.
+    """
     record = _read(reports / recipe.stem / suite / RUN)
     params = config.load(recipe)
-    if record is None:
+    if record is None or "code" not in record:
         recorded_in = lineage.recorded_in(reports / recipe.stem / suite / "metrics.json")
         return Status(recorded_in, ("made before provenance was recorded",))
     reasons = list(
@@ -126,18 +130,21 @@ def status(recipe: Path, suite: str, reports: Path) -> Status:
 
 
 def of_row(row: Mapping[str, Any], recipes: Path, reports: Path) -> Status:
-    """Return the status of a row of the results, over all its recipes. Raises :class:`DataError` for a broken record."""
-    found = [
+    """Return the status of a row of the results over all its recipes.
+
+    Raises :class:`DataError` for a record that cannot be read.
+    """
+    statuses = [
         status(recipes / f"{name}.yaml", row["metric"].split(".")[0], reports)
         for name in row["recipes"]
     ]
-    several = len(found) > 1
+    is_combined = len(statuses) > 1
     reasons = [
-        f"{name}: {why}" if several else why
-        for name, one in zip(row["recipes"], found, strict=True)
-        for why in one.reasons
+        f"{name}: {why}" if is_combined else why
+        for name, recipe_status in zip(row["recipes"], statuses, strict=True)
+        for why in recipe_status.reasons
     ]
-    return Status(found[0].commit, tuple(reasons))
+    return Status(statuses[0].commit, tuple(reasons))
 
 
 def _differences(record: Mapping[str, Any], present: str, params: str, what: str) -> Iterator[str]:
@@ -158,12 +165,15 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def is_verified(recorded: str, present: str) -> bool:
-    """Whether a recorded digest is the present one, or verified changes lead from it to that."""
+    """Return whether a recorded digest is the present one or verified changes connect the two.
+
+    ``present`` may be the beginning of a digest, as in ``pipelines/code.yaml``.
+    """
     reached, queue = set[str](), [recorded]
     changes = _verified()
     while queue:
         digest = queue.pop()
-        if digest == present:
+        if digest[: len(present)] == present:
             return True
         if digest not in reached:
             reached.add(digest)
@@ -177,20 +187,21 @@ def _verified() -> list[tuple[str, str]]:
     return [(old, new) for row in rows for old, new in row["digests"].values()]
 
 
-def lock_faults(lock: Path, reports: Path) -> Iterator[str]:
-    """Tell each stage of a ``dvc.lock`` that claims a code that neither a run nor a verified change stands for."""
+def lock_faults(lock: Path, root: Path) -> Iterator[str]:
+    """Yield a message for each stage of a ``dvc.lock`` that claims code without evidence.
+
+    Evidence is the ``run.json`` of a run of that code, or a verified change that leads to it. Paths
+    in the lock are relative to ``root``.
+    """
     stages = YAML(typ="safe", pure=True).load(lock.read_text())["stages"]
     for name, stage in stages.items():
         claimed = stage.get("params", {}).get("pipelines/code.yaml", {})
         kind, _, row = name.partition("@")
         if kind not in ("train", "evaluate") or not claimed:
             continue
-        (out,) = (
-            stage["metrics"]
-            if "metrics" in stage
-            else [o for o in stage["outs"] if o["path"].endswith("metrics.json")]
-        )
-        record = _read(Path(out["path"]).parent / RUN) if reports else None
+        (metrics,) = [out["path"] for out in stage["outs"] if out["path"].endswith("metrics.json")]
+        run = Path(metrics).parent / RUN
+        record = _read(root / run)
         (digest,) = claimed.values()
-        if record is None or not is_verified(record.get("code", "")[: len(digest)], digest):
-            yield f"{lock}: {row or kind} claims code {digest}, of which {Path(out['path']).parent / RUN} is no run"
+        if record is None or not is_verified(record.get("code", ""), digest):
+            yield f"{lock}: {row or kind} claims code {digest}, of which {run} is no run"

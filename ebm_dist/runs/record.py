@@ -1,7 +1,8 @@
-"""The record of a run: metrics and events as JSON lines, complete even where a tracking server is away.
+"""The record of a run: metrics and events as JSON lines, complete even without a tracking server.
 
-``metrics.jsonl`` has one row per logged step; a restart cuts off what came after its checkpoint and repeats it.
-``events.jsonl`` has a line per start, restart and rollback. A file ``stop`` asks the run to end at the next step boundary.
+``metrics.jsonl`` has one row per logged step. A restart drops the rows after its checkpoint and
+writes them again. ``events.jsonl`` has a line per start, restart and rollback. A file ``stop``
+requests that the run end at the next step boundary.
 """
 
 import json
@@ -20,19 +21,23 @@ _UPLOAD_EVERY_S = 5.0
 
 
 class Lines:
-    """A file of JSON lines that grows. An object store cannot append, so there it is written anew, every few seconds at most."""
+    """A file of JSON lines that grows.
+
+    An object store cannot append, so the whole file is written again there, at most every few
+    seconds.
+    """
 
     def __init__(self, path: Path, now: Callable[[], float]) -> None:
         self.path, self.now = path, now
         self._lines, self._is_written, self._written_at = list[str](), True, 0.0
 
     def replace(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Begin the file anew with these rows."""
+        """Replace the content of the file by these rows."""
         self._lines, self._is_written = [json.dumps(row) + "\n" for row in rows], False
         self.flush()
 
     def append(self, row: dict[str, Any]) -> None:
-        """Add a row; on a disk at once, in a store soon."""
+        """Append a row: at once on a disk, within seconds in an object store."""
         faults.point("record.append")
         line = json.dumps(row) + "\n"
         if is_local(self.path):
@@ -45,14 +50,14 @@ class Lines:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is not written yet."""
+        """Write pending rows to the object store."""
         if not self._is_written:
             write_whole(self.path, "".join(self._lines).encode())
             self._is_written, self._written_at = True, self.now()
 
 
 class FileReporter:
-    """A :class:`Reporter` that keeps the record; only rank 0 writes it and looks for the stop file."""
+    """A :class:`Reporter` that keeps the record. Only rank 0 writes and checks for a stop file."""
 
     def __init__(
         self,
@@ -69,10 +74,11 @@ class FileReporter:
         if self.rank:
             return
         self.run.mkdir(parents=True, exist_ok=True)
-        known = {row["step"]: row for row in read_lines(self.run / METRICS) if row["step"] <= step}
-        self._metrics.replace(
-            [known.get(row["step"], row) for row in history]
-        )  # what the disk lost comes from the checkpoint
+        recorded = {
+            row["step"]: row for row in read_lines(self.run / METRICS) if row["step"] <= step
+        }
+        # rows that the disk lost come from the checkpoint
+        self._metrics.replace([recorded.get(row["step"], row) for row in history])
         event = {
             "event": reason,
             "step": step,
@@ -90,7 +96,7 @@ class FileReporter:
             self._metrics.flush()
 
     def stops(self) -> bool:
-        """Whether the stop file is there."""
+        """Whether the stop file exists; checked at most once per second."""
         if (
             self.rank == 0
             and not self._stops
@@ -104,7 +110,10 @@ class FileReporter:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a JSON-lines file; nothing if it is missing, and not the last line if it was cut off while being written."""
+    """Yield the rows of a JSON-lines file; none if it is missing.
+
+    Reading ends at a line that was cut off while it was written.
+    """
     try:
         lines = read_bytes(path).decode().splitlines()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Pictures of a run's chains, one for each checkpoint, taken while it trains: the driver looks on, and training does not wait."""
+"""Pictures of a run's chains, one per checkpoint, taken by the driver while training goes on."""
 
 import io
 from contextlib import AbstractContextManager, suppress
@@ -15,20 +15,20 @@ from ebm_dist.storage import read_bytes, write_whole
 from ebm_dist.training import checkpoint, state
 
 _FOLDER, _LOOK_EVERY_S = "pictures", 2.0
-_CHAINS, _MOST_ROWS = 12, 12  # of a picture; of the strip
+_CHAINS, _MOST_ROWS = 12, 12  # chains of a picture; rows of the strip
 
 
 def taken(run: Path) -> dict[int, Path]:
-    """The pictures of a run, PNG files, by step."""
+    """Return the pictures of a run, PNG files, by step."""
     return {int(path.stem): path for path in sorted((run / _FOLDER).glob("*.png"))}
 
 
 def take(run: Path) -> None:
-    """Keep a row of the first chains of each checkpoint that has none yet, if they are images."""
+    """Write a picture of the first chains of each new checkpoint, if the chains are images."""
     folders = checkpoint.whole(run)
     for step in folders.keys() - taken(run).keys():
         for path in state.chain_files(folders[step])[:1]:  # of the first logical shard
-            with suppress(DataError):  # it has just been deleted
+            with suppress(DataError):  # the checkpoint has just been deleted
                 _keep(run, step, read_tensors(path, "train")["position"][:_CHAINS].numpy())
 
 
@@ -41,27 +41,30 @@ def _keep(run: Path, step: int, chains: figures.Array) -> None:
 
 
 def sync_while_running(run: Path) -> AbstractContextManager[None]:
-    """While the block runs, take pictures now and then, and once at its end."""
+    """Take pictures every few seconds while the block runs, and once at its end."""
 
     def look() -> None:
-        with suppress(OSError):  # a store that is away: pictures are missing, nothing else
+        with suppress(OSError):  # the object store is unreachable: only pictures are missing
             take(run)
 
     return call_every(look, _LOOK_EVERY_S)
 
 
 def strip(run: Path) -> bytes | None:
-    """The chains over the training, a row a checkpoint, as one picture with a title; None if there are no pictures."""
-    found = taken(run)
-    if not found:
+    """Return the chains over the training as one PNG picture, a row per checkpoint.
+
+    Return None if there are no pictures.
+    """
+    pictures = taken(run)
+    if not pictures:
         return None
     steps = [
-        [*found][i]
-        for i in np.unique(np.linspace(0, len(found) - 1, _MOST_ROWS).round().astype(int))
+        [*pictures][i]
+        for i in np.unique(np.linspace(0, len(pictures) - 1, _MOST_ROWS).round().astype(int))
     ]
-    rows = [np.asarray(Image.open(io.BytesIO(read_bytes(found[step]))))[1:] for step in steps]
+    rows = [np.asarray(Image.open(io.BytesIO(read_bytes(pictures[step]))))[1:] for step in steps]
     return figures.titled(
         np.concatenate(rows),
-        "The same replay slots, a row at each step",
+        "The same replay slots, one row per step",
         [f"{step:,}" for step in steps],
     )

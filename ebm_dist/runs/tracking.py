@@ -1,7 +1,7 @@
-"""MLflow runs: one for each training, however often it was restarted; for a search a parent and a child for each trial.
+"""MLflow runs: one per training, over all its restarts; for a search a parent and its trials.
 
-They are fed from the run's record on disk, never by the workers, so training neither waits for a tracking server
-nor notices when it is away.
+They are filled from the run's record on disk, never by the workers. Training neither waits for a
+tracking server nor notices that it is down.
 """
 
 import io
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 RUN_TAG = "ebm.run_digest"
 _NOT_METRICS = ("step", "time")
-_ROWS_A_CALL = 40  # MLflow takes at most 1,000 metrics a call
+_ROWS_A_CALL = 40  # MLflow accepts at most 1,000 metrics per call
 
 
 @section
@@ -38,16 +38,16 @@ class Config:
     experiment: str = "ebm-dist"
     """MLflow experiment of the runs."""
     poll_s: Positive = 3.0
-    """Seconds between two looks at the record of a training run."""
+    """Seconds between two reads of the record of a training run."""
 
 
 def tracking_uri() -> str:
-    """``MLFLOW_TRACKING_URI``, else SQLite in the working folder."""
+    """Return ``MLFLOW_TRACKING_URI``, or SQLite in the working folder by default."""
     return os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
 
 
 def client() -> "MlflowClient":
-    """A client that gives up within seconds. Importing MLflow takes seconds too, so only who needs it does."""
+    """Return a client that gives up within seconds. MLflow is imported here: that takes seconds."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
@@ -61,7 +61,7 @@ def client() -> "MlflowClient":
 
 
 def run_of(mlflow: "MlflowClient", params: Params, digest: str, name: str) -> str:
-    """The id of the run of this training, made at the first call and found again by its digest afterwards."""
+    """Return the id of the run of this training; create the run if no run has its digest."""
     values = flat({key: value for key, value in params.as_dict().items() if key != "tune"})
     temperature = getattr(params.sampler, "temperature", None)
     return find_or_create_run(
@@ -82,16 +82,16 @@ def find_or_create_run(
     values: Mapping[str, Any],
     tags: dict[str, str],
 ) -> str:
-    """The id of the run with this digest; made, with these parameters and tags, if there is none yet."""
+    """Return the id of the run with this digest; if new, create it with these values and tags."""
     experiment = mlflow.get_experiment_by_name(params.tracking.experiment)
     experiment_id = (
         experiment.experiment_id
         if experiment
         else mlflow.create_experiment(params.tracking.experiment)
     )
-    found = mlflow.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{digest}'", max_results=1)
-    if found:
-        return str(found[0].info.run_id)
+    runs = mlflow.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{digest}'", max_results=1)
+    if runs:
+        return str(runs[0].info.run_id)
     run = mlflow.create_run(experiment_id, run_name=name, tags={RUN_TAG: digest, **tags})
     for key, value in values.items():
         mlflow.log_param(run.info.run_id, key, str(value)[:6000])
@@ -99,33 +99,34 @@ def find_or_create_run(
 
 
 def sync(mlflow: "MlflowClient", run_id: str, run: Path) -> int:
-    """Bring the rows of the record that MLflow does not have yet; return how many. No step is logged twice."""
+    """Log the new rows of the record to MLflow and return their number. No step is logged twice."""
     from mlflow.entities import Metric
 
     last = float(mlflow.get_run(run_id).data.tags.get("ebm.synced_step", 0))
     rows = list(read_lines(run / METRICS))
-    fresh = [
+    new_rows = [
         (before, row)
         for before, row in zip([None, *rows], rows, strict=False)
         if row["step"] > last
     ]
-    for start in range(0, len(fresh), _ROWS_A_CALL):
-        block = fresh[start : start + _ROWS_A_CALL]
+    for start in range(0, len(new_rows), _ROWS_A_CALL):
+        block = new_rows[start : start + _ROWS_A_CALL]
         metrics = [
             Metric(key, value, int(row.get("time", 0) * 1000), int(row["step"]))
             for before, row in block
             for key, value in {**row, **_speed(before, row)}.items()
             if key not in _NOT_METRICS
         ]
-        # a block repeated after a crash between these two calls has the same keys, times, steps and values: the store keeps one
+        # after a crash between these two calls the block is logged again with the same keys,
+        # times, steps and values, of which the store keeps one
         mlflow.log_batch(run_id, metrics=metrics)
         mlflow.set_tag(run_id, "ebm.synced_step", str(int(block[-1][1]["step"])))
     _sync_pictures(mlflow, run_id, run)
-    return len(fresh)
+    return len(new_rows)
 
 
 def _sync_pictures(mlflow: "MlflowClient", run_id: str, run: Path) -> None:
-    """Bring the pictures of the chains that MLflow does not have yet: it shows them by step."""
+    """Log the new pictures of the chains by step."""
     last = int(mlflow.get_run(run_id).data.tags.get("ebm.synced_picture", -1))
     for step, path in snapshots.taken(run).items():
         if step > last:
@@ -149,7 +150,7 @@ def _speed(before: dict[str, Any] | None, row: dict[str, Any]) -> dict[str, floa
 
 @contextmanager
 def sync_while_running(params: Params, digest: str, name: str, run: Path) -> Iterator[None]:
-    """While the block runs, keep MLflow up to date with the record; if it is away, say so once and go on trying."""
+    """Sync the record to MLflow while the block runs; warn once and retry if MLflow is down."""
     ids = list[str]()
 
     def bring(mlflow: "MlflowClient") -> None:
@@ -164,19 +165,19 @@ def sync_while_running(params: Params, digest: str, name: str, run: Path) -> Ite
 def keep_in_sync(
     bring: Callable[["MlflowClient"], None], where: str, poll_s: float
 ) -> AbstractContextManager[None]:
-    """Call ``bring(client)`` now and then while the block runs, and once at its end."""
-    known, is_away = list["MlflowClient"](), [False]
+    """Call ``bring(client)`` every ``poll_s`` seconds while the block runs, and once at its end."""
+    clients, is_away = list["MlflowClient"](), [False]
 
     def look() -> None:
         try:
-            if not known:
-                known.append(client())
-            bring(known[0])
+            if not clients:
+                clients.append(client())
+            bring(clients[0])
             is_away[0] = False
-        except Exception as failed:  # noqa: BLE001 (whatever is wrong with tracking, training goes on)
+        except Exception as failed:  # noqa: BLE001 (training continues whatever MLflow raises)
             if not is_away[0]:
                 log.warning(
-                    "MLflow at %s is away (%s); %s and brought there later",
+                    "MLflow at %s is away (%s); %s and are logged to it later",
                     tracking_uri(),
                     first_line(failed),
                     where,
@@ -189,7 +190,10 @@ def keep_in_sync(
 def open_run(
     params: Params, digest: str, name: str, run: Path, *, attempts: int = 3
 ) -> tuple["MlflowClient", str]:
-    """The run of a finished training, with all its metrics. Raises :class:`RegistryError` if the server cannot be reached."""
+    """Return the client and the run of a finished training, with all its metrics.
+
+    Raises :class:`RegistryError` if the server cannot be reached.
+    """
     for attempt in range(attempts):
         try:
             mlflow = client()
@@ -200,11 +204,11 @@ def open_run(
             error = failed
             time.sleep(2 * attempt)
     raise RegistryError(
-        f"MLflow at {tracking_uri()} cannot be reached ({first_line(error)}); start it or unset MLFLOW_TRACKING_URI,"
-        " then run 'dvc repro register': nothing is lost"
+        f"MLflow at {tracking_uri()} cannot be reached ({first_line(error)}); start it or unset"
+        " MLFLOW_TRACKING_URI, then run 'dvc repro register': nothing is lost"
     )
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's text, or its type where it has none."""
+    """Return the first line of an error's text, or its type if it has no text."""
     return next(iter(str(error).splitlines()), type(error).__name__)[:300]

@@ -1,3 +1,6 @@
-"""The search for better settings: ``study`` (space, draws, trials and their order), ``proposals``, ``judge`` (scores), ``report``,
-and ``tuning``, which runs it on Ray Tune.
+"""The search for better settings.
+
+``study`` (settings), ``space`` (ranges and draws), ``trials`` (state and order) and ``report`` know
+no platform. ``driver``, ``schedulers`` and ``trial_job`` run the search on Ray Tune, ``scores``
+evaluates checkpoints, ``optuna_search`` proposes values, ``mlflow`` logs trials.
 """

@@ -1,9 +1,11 @@
-"""The search on Ray Tune: each trial is a training job as :mod:`ebm_dist.runs.cluster` starts it, scored at its rungs.
+"""The search on Ray Tune: each trial is a training job of :mod:`ebm_dist.runs.cluster`.
 
-``runs/tune/<digest>/`` is the record: ``search.json`` has the trials with all their scores, ``search/trial-0007/`` the runs of one,
-``final-...`` the same of the comparison. The digest is of the search's settings, the file's values, data, classifier and code, so
-the same command goes on where an earlier one was interrupted: trials that were over stay as they were and are told to the
-scheduler, others resume from their own checkpoints. Ray's own notes are not read again, because they are pickles.
+``runs/tune/<digest>/`` is the record. ``search.json`` has the trials with all their scores, and
+``search/trial-0007/`` the runs of a trial; ``final-...`` has those of the comparison. The digest is
+of the search's settings, the file's values, data, classifier and code, so the same command resumes
+an interrupted search: trials that were over stay as they were and their scores are passed to the
+scheduler, others resume from their own checkpoints. Ray's own state is not read again, because it
+is pickled.
 
 Rank 0 of a trial scores a checkpoint as it is written (:mod:`ebm_dist.search.scores`).
 """
@@ -21,7 +23,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ebm_dist import storage
 from ebm_dist.config import Params, from_values
@@ -36,25 +38,29 @@ from ebm_dist.search.schedulers import scheduler, search_algorithm
 from ebm_dist.search.trial_job import Job, run_trial, trial_index
 from ebm_dist.search.trials import SearchResult, Trial, TrialStore
 
-if TYPE_CHECKING:
-    pass
-_DRIVER_CPUS = 0.01  # Ray Tune takes no 0
-_SLOT = "trial"  # a resource of a cluster of our own: PBT must not have more trials at once than there is room for
+_DRIVER_CPUS = 0.01  # Ray Tune accepts no 0
+_SLOT = "trial"  # resource of a local cluster that keeps PBT from starting more trials than fit
 _FREE_EVERY_S = 1.0
 
 
 def start(params: Params, index: shards.Index, classifier: Path, runs: Path) -> Job:
-    """Name the search and lay out its folder. Raises :class:`DataError` or :class:`ConfigError` for what cannot be scored."""
+    """Compute the digest of the search and create its folder.
+
+    Raises :class:`DataError` without a validation split, :class:`ConfigError` for a metric that
+    cannot be computed for this data set.
+    """
     if "val" not in index.splits:
         raise DataError(
-            f"{index.folder}: has no val split to choose settings by, only {', '.join(index.splits)}"
+            f"{index.folder}: has no val split to choose settings by, only"
+            f" {', '.join(index.splits)}; prepare it with a validation split"
         )
     if params.tune.metric == "fid_clf" and features.load(classifier) is None:
         raise ConfigError(
-            f"tune.metric: fid_clf needs labelled images, {index.dataset} has none; use {' or '.join(trials.METRICS[1:])}"
+            f"tune.metric: fid_clf needs labelled images, {index.dataset} has none;"
+            f" use {' or '.join(trials.METRICS[1:])}"
         )
     settings = {k: v for k, v in params.as_dict("tune")["tune"].items() if k not in _NO_RESULT}
-    settings["space"] = {key: repr(chosen) for key, chosen in params.tune.ranges(params).items()}
+    settings["space"] = {key: repr(span) for key, span in params.tune.ranges(params).items()}
     parts = [
         lineage.run_digest(params, index.digest),
         settings,
@@ -63,9 +69,8 @@ def start(params: Params, index: shards.Index, classifier: Path, runs: Path) -> 
         code.tune_digest(),
     ]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    home = (
-        storage.location(os.path.abspath(runs)) if storage.is_local(runs) else runs
-    )  # Tune changes the folder
+    # absolute, because Tune changes the working folder
+    home = storage.location(os.path.abspath(runs)) if storage.is_local(runs) else runs
     home = home / "tune" / digest[:16]
     (home / "classifier").mkdir(parents=True, exist_ok=True)
     for name in (features.CARD, features.WEIGHTS):
@@ -76,9 +81,16 @@ def start(params: Params, index: shards.Index, classifier: Path, runs: Path) -> 
     if params.tune.scheduler == "pbt":
         rungs = list(range(rungs[0], params.tune.num_steps + 1, rungs[0]))
     return Job(
-        params=params.as_dict(), data=str(data.absolute()), classifier=str(home / "classifier"), home=str(home), digest=digest,
-        rungs=tuple(rungs), every=rungs[0], shares_checkpoints=params.tune.scheduler == "pbt", timeout_s=params.tune.trial_timeout_s,
-    )  # fmt: skip
+        params=params.as_dict(),
+        data=str(data.absolute()),
+        classifier=str(home / "classifier"),
+        home=str(home),
+        digest=digest,
+        rungs=tuple(rungs),
+        every=rungs[0],
+        shares_checkpoints=params.tune.scheduler == "pbt",
+        timeout_s=params.tune.trial_timeout_s,
+    )
 
 
 _NO_RESULT = (
@@ -94,9 +106,10 @@ _NO_RESULT = (
 def max_concurrent_trials(
     nodes: list[Mapping[str, float]], workers: int, cpus: float, gpus: float = 0.0
 ) -> int:
-    """How many trials fit on machines with these resources at once, each with so many workers, wherever Ray puts what.
+    """Return how many trials fit on machines with these resources at once.
 
-    A worker lies on one machine; each trial's driver takes a little of any.
+    The number holds for any placement by Ray. Each of a trial's ``workers`` needs ``cpus`` and
+    ``gpus`` on one machine; its driver takes a small share of any machine.
     """
 
     def places(node: Mapping[str, float], num_drivers: int) -> int:
@@ -112,28 +125,27 @@ def max_concurrent_trials(
 
 @contextmanager
 def connected(params: Params) -> Iterator[int]:
-    """Connect to the cluster, or start one here, and tell how many trials may run at once.
+    """Connect to the cluster, or start one here, and yield how many trials may run at once.
 
-    Raises :class:`ClusterError` before anything is started if not even one fits.
+    Raises :class:`ClusterError` before anything is started if no trial fits.
     """
-    own, config = params.tune, params.cluster
-    chosen = space.trial_params(params, {}, params.seed, own.num_steps, own.num_steps)
-    need = (own.workers, config.cpus_per_worker, 1.0 if config.use_gpu else 0.0)
+    tune, config = params.tune, params.cluster
+    first_params = space.trial_params(params, {}, params.seed, tune.num_steps, tune.num_steps)
+    need = (tune.workers, config.cpus_per_worker, 1.0 if config.use_gpu else 0.0)
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     before = signal.getsignal(signal.SIGTERM)
     if cluster.address() == "local":
         cpus = len(os.sched_getaffinity(0))
-        spare = math.ceil(
-            cpus * _DRIVER_CPUS / config.cpus_per_worker
-        )  # for the drivers, which do next to nothing
+        # for the drivers, which are idle nearly all the time
+        spare = math.ceil(cpus * _DRIVER_CPUS / config.cpus_per_worker)
         nodes: list[Mapping[str, float]] = [
             {"CPU": cpus + cpus * _DRIVER_CPUS / config.cpus_per_worker, **_gpus(config.use_gpu)}
         ]
         count = _slots(params, nodes, need)
-        cluster.connect(chosen, num_cpus=cpus + spare, resources={_SLOT: float(count)})
+        cluster.connect(first_params, num_cpus=cpus + spare, resources={_SLOT: float(count)})
     else:
-        cluster.connect(chosen)
+        cluster.connect(first_params)
         import ray
 
         free = ray.available_resources()
@@ -142,14 +154,15 @@ def connected(params: Params) -> Iterator[int]:
                 _slots(params, [node["Resources"] for node in ray.nodes() if node["Alive"]], need),
                 _slots(params, [free], need),
             )
-            if own.scheduler == "pbt" and count < own.num_trials:
+            if tune.scheduler == "pbt" and count < tune.num_trials:
                 raise ClusterError(
-                    f"tune.num_trials = {own.num_trials}: on a cluster a population trains at once; {count} trials fit; lower it"
+                    f"tune.num_trials = {tune.num_trials}: on a cluster all trials of pbt train at"
+                    f" once, and {count} fit; lower it"
                 )
         except ClusterError:
             cluster.disconnect()
             raise
-    signal.signal(signal.SIGTERM, before)  # Ray has set its own
+    signal.signal(signal.SIGTERM, before)  # Ray has set its own handler
     try:
         yield count
     finally:
@@ -166,23 +179,26 @@ def _slots(params: Params, nodes: list[Mapping[str, float]], need: tuple[int, fl
     count, (workers, cpus, gpus) = max_concurrent_trials(nodes, *need), need
     if not count:
         free = {kind: sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU")}
-        asked = f"{workers * cpus:g} CPUs" + (f" and {workers * gpus:g} GPUs" if gpus else "")
-        there = f"{math.floor(free['CPU'] * 10) / 10:g} CPUs" + (
+        needed = f"{workers * cpus:g} CPUs" + (f" and {workers * gpus:g} GPUs" if gpus else "")
+        available = f"{math.floor(free['CPU'] * 10) / 10:g} CPUs" + (
             f" and {free['GPU']:g} GPUs" if gpus else ""
         )
+        key = "use_gpu" if gpus and free["GPU"] < workers * gpus else "cpus_per_worker"
         raise ClusterError(
-            f"tune.workers = {workers}: a trial needs {asked}, {there} are free: lower tune.workers (the result stays the same) or"
-            f" cluster.{'use_gpu' if gpus and free['GPU'] < workers * gpus else 'cpus_per_worker'}"
+            f"tune.workers = {workers}: a trial needs {needed}, {available} are free: lower"
+            f" tune.workers (the result stays the same) or cluster.{key}"
         )
     return min(count, params.tune.max_concurrent or count)
 
 
 _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a report waits for that look, and so does the end of a short training
+    # a report, and the end of a short training, wait for the next health check
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "TUNE_FORCE_TRIAL_CLEANUP_S": "20",  # an ended trial whose driver does not go is killed, and its workers with it
+    # kills the driver, and with it the workers, of an ended trial that does not exit
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "20",
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "100000",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
@@ -190,16 +206,19 @@ _QUIET = {
 
 
 def find(params: Params, job: Job, family: Family, *, compares: bool = True) -> SearchResult:
-    """The whole search: trials, then (``compares``) the best of them and the file's own values trained over several seeds.
+    """Run the whole search: the trials, then the comparison if ``compares``.
 
-    Goes on where an earlier one was interrupted. Raises :class:`DivergedError` if no trial has a score.
+    The comparison trains the best trials and the file's own values over several seeds. An
+    interrupted search is resumed. Raises :class:`DivergedError` if no trial has a score.
     """
-    own, home, began = params.tune, storage.location(job.home), time.monotonic()
-    draws = [{} if own.search == "optuna" else space.draw(params, i) for i in range(own.num_trials)]
+    tune, home, began = params.tune, storage.location(job.home), time.monotonic()
+    draws = [
+        {} if tune.search == "optuna" else space.draw(params, i) for i in range(tune.num_trials)
+    ]
     first = TrialStore(
         storage.location(job.home),
         "search",
-        [Trial(i, values, params.seed, own.num_steps) for i, values in enumerate(draws)],
+        [Trial(i, values, params.seed, tune.num_steps) for i, values in enumerate(draws)],
     )
     phases = {"search": first.all}
     with (
@@ -207,30 +226,29 @@ def find(params: Params, job: Job, family: Family, *, compares: bool = True) -> 
         family.sync_while_running(phases, first.path),
         ExitStack() as stack,
     ):
-        slots = cache(
-            lambda: stack.enter_context(connected(params))
-        )  # not before there is something to train
-        with report.live_trials(first.all, own.metric, home / "search"):
+        # connected only when there is something to train
+        slots = cache(lambda: stack.enter_context(connected(params)))
+        with report.live_trials(first.all, tune.metric, home / "search"):
             run(job, "search", first, slots)
         searched = time.monotonic()
         best = [
             trial
-            for trial in trials.ranked(first.all, own.metric)
-            if trial.score(own.metric) is not None
-        ][: own.finalists]
+            for trial in trials.ranked(first.all, tune.metric)
+            if trial.score(tune.metric) is not None
+        ][: tune.finalists]
         if not best:
             reasons = "; ".join(dict.fromkeys(trial.reason for trial in first.all if trial.reason))
             raise DivergedError(
-                f"no trial of the search came to a score: {reasons[:1000]}; see {first.path}"
+                f"no trial of the search has a score: {reasons[:1000]}; see {first.path}"
             )
         if not compares:
             return SearchResult(first.all, [], [], 0, {"search": searched - began})
-        steps, count = own.final_steps or params.train.num_steps, own.final_seeds
-        whole = replace(
+        steps, count = tune.final_steps or params.train.num_steps, tune.final_seeds
+        final_job = replace(
             job, rungs=(steps,), every=params.train.checkpoint_every, shares_checkpoints=False
         )
 
-        def train_whole(kind: str, pairs: list[tuple[dict[str, Any], int]]) -> list[Trial]:
+        def train_finals(kind: str, pairs: list[tuple[dict[str, Any], int]]) -> list[Trial]:
             phase = f"{kind}-{hashlib.sha256(json.dumps([pairs, steps]).encode()).hexdigest()[:8]}"
             store = TrialStore(
                 storage.location(job.home),
@@ -238,18 +256,16 @@ def find(params: Params, job: Job, family: Family, *, compares: bool = True) -> 
                 [Trial(i, *pair, steps) for i, pair in enumerate(pairs)],
             )
             phases[kind] = store.all
-            with report.live_trials(store.all, own.metric, home / phase):
-                run(whole, phase, store, slots)
+            with report.live_trials(store.all, tune.metric, home / phase):
+                run(final_job, phase, store, slots)
             return store.all
 
-        if (
-            len(best) > 1
-        ):  # with a seed of their own, over the whole length: what is good after few steps may not last
-            best = trials.ranked(
-                train_whole("heat", [(trial.values, count) for trial in best]), own.metric
-            )
+        if len(best) > 1:
+            # over the full length with another seed: an early lead may not last
+            heats = train_finals("heat", [(trial.values, count) for trial in best])
+            best = trials.ranked(heats, tune.metric)
         compared = [dict[str, Any](), best[0].values]
-        finals = train_whole(
+        finals = train_finals(
             "final", [(values, seed) for values in compared for seed in range(count)]
         )
     seconds = {"search": searched - began, "comparison": time.monotonic() - searched}
@@ -257,7 +273,10 @@ def find(params: Params, job: Job, family: Family, *, compares: bool = True) -> 
 
 
 def run(job: Job, phase: str, store: TrialStore, slots: Callable[[], int]) -> None:
-    """Run those trials of a phase that are not over, ``slots()`` at once. A trial that crashes or hangs ends alone."""
+    """Run the trials of a phase that are not over, ``slots()`` at once.
+
+    A trial that crashes or hangs does not end the others.
+    """
     params = from_values(job.params, Path("tune"))
     if not store.left:
         return
@@ -266,21 +285,20 @@ def run(job: Job, phase: str, store: TrialStore, slots: Callable[[], int]) -> No
 
     home = storage.location(job.home) / phase
     job = replace(job, home=str(home), seeds={trial.index: trial.seed for trial in store.all})
-    own = params.tune if phase == "search" else None
+    settings = params.tune if phase == "search" else None
     by_index = {trial.index: trial for trial in store.all}
     param_space = {
         "trial": tune.grid_search([trial.index for trial in store.left]),
         "values": tune.sample_from(lambda spec: by_index[spec["config"]["trial"]].values),
     }
     is_pbt, is_optuna = (
-        own is not None and own.scheduler == "pbt",
-        own is not None and own.search == "optuna",
+        settings is not None and settings.scheduler == "pbt",
+        settings is not None and settings.search == "optuna",
     )
     resources = {"CPU": _DRIVER_CPUS} | ({_SLOT: 1} if cluster.address() == "local" else {})
     path, filesystem = cluster.ray_storage(home)
-    shutil.rmtree(
-        Path(path) / phase, ignore_errors=True
-    ) if filesystem is None else None  # Ray's notes of an interrupted session
+    if filesystem is None:  # Ray's state of an interrupted session
+        shutil.rmtree(Path(path) / phase, ignore_errors=True)
     tuner = tune.Tuner(
         tune.with_resources(partial(run_trial, job=job), resources),
         param_space=None if is_optuna else param_space,
@@ -288,7 +306,7 @@ def run(job: Job, phase: str, store: TrialStore, slots: Callable[[], int]) -> No
             metric=params.tune.metric,
             mode="min",
             num_samples=len(store.left) if is_optuna else 1,
-            scheduler=scheduler(params, store, home) if own else None,
+            scheduler=scheduler(params, store, home) if settings else None,
             search_alg=search_algorithm(params, store) if is_optuna else None,
             max_concurrent_trials=None if is_pbt else most,
             trial_name_creator=_name,
@@ -303,9 +321,8 @@ def run(job: Job, phase: str, store: TrialStore, slots: Callable[[], int]) -> No
         ),
     )
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "Consider boosting PBT"
-        )  # by actors that outlive a trial, and its process is to end with it
+        # the advice is to let actors outlive a trial, whose process must end with it
+        warnings.filterwarnings("ignore", "Consider boosting PBT")
         tuner.fit()
 
 
@@ -314,7 +331,7 @@ def _name(trial: Any) -> str:
 
 
 def _recorder(store: TrialStore, job: Job) -> Any:
-    """What Tune calls in this process: keeps the record of the trials, and frees what ended ones have left behind."""
+    """Return the callback of Tune that records trials and frees resources of ended trials."""
     from ray import tune
 
     by_index = {trial.index: trial for trial in store.all}
@@ -340,30 +357,31 @@ def _recorder(store: TrialStore, job: Job) -> Any:
         def on_trial_result(
             self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any
         ) -> None:
-            own = by_index[trial_index(str(trial))]
+            recorded = by_index[trial_index(str(trial))]
             kept = ("step", "digest", "inherited", "diverged", "failed", *trials.SCORES)
-            own.values = result["values"]
-            store.add(own, {name: result[name] for name in kept if name in result})
-            self._change(trial, own.state)
+            recorded.values = result["values"]
+            store.add(recorded, {name: result[name] for name in kept if name in result})
+            self._change(trial, recorded.state)
 
         def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
-            own = by_index[trial_index(str(trial))]
-            row = own.rows[-1] if own.rows else {"failed": "it ended without a score"}
+            recorded = by_index[trial_index(str(trial))]
+            row = recorded.rows[-1] if recorded.rows else {"failed": "it ended without a score"}
             state = next((state for state in ("diverged", "failed") if state in row), None)
-            own.reason = str(row[state]) if state else ""
-            self._change(trial, state or ("finished" if own.step >= own.num_steps else "stopped"))
+            recorded.reason = str(row[state]) if state else ""
+            is_finished = recorded.step >= recorded.num_steps
+            self._change(trial, state or ("finished" if is_finished else "stopped"))
 
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
             by_index[trial_index(str(trial))].reason = "its process ended: killed, or out of memory"
             self._change(trial, "failed")
 
         def _change(self, trial: Any, state: Any) -> None:
-            own, now = by_index[trial_index(str(trial))], time.monotonic()
-            own.seconds += now - began.get(own.index, now)
-            began[own.index] = now
+            recorded, now = by_index[trial_index(str(trial))], time.monotonic()
+            recorded.seconds += now - began.get(recorded.index, now)
+            began[recorded.index] = now
             if state != "running":
-                began.pop(own.index, None)
-            own.state = state
+                began.pop(recorded.index, None)
+            recorded.state = state
             store.save()
 
     return Recorder()

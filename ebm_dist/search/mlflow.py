@@ -1,4 +1,4 @@
-"""The MLflow runs of a search: a parent, and a child for each trial."""
+"""The MLflow runs of a search: a parent run and a child run per trial."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +20,8 @@ log = logging.getLogger(__name__)
 class Family:
     """The runs of a search: a parent, and a child for each trial that has begun.
 
-    Children are brought from the trials as they stand: values as parameters, scores as metrics by step, state as status and tags.
+    A child has the trial's values as parameters, scores as metrics by step, and the state as status
+    and tags.
     """
 
     _STATUS = {
@@ -32,13 +33,13 @@ class Family:
 
     def __init__(self, params: Params, digest: str, name: str, facts: Mapping[str, Any]) -> None:
         self.params, self.digest, self.name, self.facts = params, digest, name, facts
-        self._parent, self._children, self._known = "", dict[str, str](), dict[str, Any]()
+        self._parent, self._children, self._logged = "", dict[str, str](), dict[str, Any]()
 
     @contextmanager
     def sync_while_running(
         self, phases: Mapping[str, Sequence[Trial]], where: Path
     ) -> Iterator[None]:
-        """While the block runs, keep MLflow up to date with the trials of each phase of the search."""
+        """Sync the trials of each phase of the search to MLflow while the block runs."""
         with tracking.keep_in_sync(
             lambda mlflow: self.bring(mlflow, phases),
             f"trials are kept in {where}",
@@ -47,12 +48,12 @@ class Family:
             yield
 
     def bring(self, mlflow: "MlflowClient", phases: Mapping[str, Sequence[Trial]]) -> None:
-        """Bring parent and children up to date. Raises what MLflow raises."""
+        """Log the present state of parent and children. Raises what MLflow raises."""
         values = flat(self.params.as_dict("tune")) | dict(self.facts)
         self._parent = self._parent or tracking.find_or_create_run(
             mlflow, self.params, self.digest, self.name, values, {"ebm.kind": "search"}
         )
-        for phase, trials in list(phases.items()):  # one is added while we look
+        for phase, trials in list(phases.items()):  # a copy: phases are added meanwhile
             for trial in trials:
                 if trial.rows or trial.state != "waiting":
                     self._child(mlflow, phase, trial)
@@ -60,8 +61,8 @@ class Family:
     def _child(self, mlflow: "MlflowClient", phase: str, trial: Trial) -> None:
         from mlflow.entities import Metric, Param, RunTag
 
-        key, now = f"{phase}-{trial.index:04d}", (trial.state, len(trial.rows))
-        if self._known.get(key) == now:
+        key, state = f"{phase}-{trial.index:04d}", (trial.state, len(trial.rows))
+        if self._logged.get(key) == state:
             return
         if key not in self._children:
             tags = {"mlflow.parentRunId": self._parent, "ebm.kind": "trial", "ebm.phase": phase}
@@ -70,7 +71,7 @@ class Family:
                 mlflow, self.params, f"{self.digest}/{key}", key, values, tags
             )
         child = self._children[key]
-        # rows that are there already have the same keys, steps, times and values: the store keeps one
+        # rows logged before have the same keys, steps, times and values: the store keeps one
         metrics = [
             Metric(name, float(value), row["order"] + 1, row["step"])
             for row in trial.rows
@@ -93,7 +94,7 @@ class Family:
         )
         if trial.is_over:
             mlflow.set_terminated(child, self._STATUS[trial.state])
-        self._known[key] = now
+        self._logged[key] = state
 
     def finish(
         self,
@@ -102,7 +103,10 @@ class Family:
         tags: Mapping[str, str],
         report: Path,
     ) -> bool:
-        """Bring everything, with the report as artifacts of the parent; False, and a warning, if MLflow is away."""
+        """Log everything, with the report as artifacts of the parent, and end the parent run.
+
+        Return False, with a warning, if MLflow cannot be reached.
+        """
         try:
             mlflow = tracking.client()
             self.bring(mlflow, phases)
@@ -112,9 +116,9 @@ class Family:
                 mlflow.set_tag(self._parent, name, text)
             mlflow.log_artifacts(self._parent, str(report))
             mlflow.set_terminated(self._parent)
-        except Exception as failed:  # noqa: BLE001 (whatever is wrong with tracking, the search is done)
+        except Exception as failed:  # noqa: BLE001 (the search is done whatever MLflow raises)
             log.warning(
-                "MLflow at %s is away (%s); run the same command again to bring the search there",
+                "MLflow at %s is away (%s); run the same command again to log the search there",
                 tracking.tracking_uri(),
                 tracking.first_line(failed),
             )

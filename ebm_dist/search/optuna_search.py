@@ -1,4 +1,4 @@
-"""Values of the next trial from the scores so far, by Optuna's tree of Parzen estimators (Bergstra et al. 2011)."""
+"""Proposals for trials by Optuna's tree-structured Parzen estimator (Bergstra et al. 2011)."""
 
 import json
 from collections.abc import Iterable
@@ -15,23 +15,24 @@ _ATTEMPTS = 100
 
 
 class Proposals:
-    """Asks Optuna. Raises :class:`ConfigError` if it is not installed."""
+    """Values proposed by Optuna from the scores so far.
+
+    Raises :class:`ConfigError` if Optuna is not installed.
+    """
 
     def __init__(self, params: Params, trials: Iterable[Trial]) -> None:
         try:
             import optuna
         except ImportError:
             raise ConfigError(
-                "tune.search: optuna is not installed; install it with: pip install 'ebm-dist[tune]'"
+                "tune.search: optuna is not installed; install it with: pip install"
+                " 'ebm-dist[tune]'"
             ) from None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.params, self.ranges, self.known = (
-            params,
-            params.tune.ranges(params),
-            space.keys(params),
-        )
+        self.params, self.ranges = params, params.tune.ranges(params)
+        self.defaults = space.keys(params)
         self.space = {
-            key: _distribution(chosen, self.known[key]) for key, chosen in self.ranges.items()
+            key: _distribution(span, self.defaults[key]) for key, span in self.ranges.items()
         }
         self.study = optuna.create_study()
         for trial in trials:
@@ -39,39 +40,40 @@ class Proposals:
                 self.learn(trial)
 
     def next(self, index: int) -> dict[str, Any]:
-        """Values that the settings allow; those of a draw should Optuna not come to any.
+        """Return values that the settings allow: Optuna's, or a random draw if it finds none.
 
-        Each trial has random numbers of its own, or a search that was interrupted would make its first proposals again.
+        Each trial has its own random stream; otherwise a resumed search would repeat its first
+        proposals.
         """
         import optuna
 
-        own = self.params.tune
-        seed = int(numpy_stream(own.seed, "tune/proposals", 0, index).integers(1 << 31))
+        tune = self.params.tune
+        seed = int(numpy_stream(tune.seed, "tune/proposals", 0, index).integers(1 << 31))
         self.study.sampler = optuna.samplers.TPESampler(
-            seed=seed, n_startup_trials=max(4, own.num_trials // 4)
+            seed=seed, n_startup_trials=max(4, tune.num_trials // 4)
         )
         for _ in range(_ATTEMPTS):
-            asked = self.study.ask(self.space).params
+            proposal = self.study.ask(self.space).params
             values = {
-                key: space.rounded(self._value(key, value), self.known[key])
-                for key, value in asked.items()
+                key: space.rounded(self._value(key, value), self.defaults[key])
+                for key, value in proposal.items()
             }
             if space.is_possible(self.params, values):
                 return values
         return space.draw(self.params, index)
 
     def learn(self, trial: Trial) -> None:
-        """Tell the score of a trial that is over; that of one that diverged or failed is the worst."""
+        """Add the score of a trial that is over; a trial that diverged or failed has the worst."""
         import optuna
 
         score = trial.score(self.params.tune.metric)
-        told = {
+        encoded = {
             key: json.dumps(value) if self.ranges[key].choice else value
             for key, value in trial.values.items()
         }
         self.study.add_trial(
             optuna.trial.create_trial(
-                params=told, distributions=self.space, value=WORST if score is None else score
+                params=encoded, distributions=self.space, value=WORST if score is None else score
             )
         )
 
@@ -79,15 +81,13 @@ class Proposals:
         return json.loads(value) if self.ranges[key].choice else value
 
 
-def _distribution(chosen: Range, example: Any) -> Any:
+def _distribution(span: Range, example: Any) -> Any:
     from optuna import distributions
 
-    if chosen.choice:
-        return distributions.CategoricalDistribution(
-            [json.dumps(value) for value in chosen.choice]
-        )  # it takes no lists
-    ends = chosen.log or chosen.linear
+    if span.choice:  # as JSON, because Optuna accepts no lists
+        return distributions.CategoricalDistribution([json.dumps(value) for value in span.choice])
+    ends = span.log or span.linear
     assert ends
     if isinstance(example, int):
-        return distributions.IntDistribution(round(ends[0]), round(ends[1]), log=bool(chosen.log))
-    return distributions.FloatDistribution(*ends, log=bool(chosen.log))
+        return distributions.IntDistribution(round(ends[0]), round(ends[1]), log=bool(span.log))
+    return distributions.FloatDistribution(*ends, log=bool(span.log))

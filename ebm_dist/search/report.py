@@ -1,4 +1,4 @@
-"""A search for people: the live table, ``metrics.json``, ``trials.csv``, pictures, and the parameter file with the best values."""
+"""Reports of a search: live table, ``metrics.json``, ``trials.csv``, figures, parameter file."""
 
 import itertools
 import math
@@ -30,46 +30,55 @@ _ROWS = 12  # of the live table
 _SURFACE = ("sampler.step_size", "objective.energy_penalty")
 
 
-def summary(params: Params, found: SearchResult) -> dict[str, Any]:
-    """What ``metrics.json`` holds: the search, and the comparison of the file's own values with the best over seeds."""
-    own, best = params.tune, trials.ranked(found.trials, params.tune.metric)[0]
+def summary(params: Params, result: SearchResult) -> dict[str, Any]:
+    """Return the content of ``metrics.json``: the search, and the comparison over seeds.
+
+    The comparison is between the file's own values and the best ones.
+    """
+    tune, best = params.tune, trials.ranked(result.trials, params.tune.metric)[0]
     states = {
-        f"num_{state}": sum(t.state == state for t in found.trials)
+        f"num_{state}": sum(t.state == state for t in result.trials)
         for state in ("finished", "stopped", "diverged", "failed")
     }
-    winner = found.winner(own.metric)
-    theirs, ours = found.scores(own.metric)[0], found.scores(own.metric)[winner]
-    pairs = [b - a for a, b in zip(theirs, ours, strict=True) if a is not None and b is not None]
-    difference = _spread([*pairs] if len(pairs) == len(ours) else [None])
+    winner = result.winner(tune.metric)
+    scores = result.scores(tune.metric)
+    file_scores, tuned_scores = scores[0], scores[winner]
+    differences = [
+        b - a
+        for a, b in zip(file_scores, tuned_scores, strict=True)
+        if a is not None and b is not None
+    ]
+    difference = _spread([*differences] if len(differences) == len(tuned_scores) else [None])
     return {
-        "metric": own.metric,
-        "scheduler": own.scheduler,
-        "search": own.search,
-        "num_trials": len(found.trials),
+        "metric": tune.metric,
+        "scheduler": tune.scheduler,
+        "search": tune.search,
+        "num_trials": len(result.trials),
         **states,
-        "used_steps": trials.progress(found.trials, own.metric).used_steps[-1],
+        "used_steps": trials.progress(result.trials, tune.metric).used_steps[-1],
         "best": {
             "trial": best.index,
             "step": best.step,
-            "score": best.score(own.metric),
+            "score": best.score(tune.metric),
             "values": best.values,
         },
         "comparison": {
-            "num_steps": found.num_steps,
-            "num_seeds": own.final_seeds,
+            "num_steps": result.num_steps,
+            "num_seeds": tune.final_seeds,
             "split": "val",
-            "file": _spread(theirs),
-            "tuned": _spread(ours),
+            "file": _spread(file_scores),
+            "tuned": _spread(tuned_scores),
             "difference": difference,
-            "values": found.finalists[winner],
-            "is_better": None not in ours and (None in theirs or difference["mean"] < 0),
+            "values": result.finalists[winner],
+            "is_better": None not in tuned_scores
+            and (None in file_scores or difference["mean"] < 0),
             "is_certain": difference["high"] is not None and difference["high"] < 0,
         },
     }
 
 
 def _spread(values: list[float | None]) -> dict[str, Any]:
-    """Mean with its 95 % t-interval; all None where a value is missing because training diverged or failed."""
+    """Return the mean with its 95 % t-interval; all are None if a training diverged or failed."""
     numbers = [value for value in values if value is not None]
     if len(numbers) < len(values):
         return {"mean": None, "low": None, "high": None, "each": values}
@@ -78,39 +87,49 @@ def _spread(values: list[float | None]) -> dict[str, Any]:
 
 
 def verdict(metrics: dict[str, Any]) -> str:
-    """The comparison in words."""
+    """Return the comparison as text."""
     compared = metrics["comparison"]
     rows = "\n".join(
         f"  {label:<10} {_words(compared[name])}"
         for label, name in (("the file", "file"), ("tuned", "tuned"))
     )
+    difference = _words(compared["difference"])
     if not compared["is_better"]:
-        end = "the search found nothing better than the file's own values"
+        conclusion = "the search found nothing better than the file's own values"
     elif compared["is_certain"]:
-        end = f"tuned values are better: difference {_words(compared['difference'])}"
+        conclusion = f"tuned values are better: difference {difference}"
     else:
-        end = f"tuned values are better in the mean, within what seeds do: difference {_words(compared['difference'])}"
-    head = f"{_NAMES[metrics['metric']]}, {compared['num_steps']} steps, {compared['num_seeds']} seeds (mean, 95 % interval):"
-    return f"{head}\n{rows}\n{end}"
+        conclusion = (
+            "tuned values are better in the mean, within the spread over seeds:"
+            f" difference {difference}"
+        )
+    head = (
+        f"{_NAMES[metrics['metric']]}, {compared['num_steps']} steps,"
+        f" {compared['num_seeds']} seeds (mean, 95 % interval):"
+    )
+    return f"{head}\n{rows}\n{conclusion}"
 
 
 def _words(spread: dict[str, Any]) -> str:
     if spread["mean"] is None:
-        return "no score: it diverged or failed with a seed"
+        return "no score: training diverged or failed with a seed"
     each = ", ".join(f"{value:.4g}" for value in spread["each"])
     ends = "" if spread["low"] is None else f" [{spread['low']:.4g}, {spread['high']:.4g}]"
     return f"{spread['mean']:.4g}{ends}  ({each})"
 
 
 def write(
-    params: Params, found: SearchResult, folder: Path, source: Path, tuned: Path
+    params: Params, result: SearchResult, folder: Path, source: Path, tuned: Path
 ) -> dict[str, Any]:
-    """Write all files; returns the metrics. ``tuned`` has the values that were found, if they are better than the source's."""
-    metrics = summary(params, found)
-    for name, content in pictures(params, found).items():
+    """Write all files and return the metrics.
+
+    ``tuned`` is the parameter file to write: the source with the best values, if they are better.
+    """
+    metrics = summary(params, result)
+    for name, content in pictures(params, result).items():
         (folder / "plots").mkdir(parents=True, exist_ok=True)
         write_whole(folder / "plots" / name, content)
-    write_csv(folder / "trials.csv", trials.table(found.trials, params.tune.metric))
+    write_csv(folder / "trials.csv", trials.table(result.trials, params.tune.metric))
     write_json(folder / "metrics.json", metrics)
     compared = metrics["comparison"]
     head = f"The values of {source}" + (
@@ -118,7 +137,10 @@ def write(
         if compared["is_better"]
         else "; a search found none better: "
     )
-    head += f"{params.tune.scheduler}, {len(found.trials)} trials of at most {params.tune.num_steps} steps.\n"
+    head += (
+        f"{params.tune.scheduler}, {len(result.trials)} trials of at most"
+        f" {params.tune.num_steps} steps.\n"
+    )
     head += f"Adopt and retrain: dvc exp run -S recipe={tuned}\n\n{verdict(metrics)}"
     write_whole(
         tuned,
@@ -127,22 +149,27 @@ def write(
     return metrics
 
 
-def pictures(params: Params, found: SearchResult) -> dict[str, bytes]:
-    """Parallel coordinates, the response surface of each pair of values on logarithmic axes, and the best score so far."""
-    metric, valued = params.tune.metric, [trial for trial in found.trials if trial.values]
+def pictures(params: Params, result: SearchResult) -> dict[str, bytes]:
+    """Draw PNG figures by file name.
+
+    They are parallel coordinates, the response surface of each pair of values on logarithmic axes,
+    and the best score so far.
+    """
+    metric, valued = params.tune.metric, [trial for trial in result.trials if trial.values]
     scores = np.array(
         [math.nan if (score := trial.score(metric)) is None else score for trial in valued]
     )
     ranges = params.tune.ranges(params)
     columns = {
         key.split(".")[-1]: figures.Column(
-            [t.values[key] for t in valued], bool(chosen.log), chosen.log or chosen.linear
+            [t.values[key] for t in valued], bool(span.log), span.log or span.linear
         )
-        for key, chosen in ranges.items()
+        for key, span in ranges.items()
     }
-    title = f"{len(valued)} trials, {sum(not np.isfinite(s) for s in scores)} of them diverged or failed"
+    num_failed = sum(not np.isfinite(score) for score in scores)
+    title = f"{len(valued)} trials, {num_failed} of them diverged or failed"
     out = {"parallel.png": figures.parallel_coordinates(columns, scores, metric, title)}
-    for x, y in itertools.combinations([key for key, chosen in ranges.items() if chosen.log], 2):
+    for x, y in itertools.combinations([key for key, span in ranges.items() if span.log], 2):
         name = (
             "surface.png"
             if (x, y) == _SURFACE
@@ -152,7 +179,7 @@ def pictures(params: Params, found: SearchResult) -> dict[str, bytes]:
             figures.Column([t.values[key] for t in valued], True, ranges[key].log) for key in (x, y)
         )
         out[name] = figures.surface(across, up, scores, (x, y, metric), title)
-    best = trials.progress(found.trials, metric)
+    best = trials.progress(result.trials, metric)
     label = _NAMES[metric]
     out["best.png"] = figures.best_so_far(
         {params.tune.scheduler: best}, "training steps used", label, "Best score so far"
@@ -161,12 +188,15 @@ def pictures(params: Params, found: SearchResult) -> dict[str, bytes]:
 
 
 def table(
-    known: Sequence[Trial], metric: str, started: float, now: float, steps: Mapping[int, int]
+    all_trials: Sequence[Trial], metric: str, started: float, now: float, steps: Mapping[int, int]
 ) -> Table:
-    """A search as a table: best trials, then those that run, with what they have reached; ``steps``: where running ones are."""
-    over = sum(trial.is_over for trial in known)
-    shown = Table(
-        title=f"{over} of {len(known)} trials over, {_minutes(now - started)}",
+    """Return a search as a table: the best trials, then the running ones.
+
+    ``steps`` has the present training step of each running trial by index.
+    """
+    num_over = sum(trial.is_over for trial in all_trials)
+    rich_table = Table(
+        title=f"{num_over} of {len(all_trials)} trials over, {_minutes(now - started)}",
         title_justify="left",
         box=None,
         pad_edge=False,
@@ -176,14 +206,14 @@ def table(
         "state",
         "step",
         metric,
-        *(next((list(t.values) for t in known if t.values), [])),
+        *(next((list(t.values) for t in all_trials if t.values), [])),
         "time",
     ):
-        shown.add_column(
+        rich_table.add_column(
             name.split(".")[-1], justify="left" if name == "state" else "right", no_wrap=True
         )
     ordered = trials.ranked(
-        [trial for trial in known if trial.rows or trial.state == "running"], metric
+        [trial for trial in all_trials if trial.rows or trial.state == "running"], metric
     )
     running = [trial for trial in ordered if trial.state == "running"]
     for trial in [
@@ -202,22 +232,23 @@ def table(
             "-" if score is None else f"{score:.4g}",
             *numbers,
         ]
-        shown.add_row(
+        rich_table.add_row(
             *cells,
             _minutes(trial.seconds),
             style="dim" if trial.state in ("diverged", "failed") else "",
         )
-    return shown
+    return rich_table
 
 
-def trials_line(known: Sequence[Trial], metric: str, seconds: float) -> str:
-    """A search in one line: how many trials are where, and the best so far."""
+def trials_line(all_trials: Sequence[Trial], metric: str, seconds: float) -> str:
+    """Return a search as one line: the number of trials in each state, and the best so far."""
     counts = {
-        state: sum(trial.state == state for trial in known)
-        for state in dict.fromkeys(trial.state for trial in known)
+        state: sum(trial.state == state for trial in all_trials)
+        for state in dict.fromkeys(trial.state for trial in all_trials)
     }
     best = next(
-        (trial for trial in trials.ranked(known, metric) if trial.score(metric) is not None), None
+        (trial for trial in trials.ranked(all_trials, metric) if trial.score(metric) is not None),
+        None,
     )
     tail = (
         f"  best {metric} {best.score(metric):.4g} (trial {best.index}, step {best.step})"
@@ -236,23 +267,28 @@ def _minutes(seconds: float) -> str:
 
 
 @contextmanager
-def live_trials(known: Sequence[Trial], metric: str, folder: Path) -> Iterator[None]:
-    """Show the table of a search on the terminal while the block runs; ``folder`` has the records of its trials."""
+def live_trials(all_trials: Sequence[Trial], metric: str, folder: Path) -> Iterator[None]:
+    """Show the table of a search on the terminal while the block runs.
+
+    ``folder`` has the records of its trials.
+    """
     started = time.monotonic()
 
     def current() -> Table:
         running = (
-            [trial.index for trial in known if trial.state == "running"] if is_local(folder) else []
+            [trial.index for trial in all_trials if trial.state == "running"]
+            if is_local(folder)
+            else []
         )
         return table(
-            known,
+            all_trials,
             metric,
             started,
             time.monotonic(),
             {index: _newest_step(folder / f"trial-{index:04d}") for index in running},
         )
 
-    with live_display(current, lambda: trials_line(known, metric, time.monotonic() - started)):
+    with live_display(current, lambda: trials_line(all_trials, metric, time.monotonic() - started)):
         yield
 
 

@@ -1,8 +1,8 @@
-"""Ray Tune's schedulers and search algorithm for a search: ASHA, PBT, proposals from the scores so far."""
+"""Ray Tune's schedulers and search algorithm: ASHA, PBT, and proposals from the scores so far."""
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ebm_dist import storage
 from ebm_dist.config import Params
@@ -13,21 +13,19 @@ from ebm_dist.search.optuna_search import Proposals
 from ebm_dist.search.trial_job import trial_index
 from ebm_dist.search.trials import Trial, TrialStore
 
-if TYPE_CHECKING:
-    pass
-
 
 def scheduler(params: Params, store: TrialStore, home: Path) -> Any:
+    """Return Tune's scheduler for these settings, with the scores of earlier sessions, or None."""
     from ray.tune import schedulers
 
-    own, rungs = params.tune, params.tune.rungs
-    if own.scheduler == "none":
+    tune, rungs = params.tune, params.tune.rungs
+    if tune.scheduler == "none":
         return None
-    if own.scheduler == "pbt":
+    if tune.scheduler == "pbt":
         count = iter(range(1 << 62))
 
         def explore(point: dict[str, Any]) -> dict[str, Any]:
-            generator = numpy_stream(own.seed, "tune/explore", 0, next(count))
+            generator = numpy_stream(tune.seed, "tune/explore", 0, next(count))
             return {**point, "values": space.perturbed(params, point["values"], generator)}
 
         return schedulers.PopulationBasedTraining(
@@ -35,12 +33,13 @@ def scheduler(params: Params, store: TrialStore, home: Path) -> Any:
         )
 
     class Asha(schedulers.ASHAScheduler):  # type: ignore[misc]
-        """Knows the scores of earlier sessions: of trials that are over, and of those that are to go on.
+        """ASHA that is given the scores of earlier sessions.
 
-        A trial to be ended is asked to stop, as a training is at SIGTERM, so that its workers and what watches them end in order.
+        A trial to be ended gets a stop file, like a training at SIGTERM, so that its workers and
+        their watchers end in order.
         """
 
-        is_told = False
+        has_earlier_scores = False
 
         def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
             if super().on_trial_result(controller, trial, result) == self.STOP and result["digest"]:
@@ -48,52 +47,48 @@ def scheduler(params: Params, store: TrialStore, home: Path) -> Any:
             return str(self.CONTINUE)
 
         def on_trial_add(self, controller: Any, trial: Any) -> None:
-            if not self.is_told:
-                self.is_told = True
-                for known in store.all:
-                    if known.is_over:
-                        self.tell(
-                            controller, SimpleNamespace(trial_id=f"earlier-{known.index}"), known
-                        )
-            self.tell(controller, trial, store.all[trial_index(str(trial))])
+            if not self.has_earlier_scores:
+                self.has_earlier_scores = True
+                for ended in store.all:
+                    if ended.is_over:
+                        stand_in = SimpleNamespace(trial_id=f"earlier-{ended.index}")
+                        self.replay(controller, stand_in, ended)
+            self.replay(controller, trial, store.all[trial_index(str(trial))])
 
-        def tell(self, controller: Any, trial: Any, known: Trial) -> None:
+        def replay(self, controller: Any, trial: Any, recorded: Trial) -> None:
             super().on_trial_add(controller, trial)
-            for row in known.rows:
+            for row in recorded.rows:
                 super().on_trial_result(
-                    controller, trial, {"step": row["step"], own.metric: row[own.metric]}
+                    controller, trial, {"step": row["step"], tune.metric: row[tune.metric]}
                 )
 
     return Asha(
         "step",
-        max_t=own.num_steps,
+        max_t=tune.num_steps,
         grace_period=rungs[0],
-        reduction_factor=max(2, own.reduction_factor),
+        reduction_factor=max(2, tune.reduction_factor),
     )
 
 
 def search_algorithm(params: Params, store: TrialStore) -> Any:
-    """What Tune asks for the values of the next trial, where they depend on the scores so far."""
+    """Return Tune's searcher that proposes the values of the next trial from the scores so far."""
     from ray.tune.search import Searcher
 
     class Proposing(Searcher):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__(params.tune.metric, "min")
-            self.proposals, self.waiting, self.asked = (
-                Proposals(params, store.all),
-                list(store.left),
-                dict[str, Trial](),
-            )
+            self.proposals = Proposals(params, store.all)
+            self.waiting, self.suggested = list(store.left), dict[str, Trial]()
 
         def suggest(self, trial_id: str) -> Any:
             if not self.waiting:
                 return Searcher.FINISHED
-            trial = self.asked[trial_id] = self.waiting.pop(0)
+            trial = self.suggested[trial_id] = self.waiting.pop(0)
             trial.values = trial.values or self.proposals.next(trial.index)
             store.save()
             return {"trial": trial.index, "values": trial.values}
 
         def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-            self.proposals.learn(self.asked[trial_id])
+            self.proposals.learn(self.suggested[trial_id])
 
     return Proposing()

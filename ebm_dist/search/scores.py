@@ -1,7 +1,8 @@
-"""The scores of a checkpoint of a trial: what a search makes small. Only the validation split is opened.
+"""Scores of a trial's checkpoints: what a search minimises. Only the validation split is read.
 
-Chains start from the same noise each time and run for the steps of evaluation.samples under the trial's own sampler, on the
-averages of its weights. They are judged in the features of the pipeline's classifier (:mod:`ebm_dist.metrics.features`).
+Chains start from the same noise for each checkpoint and run for the steps of evaluation.samples
+under the trial's own sampler, on the averages of its weights. Samples are scored in the features of
+the pipeline's classifier (:mod:`ebm_dist.metrics.features`).
 """
 
 import math
@@ -26,7 +27,7 @@ SCORES = "scores.jsonl"
 
 @dataclass(frozen=True)
 class Scorer:
-    """Scores the checkpoints of one run."""
+    """Scores of the checkpoints of one run."""
 
     params: dict[str, Any]
     data: str
@@ -36,29 +37,36 @@ class Scorer:
     num_samples: int
 
     def score_newest(self, run: Path) -> None:
-        """Score the newest checkpoint if its step is one to score, unless that is done. Each is seen before the next is trained."""
+        """Score the newest checkpoint if its step is a rung that has no score yet.
+
+        It runs at each checkpoint, before training continues, so no rung is missed.
+        """
         folder = checkpoint.latest(run, self.digest)
         step = 0 if folder is None else checkpoint.verify(folder)
-        known = list(read_lines(run / SCORES))
+        rows = list(read_lines(run / SCORES))
         if (
             folder is not None
             and step in self.steps
-            and step > max((row["step"] for row in known), default=0)
+            and step > max((row["step"] for row in rows), default=0)
         ):
-            Lines(run / SCORES, time.time).replace([*known, {"step": step, **self.score(folder)}])
+            Lines(run / SCORES, time.time).replace([*rows, {"step": step, **self.score(folder)}])
 
     def score(self, folder: Path) -> dict[str, float]:
-        """FID-clf, E+ - E- and its size, mean of |E|, share of pixels at the bounds, of a checkpoint; WORST what is not finite."""
+        """Compute the scores of a checkpoint; a score that is not finite is ``WORST``.
+
+        They are FID-clf, E+ - E- and its absolute value, the mean of abs(E), and the share of
+        pixels at the bounds.
+        """
         params = from_values(self.params, folder)
         index = shards.read_index(storage.location(self.data))
         classifier = features.load(storage.location(self.classifier))
         real, _ = shards.read_split(index, "val")
         trained = models.from_checkpoint(folder, params, index)
         config = params.evaluation.get("samples", samples.Config())
-        chosen = samples.Config(
+        options = samples.Config(
             num_samples=self.num_samples, num_steps=config.num_steps, split="val"
         )
-        ends, _, _ = module_of(chosen).sample(chosen, Subject(trained, index, {}, classifier))
+        ends, _, _ = module_of(options).sample(options, Subject(trained, index, {}, classifier))
         positive, negative = trained.energies(real), trained.energies(ends)
         gap, size = positive.mean() - negative.mean(), torch.cat([positive, negative]).abs().mean()
         row = {"energy_gap": gap.item(), "abs_gap": gap.abs().item(), "abs_energy": size.item()}
@@ -67,8 +75,9 @@ class Scorer:
                 ((ends <= index.bounds[0]) | (ends >= index.bounds[1])).float().mean().item()
             )
         if classifier is not None and torch.isfinite(ends).all():
-            seen, wanted = features.classify(classifier, ends), features.classify(classifier, real)
-            row["fid_clf"] = features.frechet_distance(seen.features, wanted.features)
+            of_chains = features.classify(classifier, ends)
+            of_real = features.classify(classifier, real)
+            row["fid_clf"] = features.frechet_distance(of_chains.features, of_real.features)
         return {"fid_clf": WORST} | {
             name: value if math.isfinite(value) else WORST for name, value in row.items()
         }

@@ -1,4 +1,4 @@
-"""The space of a search: ranges of dotted keys, draws from them, and the parameters of a trial."""
+"""The space of a search: ranges of dotted keys, draws from them, and the settings of a trial."""
 
 import math
 from collections.abc import Mapping
@@ -11,26 +11,26 @@ from ebm_dist.errors import ConfigError
 from ebm_dist.rng import numpy_stream
 
 _SECTIONS = ("energy", "sampler", "objective", "train", "replay", "optimizer")
-_OWN = (
+_SET_BY_SEARCH = (
     "train.num_steps",
     "train.log_every",
     "train.checkpoint_every",
     "train.max_rollbacks",
-)  # set by the search itself
+)
 _MAX_DRAWS = 1000
-_DIGITS = 4  # significant digits of a drawn value: the tuned file is to be read
+_DIGITS = 4  # significant digits of a drawn value: the tuned file stays readable
 
 
 @section
 class Range:
-    """Values that a key may take: one of the three."""
+    """Values that a key may take: exactly one of the three kinds."""
 
     log: tuple[float, float] | None = None
-    """[low, high], uniform in the logarithm; whole numbers where the key is one."""
+    """[low, high], uniform in the logarithm; integers if the key's value is an integer."""
     linear: tuple[float, float] | None = None
-    """[low, high], uniform; whole numbers where the key is one."""
+    """[low, high], uniform; integers if the key's value is an integer."""
     choice: tuple[Any, ...] | None = None
-    """Any of these."""
+    """List of values."""
 
 
 DEFAULT_SPACE = {
@@ -41,115 +41,124 @@ DEFAULT_SPACE = {
 
 
 def keys(params: Params) -> dict[str, Any]:
-    """Dotted key -> value of all that a search may change: what decides the result of training, but data, seed and length."""
-    found: dict[str, Any] = {}
+    """Return dotted key -> value of all settings that a search may change.
 
-    def walk(prefix: str, values: Mapping[str, Any]) -> None:
+    They decide the result of training. Data, seed and length are left out.
+    """
+    flat_values: dict[str, Any] = {}
+
+    def collect(prefix: str, values: Mapping[str, Any]) -> None:
         for name, value in values.items():
             if isinstance(value, dict):
-                walk(f"{prefix}{name}.", value)
+                collect(f"{prefix}{name}.", value)
             elif name != "name":
-                found[prefix + name] = value
+                flat_values[prefix + name] = value
 
-    walk("", params.as_dict(*_SECTIONS))
-    return {key: value for key, value in found.items() if key not in _OWN}
+    collect("", params.as_dict(*_SECTIONS))
+    return {key: value for key, value in flat_values.items() if key not in _SET_BY_SEARCH}
 
 
 def with_values(params: Params, values: Mapping[str, Any], **more: Any) -> Params:
-    """The parameters with the values of some dotted keys replaced, and no search. Raises :class:`ConfigError`."""
+    """Return the settings with some dotted keys replaced, without the search.
+
+    Raises :class:`ConfigError` for values that the settings refuse.
+    """
     plain = params.as_dict()
     del plain["tune"]
     for key, value in {**values, **more}.items():
         *path, name = key.split(".")
-        place = plain
+        target = plain
         for part in path:
-            place = place[part]
-        place[name] = list(value) if isinstance(value, tuple) else value
+            target = target[part]
+        target[name] = list(value) if isinstance(value, tuple) else value
     return config.from_values(plain, Path("tune"))
 
 
 def trial_params(
     params: Params, values: Mapping[str, Any], seed: int, num_steps: int, checkpoint_every: int
 ) -> Params:
-    """What a trial trains with: its values, and no rollbacks, because a trial that diverges has shown what it is worth."""
-    own = {
+    """Return the settings of a trial: its values, and no rollbacks, so that divergence counts."""
+    trial_config = {
         "seed": seed,
         "train.num_steps": num_steps,
         "train.checkpoint_every": checkpoint_every,
         "train.max_rollbacks": 0,
     }
-    return with_values(params, values, **own, **{"cluster.workers": params.tune.workers})
+    return with_values(params, values, **trial_config, **{"cluster.workers": params.tune.workers})
 
 
 def of_type(value: float, example: Any) -> float:
-    """Round to four digits, or to a whole number where the example is one."""
+    """Round to four significant digits, or to an integer if the example is an integer."""
     return round(value) if isinstance(example, int) else float(f"{value:.{_DIGITS}g}")
 
 
 def rounded(value: Any, example: Any) -> Any:
-    """A value as a drawn one is written: four digits, whole where the key's value is; anything but numbers as it is."""
+    """Round a number as drawn values are rounded; return other values unchanged."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return of_type(value, example) if is_number else value
 
 
 def draw(params: Params, index: int) -> dict[str, Any]:
-    """The values of a trial: a function of ``tune.seed`` and its index. Combinations that the settings refuse are redrawn.
+    """Draw the values of a trial, a function of ``tune.seed`` and its index.
 
-    Trials are spread more evenly than independent draws: they are points of a scrambled Sobol sequence. Redraws are independent.
-    Raises :class:`ConfigError` if every one is refused.
+    Trials are points of a scrambled Sobol sequence (Sobol 1967), which is spread more evenly than
+    independent draws. Combinations that the settings refuse are drawn again, independently. Raises
+    :class:`ConfigError` if all draws are refused.
     """
-    ranges, known = params.tune.ranges(params), keys(params)
-    from scipy.stats.qmc import (
-        Sobol,
-    )  # a second to import, and every process reads this file's Config
+    from scipy.stats.qmc import Sobol  # slow to import, and every process imports this module
 
+    ranges, defaults = params.tune.ranges(params), keys(params)
     sequence = Sobol(len(ranges), rng=params.tune.seed)
     places = sequence.fast_forward(index).random(1)[0] if index else sequence.random(1)[0]
     generator = numpy_stream(params.tune.seed, "tune/redraw", index)
     for _ in range(_MAX_DRAWS):
         values = {
-            key: _one(chosen, float(u), known[key])
-            for u, (key, chosen) in zip(places, ranges.items(), strict=True)
+            key: _quantile(span, float(u), defaults[key])
+            for u, (key, span) in zip(places, ranges.items(), strict=True)
         }
         if is_possible(params, values):
             return values
         places = generator.random(len(ranges))
     raise ConfigError(
-        f"tune.space: {_MAX_DRAWS} draws, and no combination that the settings allow; narrow it"
+        f"tune.space: {_MAX_DRAWS} draws gave no combination that the settings allow; narrow it"
     )
 
 
-def _one(chosen: Range, u: float, example: Any) -> Any:
-    """The value at the quantile ``u`` of a range."""
-    if chosen.choice:
-        return chosen.choice[int(u * len(chosen.choice))]
-    if chosen.log:
-        low, high = map(math.log, chosen.log)
+def _quantile(span: Range, u: float, example: Any) -> Any:
+    """Return the value at the quantile ``u`` of a range."""
+    if span.choice:
+        return span.choice[int(u * len(span.choice))]
+    if span.log:
+        low, high = map(math.log, span.log)
         return of_type(math.exp(low + u * (high - low)), example)
-    assert chosen.linear
-    return of_type(chosen.linear[0] + u * (chosen.linear[1] - chosen.linear[0]), example)
+    assert span.linear
+    return of_type(span.linear[0] + u * (span.linear[1] - span.linear[0]), example)
 
 
 def perturbed(params: Params, values: Mapping[str, Any], generator: Any) -> dict[str, Any]:
-    """PBT's exploration: each number times 0.8 or 1.25, kept in its range; each choice drawn anew one time in four."""
-    known, out = keys(params), dict(values)
-    for key, chosen in params.tune.ranges(params).items():
-        if chosen.choice:
+    """Perturb values as PBT explores (Jaderberg et al. 2017).
+
+    Each number is multiplied by 0.8 or 1.25 and clipped to its range; each choice is drawn again
+    with probability 1/4. Return the values unchanged if the settings refuse the result.
+    """
+    defaults, out = keys(params), dict(values)
+    for key, span in params.tune.ranges(params).items():
+        if span.choice:
             out[key] = (
-                _one(chosen, generator.random(), known[key])
+                _quantile(span, generator.random(), defaults[key])
                 if generator.random() < 0.25
                 else values[key]
             )
         else:
-            low, high = chosen.log or chosen.linear or (0.0, 0.0)
+            low, high = span.log or span.linear or (0.0, 0.0)
             out[key] = of_type(
-                min(max(values[key] * generator.choice([0.8, 1.25]), low), high), known[key]
+                min(max(values[key] * generator.choice([0.8, 1.25]), low), high), defaults[key]
             )
     return out if is_possible(params, out) else dict(values)
 
 
 def is_possible(params: Params, values: Mapping[str, Any]) -> bool:
-    """Whether the settings allow these values together."""
+    """Return whether the settings allow these values together."""
     try:
         with_values(params, values)
     except ConfigError:

@@ -32,7 +32,7 @@ _LOOK_EVERY_S = 0.3
 
 @dataclass(frozen=True)
 class Job:
-    """What every trial is to know; plain values, because it is sent to other machines."""
+    """Settings shared by all trials; plain values, because it is sent to other machines."""
 
     params: dict[str, Any]
     data: str
@@ -40,53 +40,64 @@ class Job:
     home: str
     digest: str
     rungs: tuple[int, ...]
-    """steps at which trials are scored, the last at their end"""
+    """steps at which trials are scored, the last at the end of training"""
     every: int
     """steps between two checkpoints; divides the rungs"""
     seeds: dict[int, int] = field(default_factory=dict)
-    """the seed of each trial"""
+    """seed of each trial by index"""
     shares_checkpoints: bool = False
-    """whether a trial's checkpoints go to Tune, for others to go on from"""
+    """whether Tune gets a trial's checkpoints, so that other trials can continue from them"""
     timeout_s: float = math.inf
 
     def resource_tag(self, index: int) -> int:
-        """By which the workers of a trial are known on the cluster: a number of bytes, at most 64 MiB, that no other trial has."""
+        """Return the bytes of memory, at most 64 MiB, that mark the workers of a trial.
+
+        The number is a hash, so that it differs between trials.
+        """
         return 1 + int.from_bytes(
             hashlib.sha256(f"{self.home}/{index}".encode()).digest()[:4], "big"
         ) % (1 << 26)
 
 
 def trial_index(name: str) -> int:
+    """Return the index in a trial's name, such as ``trial-0007``."""
     return int(name.rsplit("-", 1)[1])
 
 
 def run_trial(point: dict[str, Any], *, job: Job) -> None:
-    """The driver of one trial, in a process of its own: starts the training, and tells Tune the scores as they are written."""
+    """Run one trial in its own process: train, and report scores to Tune as they are written."""
     from ray import tune
 
     index, values = trial_index(tune.get_context().get_trial_name()), point["values"]
     home = storage.location(job.home) / f"trial-{index:04d}"
     params = from_values(job.params, Path("tune"))
     try:
-        chosen = space.trial_params(params, values, job.seeds[index], job.rungs[-1], job.every)
+        trial_config = space.trial_params(
+            params, values, job.seeds[index], job.rungs[-1], job.every
+        )
         note = _settle(
             home,
             values,
-            hashlib.sha256(f"{job.digest}/{index}/{chosen.digest()}".encode()).hexdigest(),
+            hashlib.sha256(f"{job.digest}/{index}/{trial_config.digest()}".encode()).hexdigest(),
             tune.get_checkpoint(),
         )
-        told, ending = 0, dict[str, Any]()
+        num_reported, ending = 0, dict[str, Any]()
         digest, last = (
             str(note["digest"]),
             {"step": note["inherited"], "values": values, "digest": note["digest"]},
         )
         run, data = home / digest[:16], storage.location(job.data)
         scorer = Scorer(
-            chosen.as_dict(), job.data, job.classifier, digest, job.rungs, params.tune.num_samples
+            trial_config.as_dict(),
+            job.data,
+            job.classifier,
+            digest,
+            job.rungs,
+            params.tune.num_samples,
         )
         training = (
             ending,
-            chosen,
+            trial_config,
             data,
             run,
             digest,
@@ -96,14 +107,15 @@ def run_trial(point: dict[str, Any], *, job: Job) -> None:
         thread = threading.Thread(target=_train, args=training, daemon=True)
         deadline = time.monotonic() + job.timeout_s
         is_trained = (
-            cluster.is_finished(run, digest, chosen.train.num_steps) and (run / SCORES).exists()
+            cluster.is_finished(run, digest, trial_config.train.num_steps)
+            and (run / SCORES).exists()
         )
         if not is_trained and not (run / STOP).exists():
             thread.start()
         while True:
             is_over = not thread.is_alive()
             rows = list(read_lines(run / SCORES))
-            for row in rows[told:]:
+            for row in rows[num_reported:]:
                 last |= row | {"inherited": note["inherited"]}
                 newest = checkpoint.latest(run, digest) if job.shares_checkpoints else None
                 tune.report(
@@ -112,12 +124,13 @@ def run_trial(point: dict[str, Any], *, job: Job) -> None:
                     if newest and row is rows[-1]
                     else None,
                 )
-            told = len(rows)
+            num_reported = len(rows)
             if is_over:
                 break
             if time.monotonic() > deadline:
                 ending = {
-                    "failed": f"not over after tune.trial_timeout_s = {job.timeout_s:g} s, at step {last['step']}"
+                    "failed": f"not over after tune.trial_timeout_s = {job.timeout_s:g} s,"
+                    f" at step {last['step']}"
                 }
                 break
             thread.join(_LOOK_EVERY_S)
@@ -127,8 +140,8 @@ def run_trial(point: dict[str, Any], *, job: Job) -> None:
         ending = {"failed": str(failed)}
         last = {"step": 0, "values": values, "digest": ""}
     if ending:
-        beyond = next((rung for rung in job.rungs if rung > last["step"]), job.rungs[-1])
-        tune.report(last | {**dict.fromkeys(trials.METRICS, WORST), "step": beyond, **ending})
+        next_rung = next((rung for rung in job.rungs if rung > last["step"]), job.rungs[-1])
+        tune.report(last | {**dict.fromkeys(trials.METRICS, WORST), "step": next_rung, **ending})
 
 
 def _train(ending: dict[str, Any], *training: Any) -> None:
@@ -138,21 +151,22 @@ def _train(ending: dict[str, Any], *training: Any) -> None:
         ending["diverged"] = str(diverged)
     except EbmError as failed:
         ending["failed"] = str(failed)
-    except BaseException as unknown:  # noqa: BLE001 (raised again where Tune sees it)
+    except BaseException as unknown:  # noqa: BLE001 (raised again in the thread of Tune)
         ending["unknown"] = unknown
 
 
 def _settle(
-    home: Path, values: dict[str, Any], digest: str, given: "tune.Checkpoint | None"
+    home: Path, values: dict[str, Any], digest: str, donated: "tune.Checkpoint | None"
 ) -> dict[str, Any]:
-    """Which run of a trial this is: ``{values, digest, inherited}``, as noted in its folder.
+    """Return which run of a trial this is, ``{values, digest, inherited}``, and note it on disk.
 
-    A checkpoint of another digest is what PBT gives: the weights, averages, moments and chains of a better trial. They become
-    the first checkpoint of a new run, whose digest tells the settings and where it comes from.
+    PBT passes a checkpoint of another digest: the weights, averages, moments and chains of a better
+    trial. It becomes the first checkpoint of a new run, and the new digest depends on the settings
+    and on that checkpoint.
     """
     note: dict[str, Any] = read_json(home / _NOTE, "tune") if (home / _NOTE).exists() else {}
-    if given is not None:
-        with given.as_directory() as local:
+    if donated is not None:
+        with donated.as_directory() as local:
             donor = Path(local)
             manifest = json.loads((donor / checkpoint.MANIFEST).read_bytes())
             if manifest["digest"] != note.get("digest"):
@@ -166,17 +180,20 @@ def _settle(
 def clone_checkpoint(
     home: Path, values: dict[str, Any], digest: str, donor: Path
 ) -> dict[str, Any]:
-    """Begin a run of a trial with the checkpoint of another; returns its note. Raises :class:`CheckpointError`."""
+    """Start a run of a trial from another trial's checkpoint and return its note.
+
+    Raises :class:`CheckpointError` for a checkpoint that is damaged.
+    """
     step = checkpoint.verify(donor)
     manifest = json.loads((donor / checkpoint.MANIFEST).read_bytes())
-    own = hashlib.sha256(
+    new_digest = hashlib.sha256(
         f"{digest} from {sha256(donor / checkpoint.MANIFEST)}".encode()
     ).hexdigest()
     content = {name: (donor / name).read_bytes() for name in manifest["files"]}
-    checkpoint.save(home / own[:16], step, content, LocalComm(), digest=own, keep=2)
+    checkpoint.save(home / new_digest[:16], step, content, LocalComm(), digest=new_digest, keep=2)
     note = {
         "values": values,
-        "digest": own,
+        "digest": new_digest,
         "inherited": step,
         "from": {"digest": manifest["digest"], "step": step},
     }
@@ -185,7 +202,7 @@ def clone_checkpoint(
 
 
 class ScoringReporter(cluster.RayReporter):
-    """A reporter of training that scores each checkpoint on rank 0 before anyone trains on."""
+    """A reporter of training that scores each checkpoint on rank 0 before training continues."""
 
     def __init__(self, *arguments: Any, scorer: Scorer) -> None:
         super().__init__(*arguments)
@@ -193,7 +210,7 @@ class ScoringReporter(cluster.RayReporter):
 
     def started(self, step: int, history: list[Row], rollbacks: int, reason: str) -> None:
         super().started(step, history, rollbacks, reason)
-        self._score()  # should the last attempt have ended between a checkpoint and its score
+        self._score()  # the last attempt may have ended between a checkpoint and its score
 
     def saved(self, row: Row) -> None:
         self._score()
@@ -204,4 +221,4 @@ class ScoringReporter(cluster.RayReporter):
 
         if self.rank == 0:
             self.scorer.score_newest(self.run)
-        barrier()  # not one of training's, which would run into cluster.timeout_s
+        barrier()  # Ray's, because a barrier of training would run into cluster.timeout_s

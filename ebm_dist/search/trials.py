@@ -1,4 +1,4 @@
-"""The trials of a search: their state and scores, their order, and what the search came to."""
+"""The trials of a search: their states and scores, their order, and the result of the search."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 from ebm_dist import storage
 
 WORST = 1e30
-"""Stands for the score of what diverged or failed: finite, so that quantiles of scores stay numbers."""
+"""Score of a trial that diverged or failed: finite, so that quantiles of scores are finite."""
 METRICS = ("fid_clf", "abs_gap", "abs_energy")
 SCORES = (*METRICS, "energy_gap", "at_bounds")
 
@@ -20,68 +20,68 @@ State = Literal["waiting", "running", "finished", "stopped", "diverged", "failed
 
 @dataclass
 class Trial:
-    """A trial as it stands, and as ``trials.json`` keeps it."""
+    """The state of a trial, in memory and in the file of its phase."""
 
     index: int
     values: dict[str, Any]
-    """of the dotted keys searched; pbt changes them on the way"""
+    """values of the dotted keys searched; pbt changes them during training"""
     seed: int
     num_steps: int
     state: State = "waiting"
-    """``stopped``: ended early by the scheduler; ``failed``: it crashed, hung or could not be restarted"""
+    """``stopped``: ended early by the scheduler; ``failed``: crashed, hung or not restartable"""
     reason: str = ""
     rows: list[dict[str, Any]] = field(default_factory=list)
-    """scores, in the order in which they came: ``step``, the metrics, ``order`` among all trials, ``digest`` of the run"""
+    """scores in order of arrival: ``step``, metrics, ``order`` among all trials, run ``digest``"""
     seconds: float = 0.0
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more will come of it."""
+        """Return whether the trial has ended, in whatever way."""
         return self.state not in ("waiting", "running")
 
     @property
     def step(self) -> int:
-        """The step of its latest score; 0 before the first."""
+        """Return the step of the latest score; 0 before the first."""
         return int(self.rows[-1]["step"]) if self.rows else 0
 
     @staticmethod
     def scores(row: Mapping[str, Any]) -> dict[str, float]:
-        """What of a row is a score, and counts."""
-        found = {name: row.get(name) for name in SCORES}
+        """Return the scores in a row that are finite and not ``WORST``."""
+        values = {name: row.get(name) for name in SCORES}
         return {
             name: value
-            for name, value in found.items()
+            for name, value in values.items()
             if value is not None and math.isfinite(value) and value < WORST
         }
 
     def score(self, metric: str) -> float | None:
-        """The latest score; None if there is none, or none that counts."""
+        """Return the latest score; None if there is no valid one."""
         if self.state in ("diverged", "failed") or not self.rows:
             return None
         return self.scores(self.rows[-1]).get(metric)
 
 
 def read_trials(text: bytes) -> list[Trial]:
-    """What :func:`write_trials` wrote."""
+    """Decode what :func:`write_trials` has encoded."""
     return [Trial(**entry) for entry in json.loads(text)]
 
 
 def write_trials(trials: Iterable[Trial]) -> bytes:
-    """Trials as JSON."""
+    """Encode trials as JSON."""
     return (json.dumps([asdict(trial) for trial in trials]) + "\n").encode()
 
 
 class TrialStore:
-    """The trials of one phase, in memory and in a file of the search's folder, written at each change."""
+    """The trials of one phase, in memory and in a file that is written at each change."""
 
     def __init__(self, folder: Path, phase: str, planned: list[Trial]) -> None:
         self.path = folder / f"{phase}.json"
-        known = (
+        recorded = (
             {trial.index: trial for trial in read_trials(storage.read_bytes(self.path))}
             if self.path.exists()
             else {}
         )
-        self.all = [known.get(trial.index, trial) for trial in planned]
+        self.all = [recorded.get(trial.index, trial) for trial in planned]
         for trial in self.all:
             trial.state = "waiting" if trial.state == "running" else trial.state
         self.save()
@@ -90,20 +90,20 @@ class TrialStore:
         storage.write_whole(self.path, write_trials(self.all))
 
     def add(self, trial: Trial, row: dict[str, Any]) -> None:
-        """A score has come; one that is known already, told again by a trial that was resumed, changes nothing."""
+        """Add a score to a trial, unless a resumed trial reports a score that it has already."""
         if all(
-            (row["step"], row["digest"]) != (known["step"], known["digest"]) for known in trial.rows
+            (row["step"], row["digest"]) != (other["step"], other["digest"]) for other in trial.rows
         ):
             trial.rows.append(row | {"order": sum(len(other.rows) for other in self.all)})
 
     @property
     def left(self) -> list[Trial]:
-        """Those that are not over."""
+        """Return the trials that are not over."""
         return [trial for trial in self.all if not trial.is_over]
 
 
 def ranked(trials: Iterable[Trial], metric: str) -> list[Trial]:
-    """The best first: by latest score, the smaller the better; then those without one, of which the farther are better."""
+    """Sort trials, best first: by latest score, ascending; then those without one by step."""
 
     def place(trial: Trial) -> tuple[bool, float, int, int]:
         score = trial.score(metric)
@@ -113,21 +113,21 @@ def ranked(trials: Iterable[Trial], metric: str) -> list[Trial]:
 
 
 class SearchResult(NamedTuple):
-    """What a search and the comparison after it came to."""
+    """The result of a search and of the comparison after it."""
 
     trials: list[Trial]
-    """of the search"""
+    """trials of the search"""
     finals: list[Trial]
-    """of the comparison: the file's own values, then each finalist's, over the seeds"""
+    """trials of the comparison: the file's own values, then each finalist's, over the seeds"""
     finalists: list[dict[str, Any]]
-    """values that were compared; the first are the file's own: none"""
+    """values that were compared; the first, for the file itself, is empty"""
     num_steps: int
     """training steps of the comparison"""
     seconds: dict[str, float]
-    """that this session took: ``search``, and ``comparison`` if there was one"""
+    """wall time of this session by part: ``search``, and ``comparison`` if there was one"""
 
     def scores(self, metric: str) -> list[list[float | None]]:
-        """Of each that was compared, a score for each seed."""
+        """Return the scores over seeds of each finalist."""
         count = len(self.finals) // len(self.finalists)
         return [
             [trial.score(metric) for trial in self.finals[i * count : (i + 1) * count]]
@@ -135,7 +135,10 @@ class SearchResult(NamedTuple):
         ]
 
     def winner(self, metric: str) -> int:
-        """Which finalist has the smallest mean, from 1; one that failed with any seed only if all did."""
+        """Return the index, from 1, of the finalist with the smallest mean.
+
+        A finalist that failed with any seed wins only if all did.
+        """
         means = [
             math.inf if None in scores else sum(s or 0.0 for s in scores)
             for scores in self.scores(metric)[1:]
@@ -144,7 +147,7 @@ class SearchResult(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """What a search had found when."""
+    """The best score of a search over training steps used."""
 
     used_steps: list[int]
     """training steps of all trials together"""
@@ -153,7 +156,7 @@ class Progress(NamedTuple):
 
 
 def progress(trials: Sequence[Trial], metric: str) -> Progress:
-    """Best score so far over training steps used, in the order in which scores came."""
+    """Return the best score so far over training steps used, in order of arrival."""
     rows = sorted(
         ((row["order"], trial, row) for trial in trials for row in trial.rows),
         key=lambda entry: entry[0],
@@ -171,7 +174,7 @@ def progress(trials: Sequence[Trial], metric: str) -> Progress:
 
 
 def table(trials: Sequence[Trial], metric: str) -> list[dict[str, Any]]:
-    """A row for each trial, for ``trials.csv``: the best first."""
+    """Return a row per trial for ``trials.csv``, best first."""
     return [
         {
             "trial": trial.index,

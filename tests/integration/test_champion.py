@@ -29,6 +29,8 @@ def test_the_champion_is_made_again_to_the_same_bits(done):
     assert code == 0 and "the same bytes" in output and "the same bits" in output, output
     code, output = finish(folder, sys.executable, "-c", script, "reproduce", "models:/ebm-digits/7")
     assert code == 7 and "Traceback" not in output and "see ebm-dist doctor" in output
+    code, output = finish(folder, sys.executable, "-c", script, "history", "ebm-digits")
+    assert code == 0 and "ood.uniform.auroc" in output and ">= 0.5 pass" in output, output
 
 
 def test_ray_serve_answers_as_mlflow_does(done):
