@@ -8,8 +8,9 @@ entropy of the generator's samples (section 3.1):
     G:    E(G(z)) - mi_weight * I(G(z); z)                                             (eq. 6)
     T:    -I(G(z); z),   I = -mean softplus(-T(G(z), z)) - mean softplus(T(G(z), z'))
 
-with z' another latent of the batch (Hjelm et al. 2019, eq. 4). At the best T, I is twice the Jensen-Shannon divergence of
-p(x, z) and p(x) p(z), less 2 log 2: between -2 log 2, where G(z) is independent of z, and 0.
+with z' another latent of the batch (Hjelm et al. 2019, eq. 4). At the best T, I is twice the
+Jensen-Shannon divergence of p(x, z) and p(x) p(z), less 2 log 2: between -2 log 2, where G(z) is
+independent of z, and 0.
 The authors' code takes the mean over both halves, so its weight of 1 is ``mi_weight`` 0.5 here.
 """
 
