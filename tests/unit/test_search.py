@@ -91,7 +91,7 @@ def test_combinations_that_the_settings_refuse_are_drawn_again():
         ("{num_steps: 100}", ["tune.num_steps", "not divisible"]),
         ("{scheduler: hyper}", ["tune.scheduler", "'asha', 'pbt' or 'none'"]),
         ("{scheduler: pbt, search: optuna}", ["tune.search"]),
-        ("{scheduler: pbt, space: {energy.hidden: {choice: [[8], [16]]}}}", ["pbt hands on weights and chains"]),
+        ("{scheduler: pbt, space: {energy.hidden: {choice: [[8], [16]]}}}", ["pbt copies weights and chains"]),
         ("{metric: test_fid}", ["tune.metric"]),
         ("{num_trial: 3}", ["did you mean 'num_trials'?"]),
         ("{workers: 5}", ["5 workers cannot share train.num_shards = 4"]),
@@ -164,7 +164,7 @@ def test_the_tuned_file_is_whole_and_reads_back(tmp_path):
     assert (
         text.startswith("# from a search\n#\n# of 3 trials\n\n") and "recipe" not in text.partition("seed:")[0].partition("\n\n")[2]
     )
-    assert "# real data of another kind" in text
+    assert "# other real data, for the histogram" in text
     again = tmp_path / "again.yaml"
     again.write_text(study.tuned(path, {}, "head"))
     assert config.load(again) == after and "from a search" not in again.read_text()
