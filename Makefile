@@ -1,4 +1,5 @@
-# The two commands of the README: `make run` and `make test`. Both install first, into .venv, with the versions of constraints.txt.
+# The two commands of the README are `make run` and `make test`. Each target first installs the
+# versions of constraints.txt into .venv.
 VENV ?= .venv
 PYTHON ?= python3
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -6,27 +7,29 @@ export OMP_NUM_THREADS ?= 2
 
 .PHONY: run test slow lowest lint docs install
 
-run: install ## prepare, train on Ray, evaluate, register; run again to resume
+run: install ## prepare, train on Ray, evaluate and register; resumes when run again
+	python -m pipelines.digests
 	dvc repro
 
 test: install ## the fast tests
 	pytest
 
-slow: install ## real Ray, MLflow and DVC, and faults
+slow: install ## the tests with real Ray, MLflow, DVC and faults
 	pytest -m slow
 
-lowest: install ## the fast tests with the oldest versions that pyproject.toml admits, in .venv-lowest (gigabytes: torch with CUDA)
+# .venv-lowest takes gigabytes: it has torch with CUDA
+lowest: install ## the fast tests with the oldest versions that pyproject.toml admits
 	uv venv --quiet --allow-existing --python $(PYTHON) .venv-lowest
 	uv pip install --quiet --python .venv-lowest --resolution lowest-direct --editable '.[dev]'
 	.venv-lowest/bin/pytest
 
-lint: install ## style, types, import contracts
+lint: install ## style, types and import contracts
 	ruff check
 	ruff format --check
 	mypy
 	lint-imports --no-logo
 
-docs: install ## the pages of docs/ and the reference, in site/
+docs: install ## build the pages of docs/ and the reference into site/
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
 install: $(VENV)/.installed

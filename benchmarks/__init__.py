@@ -1,4 +1,4 @@
-"""Measurements that take turns in one process: ratios, not times, are what a shared machine can tell."""
+"""Measurements in turns within one process: on a shared machine only ratios are reliable."""
 
 import importlib.metadata
 import os
@@ -17,31 +17,31 @@ class Timing(NamedTuple):
 
     seconds: dict[str, float]
     ratio: dict[str, tuple[float, float, float]]
-    """Of the reference's time to each one's: median, least, most. Above 1 is faster than the reference."""
+    """Time of the reference / time of the work: median, minimum, maximum. Above 1 is faster."""
 
 
 def take_turns(
     works: Mapping[str, Callable[[], object]], reference: str, rounds: int = 7, warm_up: int = 1
 ) -> Timing:
-    """Run each work once a round, in an order that is turned round every time."""
+    """Run each work once per round; the order alternates between rounds."""
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for count in range(warm_up + rounds):
         for name in list(works) if count % 2 else reversed(list(works)):
-            taken = seconds_of(works[name])
+            duration = seconds_of(works[name])
             if count >= warm_up:
-                seconds[name].append(taken)
+                seconds[name].append(duration)
     ratios = {
-        name: sorted(a / b for a, b in zip(seconds[reference], own, strict=True))
-        for name, own in seconds.items()
+        name: sorted(a / b for a, b in zip(seconds[reference], times, strict=True))
+        for name, times in seconds.items()
     }
     return Timing(
-        {name: statistics.median(own) for name, own in seconds.items()},
-        {name: (statistics.median(own), own[0], own[-1]) for name, own in ratios.items()},
+        {name: statistics.median(times) for name, times in seconds.items()},
+        {name: (statistics.median(row), row[0], row[-1]) for name, row in ratios.items()},
     )
 
 
 def seconds_of(work: Callable[[], object]) -> float:
-    """How long it takes, on a GPU to its end."""
+    """Return the seconds that the work takes, including the work it queues on a GPU."""
     began = time.perf_counter()
     work()
     if torch.cuda.is_available():
@@ -50,19 +50,25 @@ def seconds_of(work: Callable[[], object]) -> float:
 
 
 def peak_gflops(device: str = "cpu", dtype: torch.dtype = torch.float32, rounds: int = 6) -> float:
-    """What a large matrix product reaches here, with the threads that torch has now: the machine's limit for a network."""
+    """Return the GFLOP/s of a large matrix product with the present number of torch threads.
+
+    This is the limit of the machine for a network.
+    """
     size = 2048 if device == "cpu" else 8192
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     return 2 * size**3 / min(seconds_of(lambda: torch.mm(a, b)) for _ in range(rounds)) / 1e9
 
 
 def circumstances(*packages: str) -> dict[str, Any]:
-    """Machine, load and versions, to stand beside every figure. Ends with one message where a package is missing."""
+    """Return machine, load and versions, for the record of a measurement.
+
+    Exits with a message where a package is missing.
+    """
     try:
         versions = {name: importlib.metadata.version(name) for name in ("torch", *packages)}
-    except importlib.metadata.PackageNotFoundError as missing:
+    except importlib.metadata.PackageNotFoundError as error:
         raise SystemExit(
-            f"{missing.name} is not installed; pip install -c constraints.txt -e '.[benchmarks]'"
+            f"{error.name} is not installed; pip install -c constraints.txt -e '.[benchmarks]'"
         ) from None
     return {
         "hardware": hardware(),

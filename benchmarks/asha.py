@@ -1,8 +1,9 @@
-"""ASHA against random search at an equal budget of training steps: ``python -m benchmarks.asha``, after ``dvc repro``.
+"""Compare ASHA with random search at an equal budget of training steps.
 
-Random search trains the first trials of the same draws to the end, as many as the steps that ASHA used pay for. Both are scored
-at the same rungs on the validation split. Writes reports/benchmarks/asha.json and asha.png. What was searched is not searched
-again.
+Run ``python -m benchmarks.asha`` after ``dvc repro``. Random search trains the first trials of the
+same draws to the end, as many as the steps that ASHA used allow. Both are scored at the same rungs
+on the validation split. Writes reports/benchmarks/asha.json and asha.png. A search that is done is
+not repeated.
 """
 
 import argparse
@@ -19,13 +20,14 @@ from pipelines import run
 
 
 def curve(params: config.Params, data: Path, classifier: Path, runs: Path) -> trials.Progress:
+    """Run a search, and return its best score over the steps used."""
     index = shards.read_index(data / "dataset")
     job = driver.start(params, index, classifier, runs)
     family = Family(
         params, job.digest, f"tune-{index.dataset}-{job.digest[:8]}", {"dataset": index.dataset}
     )
-    found = driver.find(params, job, family, compares=False)
-    return trials.progress(found.trials, params.tune.metric)
+    result = driver.find(params, job, family, compares=False)
+    return trials.progress(result.trials, params.tune.metric)
 
 
 def main() -> None:
@@ -36,29 +38,30 @@ def main() -> None:
     options.add_argument("--data", type=Path, default=Path("data/main"))
     options.add_argument("--classifier", type=Path, default=Path("model/classifier"))
     options.add_argument("--out", type=Path, default=Path("reports/benchmarks"))
-    given = options.parse_args()
-    values = config.load(given.params).as_dict()
+    args = options.parse_args()
+    values = config.load(args.params).as_dict()
     curves = {}
     for scheduler, label in (("asha", "ASHA"), ("none", "random")):
         values["tune"] |= {"scheduler": scheduler}
         curves[label] = curve(
-            config.from_values(values, given.params), given.data, given.classifier, store("runs")
+            config.from_values(values, args.params), args.data, args.classifier, store("runs")
         )
         values["tune"]["num_trials"] = max(
             1, round(curves["ASHA"].used_steps[-1] / values["tune"]["num_steps"])
         )
-    budget = max(found.used_steps[-1] for found in curves.values())
-    write_json(given.out / "asha.json", {label: found._asdict() for label, found in curves.items()})
+    budget = max(progress.used_steps[-1] for progress in curves.values())
+    content = {label: progress._asdict() for label, progress in curves.items()}
+    write_json(args.out / "asha.json", content)
     metric = values["tune"]["metric"]
     title = f"Search at equal budget: {budget:,} steps"
     picture = figures.best_so_far(
         curves, "training steps used", f"best {metric} so far (validation)", title
     )
-    write_whole(given.out / "asha.png", picture)
+    write_whole(args.out / "asha.png", picture)
     print(
         "; ".join(
-            f"{label}: {found.best[-1]:.4g} after {found.used_steps[-1]:,} steps"
-            for label, found in curves.items()
+            f"{label}: {progress.best[-1]:.4g} after {progress.used_steps[-1]:,} steps"
+            for label, progress in curves.items()
         )
     )
 

@@ -1,4 +1,7 @@
-"""A training job without Ray: ``torchrun --nproc-per-node 2 -m benchmarks.bare --params FILE --data FOLDER --record FOLDER``."""
+"""Train without Ray, under torchrun.
+
+Use ``torchrun --nproc-per-node 2 -m benchmarks.bare --params FILE --data FOLDER --record FOLDER``.
+"""
 
 import argparse
 from pathlib import Path
@@ -14,16 +17,19 @@ from ebm_dist.training.reduce import TorchComm
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for name in ("params", "data", "record"):
         options.add_argument(f"--{name}", type=Path, required=True)
-    given = options.parse_args()
-    params = config.load(given.params)
+    args = options.parse_args()
+    params = config.load(args.params)
     torch.set_num_threads(params.train.num_threads)
     dist.init_process_group("gloo")
     comm = TorchComm(torch.device("cpu"))
-    own = trainer.build(params, shards.read_index(given.data), comm, comm.device, "bare")
-    own.fit(given.record, FileReporter(given.record, comm.rank))
+    index = shards.read_index(args.data)
+    trained = trainer.build(params, index, comm, comm.device, "bare")
+    trained.fit(args.record, FileReporter(args.record, comm.rank))
     dist.destroy_process_group()
 
 

@@ -1,13 +1,15 @@
-"""Langevin sampling and whole training steps beside TorchEBM and the textbook loop: the same networks, the same steps.
+"""Compare Langevin sampling and training steps with TorchEBM and with the textbook loop.
 
     pip install -c constraints.txt -e '.[benchmarks]'
     python -m benchmarks.langevin
     python -m benchmarks.langevin --device cuda --out reports/benchmarks/gpu.json
 
-All take turns in one process; a ratio is the median over rounds of the peer's time to ours. Before, chains are run with the same
-noise and compared. The share of the peak counts the operations of the plain algorithm, forward and gradient by the positions. On a
-GPU, chains of images are ours in bfloat16, and those of others as PyTorch does float32 there: convolutions in TF32.
-Writes reports/benchmarks/langevin.json, keeping in it what was not run again.
+All use the same networks and the same steps, and take turns in one process. A ratio is the median
+over rounds of the time of the peer / our time. Before timing, the chains run with the same noise
+and are compared. The share of the peak counts the operations of the plain algorithm, forward and
+gradient by the positions. On a GPU our chains of images use bfloat16; the peers use float32 with
+convolutions in TF32, the default of PyTorch. Writes reports/benchmarks/langevin.json and keeps the
+rows of cases that were not run.
 """
 
 import argparse
@@ -40,6 +42,8 @@ Sampling = Callable[[], object]
 
 
 class Case(NamedTuple):
+    """A network, its chains and the number of rounds."""
+
     name: str
     build: Callable[[], EnergyModel]
     shape: tuple[int, ...]
@@ -55,6 +59,7 @@ COLD = langevin.Config(num_steps=60, step_size=10.0, noise_scale=0.005, score_cl
 
 
 def toy() -> EnergyModel:
+    """Build the network of the 2-D cases."""
     return mlp.build(mlp.Config(hidden=(128, 128)), shape=(2,), num_classes=0)
 
 
@@ -89,7 +94,7 @@ ON_GPU = [
 
 
 class TorchEBM:
-    """The toy network of standard layers under TorchEBM's own sampler and loss."""
+    """The 2-D network of standard layers under the sampler and the loss of TorchEBM."""
 
     def __init__(self, case: Case, network: nn.Module, device: str) -> None:
         from torchebm.core import BaseModel
@@ -104,9 +109,9 @@ class TorchEBM:
             def forward(self, x: Tensor, **_: Any) -> Tensor:
                 return self.network(x)
 
-        self.case, self.model, own = case, Wrapped(), torch.device(device)
+        self.case, self.model, place = case, Wrapped(), torch.device(device)
         self.sampler = LangevinDynamics(
-            self.model, step_size=case.sampler.step_size, noise_scale=1.0, device=own
+            self.model, step_size=case.sampler.step_size, noise_scale=1.0, device=place
         )
         self.loss = ContrastiveDivergence(
             self.model,
@@ -115,38 +120,40 @@ class TorchEBM:
             persistent=True,
             buffer_size=8192,
             init_steps=0,
-            device=own,
+            device=place,
         )
         self.optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, betas=(0.0, 0.999))
 
     def sample(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Run the chains of the case from ``x (B, 2)``."""
         return self.sampler.sample(
             x=x.clone(), n_steps=self.case.sampler.num_steps, generator=generator
         )
 
     def step(self, x: Tensor) -> None:
+        """Update the network on data ``x (B, 2)``."""
         self.optimizer.zero_grad()
         loss, _ = self.loss(x)
         loss.backward()
         self.optimizer.step()
 
 
-def textbook_of(case: Case, own: EnergyModel) -> nn.Module:
-    theirs = {"2-D MLP": textbook.Mlp, "MNIST CNN": textbook.ConvNet, "IGEBM net": textbook.ResNet}[
-        case.name
-    ]()
-    weights = own.state_dict()
-    if case.name == "MNIST CNN":  # its first kernel is kept in another form
+def textbook_of(case: Case, energy: EnergyModel) -> nn.Module:
+    """Build the textbook network of a case with the weights of our network."""
+    kinds = {"2-D MLP": textbook.Mlp, "MNIST CNN": textbook.ConvNet, "IGEBM net": textbook.ResNet}
+    network = kinds[case.name]()
+    weights = energy.state_dict()
+    if case.name == "MNIST CNN":  # its first kernel is a reparametrisation
         weights = {
             name.replace("parametrizations.weight.original", "weight"): value
             for name, value in weights.items()
         }
-    theirs.load_state_dict(weights)
-    return theirs
+    network.load_state_dict(weights)
+    return network
 
 
 def gflop(case: Case) -> float:
-    """Of one step of all chains, as the plain algorithm does it."""
+    """Return the GFLOP of one step of all chains by the plain algorithm."""
     network, y = textbook_of(case, case.build()), labels_of(case, "cpu")
     for parameter in network.parameters():
         parameter.requires_grad_(False)
@@ -159,16 +166,18 @@ def gflop(case: Case) -> float:
 
 
 class Batches:
-    """A data set that is one batch."""
+    """A data set of one batch."""
 
     def __init__(self, x: Tensor, num_classes: int) -> None:
         self.x, self.y = x, torch.randint(max(num_classes, 1), (len(x),))
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Return samples ``(B, *shape)`` and labels ``(B,)``."""
         return self.x, self.y
 
 
 def labels_of(case: Case, device: str) -> Tensor | None:
+    """Return the labels ``(B,)`` of the chains of a conditional case."""
     return (
         torch.arange(case.num_chains, device=device) % case.num_classes
         if case.num_classes
@@ -177,7 +186,7 @@ def labels_of(case: Case, device: str) -> Tensor | None:
 
 
 def kinds(case: Case, device: str) -> dict[str, tuple[bool, Precision]]:
-    """Ways to run our chains: whether compiled, and the network's precision."""
+    """Return the ways to run our chains: whether compiled, and the precision of the network."""
     if device == "cpu" or case.bounds is None:
         return {"ours": (True, "float32"), "ours, uncompiled": (False, "float32")}
     return {
@@ -188,9 +197,9 @@ def kinds(case: Case, device: str) -> dict[str, tuple[bool, Precision]]:
 
 
 def our_trainer(
-    case: Case, own: EnergyModel, compiles: bool, precision: Precision, device: str
+    case: Case, energy: EnergyModel, compiles: bool, precision: Precision, device: str
 ) -> Trainer:
-    """The trainer of the pipeline, with one shard and data of random numbers."""
+    """Build the trainer of the pipeline, with one shard and random numbers as data."""
     sampler = {
         field: getattr(case.sampler, field)
         for field in ("num_steps", "step_size", "noise_scale", "score_clip")
@@ -220,7 +229,7 @@ def our_trainer(
     params = config.from_values(values, Path("benchmark"))
     kernel = langevin.build(case.sampler, bounds=case.bounds)
     objective = contrastive_divergence.build(
-        params, networks={"energy": own}, kernel=kernel, bounds=case.bounds
+        params, networks={"energy": energy}, kernel=kernel, bounds=case.bounds
     )
     x = noise((case.num_chains, *case.shape), case.bounds, stream(0, "data"))
     chains = ReplayShard(
@@ -232,42 +241,43 @@ def our_trainer(
     )
     data: Any = {0: Batches(x, case.num_classes)}
     return Trainer(
-        params=params, objective=objective, data=data, replay={0: chains}, comm=LocalComm(), device=torch.device(device),
-        num_classes=max(case.num_classes, 1), labelled=None, digest="",
+        params=params, objective=objective, data=data, replay={0: chains}, comm=LocalComm(),
+        device=torch.device(device), num_classes=max(case.num_classes, 1), labelled=None, digest="",
     )  # fmt: skip
 
 
 def sampling(case: Case, device: str) -> tuple[dict[str, Sampling], dict[str, float]]:
-    """Who samples, and how far each one's chains are from ours where the noise is the same."""
-    own, y, num_steps = case.build().to(device), labels_of(case, device), case.sampler.num_steps
+    """Return the samplers, and how far their chains are from ours under equal noise."""
+    energy, y, num_steps = case.build().to(device), labels_of(case, device), case.sampler.num_steps
     kernel = langevin.build(case.sampler, bounds=case.bounds)
     start = noise((case.num_chains, *case.shape), case.bounds, stream(0, "start", device=device))
-    chains: dict[str, Chains] = {"ours, uncompiled": Chains(own, kernel, num_steps)}
+    chains: dict[str, Chains] = {"ours, uncompiled": Chains(energy, kernel, num_steps)}
     for name, (compiles, precision) in kinds(case, device).items():
         if compiles:
             chains[name] = CompiledChains(
-                own, kernel, num_steps, compiles=True, precision=precision
+                energy, kernel, num_steps, compiles=True, precision=precision
             )
     works: dict[str, Sampling] = {
-        name: partial(lambda walk: walk(start, y, stream(1, "chain", device=device)), walk)
-        for name, walk in chains.items()
+        name: partial(lambda sample: sample(start, y, stream(1, "chain", device=device)), sample)
+        for name, sample in chains.items()
     }
     ends = {
-        name: walk(start, y, stream(1, "chain", device=device))[0] for name, walk in chains.items()
+        name: sample(start, y, stream(1, "chain", device=device))[0]
+        for name, sample in chains.items()
     }
     if case.bounds is None:
-        peer = TorchEBM(case, textbook_of(case, own).to(device), device)
+        peer = TorchEBM(case, textbook_of(case, energy).to(device), device)
         works["TorchEBM"] = lambda: peer.sample(start)
         ends["TorchEBM"] = peer.sample(start, stream(1, "chain", device=device))
     else:
-        theirs, generator = textbook_of(case, own).to(device), stream(1, "chain", device=device)
-        given = torch.stack(
+        network, generator = textbook_of(case, energy).to(device), stream(1, "chain", device=device)
+        equal_noise = torch.stack(
             [torch.randn(start.shape, generator=generator, device=device) for _ in range(num_steps)]
         )
-        loop = partial(textbook.sample, theirs, start, y, num_steps, clip=case.sampler.score_clip)
+        loop = partial(textbook.sample, network, start, y, num_steps, clip=case.sampler.score_clip)
         works["textbook"] = loop
         works["textbook, frozen"] = lambda: loop(freezes=True)
-        ends["textbook"] = loop(noise=given)
+        ends["textbook"] = loop(noise=equal_noise)
     return works, {
         name: (end - ends["ours"]).abs().max().item()
         for name, end in ends.items()
@@ -276,39 +286,45 @@ def sampling(case: Case, device: str) -> tuple[dict[str, Sampling], dict[str, fl
 
 
 def training(case: Case, device: str) -> dict[str, Sampling]:
-    own = case.build().to(device)
+    """Return the training steps by name."""
+    energy = case.build().to(device)
     x = noise((case.num_chains, *case.shape), case.bounds, stream(0, "data"))
     works: dict[str, Sampling] = {
-        name: our_trainer(case, copy.deepcopy(own), *options, device).advance
+        name: our_trainer(case, copy.deepcopy(energy), *options, device).advance
         for name, options in kinds(case, device).items()
     }
     if case.bounds is None:
-        peer = TorchEBM(case, textbook_of(case, own).to(device), device)
+        peer = TorchEBM(case, textbook_of(case, energy).to(device), device)
         works["TorchEBM"] = lambda: peer.step(x)
     else:
         for name, freezes in (("textbook", False), ("textbook, frozen", True)):
-            theirs = textbook_of(case, own).to(device)
+            network = textbook_of(case, energy).to(device)
             plain = textbook.Trainer(
-                theirs, case.shape, case.num_classes, case.sampler.num_steps, freezes
+                network, case.shape, case.num_classes, case.sampler.num_steps, freezes
             )
             works[name] = lambda plain=plain: plain.step(x.to(device))
     return works
 
 
 def row(case: Case, what: str, device: str) -> dict[str, Any]:
-    apart: dict[str, float] = {}
+    """Measure a case."""
+    differences: dict[str, float] = {}
     if what == "sampling":
-        works, apart = sampling(case, device)
+        works, differences = sampling(case, device)
     else:
         works = training(case, device)
     timing = take_turns(works, "ours", case.rounds)
     peak = peak_gflops(device, getattr(torch, kinds(case, device)["ours"][1]))
     return {
-        "work": what, "network": case.name, "chains": case.num_chains, "num_steps": case.sampler.num_steps, "rounds": case.rounds,
-        "seconds": timing.seconds, "share_of_peak": gflop(case) * case.sampler.num_steps / timing.seconds["ours"] / peak,
-        "peak_gflops": peak, "largest_difference": apart,
-        # of each peer's time to ours
-        "ratio": {name: [1 / high, 1 / median, 1 / low] for name, (median, low, high) in timing.ratio.items() if name != "ours"},
+        "work": what, "network": case.name, "chains": case.num_chains,
+        "num_steps": case.sampler.num_steps, "rounds": case.rounds, "seconds": timing.seconds,
+        "share_of_peak": gflop(case) * case.sampler.num_steps / timing.seconds["ours"] / peak,
+        "peak_gflops": peak, "largest_difference": differences,
+        # time of the peer / our time
+        "ratio": {
+            name: [1 / high, 1 / median, 1 / low]
+            for name, (median, low, high) in timing.ratio.items() if name != "ours"
+        },
     }  # fmt: skip
 
 
@@ -316,33 +332,35 @@ def main() -> None:
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    options.add_argument("--only", default="", help="only cases whose name has this in it")
+    options.add_argument("--only", default="", help="only cases with this in their name")
     options.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     options.add_argument("--out", type=Path, default=Path("reports/benchmarks/langevin.json"))
-    given = options.parse_args()
-    before = read_json(given.out, "benchmark")["rows"] if given.out.exists() else []
-    found: dict[str, Any] = circumstances("torchebm") | {
-        "rows": [row for row in before if given.only not in row["network"]]
+    args = options.parse_args()
+    previous = read_json(args.out, "benchmark")["rows"] if args.out.exists() else []
+    content: dict[str, Any] = circumstances("torchebm") | {
+        "rows": [row for row in previous if args.only not in row["network"]]
     }
-    for case in CASES if given.device == "cpu" else ON_GPU:
-        if given.only in case.name:
+    for case in CASES if args.device == "cpu" else ON_GPU:
+        if args.only in case.name:
             for what in ("sampling", "training step"):
-                found["rows"].append(row(case, what, given.device))
-                print(told(found["rows"][-1]), flush=True)
-                write_json(given.out, found)
+                content["rows"].append(row(case, what, args.device))
+                print(summary(content["rows"][-1]), flush=True)
+                write_json(args.out, content)
 
 
-def told(row: dict[str, Any]) -> str:
+def summary(row: dict[str, Any]) -> str:
+    """Return a row as one line of text."""
     peers = "   ".join(
         f"{name} x{mid:.2f} ({low:.2f} to {high:.2f})"
         for name, (low, mid, high) in row["ratio"].items()
     )
-    apart = "".join(
+    differences = "".join(
         f"; {name} within {value:.0e}" for name, value in row["largest_difference"].items()
     )
     return (
         f"{row['work']:14}{row['network']:10}{row['chains']:6} chains, K={row['num_steps']:<4}"
-        f"{1e3 * row['seconds']['ours']:9.1f} ms, {row['share_of_peak']:.0%} of peak   {peers}{apart}"
+        f"{1e3 * row['seconds']['ours']:9.1f} ms, {row['share_of_peak']:.0%} of peak"
+        f"   {peers}{differences}"
     )
 
 

@@ -1,7 +1,8 @@
-"""Which change to a maximum entropy generator does what: ``python -m benchmarks.meg --data data/meg-25gaussians``.
+"""Measure what each part of a maximum entropy generator contributes.
 
-Each variant differs from the recipe meg-25gaussians in the values that its name says, and trains in this process for a quarter of
-its steps. Samples are judged as in the suite ``density``. Writes reports/benchmarks/meg.json.
+Run ``python -m benchmarks.meg --data data/meg-25gaussians``. Each variant differs from the recipe
+meg-25gaussians in the values that its name says, and trains in this process for a quarter of the
+steps. Samples are scored as in the suite ``density``. Writes reports/benchmarks/meg.json.
 """
 
 import argparse
@@ -46,21 +47,25 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 def train(
     changes: dict[str, dict[str, Any]], index: shards.Index, num_steps: int, seed: int
 ) -> dict[str, float]:
-    """Quality of 10,000 samples of the averaged generator, and CPU seconds; the step at which it diverged, if it did."""
+    """Train a variant; return the quality of 10,000 samples and the CPU seconds.
+
+    The samples are those of the averaged generator. If the variant diverges, return the step.
+    """
     values = YAML(typ="safe", pure=True).load(RECIPE.read_text()) | {"seed": seed}
-    for section, own in ({"train": {"num_steps": num_steps}} | changes).items():
-        values[section] = values[section] | own
+    for section, change in ({"train": {"num_steps": num_steps}} | changes).items():
+        values[section] = values[section] | change
     params = config.from_values(values, RECIPE)
-    own = trainer.build(params, index, LocalComm(), torch.device("cpu"), "benchmark")
+    training = trainer.build(params, index, LocalComm(), torch.device("cpu"), "benchmark")
     began = time.process_time()
     try:
-        while own.step < num_steps:
-            own.advance()
-            own.step += 1
+        while training.step < num_steps:
+            training.advance()
+            training.step += 1
     except DivergedError:
-        return {"diverged_at_step": own.step + 1}
+        return {"diverged_at_step": training.step + 1}
     seconds = time.process_time() - began
-    truth, generator = module_of(params.dataset).density(params.dataset), own.averages["generator"]
+    truth = module_of(params.dataset).density(params.dataset)
+    generator = training.averages["generator"]
     with torch.no_grad():
         x = generator(
             torch.randn(
@@ -76,25 +81,23 @@ def main() -> None:
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    options.add_argument(
-        "--data", type=Path, required=True, help="what stage prepare wrote for the recipe"
-    )
+    options.add_argument("--data", type=Path, required=True, help="prepared data of the recipe")
     options.add_argument("--steps", type=int, default=2000)
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--out", type=Path, default=Path("reports/benchmarks/meg.json"))
-    given = options.parse_args()
+    args = options.parse_args()
     torch.set_num_threads(1)
-    index, found = shards.read_index(given.data / "dataset"), {}
+    index, variants = shards.read_index(args.data / "dataset"), {}
     for name, changes in VARIANTS.items():
-        found[name] = train(changes, index, given.steps, given.seed)
+        variants[name] = train(changes, index, args.steps, args.seed)
         print(
             name,
-            json.dumps({key: round(value, 3) for key, value in found[name].items()}),
+            json.dumps({key: round(value, 3) for key, value in variants[name].items()}),
             flush=True,
         )
     write_json(
-        given.out,
-        {"num_steps": given.steps, "seed": given.seed, "variants": found, **circumstances()},
+        args.out,
+        {"num_steps": args.steps, "seed": args.seed, "variants": variants, **circumstances()},
     )
 
 

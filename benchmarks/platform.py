@@ -1,9 +1,9 @@
-"""What surrounds the mathematics: data, chains, checkpoints, reductions, Ray, the search, DVC.
+"""Measure the platform: data, chains, checkpoints, reductions, Ray, the search, DVC.
 
     EBM_DATA_DIR=<folder with the MNIST files> python -m benchmarks.platform
 
-Parts take turns where they are compared; ratios are medians over rounds. Give --only to run some of them. Writes
-reports/benchmarks/platform.json, keeping in it what was not run again.
+Works that are compared take turns; ratios are medians over rounds. ``--only`` selects parts. Writes
+reports/benchmarks/platform.json and keeps the parts that were not run.
 """
 
 import argparse
@@ -49,12 +49,12 @@ IDLE = (
     "SynchronizationActor",
     "PlacementGroupCleaner",
     "DatasetManager",
-)  # Ray Train's
+)  # actors of Ray Train
 WINDOW_S = 2
 
 
 def replay(folder: Path) -> dict[str, Any]:
-    """Chains drawn and put back a second, beside a list of tensors, at 128 of 8,192 images."""
+    """Measure chains drawn and stored per second, 128 of 8,192, against a list of tensors."""
     rows = {}
     for shape in ((1, 28, 28), (3, 32, 32)):
         shard = ReplayShard(8192, shape, (0.0, 1.0), range(1), stream(0, "chains"))
@@ -86,7 +86,7 @@ def replay(folder: Path) -> dict[str, Any]:
 
 
 def reading(folder: Path) -> dict[str, Any]:
-    """28x28 samples read a second from the files, SHA-256 checked, beside a tar with a member for each sample."""
+    """Measure 28x28 samples read per second, with SHA-256, against a tar of single samples."""
     images = np.random.default_rng(0).integers(0, 256, (60000, 1, 28, 28), np.uint8)
     index = shards.write(
         folder / "packed",
@@ -121,22 +121,23 @@ def reading(folder: Path) -> dict[str, Any]:
 
 
 def checkpoints(folder: Path) -> dict[str, Any]:
-    """Saving and loading a checkpoint of the mnist recipe, one process with all chains."""
+    """Measure saving and loading a checkpoint of the mnist recipe, all chains in one process."""
     index = prepared(folder, MNIST)
-    own = trainer.build(config.load(MNIST), index, LocalComm(), torch.device("cpu"), "benchmark")
+    built = trainer.build(config.load(MNIST), index, LocalComm(), torch.device("cpu"), "benchmark")
     reporter = FileReporter(folder / "run")
-    own.advance()
+    built.advance()
 
     def save() -> None:
-        own.step += 1
-        own.save(folder / "run", reporter)
+        built.step += 1
+        built.save(folder / "run", reporter)
 
-    timing = take_turns({"save": save, "load": lambda: own.restore(folder / "run")}, "save")
+    timing = take_turns({"save": save, "load": lambda: built.restore(folder / "run")}, "save")
     size = sum(path.stat().st_size for path in max((folder / "run").glob("step-*")).iterdir())
     return {"seconds": timing.seconds, "bytes": size}
 
 
 def prepared(folder: Path, params: Path) -> shards.Index:
+    """Prepare the data of a parameter file once; return their index."""
     where = folder / "data"
     if not where.exists():
         call("-m", "pipelines.prepare", "--params", str(params), "--out", str(where))
@@ -144,6 +145,7 @@ def prepared(folder: Path, params: Path) -> shards.Index:
 
 
 def call(*arguments: str, cwd: Path = ROOT, **environment: str) -> str:
+    """Run Python with these arguments; return its output, or exit with its message."""
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=cwd,
@@ -158,46 +160,53 @@ def call(*arguments: str, cwd: Path = ROOT, **environment: str) -> str:
 
 
 def settings(folder: Path, name: str, **changes: dict[str, Any]) -> Path:
-    """The mnist recipe with other values in some sections, as a file."""
+    """Write the mnist recipe with other values in some sections; return the path."""
     yaml = YAML(typ="safe", pure=True)
     values = yaml.load(MNIST.read_text())
-    for section, own in changes.items():
-        values[section] = values.get(section, {}) | own
+    for section, change in changes.items():
+        values[section] = values.get(section, {}) | change
     path = folder / f"{name}.yaml"
     yaml.dump(values, path)
     return path
 
 
 def rows_of(run: Path) -> list[dict[str, Any]]:
-    """The record of the one run in this folder so far."""
+    """Return the record so far of the one run in a folder."""
     return [row for path in run.rglob(METRICS) for row in read_lines(path)]
 
 
 def rate(run: Path) -> float:
-    """Training steps a second in the second half of a run, from its own record: at first the driver still imports MLflow."""
+    """Return the training steps per second in the second half of a run, from its record.
+
+    In the first half the driver still imports MLflow.
+    """
     rows = rows_of(run)
     first = rows[len(rows) // 2]
     return (rows[-1]["step"] - first["step"]) / (rows[-1]["seconds"] - first["seconds"])
 
 
 def bare(folder: Path, params: Path, workers: int) -> float:
+    """Train under torchrun; return the steps per second."""
     run = Path(tempfile.mkdtemp(dir=folder))
     threads = str(config.load(params).train.num_threads)
     call(
-        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers), "-m", "benchmarks.bare",
-        "--params", str(params), "--data", str(folder / "data/dataset"), "--record", str(run), OMP_NUM_THREADS=threads,
+        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers),
+        "-m", "benchmarks.bare", "--params", str(params), "--data", str(folder / "data/dataset"),
+        "--record", str(run), OMP_NUM_THREADS=threads,
     )  # fmt: skip
     return rate(run)
 
 
 def on_ray(folder: Path, params: Path) -> float:
+    """Train on Ray Train; return the steps per second."""
     run = Path(tempfile.mkdtemp(dir=folder))
     call(*training(folder, params, run), MLFLOW_TRACKING_URI=f"sqlite:///{run}/mlflow.db")
     return rate(run)
 
 
 def training(folder: Path, params: Path, run: Path) -> list[str]:
-    where = {
+    """Return the arguments of stage train."""
+    paths = {
         "params": params,
         "data": folder / "data",
         "out": run / "model",
@@ -207,21 +216,21 @@ def training(folder: Path, params: Path, run: Path) -> list[str]:
     return [
         "-m",
         "pipelines.train",
-        *(word for name, path in where.items() for word in (f"--{name}", str(path))),
+        *(word for name, path in paths.items() for word in (f"--{name}", str(path))),
     ]
 
 
 def rates(works: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Steps a second of each, by turns."""
-    found: dict[str, list[float]] = {name: [] for name in works}
+    """Run the works in turn; return the steps per second of each."""
+    measured: dict[str, list[float]] = {name: [] for name in works}
     for count in range(rounds):
         for name in list(works) if count % 2 else reversed(list(works)):
-            found[name].append(works[name]())
-    return found
+            measured[name].append(works[name]())
+    return measured
 
 
 def ray(folder: Path) -> dict[str, Any]:
-    """Steps a second of the mnist recipe on Ray Train and under torchrun."""
+    """Measure steps per second of the mnist recipe on Ray Train and under torchrun."""
     prepared(folder, MNIST)
     short = {"num_steps": 300, "log_every": 10, "checkpoint_every": 100}
     ordered = settings(folder, "ordered", train=short)
@@ -233,7 +242,7 @@ def ray(folder: Path) -> dict[str, Any]:
 
 
 def spare(folder: Path) -> dict[str, Any]:
-    """The same with one worker of one thread: a core is left to whatever else Ray has running."""
+    """Measure one worker of one thread on Ray Train and under torchrun: Ray has a core."""
     prepared(folder, MNIST)
     one = settings(
         folder,
@@ -249,7 +258,10 @@ def spare(folder: Path) -> dict[str, Any]:
 
 
 def others(folder: Path) -> dict[str, Any]:
-    """What the processes beside the workers cost: the job's speed while they are stopped to that beside them, by turns."""
+    """Measure the cost of the processes that run with the workers.
+
+    The ratio is the speed of the job while they are stopped / while they run, in turn.
+    """
     prepared(folder, MNIST)
     params = settings(folder, "long", train={"log_every": 2, "checkpoint_every": 10_000})
     run, environment = (
@@ -264,7 +276,7 @@ def others(folder: Path) -> dict[str, Any]:
         time.sleep(WINDOW_S)
         rows = rows_of(run)[before:]
         if len(rows) < 2:
-            raise SystemExit("training stands still; see its lines above")
+            raise SystemExit("training has stopped; see its output above")
         return float(
             (rows[-1]["step"] - rows[0]["step"]) / (rows[-1]["seconds"] - rows[0]["seconds"])
         )
@@ -272,32 +284,35 @@ def others(folder: Path) -> dict[str, Any]:
     try:
         while len(rows_of(run)) < 20:  # the driver still imports MLflow
             if job.poll() is not None:
-                raise SystemExit("training ended; see its lines above")
+                raise SystemExit("training ended; see its output above")
             time.sleep(1)
         names = {process: process.cmdline()[0] for process in [job, *job.children(recursive=True)]}
         groups = {
             "its idle actors": [
-                own for own, name in names.items() if any(f"ray::{idle}" in name for idle in IDLE)
+                process
+                for process, name in names.items()
+                if any(f"ray::{idle}" in name for idle in IDLE)
             ],
             "all but the workers": [
-                own for own, name in names.items() if "ray::RayTrainWorker" not in name
+                process for process, name in names.items() if "ray::RayTrainWorker" not in name
             ],
         }
         rows: dict[str, dict[str, Any]] = {
-            name: {"processes": len(own), "cpu": [], "ratio": []} for name, own in groups.items()
+            name: {"processes": len(group), "cpu": [], "ratio": []}
+            for name, group in groups.items()
         }
-        for name, own in list(groups.items()) * 24:
-            began = sum(sum(process.cpu_times()[:2]) for process in own)
-            beside = speed()
+        for name, group in list(groups.items()) * 24:
+            began = sum(sum(process.cpu_times()[:2]) for process in group)
+            speed_beside = speed()
             rows[name]["cpu"].append(
-                (sum(sum(process.cpu_times()[:2]) for process in own) - began) / WINDOW_S
+                (sum(sum(process.cpu_times()[:2]) for process in group) - began) / WINDOW_S
             )
-            for process in own:
+            for process in group:
                 process.suspend()
             try:
-                rows[name]["ratio"].append(speed() / beside)
+                rows[name]["ratio"].append(speed() / speed_beside)
             finally:
-                for process in own:
+                for process in group:
                     process.resume()
             time.sleep(0.5)
     finally:
@@ -312,14 +327,14 @@ def others(folder: Path) -> dict[str, Any]:
 
 
 def scaling(folder: Path) -> dict[str, Any]:
-    """Steps a second of the mnist recipe under torchrun, with either reduction, with more and fewer workers."""
+    """Measure the mnist recipe under torchrun with both reductions and several worker counts."""
     prepared(folder, MNIST)
     short = {"num_steps": 130, "log_every": 10, "checkpoint_every": 65}
     ordered = settings(folder, "ordered", train=short)
     threads = settings(folder, "threads", train=short | {"num_threads": 2})
     ddp = settings(folder, "ddp", train=short | {"reduce": "ddp"})
     four = settings(folder, "four", train=short | {"num_shards": 4}, replay={"capacity": 4096})
-    found = rates(
+    measured = rates(
         {
             "torchrun, ordered, 2 workers": partial(bare, folder, ordered, 2),
             "torchrun, ddp, 2 workers": partial(bare, folder, ddp, 2),
@@ -330,11 +345,14 @@ def scaling(folder: Path) -> dict[str, Any]:
         },
         rounds=3,
     )
-    return {"steps_per_second": found}
+    return {"steps_per_second": measured}
 
 
 def search(folder: Path) -> dict[str, Any]:
-    """What a search of two trials at once takes beyond their training: Ray, drivers, scores at the end. After ``dvc repro``."""
+    """Measure what a search of two trials takes beyond their training, after ``dvc repro``.
+
+    The rest is Ray, drivers and the scores at the end.
+    """
     values = config.load(ROOT / "params.yaml").as_dict()
     values["tune"] |= {"num_trials": 2, "num_steps": 270, "scheduler": "none"}
     params, index = (
@@ -343,19 +361,19 @@ def search(folder: Path) -> dict[str, Any]:
     )
     job = driver.start(params, index, ROOT / "model/classifier", folder / "runs")
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
-    found = driver.find(params, job, Family(params, job.digest, "benchmark", {}), compares=False)
+    result = driver.find(params, job, Family(params, job.digest, "benchmark", {}), compares=False)
     trained = [
         list(read_lines(path))[-1]["seconds"] for path in (Path(job.home) / "search").rglob(METRICS)
     ]
     return {
-        "seconds": found.seconds["search"],
+        "seconds": result.seconds["search"],
         "training": max(trained),
         "num_trials": len(trained),
     }
 
 
 def pipeline(folder: Path) -> dict[str, Any]:
-    """Where the seconds of the default ``dvc repro`` go, and how long it takes when there is nothing to do."""
+    """Measure the stages of the default ``dvc repro``, and one with nothing to do."""
     project = folder / "project"
     subprocess.run(["git", "clone", "-q", str(ROOT), str(project)], check=True)
     began = time.perf_counter()
@@ -384,7 +402,7 @@ def pipeline(folder: Path) -> dict[str, Any]:
         "import ebm_dist.evaluation.samples, ebm_dist.evaluation.ood", project
     )
     around = starts[0][1] - began + stages["train"] - learning + stages["register"]
-    around += sum(own for name, own in imports.items() if name not in ("train", "register"))
+    around += sum(seconds for name, seconds in imports.items() if name not in ("train", "register"))
     nothing = []
     for _ in range(5):
         began = time.perf_counter()
@@ -397,6 +415,7 @@ def pipeline(folder: Path) -> dict[str, Any]:
 
 
 def seconds_of(code: str, cwd: Path) -> float:
+    """Return the seconds that a piece of Python takes in a new process."""
     began = time.perf_counter()
     call("-c", code, cwd=cwd)
     return time.perf_counter() - began
@@ -421,17 +440,17 @@ def main() -> None:
     )
     options.add_argument("--only", nargs="*", choices=list(PARTS), default=list(PARTS))
     options.add_argument("--out", type=Path, default=Path("reports/benchmarks/platform.json"))
-    given = options.parse_args()
+    args = options.parse_args()
     torch.set_num_threads(1)
-    found = read_json(given.out, "benchmark") if given.out.exists() else {}
-    for name in given.only:
+    content = read_json(args.out, "benchmark") if args.out.exists() else {}
+    for name in args.only:
         folder = Path(tempfile.mkdtemp(prefix="ebm-benchmark-"))
         try:
-            found[name] = circumstances("ray", "dvc", "mlflow") | PARTS[name](folder)
+            content[name] = circumstances("ray", "dvc", "mlflow") | PARTS[name](folder)
         finally:
             shutil.rmtree(folder)
-        print(name, found[name], flush=True)
-        write_json(given.out, found)
+        print(name, content[name], flush=True)
+        write_json(args.out, content)
 
 
 if __name__ == "__main__":

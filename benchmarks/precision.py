@@ -1,11 +1,12 @@
-"""Are chains whose network is in bfloat16 distributed like those in float32? Energies and FID-clf of their ends.
+"""Compare the distribution of chains in bfloat16 with that in float32: energies and FID-clf.
 
     python -m benchmarks.precision --model models/igebm-cifar10/0 --data data/igebm-cifar10 \
       --classifier models/igebm-cifar10/classifier
 
-Several independent sets of chains from noise in each precision: every set is compared with every other set in float32, and how
-far those are from each other is chance. Energies are those that the float32 network gives to the ends. TF32 is what PyTorch takes
-for float32 convolutions on a GPU, unless told not to. Writes reports/benchmarks/precision.json.
+Each precision has several independent sets of chains from noise. Every set is compared with every
+other set in float32; the differences between float32 sets are those of chance. The float32 network
+gives the energies of the ends. TF32 is the default of PyTorch for float32 convolutions on a GPU.
+Writes reports/benchmarks/precision.json.
 """
 
 import argparse
@@ -33,6 +34,7 @@ KINDS = ("float32", "TF32", "bfloat16") if DEVICE == "cuda" else ("float32", "bf
 
 
 def chains_of(kind: str, trained: models.TrainedModel, num_steps: int) -> Chains:
+    """Return the chains of a trained model in a precision."""
     network = trained.energy.network if isinstance(trained.energy, models.OnGpu) else trained.energy
     torch.backends.cudnn.allow_tf32 = kind == "TF32"
     if kind == "bfloat16":
@@ -48,16 +50,16 @@ def main() -> None:
     )
     for name in ("model", "data", "classifier"):
         options.add_argument(f"--{name}", type=Path, required=True)
-    options.add_argument("--chains", type=int, default=1000, help="of a set")
+    options.add_argument("--chains", type=int, default=1000, help="chains per set")
     options.add_argument("--num-steps", type=int, default=120)
-    options.add_argument("--sets", type=int, default=4, help="of each precision")
+    options.add_argument("--sets", type=int, default=4, help="sets per precision")
     options.add_argument("--out", type=Path, default=Path("reports/benchmarks/precision.json"))
-    asked = options.parse_args()
-    trained, classifier = models.load(asked.model), features.load(asked.classifier)
+    args = options.parse_args()
+    trained, classifier = models.load(args.model), features.load(args.classifier)
     assert classifier is not None
-    real, _ = shards.read_split(shards.read_index(asked.data / "dataset"), "test")
+    real, _ = shards.read_split(shards.read_index(args.data / "dataset"), "test")
     labels = (
-        torch.arange(asked.chains, device=DEVICE) % trained.card["num_classes"]
+        torch.arange(args.chains, device=DEVICE) % trained.card["num_classes"]
         if is_conditional(trained.params)
         else None
     )
@@ -65,35 +67,35 @@ def main() -> None:
     energies: dict[tuple[str, int], Any] = {}
     seen: dict[tuple[str, int], Any] = {}
     for kind in KINDS:
-        walk = chains_of(kind, trained, asked.num_steps)
-        for number in range(asked.sets):
-            size = (asked.chains, *trained.card["shape"])
+        sample = chains_of(kind, trained, args.num_steps)
+        for number in range(args.sets):
+            size = (args.chains, *trained.card["shape"])
             start = noise(
                 size, trained.bounds, stream(number, f"precision/{kind}/start", device=DEVICE)
             )
-            end: Tensor = walk(
+            end: Tensor = sample(
                 start, labels, stream(number, f"precision/{kind}/chain", device=DEVICE)
             )[0]
             torch.backends.cudnn.allow_tf32 = False
             with torch.no_grad():
-                energies[kind, number] = given(walk.energy, labels)(end).cpu().numpy()
+                energies[kind, number] = given(sample.energy, labels)(end).cpu().numpy()
             seen[kind, number] = features.classify(classifier, end.cpu()).features
             torch.backends.cudnn.allow_tf32 = kind == "TF32"
     rows = list[dict[str, Any]]()
     for kind in KINDS:
-        own = [key for key in seen if key[0] == kind]
+        keys = [key for key in seen if key[0] == kind]
         pairs = [
             (a, b)
-            for a in own
+            for a in keys
             for b in seen
             if b[0] == "float32" and (a[1] < b[1] if kind == "float32" else True)
         ]
         rows.append(
             {
                 "precision": kind,
-                "energy_mean": [float(energies[key].mean()) for key in own],
-                "energy_sd": [float(energies[key].std()) for key in own],
-                "fid_clf": [features.frechet_distance(seen[key], seen_real) for key in own],
+                "energy_mean": [float(energies[key].mean()) for key in keys],
+                "energy_sd": [float(energies[key].std()) for key in keys],
+                "fid_clf": [features.frechet_distance(seen[key], seen_real) for key in keys],
                 "fid_clf_to_float32": [
                     features.frechet_distance(seen[a], seen[b]) for a, b in pairs
                 ],
@@ -103,17 +105,17 @@ def main() -> None:
             }
         )
         values = {name: value for name, value in rows[-1].items() if isinstance(value, list)}
-        told = ", ".join(
+        text = ", ".join(
             f"{name} {statistics.median(v):.4g} ({min(v):.4g} to {max(v):.4g})"
             for name, v in values.items()
         )
-        print(f"{kind}: {told}", flush=True)
+        print(f"{kind}: {text}", flush=True)
     settings = {
-        "chains": asked.chains,
-        "num_steps": asked.num_steps,
+        "chains": args.chains,
+        "num_steps": args.num_steps,
         "model": trained.card["run_digest"],
     }
-    write_json(asked.out, circumstances() | settings | {"rows": rows})
+    write_json(args.out, circumstances() | settings | {"rows": rows})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Where the time of a training goes: ``python -m benchmarks.profile``, after stage prepare.
+"""Profile a training step: ``python -m benchmarks.profile``, after stage prepare.
 
-Trains for some steps in this process and prints what share each part of a step takes. With several workers,
-``torchrun --nproc-per-node 2 -m benchmarks.profile``, a reduction includes waiting for the slower one.
+Trains for some steps in this process and prints the share of each part of a step. With several
+workers, ``torchrun --nproc-per-node 2 -m benchmarks.profile``, a reduction includes waiting for the
+slower one.
 """
 
 import argparse
@@ -27,24 +28,25 @@ from ebm_dist.training import trainer
 from ebm_dist.training.reduce import Comm, LocalComm, TorchComm
 from ebm_dist.training.reporter import Request
 
-PARTS = {  # named in the code by record_function
+PARTS = {  # the names that the code gives to record_function
     "data": "batches from memory",
     "sampler": "chains of the negatives",
     "reduce": "gradients and votes of all workers",
     "update": "optimizer, spectral norm, average of the weights",
-    "report": "metrics to the record",
-    "checkpoint": "encoded, hashed, written",
+    "report": "writing metrics to the record",
+    "checkpoint": "encoding, hashing and writing",
 }
 
 
 class Ending(FileReporter):
-    """Stops after some steps."""
+    """A reporter that stops the training after some steps."""
 
     def __init__(self, run: Path, rank: int, num_steps: int) -> None:
         super().__init__(run, rank)
         self.left = num_steps
 
     def requested(self) -> Request:
+        """Request a stop once the steps are done."""
         self.left -= 1
         return Request.NOTHING if self.left >= 0 else Request.STOP
 
@@ -52,7 +54,7 @@ class Ending(FileReporter):
 def shares(
     params: config.Params, index: shards.Index, comm: Comm, num_steps: int
 ) -> dict[str, Any]:
-    """Share of the seconds of ``num_steps`` steps, after as many to warm up."""
+    """Measure the shares of ``num_steps`` steps, after as many to warm up."""
     run = (
         Path(tempfile.gettempdir()) / f"ebm-profile-{os.environ.get('MASTER_PORT', os.getpid())}"
     )  # the same on all ranks
@@ -60,20 +62,20 @@ def shares(
         trainer.build(params, index, comm, torch.device("cpu"), "profile").fit(
             run / "first", Ending(run / "first", comm.rank, num_steps)
         )
-        own = trainer.build(params, index, comm, torch.device("cpu"), "profile")
+        profiled = trainer.build(params, index, comm, torch.device("cpu"), "profile")
         with profile(activities=[ProfilerActivity.CPU]) as profiler:
             began = time.perf_counter()
-            own.fit(run / "second", Ending(run / "second", comm.rank, num_steps))
+            profiled.fit(run / "second", Ending(run / "second", comm.rank, num_steps))
             seconds = time.perf_counter() - began
     finally:
         comm.agree(0)  # wait for all
         shutil.rmtree(run, ignore_errors=True)
-    found = {
+    measured = {
         event.key: event.cpu_time_total / 1e6 / seconds
         for event in profiler.key_averages()
         if event.key in PARTS
     }
-    share = {name: found.get(name, 0.0) for name in PARTS}
+    share = {name: measured.get(name, 0.0) for name in PARTS}
     return {
         "seconds_per_step": seconds / num_steps,
         "share": share | {"loss and gradient": 1 - sum(share.values())},
@@ -86,36 +88,37 @@ def main() -> None:
     )
     options.add_argument("--params", type=Path, default=Path("params.yaml"))
     options.add_argument("--data", type=Path, default=Path("data/main"))
-    options.add_argument("--steps", type=int, help="default: from one checkpoint to the next")
+    options.add_argument("--steps", type=int, help="default: the steps between two checkpoints")
     options.add_argument("--out", type=Path, help="write the figures as JSON to this file")
-    given = options.parse_args()
-    params = config.load(given.params)
+    args = options.parse_args()
+    params = config.load(args.params)
     torch.set_num_threads(params.train.num_threads)
     comm: Comm = LocalComm()
     if "WORLD_SIZE" in os.environ:
         dist.init_process_group("gloo")
         comm = TorchComm(torch.device("cpu"))
-    found = shares(
+    result = shares(
         params,
-        shards.read_index(given.data / "dataset"),
+        shards.read_index(args.data / "dataset"),
         comm,
-        given.steps or params.train.checkpoint_every,
+        args.steps or params.train.checkpoint_every,
     )
     if comm.rank == 0:
         table = Table(
-            title=f"{given.params}: {1e3 * found['seconds_per_step']:.1f} ms a step, {comm.world_size} workers"
+            title=f"{args.params}: {1e3 * result['seconds_per_step']:.1f} ms per step,"
+            f" {comm.world_size} workers"
         )
-        for column in ("part", "share", "what it is"):
+        for column in ("part", "share", "meaning"):
             table.add_column(column, justify="right" if column == "share" else "left")
-        for name, share in found["share"].items():
+        for name, share in result["share"].items():
             table.add_row(
                 name, f"{share:.1%}", PARTS.get(name, "forward and backward passes of the networks")
             )
         Console().print(table)
-        if given.out:
+        if args.out:
             write_json(
-                given.out,
-                circumstances() | {"params": str(given.params), "workers": comm.world_size} | found,
+                args.out,
+                circumstances() | {"params": str(args.params), "workers": comm.world_size} | result,
             )
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -1,8 +1,10 @@
-"""PCD-1 against CD-1 and CD-25 at equal compute: ``python -m benchmarks.rbm --data data/rbm-mnist``.
+"""Compare PCD-1 with CD-1 and CD-25 at equal compute.
 
-Each trains the same 784 x 500 machine in this process for the same CPU seconds; what its averaged weights make of the validation
-split is measured by AIS on the way, outside the time. The rate falls to 0 over as many steps as the budget pays for, so the ends
-are what is compared. Writes reports/benchmarks/rbm.json and rbm.png.
+Run ``python -m benchmarks.rbm --data data/rbm-mnist``. Each method trains the same 784 x 500
+machine in this process for the same CPU seconds. AIS measures the likelihood of the validation
+split under the averaged weights at several points; this time is not counted. The learning rate
+falls to 0 over the steps that the budget allows, so compare the ends of the curves. Writes
+reports/benchmarks/rbm.json and rbm.png.
 """
 
 import argparse
@@ -38,21 +40,28 @@ _NUM_TIMED = 100
 def curve(
     values: dict[str, Any], index: shards.Index, budget: float, points: int
 ) -> dict[str, list[float]]:
-    """Log-likelihood of the validation split over CPU seconds of training."""
+    """Train, and return the log-likelihood of the validation split over CPU seconds."""
     held_out = bernoulli(shards.read_split(index, "val")[0].flatten(1), stream(0, "benchmark/val"))
     num_steps = round(_NUM_TIMED * budget / steps(build(values, index, 10**6), _NUM_TIMED))
-    own, used = build(values, index, num_steps), 0.0
-    found: dict[str, list[float]] = {"seconds": [], "steps": [], "nats": [], "low": [], "high": []}
+    training, used = build(values, index, num_steps), 0.0
+    columns: dict[str, list[float]] = {
+        "seconds": [],
+        "steps": [],
+        "nats": [],
+        "low": [],
+        "high": [],
+    }
     for point in range(1, points + 1):
-        used += steps(own, num_steps * point // points - own.step)
-        low, nats, high = likelihood(own.averages["energy"], held_out)
-        for key, value in zip(found, (used, own.step, nats, low, high), strict=True):
-            found[key].append(value)
-        print(json.dumps({key: round(row[-1], 2) for key, row in found.items()}), flush=True)
-    return found
+        used += steps(training, num_steps * point // points - training.step)
+        low, nats, high = likelihood(training.averages["energy"], held_out)
+        for key, value in zip(columns, (used, training.step, nats, low, high), strict=True):
+            columns[key].append(value)
+        print(json.dumps({key: round(row[-1], 2) for key, row in columns.items()}), flush=True)
+    return columns
 
 
 def build(values: dict[str, Any], index: shards.Index, num_steps: int) -> trainer.Trainer:
+    """Build the trainer of a method."""
     values = values | {"train": values["train"] | {"num_steps": num_steps}}
     return trainer.build(
         config.from_values(values, Path("rbm")),
@@ -63,23 +72,24 @@ def build(values: dict[str, Any], index: shards.Index, num_steps: int) -> traine
     )
 
 
-def steps(own: trainer.Trainer, count: int) -> float:
-    """So many training steps; the CPU seconds that they took."""
+def steps(training: trainer.Trainer, count: int) -> float:
+    """Do ``count`` training steps; return their CPU seconds."""
     began = time.process_time()
     for _ in range(count):
-        own.advance()
-        own.step += 1
+        training.advance()
+        training.step += 1
     return time.process_time() - began
 
 
 def likelihood(machine: Any, held_out: Tensor) -> tuple[float, float, float]:
+    """Return the mean log-likelihood of data ``(n, units)`` in nats: low, estimate, high."""
     assert isinstance(machine, rbm.RBM)
     weights = rbm.Weights(*(value.detach() for value in machine.weights()))
     mean = held_out.mean(dim=0).clamp(0.01, 0.99)
     bases = (
         mean.logit(),
         torch.zeros_like(mean),
-    )  # the larger log Z counts: each may miss what the other sees
+    )  # the larger log Z counts, because each estimate can miss modes
     log_z = max(
         (ais(weights, base, schedule(2900), 100, stream(0, "benchmark/ais")) for base in bases),
         key=lambda e: e.log_z,
@@ -95,28 +105,28 @@ def main() -> None:
     options.add_argument("--params", type=Path, default=Path("pipelines/recipes/rbm-mnist.yaml"))
     options.add_argument("--data", type=Path, default=Path("data/rbm-mnist"))
     options.add_argument(
-        "--seconds", type=float, default=180.0, help="CPU seconds of training for each"
+        "--seconds", type=float, default=180.0, help="CPU seconds of training per method"
     )
-    options.add_argument("--points", type=int, default=6, help="measurements on the way")
+    options.add_argument("--points", type=int, default=6, help="measurements per curve")
     options.add_argument("--out", type=Path, default=Path("reports/benchmarks"))
-    given = options.parse_args()
+    args = options.parse_args()
     torch.set_num_threads(1)
-    base, curves = config.load(given.params).as_dict(), {}
+    base, curves = config.load(args.params).as_dict(), {}
     for name, changes in METHODS.items():
         values = copy.deepcopy(base)
         for section, change in changes.items():
             values[section] |= change
         print(name, flush=True)
         curves[name] = curve(
-            values, shards.read_index(given.data / "dataset"), given.seconds, given.points
+            values, shards.read_index(args.data / "dataset"), args.seconds, args.points
         )
-    write_json(given.out / "rbm.json", {"threads": 1, "curves": curves})
-    title = f"RBM 784 x 500 on MNIST: {given.seconds:.0f} CPU seconds each"
+    write_json(args.out / "rbm.json", {"threads": 1, "curves": curves})
+    title = f"RBM 784 x 500 on MNIST: {args.seconds:.0f} CPU seconds each"
     lines = {name: (c["seconds"], c["nats"], c["low"], c["high"]) for name, c in curves.items()}
     picture = figures.curves(
         lines, "CPU seconds of training", "validation log-likelihood by AIS, nats", title
     )
-    write_whole(given.out / "rbm.png", picture)
+    write_whole(args.out / "rbm.png", picture)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""Put the measured tables into docs/performance.md: ``python -m benchmarks.report``, after the measurements.
+"""Write the measured tables into docs/performance.md: ``python -m benchmarks.report``.
 
-What stands between ``<!-- name -->`` and ``<!-- end -->`` is made from reports/benchmarks/*.json; the rest is written by hand.
+The text between ``<!-- name -->`` and ``<!-- end -->`` is generated from reports/benchmarks/*.json;
+the rest of the page is written by hand.
 """
 
 import argparse
 import io
 import statistics
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,22 +20,29 @@ from ebm_dist.storage import write_whole
 
 
 def table(columns: list[str], rows: list[list[Any]]) -> Iterator[str]:
+    """Return the lines of a table."""
     yield "| " + " | ".join(columns) + " |"
     yield "|" + "---|" * len(columns)
     yield from ("| " + " | ".join(map(str, row)) + " |" for row in rows)
 
 
-def where(found: dict[str, Any]) -> str:
-    machine, versions = found["hardware"], found["versions"]
-    threads = f", {found['threads']} torch threads" if "threads" in found else ""
+def where(content: dict[str, Any]) -> Iterator[str]:
+    """Return the lines that name the machine of a measurement."""
+    machine, versions = content["hardware"], content["versions"]
+    threads = f", {content['threads']} torch threads" if "threads" in content else ""
     named = ", ".join(f"{name} {version}" for name, version in versions.items())
     gpu = f"{machine['gpu']}, " if "gpu" in machine else ""
-    return f"{gpu}{machine['cpu']}, {machine['cores']} cores{threads}, load before {found['load']}; {named}."
+    line = (
+        f"{gpu}{machine['cpu']}, {machine['cores']} cores{threads}, load before {content['load']}"
+    )
+    yield from textwrap.wrap(f"{line}; {named}.", 100, break_on_hyphens=False)
+    yield ""
 
 
-def in_order(found: dict[str, Any]) -> list[dict[str, Any]]:
+def in_order(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of the peers in the order of the page."""
     return sorted(
-        found["rows"],
+        content["rows"],
         key=lambda row: (
             row["work"],
             ["2-D MLP", "MNIST CNN", "IGEBM net"].index(row["network"]),
@@ -42,16 +51,16 @@ def in_order(found: dict[str, Any]) -> list[dict[str, Any]]:
     )
 
 
-def langevin(found: dict[str, Any]) -> Iterator[str]:
-    yield where(found)
-    yield ""
+def langevin(content: dict[str, Any]) -> Iterator[str]:
+    """Return the table of the peers."""
+    yield from where(content)
     rows = []
-    for row in in_order(found):
+    for row in in_order(content):
         peers = "; ".join(
             f"{name} **{mid:.2f}** ({low:.2f} to {high:.2f})"
             for name, (low, mid, high) in row["ratio"].items()
         )
-        apart = max(row["largest_difference"].values(), default=None)
+        difference = max(row["largest_difference"].values(), default=None)
         milliseconds = (
             f"{1e3 * row['seconds']['ours']:.3g}"
             if row["seconds"]["ours"] < 1
@@ -59,43 +68,47 @@ def langevin(found: dict[str, Any]) -> Iterator[str]:
         )
         rows.append(
             [
-                row["work"], f"{row['network']}, {row['chains']:,} chains, K={row['num_steps']}", milliseconds,
-                f"{row['share_of_peak']:.0%}", peers, "" if apart is None else f"{apart:.0e}",
+                row["work"],
+                f"{row['network']}, {row['chains']:,} chains, K={row['num_steps']}",
+                milliseconds,
+                f"{row['share_of_peak']:.0%}",
+                peers,
+                "" if difference is None else f"{difference:.0e}",
             ]
-        )  # fmt: skip
+        )
     yield from table(
         [
             "work",
             "network",
             "ours, ms",
-            "of the peak",
-            "peer's time to ours: median (range)",
-            "chains apart",
+            "share of peak",
+            "time of the peer / ours: median (range)",
+            "chains differ by",
         ],
         rows,
     )
 
 
-def training(found: dict[str, Any], to: str = "torchrun, ordered, 2 workers") -> Iterator[str]:
-    yield where(found)
-    yield ""
-    base = found["steps_per_second"][to]
+def training(content: dict[str, Any], to: str = "torchrun, ordered, 2 workers") -> Iterator[str]:
+    """Return the table of training speeds, with ratios to the job ``to``."""
+    yield from where(content)
+    base = content["steps_per_second"][to]
     rows = [
         [
             name,
-            f"{statistics.median(own):.2f}",
-            f"{statistics.median(a / b for a, b in zip(own, base, strict=True)):.2f}",
+            f"{statistics.median(rates):.2f}",
+            f"{statistics.median(a / b for a, b in zip(rates, base, strict=True)):.2f}",
         ]
-        for name, own in found["steps_per_second"].items()
+        for name, rates in content["steps_per_second"].items()
     ]
-    yield from table(["mnist recipe", "steps/s", f"to {to}"], rows)
+    yield from table(["mnist recipe", "steps/s", f"ratio to {to}"], rows)
 
 
-def others(found: dict[str, Any]) -> Iterator[str]:
-    yield where(found)
-    yield ""
+def others(content: dict[str, Any]) -> Iterator[str]:
+    """Return the table of the processes that run with the workers."""
+    yield from where(content)
     rows = []
-    for name, row in found["rows"].items():
+    for name, row in content["rows"].items():
         low, mid, high = row["ratio"]
         rows.append(
             [
@@ -107,18 +120,18 @@ def others(found: dict[str, Any]) -> Iterator[str]:
         )
     yield from table(
         [
-            "stopped by turns",
+            "stopped in turn",
             "processes",
-            "else use of a core",
-            "speed to that beside them (middle half)",
+            "usual share of a core",
+            "speed without / with them (middle half)",
         ],
         rows,
     )
 
 
-def serving(found: dict[str, Any]) -> Iterator[str]:
-    yield where(found)
-    yield ""
+def serving(content: dict[str, Any]) -> Iterator[str]:
+    """Return the table of latencies."""
+    yield from where(content)
     rows = [
         [
             row["server"],
@@ -128,36 +141,38 @@ def serving(found: dict[str, Any]) -> Iterator[str]:
             f"{row['p50_ms']:.1f}",
             f"{row['p99_ms']:.1f}",
         ]
-        for row in found["rows"]
+        for row in content["rows"]
     ]
     yield from table(
-        ["server", "samples a request", "requests at a time", "requests", "p50, ms", "p99, ms"],
+        ["server", "samples per request", "concurrent requests", "requests", "p50, ms", "p99, ms"],
         rows,
     )
 
 
-def around(found: dict[str, Any]) -> Iterator[str]:
+def around(content: dict[str, Any]) -> Iterator[str]:
+    """Return the table of data, chains, checkpoints and the search."""
     rows = []
     for shape in ("1x28x28", "3x32x32"):
-        row = found["replay"][shape]
+        row = content["replay"][shape]
         ours = row["chains_per_second"]
         low, high = row["ratio"][1:]
         rows.append(
             [
                 f"replay draw and put, {shape}",
                 f"{ours['ours']:,.0f} chains/s",
-                f"{row['ratio'][0]:.1f} ({low:.1f} to {high:.1f}) to a list of tensors",
+                f"{row['ratio'][0]:.1f} ({low:.1f} to {high:.1f}) times a list of tensors",
             ]
         )
-    rates = found["reading"]["samples_per_second"]
+    rates = content["reading"]["samples_per_second"]
+    factor = rates["packed, verified"] / rates["a member each"]
     rows.append(
         [
             "reading 28x28 shards, SHA-256 checked",
             f"{rates['packed, verified']:,.0f} samples/s",
-            f"{rates['packed, verified'] / rates['a member each']:.0f} to a tar with a member a sample",
+            f"{factor:.0f} times a tar of single samples",
         ]
     )
-    saved = found["checkpoints"]
+    saved = content["checkpoints"]
     for what in ("save", "load"):
         rows.append(
             [
@@ -166,54 +181,50 @@ def around(found: dict[str, Any]) -> Iterator[str]:
                 f"{saved['bytes'] / 1e6:.1f} MB",
             ]
         )
-    if own := found.get("search"):
+    if search := content.get("search"):
         rows.append(
             [
                 "search of two short trials",
-                f"{own['seconds']:.0f} s",
-                f"{own['training']:.0f} s of it training, both at once",
+                f"{search['seconds']:.0f} s",
+                f"{search['training']:.0f} s of it training, both at once",
             ]
         )
-    yield from table(["what", "measured", "beside"], rows)
+    yield from table(["component", "measured", "reference"], rows)
 
 
-def pipeline(found: dict[str, Any]) -> Iterator[str]:
-    yield where(found)
-    yield ""
+def pipeline(content: dict[str, Any]) -> Iterator[str]:
+    """Return the table of the default job."""
+    yield from where(content)
     rows = [
         [f"stage {name}", f"{seconds:.1f}"]
-        for name, seconds in sorted(found["stages"].items(), key=lambda item: -item[1])
+        for name, seconds in sorted(content["stages"].items(), key=lambda item: -item[1])
     ]
     rows += [
-        ["all stages", f"{sum(found['stages'].values()):.1f}"],
-        ["of it training", f"{found['training']:.1f}"],
-        ["of it Ray, MLflow, DVC and imports", f"{found['platforms_and_imports']:.1f}"],
-        ["`dvc repro` with nothing to do", f"{found['nothing_to_do']:.1f}"],
+        ["all stages", f"{sum(content['stages'].values()):.1f}"],
+        ["of it training", f"{content['training']:.1f}"],
+        ["of it Ray, MLflow, DVC and imports", f"{content['platforms_and_imports']:.1f}"],
+        ["`dvc repro` with nothing to do", f"{content['nothing_to_do']:.1f}"],
     ]
     yield from table(["default `dvc repro`", "seconds"], rows)
 
 
-def shares(found: dict[str, Any]) -> Iterator[str]:
-    yield where(found)
-    yield ""
+def shares(content: dict[str, Any]) -> Iterator[str]:
+    """Return the table of the parts of a training step."""
+    yield from where(content)
     rows = [
         [name, f"{share:.1%}"]
-        for name, share in sorted(found["share"].items(), key=lambda item: -item[1])
+        for name, share in sorted(content["share"].items(), key=lambda item: -item[1])
     ]
-    yield from table(
-        [
-            f"`{found['params']}`, {found['workers']} workers, {1e3 * found['seconds_per_step']:.0f} ms a step",
-            "share",
-        ],
-        rows,
-    )
+    milliseconds = f"{1e3 * content['seconds_per_step']:.0f} ms per step"
+    title = f"`{content['params']}`, {content['workers']} workers, {milliseconds}"
+    yield from table([title, "share"], rows)
 
 
-def picture(found: dict[str, Any]) -> bytes:
-    """Ratios to each peer with their ranges, 1 marked."""
+def picture(content: dict[str, Any]) -> bytes:
+    """Draw the ratios to each peer with their ranges."""
     bars = [
         (f"{row['work']}: {row['network']}, {row['chains']:,} chains\n{name}", values)
-        for row in in_order(found)
+        for row in in_order(content)
         for name, values in row["ratio"].items()
         if name != "ours, uncompiled"
     ][::-1]
@@ -238,30 +249,30 @@ def main() -> None:
     )
     options.add_argument("--reports", type=Path, default=Path("reports/benchmarks"))
     options.add_argument("--page", type=Path, default=Path("docs/performance.md"))
-    given = options.parse_args()
-    platform = read_json(given.reports / "platform.json", "benchmark")
-    peers = read_json(given.reports / "langevin.json", "benchmark")
+    args = options.parse_args()
+    platform = read_json(args.reports / "platform.json", "benchmark")
+    peers = read_json(args.reports / "langevin.json", "benchmark")
     parts = {
         "langevin": langevin(peers),
-        "gpu": langevin(read_json(given.reports / "gpu.json", "benchmark")),
+        "gpu": langevin(read_json(args.reports / "gpu.json", "benchmark")),
         "ray": training(platform["ray"]),
         "spare": training(platform["spare"], "torchrun, ordered, 1 worker"),
         "others": others(platform["others"]),
-        "serving": serving(read_json(given.reports / "serving.json", "benchmark")),
+        "serving": serving(read_json(args.reports / "serving.json", "benchmark")),
         "scaling": training(platform["scaling"]),
         "around": around(platform),
         "pipeline": pipeline(platform["pipeline"]),
-        "profile": shares(read_json(given.reports / "profile.json", "benchmark")),
+        "profile": shares(read_json(args.reports / "profile.json", "benchmark")),
     }
-    text = given.page.read_text()
+    text = args.page.read_text()
     for name, lines in parts.items():
         before, mark, rest = text.partition(f"<!-- {name} -->\n")
         _, end, after = rest.partition("<!-- end -->")
         if not (mark and end):
-            raise SystemExit(f"{given.page}: no place for {name}")
+            raise SystemExit(f"{args.page}: no place for {name}")
         text = before + mark + "\n".join(lines) + "\n" + end + after
-    write_whole(given.page, text.encode())
-    write_whole(given.reports / "langevin.png", picture(peers))
+    write_whole(args.page, text.encode())
+    write_whole(args.reports / "langevin.png", picture(peers))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""Effective draws per second of our MALA and HMC beside blackjax's, and what each of our samplers makes of a funnel.
+"""Compare effective draws per second of MALA and HMC with blackjax, and the samplers on a funnel.
 
     pip install -c constraints.txt -e '.[benchmarks]'
     python -m benchmarks.samplers --out reports/benchmarks/samplers.json
 
-Both libraries run the same algorithm with the same step size, in float32, on one thread, for the same numbers of chains and draws;
-they take turns, several times, and medians are compared. A draw's worth is the bulk ESS of the worst dimension, by one function for
-both. Seconds are the CPU's, of the process, which a busy machine changes little; compilation by jax is told apart.
+Both libraries run the same algorithm with the same step size, in float32, on one thread, for the
+same numbers of chains and draws. They take turns several times, and medians are compared. The ESS
+is the bulk ESS of the worst dimension, by one function for both. Seconds are CPU seconds of the
+process, which depend little on other load. The compilation by jax is reported separately.
 """
 
 import argparse
@@ -35,6 +36,8 @@ CENTRES = 2 * np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1).astype(np.float
 
 
 class Case(NamedTuple):
+    """A target, a sampler, and the numbers of chains and draws."""
+
     name: str
     dim: int
     config: Any
@@ -55,6 +58,8 @@ CASES = [
 
 
 class Run(NamedTuple):
+    """The draws of a run and its time."""
+
     draws: np.ndarray
     """``(num_chains, num_draws, dim)``"""
     acceptance: float
@@ -63,13 +68,14 @@ class Run(NamedTuple):
 
 
 def timed(work: Callable[[], tuple[np.ndarray, float]]) -> Run:
+    """Run the work and measure its time."""
     wall, cpu = time.perf_counter(), time.process_time()
     draws, acceptance = work()
     return Run(draws, acceptance, time.process_time() - cpu, time.perf_counter() - wall)
 
 
 def start(case: Case) -> np.ndarray:
-    """Draws of the target, so that no burn-in is timed."""
+    """Draw the starts ``(num_chains, dim)`` from the target, so that no burn-in is timed."""
     rng = np.random.default_rng(0)
     z = rng.standard_normal((case.num_chains, case.dim)).astype(np.float32)
     return (
@@ -80,6 +86,7 @@ def start(case: Case) -> np.ndarray:
 
 
 def ours(case: Case) -> Callable[[int], Run]:
+    """Return the run of a case by ebm_dist, as a function of the seed."""
     precision, centres = torch.from_numpy(1 / VARIANCES), torch.from_numpy(CENTRES)
     energies = {
         "gaussian": lambda x: (x**2 * precision).sum(1) / 2,
@@ -110,7 +117,7 @@ def ours(case: Case) -> Callable[[int], Run]:
 
 
 def theirs(case: Case) -> tuple[Callable[[int], Run], float]:
-    """As :func:`ours`, and the seconds of the first call, in which jax compiles."""
+    """Return the run of a case by blackjax, and the seconds of the first call, which compiles."""
     import blackjax
     import jax
     import jax.numpy as jnp
@@ -150,11 +157,15 @@ def theirs(case: Case) -> tuple[Callable[[int], Run], float]:
 
 
 def worst_ess(draws: np.ndarray, most: int = 400) -> float:
-    """Bulk ESS of the worst dimension. Chains are independent, so some of them tell that of all: ranks of millions take long."""
+    """Return the bulk ESS of the worst dimension of draws ``(num_chains, num_draws, dim)``.
+
+    Chains are independent, so it is extrapolated from the first ``most``: ranking all takes long.
+    """
     return float(np.min(diagnostics.ess_bulk(draws[:most]))) * len(draws) / min(most, len(draws))
 
 
 def compare(case: Case, num_repeats: int) -> dict[str, Any]:
+    """Measure both libraries on a case, in turn."""
     run_theirs, first = theirs(case)
     runners = {"ebm_dist": ours(case), "blackjax": run_theirs}
     runs: dict[str, list[Run]] = {name: [] for name in runners}
@@ -163,7 +174,7 @@ def compare(case: Case, num_repeats: int) -> dict[str, Any]:
             runners, reverse=bool(repeat % 2)
         ):  # interleaved, and neither always first
             run = runners[name](repeat + 1)
-            if repeat:  # the first is to warm up
+            if repeat:  # the first one warms up
                 runs[name].append(run)
     row: dict[str, Any] = {
         "target": case.name,
@@ -190,12 +201,18 @@ def compare(case: Case, num_repeats: int) -> dict[str, Any]:
 
 
 def funnel(x: Tensor) -> Tensor:
-    """Neal 2003, section 8: x_0 ~ N(0, 9), the nine others N(0, exp(x_0))."""
+    """Return the energy ``(n,)`` of the funnel (Neal 2003, section 8) at ``x (n, 10)``.
+
+    x_0 ~ N(0, 9), and the nine others ~ N(0, exp(x_0)).
+    """
     return x[:, 0] ** 2 / 18 + ((x[:, 1:] ** 2).sum(1) * torch.exp(-x[:, 0]) + 9 * x[:, 0]) / 2
 
 
 def funnel_report(num_chains: int = 500, num_gradients: int = 2000) -> list[dict[str, Any]]:
-    """Mean and deviation of x_0, exactly 0 and 3, after equally many evaluations; no fixed step suits all of a funnel."""
+    """Measure mean and deviation of x_0, exactly 0 and 3, after equally many evaluations.
+
+    No fixed step size suits all of a funnel.
+    """
     rows = []
     for config in (
         metropolis.Config(step_size=0.5),
@@ -226,8 +243,10 @@ def funnel_report(num_chains: int = 500, num_gradients: int = 2000) -> list[dict
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, help="write the figures as JSON to this file")
-    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each, default 5")
-    arguments = parser.parse_args()
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="timed runs per library (default: 5)"
+    )
+    args = parser.parse_args()
     # before jax is imported; one thread for both
     os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -237,39 +256,44 @@ def main() -> None:
             name: importlib.metadata.version(name)
             for name in ("torch", "blackjax", "jax", "jaxlib", "numpy")
         }
-    except importlib.metadata.PackageNotFoundError as missing:
+    except importlib.metadata.PackageNotFoundError as error:
         raise SystemExit(
-            f"{missing.name} is not installed; pip install -c constraints.txt -e '.[benchmarks]'"
+            f"{error.name} is not installed; pip install -c constraints.txt -e '.[benchmarks]'"
         ) from None
     machine = {"cores": os.cpu_count(), "load": os.getloadavg()[0], "processor": platform.machine()}
     print(" ".join(f"{name} {value}" for name, value in (versions | machine).items()))
     print(
-        "\nebm_dist and blackjax; ESS is the bulk ESS of the worst dimension, seconds are the CPU's, the ratio is ours to theirs"
+        "\nebm_dist and blackjax; ESS is the bulk ESS of the worst dimension, per CPU second;"
+        " the ratio is ebm_dist / blackjax"
     )
     print(
-        "target   sampler chains draws  accepted     ESS per second           ratio (range)       jax's first call"
+        "target   sampler chains draws  accepted     ESS per second"
+        "           ratio (range)       jax's first call"
     )
     rows = []
     for case in CASES:
-        row = compare(case, arguments.repeats)
+        row = compare(case, args.repeats)
         rows.append(row)
         a, b, ratio = row["ebm_dist"], row["blackjax"], row["ratio"]
         print(
             f"{row['target']:9}{row['sampler']:6}{row['num_chains']:8}{row['num_draws']:6}"
-            f"  {a['acceptance']:.3f} {b['acceptance']:.3f}{a['ess_per_cpu_second']:9.0f}{b['ess_per_cpu_second']:9.0f}"
-            f"    {ratio['median']:6.2f} ({ratio['low']:.2f} to {ratio['high']:.2f}){row['jax_first_call_seconds']:14.1f} s",
+            f"  {a['acceptance']:.3f} {b['acceptance']:.3f}"
+            f"{a['ess_per_cpu_second']:9.0f}{b['ess_per_cpu_second']:9.0f}"
+            f"    {ratio['median']:6.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
+            f"{row['jax_first_call_seconds']:14.1f} s",
             flush=True,
         )
-    print("\nfunnel (x_0 is N(0, 9)): reported, not required")
+    print("\nfunnel (x_0 is N(0, 9)), for information")
     report = funnel_report()
     for row in report:
         print(
             f"{row['sampler']:11} step {row['step_size']:.3f}  accepted {row['acceptance']:.2f}"
-            f"  mean {row['mean']:+.2f} +- {row['standard_error']:.2f}  deviation {row['deviation']:.2f}"
+            f"  mean {row['mean']:+.2f} +- {row['standard_error']:.2f}"
+            f"  deviation {row['deviation']:.2f}"
         )
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(
             json.dumps(
                 {"versions": versions, "machine": machine, "rows": rows, "funnel": report}, indent=1
             )

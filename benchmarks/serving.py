@@ -1,8 +1,8 @@
-"""How long a served model takes to answer: MLflow's server beside Ray Serve, at one and at four requests at a time.
+"""Measure the latency of the MLflow server and of Ray Serve, with one and with four clients.
 
     python -m benchmarks.serving ebm-digits      # a registered model with a champion
 
-Both answer the same requests in turns. Writes reports/benchmarks/serving.json.
+Both answer the same requests in turn. Writes reports/benchmarks/serving.json.
 """
 
 import argparse
@@ -29,7 +29,7 @@ SIZES, CLIENTS = (1, 64), (1, 4)
 
 
 def ask(url: str, body: bytes) -> float:
-    """Seconds until the whole answer is there."""
+    """Send a request; return the seconds until the answer is complete."""
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
     began = time.perf_counter()
     with urllib.request.urlopen(request, timeout=60) as answer:
@@ -38,6 +38,7 @@ def ask(url: str, body: bytes) -> float:
 
 
 def latencies(url: str, body: bytes, clients: int) -> list[float]:
+    """Return the seconds of the requests of a round."""
     with ThreadPoolExecutor(clients) as pool:
         return list(pool.map(lambda _: ask(url, body), range(REQUESTS)))
 
@@ -46,14 +47,14 @@ def main() -> None:
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    options.add_argument("name", help="of the registered model")
-    given = options.parse_args()
+    options.add_argument("name", help="name of the registered model")
+    args = options.parse_args()
     import mlflow
 
     mlflow.set_tracking_uri(tracking.tracking_uri())
-    version = mlflow.MlflowClient().get_model_version_by_alias(given.name, "champion")
+    version = mlflow.MlflowClient().get_model_version_by_alias(args.name, "champion")
     shape = (
-        mlflow.models.get_model_info(f"models:/{given.name}/{version.version}")
+        mlflow.models.get_model_info(f"models:/{args.name}/{version.version}")
         .signature.inputs.inputs[0]
         .shape[1:]
     )
@@ -67,19 +68,20 @@ def main() -> None:
         "models",
         "serve",
         "-m",
-        f"models:/{given.name}@champion",
+        f"models:/{args.name}@champion",
         "--env-manager",
         "local",
         "-p",
         ports[0],
     ]
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     servers = [
-        subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL),
-        subprocess.Popen(
-            [sys.executable, "infra/serve.py", given.name, "--port", ports[1]],
-            env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        ),
-    ]  # fmt: skip
+        subprocess.Popen(argv, env=environment, cwd=cwd, **quiet)
+        for argv, cwd in (
+            (command, None),
+            ([sys.executable, "infra/serve.py", args.name, "--port", ports[1]], ROOT),
+        )
+    ]
     urls = {
         "MLflow": f"http://127.0.0.1:{ports[0]}/invocations",
         "Ray Serve": f"http://127.0.0.1:{ports[1]}/",
@@ -93,11 +95,11 @@ def main() -> None:
                 {"inputs": np.random.default_rng(0).random((size, *shape)).round(4).tolist()}
             ).encode()
             for clients in CLIENTS:
-                found: dict[str, list[float]] = {name: [] for name in urls}
+                times: dict[str, list[float]] = {name: [] for name in urls}
                 for _ in range(ROUNDS):
                     for name, url in urls.items():
-                        found[name] += latencies(url, body, clients)
-                for name, seconds in found.items():
+                        times[name] += latencies(url, body, clients)
+                for name, seconds in times.items():
                     p50, p99 = np.quantile(seconds, [0.5, 0.99]) * 1000
                     row = {
                         "server": name,
@@ -107,7 +109,8 @@ def main() -> None:
                     }
                     rows.append(row | {"p50_ms": p50, "p99_ms": p99})
                     print(
-                        f"{name:10} {size:3} samples, {clients} at a time: p50 {p50:.1f} ms, p99 {p99:.1f} ms",
+                        f"{name:10} {size:3} samples, {clients} clients:"
+                        f" p50 {p50:.1f} ms, p99 {p99:.1f} ms",
                         flush=True,
                     )
     finally:
@@ -116,7 +119,7 @@ def main() -> None:
             server.wait(timeout=60)
     write_json(
         ROOT / "reports/benchmarks/serving.json",
-        {"model": given.name, "shape": list(shape), "rows": rows} | circumstances(),
+        {"model": args.name, "shape": list(shape), "rows": rows} | circumstances(),
     )
 
 

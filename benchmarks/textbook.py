@@ -1,7 +1,8 @@
-"""The plain way to train an energy by Langevin dynamics, as tutorials show it: what the benchmarks compare with.
+"""Train an energy by Langevin dynamics as tutorials do: the baseline of the benchmarks.
 
-Networks of standard layers, spectral norm computed at each forward pass, a list of tensors as the buffer, the gradient by
-``backward()``. ``freezes`` is for the careful tutorial, whose sampler switches the gradients of the weights off.
+It uses networks of standard layers, a spectral norm computed in each forward pass, a list of
+tensors as the buffer, and gradients by ``backward()``. With ``freezes`` the sampler switches the
+gradients of the weights off, as careful tutorials do.
 """
 
 import random
@@ -13,7 +14,7 @@ from torch.nn.utils import parametrizations
 
 
 class Mlp(nn.Module):
-    """The layers of :mod:`ebm_dist.energies.mlp` with two hidden ones of 128, for points of the plane."""
+    """The layers of :mod:`ebm_dist.energies.mlp` with two hidden layers of 128, for 2-D data."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,6 +51,8 @@ class ConvNet(nn.Module):
 
 
 class Block(nn.Module):
+    """A residual block with class-conditional gain and biases."""
+
     def __init__(self, i: int, o: int, num_classes: int, halves: bool) -> None:
         super().__init__()
         self.halves = halves
@@ -106,18 +109,21 @@ def sample(
     freezes: bool = False,
     noise: Tensor | None = None,
 ) -> Tensor:
-    """``num_steps`` Langevin steps from ``x``; ``noise (num_steps, *x.shape)``, standard normal, in place of fresh draws."""
+    """Run ``num_steps`` Langevin steps from ``x (B, *shape)``.
+
+    ``noise (num_steps, *x.shape)``: standard normal noise to use instead of random draws.
+    """
     if freezes:
         for parameter in network.parameters():
             parameter.requires_grad = False
     x = x.clone().requires_grad_()
-    fresh = torch.empty_like(x)
+    drawn = torch.empty_like(x)
     for step in range(num_steps):
         energy = network(x) if y is None else network(x, y)
         energy.sum().backward()
         x.grad.data.clamp_(-clip, clip)
         x.data.add_(-step_size * x.grad.data)
-        x.data.add_(noise_scale * (fresh.normal_() if noise is None else noise[step]))
+        x.data.add_(noise_scale * (drawn.normal_() if noise is None else noise[step]))
         x.data.clamp_(0, 1)
         x.grad.detach_()
         x.grad.zero_()
@@ -128,7 +134,7 @@ def sample(
 
 
 class Trainer:
-    """One update at a time: negatives from the buffer, the loss with its energy penalty, Adam."""
+    """Train with negatives from a buffer, a loss with energy penalty, and Adam."""
 
     def __init__(
         self,
@@ -148,6 +154,7 @@ class Trainer:
         self.optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, betas=(0.0, 0.999))
 
     def step(self, x: Tensor) -> None:
+        """Update the network on data ``x (B, *shape)``."""
         picked = [
             random.randrange(len(self.buffer)) if random.random() > 0.05 else None
             for _ in range(len(x))

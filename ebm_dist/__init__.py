@@ -1,4 +1,4 @@
-"""Train, tune, judge and ship energy-based models, on one laptop or a cluster.
+"""Train, tune, evaluate and serve energy-based models, on one laptop or a cluster.
 
-Low energy means likely: ``p(x) = exp(-E(x)) / Z``. Everywhere.
+Low energy means likely, everywhere in this package: ``p(x) = exp(-E(x)) / Z``.
 """

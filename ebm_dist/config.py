@@ -1,10 +1,12 @@
 """Parameter files: YAML text to a frozen, typed, checked tree of ``Config`` objects.
 
-The folder is the registry. A section of the file is typed by the ``Config`` of the module that it configures: ``replay:`` by
-``ebm_dist/chains/replay.py``; a plugin section such as ``sampler: {name: langevin, ...}`` by ``ebm_dist/samplers/langevin.py``. This
-file knows the sections, not what is in them, and imports no module before a file names it.
+The folder is the registry. A section of the file is typed by the ``Config`` of the module that it
+configures: ``replay:`` by ``ebm_dist/chains/replay.py``; a plugin section such as ``sampler: {name:
+langevin, ...}`` by ``ebm_dist/samplers/langevin.py``. This module knows the sections but not their
+content, and imports a module only when a file names it.
 
-A ``Config`` may have ``check(self, params)``, which raises :class:`Mismatch` where its values do not fit another section.
+A ``Config`` may have ``check(self, params)``, which raises :class:`Mismatch` if its values do not
+fit another section.
 """
 
 import difflib
@@ -40,12 +42,12 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 TRAINING = ("seed", "dataset", "energy", "sampler", "objective", "train", "replay", "optimizer")
-"""The sections that decide the result of training."""
+"""Sections that decide the result of training."""
 
 RENAMED = {"others": "comparison_datasets"}
-"""Keys of a parameter file that have a new name; the old one is accepted with a warning."""
+"""Sections with a new name, by their old name, which is accepted with a warning."""
 
-_NUMBERS = {"seed": 0, "num_seeds": 1}  # keys of the file that are no sections
+_NUMBERS = {"seed": 0, "num_seeds": 1}  # keys of the file that are not sections
 _MAX_BYTES = 1 << 20
 _PLAIN = [f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str")]
 _STRICT = ConfigDict(
@@ -55,22 +57,33 @@ _STRICT = ConfigDict(
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def section(cls: type[T]) -> type[T]:
-    """Make a class a ``Config``: a frozen dataclass whose values are checked and whose field docstrings are the help text."""
+    """Make a class a ``Config``: a frozen dataclass with checked values.
+
+    The docstrings of the fields are the help texts of the settings.
+    """
     return pydantic.dataclasses.dataclass(frozen=True, kw_only=True, slots=True, config=_STRICT)(
         cls
     )  # type: ignore[call-overload,no-any-return,return-value]
 
 
 class Mismatch(ValueError):
-    """A value does not fit the rest of the file; raised by a ``check`` with the dotted key to blame, a tuple if a name has dots."""
+    """A value does not fit the rest of the file; raised by a ``check``.
 
-    def __init__(self, key: str | tuple[str, ...], message: str) -> None:
-        super().__init__(message)
+    ``key`` is the dotted key of the value, or a tuple if a name contains dots. ``what`` and ``fix``
+    are the parts of the :class:`ConfigError` that the user gets.
+    """
+
+    def __init__(self, key: str | tuple[str, ...], what: str, fix: str | None = None) -> None:
+        super().__init__(what if fix is None else f"{what}; {fix}")
+        self.what, self.fix = what, fix
         self.key = tuple(key.split(".")) if isinstance(key, str) else key
 
 
 def plugin(folder: str) -> Any:
-    """A value that is itself a plugin's: ``{name: mlp, ...}`` under this key means ``ebm_dist/<folder>/mlp.py``."""
+    """Declare a value that configures a plugin.
+
+    ``{name: mlp, ...}`` under this key stands for ``ebm_dist/<folder>/mlp.py``.
+    """
     return field(metadata={"folder": f"ebm_dist.{folder}"})
 
 
@@ -80,7 +93,7 @@ def _module(name: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
-    """A whole parameter file. The values of a section are documented by the module that it names."""
+    """A complete parameter file. The module of a section documents its values."""
 
     seed: int = 0
     num_seeds: int = 1
@@ -104,15 +117,15 @@ class Params:
     tune: Any = _module("search.study")
 
     def as_dict(self, *names: str) -> dict[str, Any]:
-        """The values with all defaults filled in, of the named sections or of all, as JSON can hold them."""
-        chosen = names or tuple(f.name for f in fields(self))
-        plain: dict[str, Any] = json.loads(
-            json.dumps({name: _plain(getattr(self, name)) for name in chosen})
+        """Return the values of the named sections, or of all, with defaults, as JSON values."""
+        section_names = names or tuple(f.name for f in fields(self))
+        values: dict[str, Any] = json.loads(
+            json.dumps({name: _plain(getattr(self, name)) for name in section_names})
         )
-        return plain
+        return values
 
     def digest(self, *names: str) -> str:
-        """SHA-256 of :meth:`as_dict`: the same for two files that mean the same."""
+        """Return the SHA-256 of :meth:`as_dict`, which is equal for files with equal values."""
         return hashlib.sha256(json.dumps(self.as_dict(*names), sort_keys=True).encode()).hexdigest()
 
 
@@ -130,12 +143,15 @@ def _plain(value: Any) -> Any:
 
 
 def module_of(config: Any) -> ModuleType:
-    """The module whose ``Config`` this is: ``module_of(params.sampler).build(params.sampler, ...)``."""
+    """Return the module of a ``Config``.
+
+    ``module_of(params.sampler).build(params.sampler, ...)`` builds the sampler of a file.
+    """
     return sys.modules[type(config).__module__]
 
 
 def modules_of(config: Any) -> list[ModuleType]:
-    """That module, and those of the plugins among the values, and among theirs."""
+    """Return the module of a ``Config`` and, recursively, of the plugins among its values."""
     return [
         module_of(config),
         *(
@@ -147,20 +163,27 @@ def modules_of(config: Any) -> list[ModuleType]:
 
 
 def _folders(kind: Any) -> dict[str, str]:
-    """Where the values that are themselves plugins' come from."""
+    """Return the folder of each value that configures a plugin."""
     return {f.name: f.metadata["folder"] for f in fields(kind) if "folder" in f.metadata}
 
 
 def plugin_name(config: Any) -> str | None:
-    """``"langevin"`` for the ``Config`` of ``ebm_dist/samplers/langevin.py``; None if it is not a plugin's."""
+    """Return ``"langevin"`` for the ``Config`` of ``ebm_dist/samplers/langevin.py``.
+
+    Return None for the ``Config`` of a module that is not a plugin, and for any other dataclass.
+    """
     module = type(config).__module__
     package, _, name = module.rpartition(".")
+    is_config = type(config) is getattr(sys.modules[module], "Config", None)
     is_named_by_its_section = any(module == f.metadata.get("module") for f in fields(Params))
-    return name if package.count(".") and not is_named_by_its_section else None
+    return name if is_config and package.count(".") and not is_named_by_its_section else None
 
 
 def plugins(folder: str) -> list[str]:
-    """The names of the plugins of a package such as ``ebm_dist.samplers``: its files, sorted, but those that begin with ``_``."""
+    """Return the sorted names of the plugins of a package such as ``ebm_dist.samplers``.
+
+    They are its files, except those with a name that begins with ``_``.
+    """
     names = (entry.name for entry in pkgutil.iter_modules(importlib.import_module(folder).__path__))
     return sorted(name for name in names if not name.startswith("_"))
 
@@ -168,28 +191,29 @@ def plugins(folder: str) -> list[str]:
 def load(path: Path | str, *, seed: int | None = None) -> Params:
     """Read, type and check a parameter file.
 
-    ``seed`` replaces the file's: the one value that a replicate changes. Raises :class:`ConfigError` whose text has file, line,
-    key, what was expected and, for a misspelt name, the nearest one.
+    ``seed`` replaces that of the file: a replicate changes only this value. Raises
+    :class:`ConfigError` with file, line, key, the expected value and, for a misspelt name, the
+    nearest one.
     """
     values, lines = read(Path(path))
     return _typed(_Source(Path(path), values | ({} if seed is None else {"seed": seed}), lines))
 
 
 def from_values(values: dict[str, Any], origin: Path) -> Params:
-    """As :func:`load`, from values that :meth:`Params.as_dict` gave; missing sections have their defaults.
+    """Type and check values such as those of :meth:`Params.as_dict`.
 
-    Raises :class:`ConfigError` as it does.
+    Missing sections have their defaults. Raises :class:`ConfigError` like :func:`load`.
     """
     if not isinstance(values, dict):
         raise ConfigError(f"{origin}: expected sections, found {type(values).__name__}")
-    return _typed(_Source(origin, values, {}))
+    return _typed(_with_new_names(_Source(origin, values, {})))
 
 
 def _typed(source: "_Source") -> Params:
-    known = {f.name: f.metadata for f in fields(Params)}
-    source.only_known((), source.values, [*known, "recipe"])
+    metadata_of = {f.name: f.metadata for f in fields(Params)}
+    source.refuse_unknown((), source.values, [*metadata_of, "recipe"])
     sections: dict[str, Any] = {}
-    for name, metadata in known.items():
+    for name, metadata in metadata_of.items():
         value = source.values.get(name, {} if metadata else _NUMBERS[name])
         if not metadata:
             sections[name] = _checked(
@@ -203,7 +227,7 @@ def _typed(source: "_Source") -> Params:
             )
         elif "folder" in metadata:
             sections[name] = _section(source, (name,), metadata["folder"], value)
-        else:  # several plugins of one folder, each under a key of its own
+        else:  # several plugins of one folder, each under its own key
             sections[name] = {}
             for key, entry in value.items():
                 if not isinstance(entry, dict | None):
@@ -218,15 +242,18 @@ def _typed(source: "_Source") -> Params:
 
 
 def reference(section: str | None = None) -> Iterator[str]:
-    """List every section, its plugins and their keys with type, default and meaning, as lines of text.
+    """List the settings as lines of text: sections, plugins, and keys with type, default and help.
 
-    ``section``: only this one, such as ``train``, ``sampler`` or ``sampler.mala``. Raises :class:`ConfigError` if there is none.
+    ``section``: list only this one, such as ``train``, ``sampler`` or ``sampler.mala``. Raises
+    :class:`ConfigError` if it does not exist.
     """
-    found = False
+    titles: list[str] = []
+    is_listed = False
     for title, name, config in _configs():
+        titles += [title, f"{title}.{name}"] if name else [title]
         if section not in (None, title, f"{title}.{name}"):
             continue
-        found = True
+        is_listed = True
         yield f"{title}: {{name: {name}}}" if name else f"{title}:"
         for key, info in config.__pydantic_fields__.items():
             default = (
@@ -236,19 +263,16 @@ def reference(section: str | None = None) -> Iterator[str]:
             )
             yield f"  {key} ({_kind(info.annotation)}, {default})"
             yield f"      {' '.join((info.description or '').split())}"
-    if not found:
-        names = [
-            part
-            for title, name, _ in _configs()
-            for part in ([title, f"{title}.{name}"] if name else [title])
-        ]
-        raise ConfigError(
-            f"{section}: no such section{nearest(str(section), list(dict.fromkeys(names)))}"
-        )
+    if not is_listed:
+        fix = _suggestion(str(section), list(dict.fromkeys(titles)))
+        raise ConfigError(f"{section}: no such section", fix)
 
 
 def _configs() -> Iterator[tuple[str, str, Any]]:
-    """Every ``Config``: section, name of the plugin ("" if the section has none), class. Nested plugins follow their holders."""
+    """Yield section, name of the plugin ("" if the section has none) and class of each ``Config``.
+
+    Nested plugins follow the sections that hold them.
+    """
     sections = [
         (f.name, f.metadata.get("folder") or f.metadata.get("each"), f.metadata.get("module"))
         for f in fields(Params)
@@ -259,55 +283,77 @@ def _configs() -> Iterator[tuple[str, str, Any]]:
             None, [f"{folder}.{name}" for name in plugins(folder)] if folder else [module]
         ):
             config = importlib.import_module(path).Config
+            nested = [(f"{title}.{key}", inner, None) for key, inner in _folders(config).items()]
             sections += [
-                (f"{title}.{key}", inner, None)
-                for key, inner in _folders(config).items()
-                if inner not in folders
+                entry for entry in nested if entry[1] not in folders and entry not in sections
             ]
             yield title, path.rsplit(".", 1)[1] if folder else "", config
 
 
 def schema() -> dict[str, Any]:
-    """Return a JSON schema of the parameter file, for editors that complete and check YAML."""
+    """Return a JSON schema of the parameter file, for editors that complete and check YAML.
+
+    It does not require the keys that a file may take from its base. :func:`load` requires them.
+    """
+    definitions: dict[str, Any] = {}
     properties: dict[str, Any] = {
+        "base": {"type": "string", "description": "Parameter file that this one is derived from."},
+        "recipe": {"type": "string", "description": "Parameter file that the pipeline uses."},
         "seed": {"type": "integer"},
         "num_seeds": {"type": "integer", "minimum": 1},
     }
-    properties |= {"base": {"type": "string"}, "recipe": {"type": "string"}}
-    kinds = {f.name: f.metadata for f in fields(Params)}
-    for title, name, config in _configs():
-        if title not in kinds:
-            continue  # a nested plugin is any object here: its own check comes with the file
-        described = pydantic.TypeAdapter(config).json_schema()
-        described.pop("title", None)
-        if "each" in kinds[title] and kinds[title]["name_is_key"]:
-            properties.setdefault(title, {"type": "object", "properties": {}})["properties"][
-                name
-            ] = described
-        elif name:
-            described["properties"] = {"name": {"const": name}, **described.get("properties", {})}
-            described["required"] = ["name", *described.get("required", [])]
-            one = properties.setdefault(
-                title, {"oneOf": []} if "folder" in kinds[title] else _any_name(title)
-            )
-            (one["oneOf"] if "oneOf" in one else one["additionalProperties"]["oneOf"]).append(
-                described
-            )
-        else:
-            properties[title] = described
+    named: list[str] = []
+    for entry in fields(Params):
+        if "module" in entry.metadata:
+            properties[entry.name] = _config_schema(entry.metadata["module"], definitions)
+        elif "folder" in entry.metadata:
+            properties[entry.name] = _folder_schema(entry.metadata["folder"], definitions)
+            named.append(entry.name)
+        elif "each" in entry.metadata:
+            folder = entry.metadata["each"]
+            plugin_schema = {**_folder_schema(folder, definitions), "required": ["name"]}
+            properties[entry.name] = {"type": "object", "additionalProperties": plugin_schema}
+            if entry.metadata["name_is_key"]:
+                properties[entry.name]["properties"] = {
+                    name: {"anyOf": [definitions[f"{folder}.{name}"], {"type": "null"}]}
+                    for name in plugins(folder)
+                }
+    properties |= {old: {**properties[new], "deprecated": True} for old, new in RENAMED.items()}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "type": "object",
         "properties": properties,
+        "additionalProperties": False,
+        "if": {"required": ["base"]},
+        "else": {"properties": {name: {"required": ["name"]} for name in named}},
+        "$defs": definitions,
     }
 
 
-def _any_name(title: str) -> dict[str, Any]:
-    return {"type": "object", "additionalProperties": {"oneOf": []}}
+def _folder_schema(folder: str, definitions: dict[str, Any]) -> dict[str, Any]:
+    """Return a reference to the schema of a folder's plugins, and add it to the definitions."""
+    if folder not in definitions:
+        paths = [f"{folder}.{name}" for name in plugins(folder)]
+        definitions[folder] = {"anyOf": [{"$ref": f"#/$defs/{path}"} for path in paths]}
+        for path in paths:
+            config = _config_schema(path, definitions)
+            name = {"const": path.rsplit(".", 1)[1]}
+            definitions[path] = config | {"properties": {"name": name, **config["properties"]}}
+    return {"$ref": f"#/$defs/{folder}"}
+
+
+def _config_schema(module: str, definitions: dict[str, Any]) -> dict[str, Any]:
+    config = importlib.import_module(module).Config
+    described: dict[str, Any] = pydantic.TypeAdapter(config).json_schema()
+    definitions |= described.pop("$defs", {})
+    described.setdefault("properties", {})
+    for key, folder in _folders(config).items():
+        described["properties"][key] |= _folder_schema(folder, definitions)
+    return {key: value for key, value in described.items() if key not in ("title", "required")}
 
 
 def _kind(annotation: Any) -> str:
-    """A type in the words of someone who writes YAML."""
+    """Return a type in the terms of YAML."""
     arguments = [_kind(argument) for argument in typing.get_args(annotation)]
     origin = typing.get_origin(annotation)
     if origin is typing.Annotated:
@@ -322,38 +368,50 @@ def _kind(annotation: Any) -> str:
 
 
 class _Source:
-    """A parsed file: its values, and the file and line that each key stands on."""
+    """A parsed file: its values, and file and line of each key."""
 
     def __init__(self, path: Path, values: dict[str, Any], lines: "Lines") -> None:
         self.path, self.values, self.lines = path, values, lines
 
-    def error(self, key: tuple[Any, ...], message: str) -> ConfigError:
-        found = key
-        while found and found not in self.lines:
-            found = found[:-1]
-        path, line = self.lines.get(found, (self.path, 1))
-        return ConfigError(f"{path}:{line}: {'.'.join(map(str, key)) or 'file'}: {message}")
+    def error(self, key: tuple[Any, ...], what: str, fix: str | None = None) -> ConfigError:
+        """Return the error at a key, at the line of the key or of the nearest key around it."""
+        located = key
+        while located and located not in self.lines:
+            located = located[:-1]
+        path, line = self.lines.get(located, (self.path, 1))
+        return ConfigError(f"{path}:{line}: {'.'.join(map(str, key)) or 'file'}: {what}", fix)
 
-    def only_known(self, key: tuple[Any, ...], values: dict[str, Any], known: list[str]) -> None:
+    def refuse_unknown(
+        self, key: tuple[Any, ...], values: dict[str, Any], names: list[str]
+    ) -> None:
         for name in values:
-            if name not in known:
-                raise self.error((*key, name), f"unknown key{nearest(str(name), known)}")
+            if name not in names:
+                raise self.error((*key, name), "unknown key", _suggestion(str(name), names))
 
 
-def nearest(name: str, known: list[str]) -> str:
-    """What to add to a message about an unknown name: the nearest known one, or all."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(known)}"
+def nearest(name: str, names: list[str]) -> str:
+    """Return the end of a message about an unknown name: the nearest of ``names``, or all."""
+    return f"; {_suggestion(name, names)}"
+
+
+def _suggestion(name: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(names)}"
 
 
 def _section(source: _Source, key: tuple[str, ...], folder: str, value: dict[str, Any]) -> Any:
-    """The ``Config`` of the plugin that ``value["name"]`` names: a file of the folder, never an import path."""
+    """Return the ``Config`` of the plugin ``value["name"]``.
+
+    The name is that of a file in the folder, never an import path.
+    """
     names = plugins(folder)
     if not isinstance(value, dict) or "name" not in value:
-        raise source.error(key, f"a name is needed; one of {', '.join(names)}")
+        raise source.error(key, "a name is needed", f"one of {', '.join(names)}")
     if value["name"] not in names:
         raise source.error(
-            (*key, "name"), f"no {value['name']!r} in {folder}{nearest(str(value['name']), names)}"
+            (*key, "name"),
+            f"no {value['name']!r} in {folder}",
+            _suggestion(str(value["name"]), names),
         )
     config = importlib.import_module(f"{folder}.{value['name']}").Config
     return _checked(config, {k: v for k, v in value.items() if k != "name"}, source, key)
@@ -361,7 +419,7 @@ def _section(source: _Source, key: tuple[str, ...], folder: str, value: dict[str
 
 def _checked(kind: Any, value: Any, source: _Source, key: tuple[Any, ...]) -> Any:
     try:
-        # through JSON, so that a YAML list may stand for a tuple while every other type stays strict
+        # through JSON: a YAML list may stand for a tuple, and every other type stays strict
         config = pydantic.TypeAdapter(
             kind, config=None if is_dataclass(kind) else ConfigDict(strict=True)
         ).validate_json(json.dumps(value))
@@ -370,29 +428,22 @@ def _checked(kind: Any, value: Any, source: _Source, key: tuple[Any, ...]) -> An
         tags = [
             part for part in first["loc"] if re.search(r"[^\w.]", str(part))
         ]  # pydantic's names for the members of a union
-        where = (*key, *(part for part in first["loc"] if part not in tags))
+        wrong_key = (*key, *(part for part in first["loc"] if part not in tags))
         if first["type"] == "unexpected_keyword_argument":
             owner = _owner(kind, first["loc"][:-1])
-            message = "unknown key" + nearest(
-                str(first["loc"][-1]), [f.name for f in fields(owner)]
-            )
-        elif first["type"] in ("missing", "missing_argument"):
-            message = "missing; a value is needed"
-        else:
-            several = dict.fromkeys(
-                error["msg"] for error in (failed.errors() if tags else [first])
-            )
-            message = (
-                " or ".join(text[0].lower() + text[1:] for text in several)
-                + f", found {first['input']!r}"
-            )
-        raise source.error(where, message) from None
+            fix = _suggestion(str(first["loc"][-1]), [f.name for f in fields(owner)])
+            raise source.error(wrong_key, "unknown key", fix) from None
+        if first["type"] in ("missing", "missing_argument"):
+            raise source.error(wrong_key, "missing", "set a value") from None
+        messages = dict.fromkeys(error["msg"] for error in (failed.errors() if tags else [first]))
+        expected = " or ".join(text[0].lower() + text[1:] for text in messages)
+        raise source.error(wrong_key, f"{expected}, found {first['input']!r}") from None
     folders = _folders(kind) if is_dataclass(kind) else {}
-    inner = {
+    nested = {
         name: _section(source, (*key, name), folder, getattr(config, name))
         for name, folder in folders.items()
     }
-    return replace(config, **inner) if inner else config
+    return replace(config, **nested) if nested else config
 
 
 def _owner(kind: Any, location: tuple[Any, ...]) -> Any:
@@ -404,7 +455,7 @@ def _owner(kind: Any, location: tuple[Any, ...]) -> Any:
 
 
 def _dataclasses(kind: Any) -> Iterator[Any]:
-    """The dataclasses that a type is made of, such as the entry of a dict that may be absent."""
+    """Yield the dataclasses in a type, such as that of the entries of an optional dict."""
     if is_dataclass(kind):
         yield kind
     for argument in typing.get_args(kind):
@@ -413,82 +464,106 @@ def _dataclasses(kind: Any) -> Iterator[Any]:
 
 def _check_pairs(params: Params, source: _Source) -> None:
     for entry in fields(Params):
-        config = getattr(params, entry.name)
-        for one in config.values() if isinstance(config, dict) else [config]:
-            check: Callable[[Params], None] | None = getattr(one, "check", None)
+        section_value = getattr(params, entry.name)
+        configs = section_value.values() if isinstance(section_value, dict) else [section_value]
+        for config in configs:
+            check: Callable[[Params], None] | None = getattr(config, "check", None)
             try:
                 if check:
                     check(params)
             except Mismatch as mismatch:
-                raise source.error(mismatch.key, str(mismatch)) from None
+                raise source.error(mismatch.key, mismatch.what, mismatch.fix) from None
 
 
 Lines = dict[tuple[Any, ...], tuple[Path, int]]
-_WHOLE = ("evaluation", "comparison_datasets")
+_REPLACING = (("evaluation",), ("comparison_datasets",))
 
 
 def read(path: Path) -> tuple[dict[str, Any], Lines]:
-    """Read a parameter file as it is written, over the file that its key ``base`` names, without typing or checking it.
+    """Read a parameter file over the file that its key ``base`` names, without typing the values.
 
-    A section is merged key by key with the base's where both name the same plugin, else it replaces the base's. The sections
-    ``evaluation`` and ``comparison_datasets`` always replace. Returns the values, and file and line of each key.
-    Raises :class:`ConfigError`.
+    A section is merged key by key with that of the base if both name the same plugin. Otherwise it
+    replaces the section of the base. The sections ``evaluation`` and ``comparison_datasets`` always
+    replace. Return the values, and file and line of each key. Raises :class:`ConfigError`.
     """
     values, lines = read_one(path)
-    base = values.pop("base", None)
-    if base is None:
+    if "base" not in values:
         return values, lines
-    where = _Source(path, values, lines)
+    source, base = _Source(path, values, lines), values.pop("base")
     if not isinstance(base, str):
-        raise where.error(("base",), f"expected the path of a parameter file, found {base!r}")
+        raise source.error(("base",), f"expected the path of a parameter file, found {base!r}")
+    if not (path.parent / base).is_file():
+        raise source.error(
+            ("base",), f"no file {path.parent / base}", "give a path relative to this file"
+        )
     base_values, base_lines = read_one(path.parent / base)
     if "base" in base_values:
-        raise where.error(
-            ("base",), f"{base} has a base itself; name that one, or write the sections out"
+        raise source.error(
+            ("base",), f"{base} has a base itself", "name that one, or write the sections out"
         )
-    return _merge(base_values, values, ()), base_lines | lines
+    merged = _merge(base_values, values, base_lines)
+    return merged, base_lines | lines
 
 
-def _merge(base: dict[str, Any], values: dict[str, Any], key: tuple[str, ...]) -> dict[str, Any]:
+def _merge(
+    base: dict[str, Any], values: dict[str, Any], base_lines: Lines, key: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Merge values over those of the base, and drop the lines of what they replace."""
     merged = dict(base)
     for name, value in values.items():
-        below = base.get(name)
-        is_same = (
+        base_value, path = base.get(name), (*key, name)
+        is_same_plugin = (
             isinstance(value, dict)
-            and isinstance(below, dict)
-            and value.get("name", below.get("name")) == below.get("name")
+            and isinstance(base_value, dict)
+            and value.get("name", base_value.get("name")) == base_value.get("name")
         )
-        replaces = not is_same or (not key and name in _WHOLE)
-        merged[name] = value if replaces else _merge(below or {}, value, (*key, name))
+        if is_same_plugin and path not in _REPLACING:
+            merged[name] = _merge(base_value or {}, value, base_lines, path)
+            continue
+        merged[name] = value
+        for replaced in [other for other in base_lines if other[: len(path)] == path]:
+            del base_lines[replaced]
     return merged
 
 
 def read_one(path: Path) -> tuple[dict[str, Any], Lines]:
-    """Read one file, without its base, with the present names of its sections. Raises :class:`ConfigError`."""
+    """Read one file, without its base; old names of sections are replaced by the new ones.
+
+    Return the values, and file and line of each key. Raises :class:`ConfigError`.
+    """
     values, numbers = _parse(path)
     lines = {key: (path, number) for key, number in numbers.items()}
+    source = _with_new_names(_Source(path, values, lines))
+    return source.values, source.lines
+
+
+def _with_new_names(source: _Source) -> _Source:
+    """Replace old names of sections, with a warning."""
     for old, new in RENAMED.items():
-        if old in values:
-            where = _Source(path, values, lines)
-            if new in values:
-                raise where.error(
-                    (old,), f"is the old name of {new!r}, which the file has too; keep one of them"
-                )
-            log.warning("%s", where.error((old,), f"has been renamed; write {new!r}"))
-            values = {new if key == old else key: value for key, value in values.items()}
-            lines = {
-                (new, *key[1:]) if key[:1] == (old,) else key: line for key, line in lines.items()
-            }
-    return values, lines
+        if old not in source.values:
+            continue
+        if new in source.values:
+            raise source.error((old,), f"old name of {new!r}, which is there too", "keep only one")
+        log.warning("%s", source.error((old,), "this section has a new name", f"write {new!r}"))
+        values = {new if key == old else key: value for key, value in source.values.items()}
+        lines = {
+            (new, *key[1:]) if key[:1] == (old,) else key: line
+            for key, line in source.lines.items()
+        }
+        source = _Source(source.path, values, lines)
+    return source
 
 
 def _parse(path: Path) -> tuple[dict[str, Any], dict[tuple[Any, ...], int]]:
-    """Values and line numbers of a YAML 1.2 file (the dialect that DVC reads, where ``1e-3`` is a number)."""
+    """Return values and line numbers of a YAML 1.2 file.
+
+    DVC reads the same dialect, in which ``1e-3`` is a number.
+    """
     try:
         text = path.read_bytes()
     except OSError as failed:
         raise ConfigError(
-            f"{path}: cannot be read ({failed.strerror}); give a parameter file with --params"
+            f"{path}: cannot be read ({failed.strerror})", "give a parameter file with --params"
         ) from None
     if len(text) > _MAX_BYTES:
         raise ConfigError(
@@ -508,7 +583,8 @@ def _parse(path: Path) -> tuple[dict[str, Any], dict[tuple[Any, ...], int]]:
         raise ConfigError(f"{path}:1: nested too deeply for a parameter file") from None
     if not isinstance(node, MappingNode):
         raise ConfigError(
-            f"{path}:1: expected sections such as 'sampler:', found {'nothing' if node is None else 'a value'}"
+            f"{path}:1: expected sections such as 'sampler:', found"
+            f" {'nothing' if node is None else 'a value'}"
         )
     lines: dict[tuple[Any, ...], int] = {}
     seen: set[int] = set()
@@ -517,22 +593,22 @@ def _parse(path: Path) -> tuple[dict[str, Any], dict[tuple[Any, ...], int]]:
         line = node.start_mark.line + 1
         if id(node) in seen:
             raise ConfigError(
-                f"{path}:{line}: {'.'.join(map(str, key))}: aliases (*name) are not allowed; repeat the value"
+                f"{path}:{line}: {'.'.join(map(str, key))}: aliases (*name) are not allowed",
+                "repeat the value",
             )
         seen.add(id(node))
         lines.setdefault(key, line)
         if isinstance(node, MappingNode):
             values: dict[str, Any] = {}
             for name_node, entry in node.value:
-                name = name_node.value
+                name, line = name_node.value, name_node.start_mark.line + 1
                 if not isinstance(name_node, ScalarNode) or not isinstance(name, str):
-                    raise ConfigError(
-                        f"{path}:{name_node.start_mark.line + 1}: a key must be a word"
-                    )
-                lines[(*key, name)] = name_node.start_mark.line + 1
+                    raise ConfigError(f"{path}:{line}: a key must be a word")
+                lines[(*key, name)] = line
                 if name in values:
                     raise ConfigError(
-                        f"{path}:{name_node.start_mark.line + 1}: {'.'.join([*key, name])}: key given twice"
+                        f"{path}:{line}: {'.'.join(map(str, (*key, name)))}: key given twice",
+                        "remove one",
                     )
                 values[name] = value_of(entry, (*key, name))
             return values
@@ -541,7 +617,8 @@ def _parse(path: Path) -> tuple[dict[str, Any], dict[tuple[Any, ...], int]]:
         kind = str(node.tag)
         if kind not in _PLAIN:
             raise ConfigError(
-                f"{path}:{line}: {'.'.join(map(str, key))}: only plain values are allowed, found {kind}"
+                f"{path}:{line}: {'.'.join(map(str, key))}: only plain values are allowed,"
+                f" found {kind}"
             )
         try:
             return yaml.constructor.yaml_constructors[kind](yaml.constructor, node)

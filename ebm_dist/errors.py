@@ -1,14 +1,22 @@
-"""What can go wrong, and the exit code that a stage ends with when it does.
+"""Errors that a user can cause or fix, and the exit code of a stage that raises one.
 
-Every error that a user can cause or mend is one of these: its text says what is wrong, where, and what to do. Anything else
-that is raised is a defect of ours and keeps its traceback.
+The text says what is wrong, what was found, and how to fix it. Any other exception is a defect of
+this package and keeps its traceback.
 """
 
 
 class EbmError(Exception):
-    """Base of the errors that are shown as one message, without a traceback."""
+    """Base of the errors that are shown as one message, without a traceback.
+
+    ``what`` says what is wrong and what was found. ``fix`` says how to fix it, or is None. The text
+    of the error is ``"what; fix"``.
+    """
 
     exit_code = 1
+
+    def __init__(self, what: str, fix: str | None = None) -> None:
+        super().__init__(what if fix is None else f"{what}; {fix}")
+        self.what, self.fix = what, fix
 
 
 class ConfigError(EbmError):
@@ -18,37 +26,37 @@ class ConfigError(EbmError):
 
 
 class DivergedError(EbmError):
-    """A loss or gradient became NaN or infinite, or energies ran away; no weight was touched by it."""
+    """A loss or gradient became NaN or infinite, or energies diverged; no weight was updated."""
 
     exit_code = 3
 
 
 class DataError(EbmError):
-    """A data file or shard is missing, truncated, altered or foreign; or a disk refused to take one."""
+    """A data file or shard is missing, truncated, altered or foreign, or cannot be written."""
 
     exit_code = 4
 
 
 class CheckpointError(EbmError):
-    """No checkpoint is whole, or the one found belongs to another run."""
+    """No checkpoint is complete, or the latest one belongs to another run."""
 
     exit_code = 5
 
 
 class ClusterError(EbmError):
-    """The cluster lacks what was asked for, or the training job on it failed."""
+    """The cluster lacks the requested resources, or the training job on it failed."""
 
     exit_code = 6
 
 
 class RegistryError(EbmError):
-    """The tracking server or registry cannot be reached, or refused."""
+    """The tracking server or registry cannot be reached, or refused a request."""
 
     exit_code = 7
 
 
 class RequestError(EbmError):
-    """A request to a served model is wrong: status 400."""
+    """A request to a served model is wrong: HTTP status 400."""
 
     exit_code = 2
 
@@ -60,6 +68,9 @@ class ResultsError(EbmError):
 
 
 class Stopped(EbmError):
-    """Training was asked to stop, and has, with a checkpoint; the exit code is that of a process ended by SIGTERM."""
+    """Training stopped on request, with a checkpoint.
+
+    The exit code is that of a process ended by SIGTERM.
+    """
 
     exit_code = 143

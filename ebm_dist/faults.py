@@ -1,7 +1,8 @@
-"""Named points at which a test can make this process die or fail: a no-op unless the environment says otherwise.
+"""Named points at which a test can kill or fail this process. By default they do nothing.
 
-``EBM_FAULT=write.rename:3:kill`` kills the process at the third pass of the point ``write.rename``; ``EBM_FAULT_RANK=1`` does so in
-that rank only. Only the tests set them, and a process that is armed says so.
+``EBM_FAULT=write.rename:3:kill`` kills the process at the third pass of the point ``write.rename``.
+``EBM_FAULT_RANK=1`` limits the fault to that rank. Only tests set these variables, and an armed
+process logs a warning.
 """
 
 import errno
@@ -29,8 +30,8 @@ POINTS = (
     "checkpoint.delete",
     "record.append",
 )
-"""In the sampler, around the reduction and the update, before each system call of a durable write, between the steps of a
-checkpoint, before a line of the record."""
+"""In the sampler, around the reduction and the update, before each system call of a durable write,
+between the steps of a checkpoint, and before each line of the record."""
 
 
 def _raise(number: int) -> None:
@@ -49,7 +50,7 @@ ACTIONS: Mapping[str, Callable[[], None]] = {
 
 @dataclass
 class Plan:
-    """What is to happen, and at which pass of which point."""
+    """An action, and the point and pass at which it happens."""
 
     name: str
     count: int
@@ -58,7 +59,8 @@ class Plan:
     def __post_init__(self) -> None:
         if self.name not in POINTS or self.action not in ACTIONS or self.count < 1:
             raise ValueError(
-                f"EBM_FAULT: {self.name}:{self.count}:{self.action}: points {POINTS}, actions {tuple(ACTIONS)}"
+                f"EBM_FAULT: {self.name}:{self.count}:{self.action}: points are {POINTS},"
+                f" actions are {tuple(ACTIONS)}"
             )
         logging.getLogger(__name__).warning(
             "a fault is armed in this process: %s:%d:%s", self.name, self.count, self.action
@@ -69,8 +71,8 @@ _plan: Plan | None = None
 
 
 def arm(text: str | None) -> None:
-    """Plan a fault, as ``EBM_FAULT`` does; None for none."""
-    global _plan  # noqa: PLW0603 (a fault is a thing of the whole process)
+    """Plan the fault of a text such as that of ``EBM_FAULT``; None removes the plan."""
+    global _plan  # noqa: PLW0603 (a fault concerns the whole process)
     if text:
         name, count, action = text.split(":")
         _plan = Plan(name, int(count), action)
@@ -79,13 +81,13 @@ def arm(text: str | None) -> None:
 
 
 def arm_from_environment(rank: int) -> None:
-    """Called once by each rank as it starts."""
+    """Plan the fault of the environment; each rank calls this once as it starts."""
     if os.environ.get("EBM_FAULT_RANK", str(rank)) == str(rank):
         arm(os.environ.get("EBM_FAULT"))
 
 
 def point(name: str) -> None:
-    """Pass a point."""
+    """Pass a point, and perform the planned action if its pass has come."""
     if _plan is None or _plan.name != name:
         return
     _plan.count -= 1

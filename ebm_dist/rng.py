@@ -1,7 +1,8 @@
 """Random streams that are addressed, not stored.
 
-Every draw comes from ``stream(seed, purpose, shard, step)``. So a checkpoint needs the step and no generator states, a step that
-is done twice gives the same bits, and the streams of the logical shards do not depend on how many workers share them.
+Every draw comes from ``stream(seed, purpose, shard, step)``. A checkpoint therefore needs the step
+but no generator states, a repeated step gives the same bits, and the streams of the logical shards
+do not depend on the number of workers.
 """
 
 import hashlib
@@ -12,10 +13,8 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-_NUM_WORDS = 624  # the state of a Mersenne twister
-_WORDS_AT = (
-    24  # where torch's CPU generator state keeps them, as 64-bit integers; a test guards this
-)
+_NUM_WORDS = 624  # of the state of a Mersenne twister
+_WORDS_AT = 24  # their offset in torch's CPU generator state, as 64-bit integers; a test guards it
 
 
 def _bytes(seed: int, purpose: str, shard: int, step: int, count: int) -> bytes:
@@ -25,10 +24,11 @@ def _bytes(seed: int, purpose: str, shard: int, step: int, count: int) -> bytes:
 def stream(
     seed: int, purpose: str, shard: int = 0, step: int = 0, *, device: torch.device | str = "cpu"
 ) -> torch.Generator:
-    """The random stream of this purpose, logical shard and step, at its beginning.
+    """Return the random stream of this purpose, logical shard and step, at its beginning.
 
-    ``manual_seed`` on the CPU keeps only 32 bits of its seed, so among a million streams some hundred pairs would be the same
-    stream. There the whole state is filled from the hash of the address instead; on a GPU (Philox) 64 bits of it are the seed.
+    ``manual_seed`` on the CPU uses only 32 bits of its seed: among a million streams about a
+    hundred pairs would be equal. Therefore the whole state is filled from the hash of the address.
+    On a GPU (Philox) the seed is 64 bits of the hash.
     """
     generator = torch.Generator(device)
     if generator.device.type != "cpu":
@@ -42,7 +42,7 @@ def stream(
 
 
 def numpy_stream(seed: int, purpose: str, shard: int = 0, step: int = 0) -> np.random.Generator:
-    """As :func:`stream`, for work on arrays (a counter-based Philox generator with a 128-bit key)."""
+    """Return the NumPy stream of this purpose, logical shard and step (Philox, 128-bit key)."""
     return np.random.Generator(
         np.random.Philox(key=int.from_bytes(_bytes(seed, purpose, shard, step, 16), "little"))
     )
@@ -50,14 +50,17 @@ def numpy_stream(seed: int, purpose: str, shard: int = 0, step: int = 0) -> np.r
 
 @contextmanager
 def seeded(seed: int, purpose: str) -> Iterator[None]:
-    """Inside, torch's global generator is the stream of this purpose: for module initialisers, which take no generator."""
+    """Make the stream of this purpose torch's global generator inside the block.
+
+    Module initialisers need this, because they take no generator.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.set_rng_state(stream(seed, purpose).get_state())
         yield
 
 
 def bernoulli(p: Tensor, generator: Generator) -> Tensor:
-    """Ones with probability ``p (*shape)``, else zeros; on a CPU three times as fast as torch's."""
+    """Draw 1 with probability ``p (*shape)``, else 0; on a CPU three times as fast as torch's."""
     return (torch.rand(p.shape, generator=generator, device=p.device, dtype=p.dtype) < p).to(
         p.dtype
     )

@@ -1,8 +1,8 @@
-"""Where runs and prepared data lie: a folder of this machine, or an S3-compatible object store.
+"""Storage of runs and prepared data: a local folder or an S3-compatible object store.
 
-``s3://bucket/prefix`` is read and written through the same interface as a local path, so nothing else knows the difference. Its
-credentials and address come from the environment (``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_ENDPOINT_URL``) of each
-machine and are never put into a job's description.
+``s3://bucket/prefix`` has the same interface as a local path. Credentials and address come from the
+environment of each machine (``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_ENDPOINT_URL``)
+and are never part of a job's description.
 """
 
 import errno
@@ -19,22 +19,27 @@ from ebm_dist.errors import DataError
 SCHEMES = ("s3",)
 T = TypeVar("T")
 _READS = 3
-_ATTEMPTS = 10  # of one request, with growing pauses: together they outlast a store that is away for a minute
+_ATTEMPTS = 10  # per request, with growing pauses: they bridge an outage of one minute
 
 
 def location(text: str | Path) -> Path:
-    """A local path, or one in an object store that has the same methods. Raises :class:`DataError` for any other scheme."""
+    """Return a local path, or a path in an object store with the same methods.
+
+    Raises :class:`DataError` for any other scheme, or if s3fs is not installed.
+    """
     scheme, separator, _ = str(text).partition("://")
     if not separator:
-        if (
-            ":" in str(text).split("/", 1)[0]
-        ):  # pipe:command, http:host: nothing that a library could take for an instruction
+        # pipe:command, http:host: a library could interpret them
+        if ":" in str(text).split("/", 1)[0]:
             raise DataError(
-                f"{text}: neither a folder nor s3://bucket/prefix; write ./{text} for a folder of that name"
+                f"{text}: neither a folder nor s3://bucket/prefix",
+                f"write ./{text} for a folder of that name",
             )
         return Path(text)
     if scheme not in SCHEMES:
-        raise DataError(f"{text}: {scheme}:// is not supported; use a folder or s3://bucket/prefix")
+        raise DataError(
+            f"{text}: {scheme}:// is not supported", "use a folder or s3://bucket/prefix"
+        )
     try:
         from upath import UPath
 
@@ -43,38 +48,41 @@ def location(text: str | Path) -> Path:
         return cast(Path, UPath(text, use_listings_cache=False, config_kwargs=options))
     except ImportError:
         raise DataError(
-            f"{text}: object stores need s3fs; install with: pip install 'ebm-dist[s3]'"
+            f"{text}: object stores need s3fs", "install with: pip install 'ebm-dist[s3]'"
         ) from None
 
 
 def store(folder: str) -> Path:
-    """The folder of this name under the store that ``EBM_STORE`` names, else in the working folder."""
+    """Return the folder of this name in the store of ``EBM_STORE``, or in the working folder."""
     root = os.environ.get("EBM_STORE")
     return location(root) / folder if root else Path(folder)
 
 
 def is_local(path: Path) -> bool:
-    """Whether a path is on a disk; else it is in an object store."""
+    """Return whether a path is on a disk; otherwise it is in an object store."""
     return isinstance(path, Path)
 
 
 def check(path: Path) -> None:
-    """Raises :class:`DataError` if an object store cannot be reached or refuses us, before anything is begun."""
+    """Write and delete a probe in an object store, so that a problem shows before any work.
+
+    Raises :class:`DataError` if the store cannot be reached or denies access.
+    """
     if is_local(path):
         return
     try:
         probe = path / "probe"
         probe.write_bytes(b"")
         probe.unlink()
-    except Exception as failed:  # noqa: BLE001 (each of the three libraries below has errors of its own)
+    except Exception as failed:  # noqa: BLE001 (each of the three libraries has its own errors)
         raise DataError(
-            f"{path}: cannot be reached ({type(failed).__name__}: {failed}); check AWS_ENDPOINT_URL, the credentials, and that the"
-            " bucket exists"
+            f"{path}: cannot be reached ({type(failed).__name__}: {failed})",
+            "check AWS_ENDPOINT_URL, the credentials, and that the bucket exists",
         ) from None
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a file. Raises :class:`OSError`, and nothing else, where it cannot be read."""
+    """Return the content of a file. Raises only :class:`OSError`, if it cannot be read."""
     if is_local(path):
         return path.read_bytes()
     for _ in range(_READS - 1):
@@ -82,15 +90,15 @@ def read_bytes(path: Path) -> bytes:
             return _remote(path.read_bytes)
         except FileNotFoundError:
             raise
-        except OSError:  # such as a checksum that fails because the object was replaced meanwhile
+        except OSError:  # for example, a wrong checksum because the object was replaced meanwhile
             time.sleep(0.2)
     return _remote(path.read_bytes)
 
 
-def _remote(call: Callable[..., T], *arguments: Any) -> T:
-    """Errors of the libraries below as the :class:`OSError` that a disk would raise."""
+def _remote(call: Callable[..., T], *args: Any) -> T:
+    """Call a function of a storage library; turn its errors into :class:`OSError`."""
     try:
-        return call(*arguments)
+        return call(*args)
     except OSError:
         raise
     except Exception as failed:
@@ -98,23 +106,24 @@ def _remote(call: Callable[..., T], *arguments: Any) -> T:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file durably so that it appears whole or not at all. Raises :class:`DataError` where disk or store refuses."""
+    """Write a file durably and atomically: it appears complete or not at all.
+
+    Raises :class:`DataError` if the disk or store refuses it.
+    """
     try:
         faults.point("write.open")
         if is_local(path):
             _write_local(path, content)
         else:
-            _remote(
-                path.write_bytes, content
-            )  # an object is there when its upload is complete, not before
+            _remote(path.write_bytes, content)  # an object appears when its upload is complete
     except OSError as failed:
-        mend = (
+        fix = (
             "free space or choose another disk"
             if is_local(path)
-            else "see that the object store is up"
+            else "check that the object store is up"
         )
         raise DataError(
-            f"{path}: cannot be written ({failed.strerror or failed}); {mend}, and run again"
+            f"{path}: cannot be written ({failed.strerror or failed})", f"{fix}, and run again"
         ) from None
 
 
@@ -139,7 +148,7 @@ def _write_local(path: Path, content: bytes) -> None:
 
 
 def remove_tree(folder: Path) -> None:
-    """Delete a folder and all in it; nothing happens if there is none."""
+    """Delete a folder and its content, if it exists."""
     if is_local(folder):
         shutil.rmtree(folder) if folder.exists() else None
     else:

@@ -1,6 +1,6 @@
-"""From now on ``dvc plots show`` in this folder makes pages that need no network: ``python -m infra.offline_plots``.
+"""Make ``dvc plots show`` write pages that need no network: ``python -m infra.offline_plots``.
 
-DVC's own pages fetch Vega when they are opened. This one has it inside, from vl-convert.
+The default page of DVC fetches Vega when it is opened. This one contains Vega, from vl-convert.
 """
 
 import subprocess

@@ -1,8 +1,9 @@
-"""The whole pipeline as a job: ``python infra/submit.py -- python infra/repro.py``; arguments go to ``dvc repro``.
+"""Run the pipeline as a job: ``python infra/submit.py -- python infra/repro.py``.
 
-The job works in a copy of the project without its git history and without data. What DVC has in the store of ``EBM_STORE`` is taken
-from there, what is made is pushed there, and ``dvc.lock`` and the reports are left in ``<store>/results/<digest of dvc.lock>/``.
-It ends with the exit code of the stage that failed, which ``dvc repro`` itself does not pass on.
+Arguments go to ``dvc repro``. The job runs in a copy of the project without git history and data.
+It pulls outputs that DVC has in the store ``EBM_STORE``, pushes new ones, and writes ``dvc.lock``
+and the reports to ``<store>/results/<digest of dvc.lock>/``. It ends with the exit code of the
+stage that failed, which ``dvc repro`` does not pass on.
 """
 
 import os
@@ -16,11 +17,15 @@ from ebm_dist.files import sha256
 
 
 def dvc(*arguments: str) -> int:
+    """Run a command of DVC; return its exit code."""
     return subprocess.run(["dvc", *arguments], check=False).returncode
 
 
 def repro(*arguments: str) -> int:
-    """``dvc repro``, shown as it runs; 0, or the exit code of the failed stage where DVC names it."""
+    """Run ``dvc repro`` and print its output.
+
+    Returns 0, or the exit code of the failed stage where DVC names it.
+    """
     process = subprocess.Popen(
         ["dvc", "repro", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -36,7 +41,8 @@ def repro(*arguments: str) -> int:
 def main() -> int:
     if "EBM_STORE" not in os.environ:
         sys.exit(
-            "error: EBM_STORE is not set on the cluster: where are data and runs to lie? e.g. s3://bucket/prefix"
+            "error: EBM_STORE is not set on the cluster;"
+            " set it to the store of data and runs, such as s3://bucket/prefix"
         )
     if not Path(".git").exists():
         dvc("config", "--local", "core.no_scm", "true")
@@ -50,7 +56,7 @@ def main() -> int:
         "store",
         str(storage.store("dvc")),
     )
-    dvc("pull", "--quiet", "--run-cache", "--allow-missing")  # what is not there is made
+    dvc("pull", "--quiet", "--run-cache", "--allow-missing")  # missing outputs are made
     code = repro(*sys.argv[1:]) or dvc("push", "--quiet", "--run-cache")
     results = storage.store("results") / sha256(Path("dvc.lock"))[:16]
     for path in [Path("dvc.lock"), *Path("reports").rglob("*")]:

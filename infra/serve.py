@@ -1,8 +1,10 @@
-"""The champion of a registered model on Ray Serve: ``python infra/serve.py ebm-digits``, then ``POST /`` as to MLflow's server.
+"""Serve the champion of a registered model on Ray Serve: ``python infra/serve.py ebm-digits``.
 
-A request is ``{"inputs": samples, "params": {"task": "sample", ...}}``, the answer ``{"predictions": ...}``; see ebm_dist/models/requests.py.
-What does not fit is status 400, with what was expected. MLflow is where ``MLFLOW_TRACKING_URI`` says, Ray where ``RAY_ADDRESS``
-says, else here. Needs ``pip install 'ebm-dist[serve]'``.
+A request is ``POST /`` with ``{"inputs": samples, "params": {"task": "sample", ...}}``, as for the
+MLflow server; the answer is ``{"predictions": ...}``. See ebm_dist/models/requests.py. A wrong
+request gets status 400 and a message that says what was expected. ``MLFLOW_TRACKING_URI`` and
+``RAY_ADDRESS`` name the servers; without ``RAY_ADDRESS`` Ray starts on this machine. Needs
+``pip install 'ebm-dist[serve]'``.
 """
 
 import argparse
@@ -22,11 +24,13 @@ from ebm_dist.errors import RequestError
 from ebm_dist.models import requests
 from ebm_dist.runs import tracking
 
-_MOST_BYTES = 64 << 20  # of a request
+_MAX_REQUEST_BYTES = 64 << 20
 
 
 @serve.deployment
 class Champion:
+    """Answer requests with the model of a folder."""
+
     def __init__(self, folder: str) -> None:
         self.model = models.load(Path(folder))
 
@@ -35,23 +39,24 @@ class Champion:
             return JSONResponse(
                 {"tasks": list(requests.TASKS), "shape": list(self.model.card["shape"])}
             )
-        if int(request.headers.get("content-length", 0)) > _MOST_BYTES:
-            return JSONResponse({"error": f"at most {_MOST_BYTES >> 20} MiB a request"}, 413)
+        if int(request.headers.get("content-length", 0)) > _MAX_REQUEST_BYTES:
+            limit = _MAX_REQUEST_BYTES >> 20
+            return JSONResponse({"error": f"at most {limit} MiB a request"}, 413)
         try:
-            asked = json.loads(await request.body())
+            body = json.loads(await request.body())
             if (
-                not isinstance(asked, dict)
-                or not set(asked) <= {"inputs", "params"}
-                or "inputs" not in asked
+                not isinstance(body, dict)
+                or not set(body) <= {"inputs", "params"}
+                or "inputs" not in body
             ):
                 raise RequestError('expected {"inputs": samples, "params": {...}}')
-            if not isinstance(asked.get("params") or {}, dict):
+            if not isinstance(body.get("params") or {}, dict):
                 raise RequestError("params must be an object")
-            answer = requests.answer(self.model, asked["inputs"], asked.get("params"))
-        except (ValueError, RecursionError) as failed:
-            return JSONResponse({"error": f"not JSON: {failed}"}, 400)
-        except RequestError as refused:
-            return JSONResponse({"error": str(refused)}, 400)
+            answer = requests.answer(self.model, body["inputs"], body.get("params"))
+        except (ValueError, RecursionError) as error:
+            return JSONResponse({"error": f"not JSON: {error}"}, 400)
+        except RequestError as error:
+            return JSONResponse({"error": str(error)}, 400)
         return JSONResponse({"predictions": answer.tolist()})
 
 
@@ -59,27 +64,27 @@ def main() -> None:
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    options.add_argument("name", help="of the registered model")
-    options.add_argument("--alias", default="champion", help="which version (default: champion)")
+    options.add_argument("name", help="name of the registered model")
     options.add_argument(
-        "--replicas", type=int, default=1, help="processes that answer (default: 1)"
+        "--alias", default="champion", help="alias of the version (default: champion)"
     )
+    options.add_argument("--replicas", type=int, default=1, help="number of processes (default: 1)")
     options.add_argument(
-        "--host", default="127.0.0.1", help="where to listen (default: this machine alone)"
+        "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)"
     )
-    options.add_argument("--port", type=int, default=8000, help="default: 8000")
-    given = options.parse_args()
+    options.add_argument("--port", type=int, default=8000, help="port (default: 8000)")
+    args = options.parse_args()
     mlflow.set_tracking_uri(tracking.tracking_uri())
-    fetched = Path(mlflow.artifacts.download_artifacts(f"models:/{given.name}@{given.alias}"))
-    (card,) = fetched.rglob("model.json")
+    folder = Path(mlflow.artifacts.download_artifacts(f"models:/{args.name}@{args.alias}"))
+    (card,) = folder.rglob("model.json")
     ray.init(logging_level="warning")
-    serve.start(http_options={"host": given.host, "port": given.port})
-    serve.run(Champion.options(num_replicas=given.replicas).bind(str(card.parent)), name=given.name)
-    print(f"{given.name}@{given.alias} answers at http://{given.host}:{given.port}/", flush=True)
-    over = threading.Event()
+    serve.start(http_options={"host": args.host, "port": args.port})
+    serve.run(Champion.options(num_replicas=args.replicas).bind(str(card.parent)), name=args.name)
+    print(f"{args.name}@{args.alias} answers at http://{args.host}:{args.port}/", flush=True)
+    stopped = threading.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, lambda *_: over.set())
-    over.wait()
+        signal.signal(name, lambda *_: stopped.set())
+    stopped.wait()
     serve.shutdown()
 
 

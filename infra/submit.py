@@ -1,8 +1,10 @@
-"""Run a command as a job on the cluster, follow it, and end with its own exit code: ``python infra/submit.py -- dvc repro``.
+"""Run a command as a job on the cluster: ``python infra/submit.py -- dvc repro``.
 
-As ``ray job submit --working-dir .``, which ends with 1 whatever went wrong, while our exit codes tell Kubernetes whether trying
-again can help. The same command for the same settings joins or resumes a training, so it may be submitted as often as one likes.
-Address and token come from ``RAY_API_SERVER_ADDRESS`` and ``RAY_AUTH_TOKEN``. SIGTERM stops the job with a checkpoint.
+The exit code is that of the command. ``ray job submit --working-dir .`` ends with 1 after every
+error, while the exit codes of this project tell Kubernetes whether a retry can help. The same
+command for the same settings joins or resumes a training, so it may be submitted several times.
+``RAY_API_SERVER_ADDRESS`` and ``RAY_AUTH_TOKEN`` give address and token. SIGTERM stops the job with
+a checkpoint.
 """
 
 import argparse
@@ -25,29 +27,30 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     options.add_argument(
-        "--no-wait", action="store_true", help="print the job's name and leave it alone"
+        "--no-wait", action="store_true", help="print the name of the job and return"
     )
     options.add_argument(
-        "command", nargs="+", help="what to run in a copy of this folder, on the head node"
+        "command", nargs="+", help="command to run on the head node, in a copy of this folder"
     )
-    given = options.parse_args()
+    args = options.parse_args()
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
     runtime = {
         "working_dir": ".",
         "env_vars": {"EBM_GIT_COMMIT": commit},
-    }  # no secrets: it is shown to all who may see jobs
+    }  # no secrets: everyone who may list jobs sees it
     try:
         client = JobSubmissionClient()
-        job = client.submit_job(entrypoint=shlex.join(given.command), runtime_env=runtime)
-    except Exception as failed:  # Ray raises many kinds
-        reason = str(failed).splitlines()[0][:300]
+        job = client.submit_job(entrypoint=shlex.join(args.command), runtime_env=runtime)
+    except Exception as error:  # Ray raises many kinds
+        reason = str(error).splitlines()[0][:300]
         raise ClusterError(
-            f"no job was submitted: {reason}; set RAY_API_SERVER_ADDRESS and RAY_AUTH_TOKEN, see ebm-dist doctor"
-        ) from failed
+            f"no job was submitted: {reason};"
+            " set RAY_API_SERVER_ADDRESS and RAY_AUTH_TOKEN, see ebm-dist doctor"
+        ) from error
     print(job, flush=True)
-    if given.no_wait:
+    if args.no_wait:
         return
     signal.signal(signal.SIGTERM, lambda *_: client.stop_job(job))
     asyncio.run(follow(client, job))
@@ -64,7 +67,7 @@ def main() -> None:
 
 
 async def follow(client: JobSubmissionClient, job: str) -> None:
-    """Print the job's output as it comes, until it ends."""
+    """Print the output of a job as it comes, until the job ends."""
     async for lines in client.tail_job_logs(job):
         print(lines, end="", flush=True)
 

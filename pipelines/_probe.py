@@ -17,7 +17,8 @@ import torch
 
 _BATCH = 8  # samples per step, at least two per logical shard
 _MAX_CHAIN_STEPS = 3
-_MAX_COUNT = 40  # of whatever a suite counts: samples, chains, draws
+_MAX_COUNT = 40  # of anything that a suite counts: samples, chains, draws
+_MAX_TRAIN = 400  # samples behind the class energies of an export
 _CAPS = {"num_steps": 10, "steps_per_round": 5, "num_rounds": 2}
 
 
@@ -159,7 +160,7 @@ class Probe:
         except errors.DivergedError as diverged:
             return out | {"diverged": str(diverged)}
         exported = self.work / "models" / path.stem
-        train = shards.read_split(index, "train")
+        train = tuple(part[:_MAX_TRAIN] for part in shards.read_split(index, "train", range(1)))
         model.export(run, exported, params, index, train, "verify")
         out |= {
             f"exported {p.name}": sha256(p.read_bytes()) for p in exported.glob("*.safetensors")

@@ -2,22 +2,27 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from ruamel.yaml import YAML
 
 from ebm_dist.files import write_json
 from ebm_dist.report import table
+from ebm_dist.runs import provenance
 from ebm_dist.storage import write_whole
-from pipelines import run
+from pipelines import ROOT, run
+
+
+def with_provenance(row: dict[str, Any], reports: Path) -> dict[str, Any]:
+    """Add the commit of a row's code, and the reasons why it is stale."""
+    status = provenance.of_row(row, ROOT / "pipelines/recipes", reports)
+    return row | {"commit": status.commit, "stale": list(status.reasons)}
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument(
-        "--rows",
-        type=Path,
-        default=Path("pipelines/results.yaml"),
-        help="file that defines the rows",
+        "--rows", type=Path, default=Path("pipelines/results.yaml"), help="what the rows are"
     )
     options.add_argument(
         "--reports", type=Path, default=Path("reports"), help="folder of the committed metrics"
@@ -32,13 +37,13 @@ def main() -> None:
         "--readme",
         type=Path,
         default=Path("README.md"),
-        help="page in which the table between its marks is replaced",
+        help="page whose table, between its marks, is renewed",
     )
     args = options.parse_args()
     entries = YAML(typ="safe", pure=True).load(args.rows.read_text())
     unmeasured = {name: entry for name, entry in entries.items() if "unmeasured" in entry}
     rows = [
-        table.row(name, entry, args.reports)
+        with_provenance(table.row(name, entry, args.reports), args.reports)
         for name, entry in entries.items()
         if name not in unmeasured
     ]

@@ -1,11 +1,10 @@
 """What several tests need: a small parameter set, a trainer on it, groups of gloo processes."""
 
 import copy
-import json
+import multiprocessing
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,8 @@ from ebm_dist.training.reduce import Comm, LocalComm
 from ebm_dist.training.reporter import Request, Row
 
 ROOT = Path(__file__).resolve().parent.parent
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["tests.worker"])
 
 SMALL: dict[str, Any] = {
     "seed": 3,
@@ -83,18 +84,20 @@ def state_of(run: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in folder.iterdir() if p.name not in ("manifest.json", "state.json")}
 
 
-def spawn(world_size: int, run: Path, data: Path, settings: dict[str, Any], *extra: str, wait: bool = True) -> list[Any]:
+def spawn(world_size: int, run: Path, data: Path, settings: dict[str, Any], wait: bool = True) -> list[Any]:
     """Train with a group of gloo processes; each is ``tests/worker.py``. They find each other through a file, not a port."""
+    from tests import worker
+
     rendezvous = run.parent / f"rendezvous-{os.urandom(4).hex()}"
     run.parent.mkdir(parents=True, exist_ok=True)
-    job = json.dumps({"settings": settings, "run": str(run), "data": str(data), "rendezvous": str(rendezvous)})
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    group = [
-        subprocess.Popen([sys.executable, "-m", "tests.worker", job, str(rank), str(world_size), *extra], cwd=ROOT, env=environment)
-        for rank in range(world_size)
-    ]
+    job = (world_size, rendezvous, run, data, settings)
+    group = [PROCESSES.Process(target=worker.train, args=(rank, *job), daemon=True) for rank in range(world_size)]
+    for process in group:
+        process.start()
     if wait:
-        assert [process.wait(timeout=100) for process in group] == [0] * world_size
+        for process in group:
+            process.join(100)
+        assert [process.exitcode for process in group] == [0] * world_size
     return group
 
 

@@ -1,11 +1,12 @@
-"""One rank of a group of gloo processes: ``python -m tests.worker JOB RANK WORLD_SIZE``; see tests/helpers.py."""
+"""One rank of a group of gloo processes, forked from a server that has already imported all of this; see tests/helpers.py."""
 
-import json
-import sys
+import os
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch._dynamo
 import torch.distributed as dist
 
 from ebm_dist import config
@@ -13,10 +14,13 @@ from ebm_dist.runs.record import FileReporter
 from ebm_dist.training.reduce import TorchComm
 from tests import helpers
 
-if __name__ == "__main__":
-    job, rank, world_size = json.loads(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    dist.init_process_group("gloo", f"file://{job['rendezvous']}", rank=rank, world_size=world_size, timeout=timedelta(seconds=60))
-    chosen = config.from_values(job["settings"], Path("job"))
-    trainer = helpers.build(chosen, Path(job["data"]), TorchComm(torch.device("cpu")))
-    trainer.fit(Path(job["run"]), FileReporter(Path(job["run"]), rank, {"world_size": world_size}))
+helpers.params()  # it, and optimizers with torch._dynamo, import what each rank would import again
+
+
+def train(rank: int, world_size: int, rendezvous: Path, run: Path, data: Path, settings: dict[str, Any]) -> None:
+    dist.init_process_group("gloo", f"file://{rendezvous}", rank=rank, world_size=world_size, timeout=timedelta(seconds=60))
+    chosen = config.from_values(settings, Path("job"))
+    trainer = helpers.build(chosen, data, TorchComm(torch.device("cpu")))
+    trainer.fit(run, FileReporter(run, rank, {"world_size": world_size}))
     dist.destroy_process_group()
+    os._exit(0)  # without destructors: DDP's can wait, with the GIL, for a thread of gloo that waits for the GIL

@@ -1,1 +1,1 @@
-"""Chains: running them in training, compiled kernels, the replay buffer, diagnostics, tempering, warm-up."""
+"""Chains: runs in training, compiled kernels, replay buffer, diagnostics, tempering, warm-up."""

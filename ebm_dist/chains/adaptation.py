@@ -1,10 +1,13 @@
-"""Step size of a sampler by dual averaging in a warm-up (Nesterov 2009; Hoffman & Gelman 2014, section 3.2.1, equation 6).
+"""Step size of a sampler by dual averaging in a warm-up.
+
+Nesterov (2009); Hoffman & Gelman (2014), section 3.2.1, equation 6:
 
     log e_t+1 = mu - sqrt(t) / gamma / (t + t0) * sum_i (delta - alpha_i)
     log ebar_t+1 = t^-kappa log e_t+1 + (1 - t^-kappa) log ebar_t
 
-with ``alpha`` the share of chains that accepted, ``delta`` the acceptance that is wanted, ``mu = log(10 e_1)``, gamma = 0.05,
-t0 = 10, kappa = 0.75. The sampler itself stays as it is: what comes out is another ``Config``.
+with ``alpha`` the share of chains that accepted, ``delta`` the target acceptance rate, ``mu =
+log(10 e_1)``, gamma = 0.05, t0 = 10, kappa = 0.75. The result is a new ``Config``; the sampler
+itself does not change.
 """
 
 import dataclasses
@@ -32,20 +35,21 @@ def adapt(
     bounds: Bounds,
     acceptance: float | None = None,
 ) -> tuple[Any, Tensor]:
-    """The sampler's ``config`` with the ``step_size`` that reaches ``acceptance`` (its own best if None), and where the chains
-    ``(B, *shape)`` are.
+    """Return ``config`` with the ``step_size`` that reaches ``acceptance``, and the positions.
 
-    Positions of the warm-up are no samples: the kernel changes while they are drawn.
+    ``acceptance`` is the target acceptance rate; None stands for the sampler's optimum. Positions
+    are ``(B, *shape)``. They are not samples of the target, because the kernel changes while they
+    are drawn.
     """
     module = module_of(config)
-    wanted = module.ACCEPTANCE if acceptance is None else acceptance
+    target_rate = module.ACCEPTANCE if acceptance is None else acceptance
     state = module.build(config, bounds=bounds).init(target, position)
-    shrink, missing, averaged, size = math.log(10 * config.step_size), 0.0, 0.0, config.step_size
+    mu, deficit, averaged, step_size = math.log(10 * config.step_size), 0.0, 0.0, config.step_size
     for t in range(1, num_steps + 1):
-        kernel = module.build(dataclasses.replace(config, step_size=size), bounds=bounds)
+        kernel = module.build(dataclasses.replace(config, step_size=step_size), bounds=bounds)
         state, info = kernel.step(target, state, generator)
-        missing += wanted - info.is_accepted.float().mean().item()
-        log_size = shrink - math.sqrt(t) / _GAMMA / (t + _T0) * missing
+        deficit += target_rate - info.is_accepted.float().mean().item()
+        log_size = mu - math.sqrt(t) / _GAMMA / (t + _T0) * deficit
         weight = t**-_KAPPA
-        averaged, size = weight * log_size + (1 - weight) * averaged, math.exp(log_size)
+        averaged, step_size = weight * log_size + (1 - weight) * averaged, math.exp(log_size)
     return dataclasses.replace(config, step_size=math.exp(averaged)), state.position

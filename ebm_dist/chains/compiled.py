@@ -1,7 +1,7 @@
-"""Compiled chains: several steps of a kernel in one function made by ``torch.compile``, on a copy of the network.
+"""Compiled chains: several steps of a kernel in one compiled function, on a copy of the network.
 
-The algorithm is that of :class:`ebm_dist.chains.run.Chains`; only the last bits differ. On a GPU the function is replayed as a CUDA
-graph, and the network may run in bfloat16.
+The algorithm is that of :class:`ebm_dist.chains.run.Chains`; only the last bits differ. On a GPU
+the function is replayed as a CUDA graph, and the network may run in bfloat16.
 """
 
 import copy
@@ -20,15 +20,15 @@ from ebm_dist.chains.run import Chains, Precision
 from ebm_dist.energies import EnergyModel, given
 from ebm_dist.samplers import ChainStats, Kernel
 
-_MOST_STEPS = 20  # at once: more hardly make faster code, but take longer to compile
-_MOST_CHAINS = 4096  # at once on a CPU: activations of more, already in a small network, do not stay in its caches
+_MOST_STEPS = 20  # per function: more take longer to compile and are hardly faster
+_MOST_CHAINS = 4096  # per call on a CPU: activations of more chains do not fit into its caches
 
 
 class CompiledChains(Chains):
-    """The same from a copy of the network, with the noise of several steps given at once; for a kernel that has ``steps``.
+    """Chains on a copy of the network, several steps per call; the kernel must have ``step_many``.
 
-    ``compiles``: where torch.compile fails, the steps run as they are, after a warning. ``precision``: of the network; positions,
-    noise and steps are float32 always.
+    ``compiles``: compile the steps. If torch.compile fails, a warning is logged and the steps run
+    uncompiled. ``precision``: of the network; positions, noise and steps are always float32.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class CompiledChains(Chains):
         self.dtype: torch.dtype = getattr(torch, precision)
         self.copy = _plain_copy(energy).to(self.dtype)
         on_gpu = next(energy.parameters()).is_cuda
-        # one step of a wide network is work enough, and takes long enough to compile
+        # one step of a wide network keeps the CPU busy, and more would take too long to compile
         most = 1 if compiles and cpu_layers.is_wide(self.copy) else _MOST_STEPS
         if compiles and not on_gpu and self.dtype == torch.float32:
             cpu_layers.replace_layers(self.copy)
@@ -53,7 +53,7 @@ class CompiledChains(Chains):
         if compiles and on_gpu:
             self.several = torch.compile(self._steps, dynamic=False, mode="reduce-overhead")
         elif compiles:
-            # C++ also between the loops and products, and a product and a sum in one instruction
+            # C++ also around the kernels, and fused multiply-add instructions
             self.several = torch.compile(
                 self._steps,
                 dynamic=False,
@@ -67,24 +67,29 @@ class CompiledChains(Chains):
     ) -> tuple[Tensor, ChainStats]:
         start, noise = position, position.new_empty(self.block, *position.shape)
         parts = 1 if position.is_cuda else -(-len(position) // _MOST_CHAINS)
-        asked = [None] * parts if labels is None else labels.tensor_split(parts)
+        label_parts = [None] * parts if labels is None else labels.tensor_split(parts)
         with parametrize.cached():
-            for name, own in self.copy.state_dict(keep_vars=True).items():
-                own.copy_(operator.attrgetter(name)(self.energy))
+            for name, tensor in self.copy.state_dict(keep_vars=True).items():
+                tensor.copy_(operator.attrgetter(name)(self.energy))
             cpu_layers.sync_weights(self.copy)
         for _ in range(self.num_steps // self.block):
             faults.point("chain.step")
-            for row in noise:  # one by one: the bits are those of Chains
+            for row in noise:  # row by row, for the same bits as Chains
                 row.normal_(generator=generator)
-            given_parts = zip(
-                position.tensor_split(parts), asked, noise.tensor_split(parts, dim=1), strict=True
+            inputs = zip(
+                position.tensor_split(parts),
+                label_parts,
+                noise.tensor_split(parts, dim=1),
+                strict=True,
             )
-            # concatenated also if there is one: a CUDA graph writes its output in the same place again
+            # also concatenate a single part: the next replay of a CUDA graph overwrites its output
             position, energy, score_norm = map(
-                torch.cat, zip(*(self._run(*part) for part in given_parts), strict=True)
+                torch.cat, zip(*(self._run(*part) for part in inputs), strict=True)
             )
-        moved = (position - start).flatten(1).norm(dim=1).mean()
-        return position, ChainStats(energy.mean(), score_norm.mean(), position.new_ones(()), moved)
+        distance = (position - start).flatten(1).norm(dim=1).mean()
+        return position, ChainStats(
+            energy.mean(), score_norm.mean(), position.new_ones(()), distance
+        )
 
     def _run(
         self, position: Tensor, labels: Tensor | None, noise: Tensor
@@ -110,16 +115,15 @@ class CompiledChains(Chains):
 
 
 def _plain_copy(network: EnergyModel) -> EnergyModel:
-    """A copy whose weights are plain tensors with their present values.
+    """Return a copy with plain weights of the current values instead of parametrised ones.
 
-    Not by ``remove_parametrizations``: a deep copy shares its class with the original, which would lose its weights.
+    ``remove_parametrizations`` would break the original, which shares its class with a deep copy.
     """
     copied = copy.deepcopy(network)
     for module in list(copied.modules()):
         if parametrize.is_parametrized(module):
-            weights = {
-                name: getattr(module, name).detach().clone() for name in module.parametrizations
-            }  # type: ignore[union-attr]
+            names = list(module.parametrizations)  # type: ignore[arg-type]
+            weights = {name: getattr(module, name).detach().clone() for name in names}
             module.__class__ = parametrize.type_before_parametrizations(module)
             del module.parametrizations
             for name, weight in weights.items():

@@ -1,6 +1,7 @@
-"""Layers in the form that is soonest done by compiled code on a CPU: for the copy of a network on which chains walk.
+"""CPU-optimised layers for the frozen network copy that compiled chains use.
 
-The functions are the same, and so are names and shapes of the weights; only the last bits of what is computed are others.
+They compute the same functions from weights of the same names and shapes. Only the last bits of
+the results differ.
 """
 
 from typing import Any, TypeGuard
@@ -9,19 +10,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_FEWEST_CHANNELS = 64  # of a wide convolution: with less, sums and copies take up much of what fewer products bring
+_FEWEST_CHANNELS = 64  # of a wide convolution: with fewer, sums and copies cost what products save
 _MOST_INPUTS = 4  # of a linear layer that is written as sums
 
 
 def is_wide(network: nn.Module) -> bool:
-    """Whether it has convolutions of so many channels that they are nearly all the work."""
+    """Return whether the network has wide convolutions, which then are nearly all of its work."""
     return any(_is_suited(layer) for layer in network.modules())
 
 
 def replace_layers(network: nn.Module) -> None:
-    """Give a network's layers their fast form, where they have one.
+    """Replace a network's layers by their fast forms, in place.
 
-    Frozen weights only: the gradient by them is not computed. After their weights have changed, call :func:`sync_weights`.
+    The weights must be frozen: their gradient is not computed. Call :func:`sync_weights` after the
+    weights have changed.
     """
     for layer in network.modules():
         if type(layer) is nn.Linear:
@@ -31,26 +33,29 @@ def replace_layers(network: nn.Module) -> None:
             )
         elif _is_suited(layer):
             layer.__class__ = Conv3x3
-            for name, rows in _kept(layer).items():
+            for name, rows in _derived_kernels(layer).items():
                 layer.register_buffer(name, rows, persistent=False)
 
 
 def sync_weights(network: nn.Module) -> None:
-    """Compute what the layers keep beside their weights."""
+    """Recompute the kernels that layers derive from their weights."""
     for layer in network.modules():
         if isinstance(layer, Conv3x3):
-            for name, rows in _kept(layer).items():
+            for name, rows in _derived_kernels(layer).items():
                 getattr(layer, name).copy_(rows)
 
 
 class Linear(nn.Linear):
-    """The weights lie column by column. Few inputs, as of points of a plane, are summed, and fuse with what is around them."""
+    """A linear layer with column-major weights.
+
+    Few inputs, such as points of a plane, are summed in loops that fuse with neighbouring layers.
+    """
 
     def forward(self, h: Tensor) -> Tensor:
         if self.in_features <= _MOST_INPUTS and torch.compiler.is_compiling():
             h = _FewInputs.apply(h, self.weight)  # type: ignore[no-untyped-call]
             return h if self.bias is None else h + self.bias
-        # subtracted, as an added bias becomes part of the product, which first copies it to every row
+        # subtract: an added bias becomes part of the product, which first copies it to every row
         return (
             F.linear(h, self.weight)
             if self.bias is None
@@ -59,12 +64,12 @@ class Linear(nn.Linear):
 
 
 class _FewInputs(torch.autograd.Function):
-    """``x W^T`` without a matrix product, nor in its gradient by ``x``."""
+    """``x W^T`` without a matrix product, also in the gradient with respect to ``x``."""
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor) -> Tensor:
-        first, *others = (x[..., i, None] * column for i, column in enumerate(weight.unbind(1)))
-        return sum(others, first)
+        first, *rest = (x[..., i, None] * column for i, column in enumerate(weight.unbind(1)))
+        return sum(rest, first)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -79,7 +84,10 @@ class _FewInputs(torch.autograd.Function):
 
 
 class Conv3x3(nn.Conv2d):
-    """With half the products; only compiled, where sums and copies become a few loops."""
+    """A 3x3 convolution with half of the products.
+
+    It is used only in compiled code, where sums and copies become a few loops.
+    """
 
     kernel: Tensor
     kernel_transposed: Tensor
@@ -91,17 +99,20 @@ class Conv3x3(nn.Conv2d):
         return h if self.bias is None else h + self.bias[:, None, None]  # type: ignore[no-any-return]
 
 
-def _kept(layer: nn.Conv2d) -> dict[str, Tensor]:
+def _derived_kernels(layer: nn.Conv2d) -> dict[str, Tensor]:
     weight = layer.weight.detach()
-    return {"kernel": kernel_rows(weight), "kernel_transposed": kernel_rows(_turned(weight))}
+    return {"kernel": kernel_rows(weight), "kernel_transposed": kernel_rows(_transposed(weight))}
 
 
 class _MinimalFiltering(torch.autograd.Function):
-    """:func:`convolve`, and its gradient by the image, which is the convolution with the turned kernel ``back``."""
+    """:func:`convolve` with a gradient with respect to the image.
+
+    The gradient is the convolution with the rotated, transposed kernel.
+    """
 
     @staticmethod
-    def forward(x: Tensor, there: Tensor, back: Tensor) -> Tensor:
-        return convolve(x, there)
+    def forward(x: Tensor, kernel: Tensor, kernel_transposed: Tensor) -> Tensor:
+        return convolve(x, kernel)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -113,10 +124,12 @@ class _MinimalFiltering(torch.autograd.Function):
 
 
 def convolve(x: Tensor, rows: Tensor) -> Tensor:
-    """Images ``(B, i, H, W)``, H a multiple of 4, to ``(B, o, H, W)``: 3x3, stride 1, padding 1.
+    """Convolve images ``(B, i, H, W)`` to ``(B, o, H, W)``: 3x3, stride 1, padding 1.
 
-    Winograd's minimal filtering F(4, 3) along the columns: of each four results six products instead of twelve. Matrices B, G and A
-    as in Lavin & Gray (2016), section 4.3, there for both directions; along one, sums are few and the rest is a usual convolution.
+    ``H`` must be a multiple of 4. Winograd's minimal filtering F(4, 3) along the columns needs six
+    products for four results instead of twelve. The matrices B, G and A are those of Lavin & Gray
+    (2016), section 4.3. The paper filters both directions; one needs fewer sums, and the rest is an
+    ordinary convolution.
     """
     height = x.shape[2]
     padded = F.pad(x, (0, 0, 1, 1))
@@ -133,14 +146,14 @@ def convolve(x: Tensor, rows: Tensor) -> Tensor:
 
 
 def kernel_rows(weight: Tensor) -> Tensor:
-    """G g: a kernel ``(o, i, 3, 3)`` to the six of one row that :func:`convolve` takes, ``(6 o, i, 1, 3)``."""
+    """Return G g ``(6 o, i, 1, 3)`` of a kernel ``(o, i, 3, 3)``: the rows for :func:`convolve`."""
     g0, g1, g2 = weight.unbind(2)
     a, b = -(g0 + g2) / 6, g0 / 24 + g2 / 6
     six = torch.cat([g0 / 4, a - g1 / 6, a + g1 / 6, b + g1 / 12, b - g1 / 12, g2])
     return six.unsqueeze(2).contiguous(memory_format=torch.channels_last)
 
 
-def _turned(weight: Tensor) -> Tensor:
+def _transposed(weight: Tensor) -> Tensor:
     return weight.flip(2, 3).transpose(0, 1)
 
 

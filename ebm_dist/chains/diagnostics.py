@@ -1,7 +1,8 @@
-"""Have the chains converged, and how much are their draws worth: R-hat and effective sample size (Vehtari et al. 2021).
+"""Convergence of chains: R-hat and effective sample size (Vehtari et al. 2021).
 
-``draws`` are ``(num_chains, num_draws, *dims)`` and each result has shape ``dims``, NaN where a draw is not finite. Chains of
-different temperatures have different distributions and must not be pooled. All is computed in float64.
+``draws`` are ``(num_chains, num_draws, *dims)``. Each result has shape ``dims`` and is NaN where a
+draw is not finite. Do not pool chains of different temperatures: their distributions differ. All
+results are computed in float64.
 """
 
 from typing import Any, NamedTuple
@@ -19,9 +20,10 @@ Floats = NDArray[np.float64]
 
 
 def rhat(draws: Draws) -> Floats:
-    """Split, rank-normalised R-hat: the larger of that of the draws and of their folds (section 3.1 and equation 15).
+    """Return split, rank-normalised R-hat: the maximum over the draws and the folded draws.
 
-    About 1 if all halves of all chains are alike; above 1.01 do not use the draws. NaN if they do not vary.
+    Section 3.1 and equation 15. It is about 1 if all halves of all chains have the same
+    distribution. Do not use draws with a value above 1.01. NaN if the draws are constant.
     """
     halves = _split(_array(draws))
     folds = np.abs(halves - np.median(halves, axis=(0, 1)))
@@ -29,24 +31,29 @@ def rhat(draws: Draws) -> Floats:
 
 
 def ess_bulk(draws: Draws) -> Floats:
-    """Effective sample size of the rank-normalised draws: how well their centre is known (section 3.2)."""
+    """Return the effective sample size of the rank-normalised draws (section 3.2).
+
+    It measures how well the centre of the distribution is known.
+    """
     return _ess(_normal_scores(_split(_array(draws))))
 
 
 def ess_tail(draws: Draws) -> Floats:
-    """Effective sample size of the 5% and the 95% quantile, the smaller one (section 4.3)."""
+    """Return the smaller effective sample size of the 5% and the 95% quantile (section 4.3)."""
     x = _array(draws)
     flat = x.reshape(-1, *x.shape[2:])
-    at = [
-        percent * (len(flat) - 1) // 100 for percent in (5, 95)
-    ]  # in integers: a rounded product may be one rank off
-    low, high = np.partition(flat, at, axis=0)[at]
+    # in integers: a rounded product may be one rank off
+    ranks = [percent * (len(flat) - 1) // 100 for percent in (5, 95)]
+    low, high = np.partition(flat, ranks, axis=0)[ranks]
     below = (np.where(np.isnan(x), np.nan, x <= threshold) for threshold in (low, high))
     return np.minimum(*(_ess(_split(indicator)) for indicator in below))
 
 
 def ess_mean(draws: Draws) -> Floats:
-    """Effective sample size of the mean: ``var / ess_mean`` is the square of its standard error (section 3.2, no ranks)."""
+    """Return the effective sample size of the mean (section 3.2, without ranks).
+
+    ``var / ess_mean`` is the square of the mean's standard error.
+    """
     return _ess(_split(_array(draws)))
 
 
@@ -58,20 +65,20 @@ def _array(draws: Draws) -> Floats:
 
 
 def _split(x: Floats) -> Floats:
-    """The halves of each chain as chains; of an odd number of draws the middle one is left out."""
+    """Split each chain into two halves; drop the middle draw of an odd number."""
     half = x.shape[1] // 2
     return np.concatenate([x[:, :half], x[:, -half:]])
 
 
 def _normal_scores(x: Floats) -> Floats:
-    """Normal quantiles of the ranks over all chains; ties have their mean rank (equation 14)."""
+    """Return normal quantiles of the ranks over all chains; ties have a mean rank (equation 14)."""
     flat = x.reshape(-1, *x.shape[2:])
     ranks = stats.rankdata(flat, axis=0, nan_policy="propagate")
     return np.asarray(stats.norm.ppf((ranks - 3 / 8) / (len(flat) + 1 / 4))).reshape(x.shape)
 
 
 def _variances(x: Floats) -> tuple[Floats, Floats]:
-    """Mean variance within the chains, and the variance of all draws that it and the chains' means tell (equations 1 to 3)."""
+    """Return mean variance within chains and estimated total variance (equations 1 to 3)."""
     n = x.shape[1]
     within = x.var(axis=1, ddof=1).mean(axis=0)
     between = x.mean(axis=1).var(axis=0, ddof=1) if len(x) > 1 else np.zeros_like(within)
@@ -85,10 +92,12 @@ def _plain_rhat(x: Floats) -> Floats:
 
 
 def _ess(x: Floats) -> Floats:
-    """Geyer's initial monotone positive sequence over all chains (equations 10 and 13; Geyer 1992, section 3.3).
+    """Return the effective sample size by Geyer's initial monotone positive sequence.
 
-    Autocorrelations are summed in pairs of lags (2k, 2k + 1) up to the first pair that is negative, each pair at most the one
-    before; of that last pair the even lag counts once if positive. More than ``n log10(n)`` of ``n`` draws is not believed.
+    Equations 10 and 13; Geyer (1992), section 3.3. Autocorrelations are summed in pairs of lags
+    (2k, 2k + 1) up to the first negative pair. No pair counts more than the pair before. Of the
+    first negative pair, the even lag is added once if it is positive. The result is at most
+    ``n log10(n)`` for ``n`` draws.
     """
     num_chains, n = x.shape[:2]
     within, total = _variances(x)
@@ -98,7 +107,7 @@ def _ess(x: Floats) -> Floats:
     autocovariance = fft.irfft(np.abs(spectrum) ** 2, length, axis=1)[:, :n].mean(axis=0) / n
     rho = 1 - (within - autocovariance) / np.where(constant, 1, total)
     rho[0] = 1
-    num_pairs = max((n - 3) // 2, 0)  # the last lags are means of too few products
+    num_pairs = max((n - 3) // 2, 0)  # the last lags average too few products
     pairs = rho[: 2 * num_pairs].reshape(num_pairs, 2, *rho.shape[1:]).sum(axis=1)
     positive = np.logical_and.accumulate(pairs > 0, axis=0)
     monotone = np.where(positive, np.minimum.accumulate(pairs, axis=0), 0)
@@ -110,28 +119,31 @@ def _ess(x: Floats) -> Floats:
 
 
 class Report(NamedTuple):
-    """What a run of chains was worth."""
+    """Diagnostics of a run of chains."""
 
     acceptance_rate: float
     """Share of accepted proposals"""
     num_not_finite: int
-    """Proposals whose energy or score was not finite"""
+    """Proposals with an energy or score that was not finite"""
     rhat: float
-    """The worst over all dimensions"""
+    """Largest over all dimensions"""
     ess_bulk: float
-    """The worst over all dimensions"""
+    """Smallest over all dimensions"""
     ess_tail: float
-    """The worst over all dimensions"""
+    """Smallest over all dimensions"""
     moved: float
-    """Mean Euclidean distance between one draw and the next"""
+    """Mean Euclidean distance between consecutive draws"""
     at_bounds: float
-    """Share of coordinates that are at a bound; 0 without bounds"""
+    """Share of coordinates at a bound; 0 without bounds"""
     energy: Floats
-    """``(num_draws,)`` mean over the chains"""
+    """``(num_draws,)`` mean energy over the chains"""
 
 
 class Trace:
-    """An observer of :func:`ebm_dist.samplers.run_chain` that keeps every ``every``-th position, and each chain's energy then."""
+    """Observer of :func:`ebm_dist.samplers.run_chain` that stores positions and energies.
+
+    It stores them after every ``every``-th step.
+    """
 
     def __init__(self, every: int = 1) -> None:
         self.every = every
@@ -149,11 +161,11 @@ class Trace:
             self.energies.append(info.energy)
 
     def draws(self) -> Tensor:
-        """``(num_chains, num_draws, *dims)``"""
+        """Return the stored positions ``(num_chains, num_draws, *dims)``."""
         return torch.stack(self.positions, dim=1)
 
     def report(self, bounds: Bounds = None) -> Report:
-        """The diagnostics of what was seen; ``bounds`` those that positions were clamped to."""
+        """Compute the diagnostics; ``bounds`` are those that positions were clamped to."""
         x = self.draws()
         at_bounds = (
             0.0 if bounds is None else ((x <= bounds[0]) | (x >= bounds[1])).double().mean().item()

@@ -1,7 +1,9 @@
-"""Replay buffer: chains that persist from one training step to the next (Tieleman 2008; Du & Mordatch 2019, section 3.2).
+"""Replay buffer: chains that persist from one training step to the next.
 
-The buffer is divided into *logical shards*, a fixed number that has nothing to do with how many workers there are: they are dealt
-out to whatever workers exist, so a run may go on with fewer or more of them and no chain is lost or doubled.
+Tieleman (2008); Du & Mordatch (2019), section 3.2. The buffer is divided into a fixed number of
+*logical shards*, which does not depend on the number of workers. The shards are dealt to the
+workers that exist, so a run can continue with another number of workers and no chain is lost or
+duplicated.
 """
 
 from typing import Literal, NamedTuple
@@ -18,45 +20,50 @@ Policy = Literal["persistent", "fifo", "reservoir"]
 @section
 class Config:
     capacity: PositiveInt = 8192
-    """Chains in the whole buffer, over all shards."""
+    """Number of chains in the buffer, over all shards."""
     reinit_prob: Probability = 0.05
-    """Probability that a drawn chain starts afresh from noise."""
+    """Probability that a drawn chain restarts from noise."""
     max_age: PositiveInt | None = None
-    """Draws after which a chain starts afresh, so that none is longer than those drawn from the model; no limit if absent."""
+    """Number of draws after which a chain restarts from noise, so that no chain is longer than
+    those that sample the model; no limit if absent."""
     policy: Policy = "persistent"
-    """Where a chain is put back: ``persistent``: in the place that it was drawn from (Tieleman 2008); ``fifo``: in that of the
-    chain put back longest ago (the code of Du & Mordatch 2019); ``reservoir``: in a random place, the n-th with probability
-    capacity / n, so that the buffer keeps samples of the whole training (Vitter 1985; Du et al. 2021)."""
+    """Slot that a chain is returned to. ``persistent``: the slot it was drawn from (Tieleman 2008).
+    ``fifo``: the slot of the chain that was returned longest ago (code of Du & Mordatch 2019).
+    ``reservoir``: a random slot, with probability capacity / n for the n-th chain, so that the
+    buffer keeps samples of the whole training (Vitter 1985; Du et al. 2021)."""
 
     def check(self, params: Params) -> None:
         if self.capacity % params.train.num_shards or self.capacity < params.train.batch_size:
             raise Mismatch(
                 "replay.capacity",
-                f"{self.capacity} chains cannot be dealt to train.num_shards = {params.train.num_shards} shards of equal size"
-                f" with at least train.batch_size = {params.train.batch_size} chains in all; choose a multiple",
+                f"{self.capacity} chains cannot be dealt to train.num_shards ="
+                f" {params.train.num_shards} shards of equal size with at least train.batch_size ="
+                f" {params.train.batch_size} chains in all",
+                "choose a multiple of num_shards that is at least batch_size",
             )
 
 
 class Draw(NamedTuple):
-    """Chains taken from a shard, to be put back with :meth:`ReplayShard.put`."""
+    """Chains drawn from a shard, to be returned with :meth:`ReplayShard.put`."""
 
     position: Tensor
     """``(n, *shape)``"""
     label: Tensor
-    """``(n,)`` the class that each chain samples"""
+    """``(n,)`` class that each chain samples"""
     age: Tensor
     """``(n,)`` draws since each chain started from noise; 0 for a new one"""
     kept: Tensor
-    """which of them are to be put back"""
+    """``(m,)`` indices of the chains to return"""
     slots: Tensor
-    """and where, all different"""
+    """``(m,)`` their slots, all different"""
 
 
 class ReplayShard:
     """The chains of one logical shard, ``(capacity, *shape)``.
 
-    All start from noise (:func:`ebm_dist.samplers.noise`) with labels uniform over ``classes`` (those of data without labels are
-    0), and at age 0; with a ``max_age`` at ages uniform below it, or else all would end together.
+    All start from noise (:func:`ebm_dist.samplers.noise`) with labels uniform over ``classes``;
+    labels are 0 for data without labels. They start at age 0, or with a ``max_age`` at ages uniform
+    below it, so that they do not all restart at once.
     """
 
     def __init__(
@@ -78,7 +85,7 @@ class ReplayShard:
         self.restart(classes or range(1), generator)
 
     def restart(self, classes: range, generator: Generator) -> None:
-        """All chains afresh, of these classes."""
+        """Restart all chains from noise, with labels of these classes."""
         self.classes = classes
         self.position = noise(self.size, self.bounds, generator)
         self.label = self._labels(len(self.position), generator)
@@ -87,18 +94,22 @@ class ReplayShard:
         )
         self.count = torch.full(
             (1,), len(self.position), device=generator.device
-        )  # of chains ever put here
+        )  # number of chains ever returned to this shard
 
     def draw(self, n: int, reinit_prob: float, generator: Generator) -> Draw:
-        """``n`` different chains, each started afresh (noise, new label) with probability ``reinit_prob`` or at ``max_age``."""
+        """Draw ``n`` different chains, with positions ``(n, *shape)``.
+
+        Each restarts from noise, with a new label, with probability ``reinit_prob`` or at
+        ``max_age``.
+        """
         device = self.position.device
         drawn = torch.randperm(len(self.age), generator=generator, device=device)[:n]
         restart = torch.rand(n, generator=generator, device=device) < reinit_prob
         if self.max_age is not None:
             restart |= self.age[drawn] >= self.max_age
         label = torch.where(restart, self._labels(n, generator), self.label[drawn])
-        position, fresh = self.position.index_select(0, drawn), restart.nonzero().flatten()
-        position[fresh] = noise((len(fresh), *position.shape[1:]), self.bounds, generator)
+        position, restarted = self.position.index_select(0, drawn), restart.nonzero().flatten()
+        position[restarted] = noise((len(restarted), *position.shape[1:]), self.bounds, generator)
         return Draw(
             position,
             label,
@@ -107,7 +118,7 @@ class ReplayShard:
         )
 
     def put(self, draw: Draw, position: Tensor) -> None:
-        """Store where the drawn chains have come to, one draw older."""
+        """Store the new positions ``(n, *shape)`` of the drawn chains; their age grows by 1."""
         self.position[draw.slots] = position.detach()[draw.kept]
         self.label[draw.slots] = draw.label[draw.kept]
         self.age[draw.slots] = draw.age[draw.kept] + 1
@@ -123,7 +134,7 @@ class ReplayShard:
         )
 
     def _places(self, drawn: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-        """Which of the chains drawn from these slots to put back, and where."""
+        """Return which of the chains drawn from these slots to return, and to which slots."""
         capacity, order = len(self.age), torch.arange(len(drawn), device=drawn.device)
         if self.policy == "fifo":
             return order, (self.count + order) % capacity
@@ -140,7 +151,7 @@ class ReplayShard:
         return order, drawn
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All there is to a shard, as a checkpoint keeps it: tensors by name."""
+        """Return the complete state of the shard for a checkpoint: tensors by name."""
         return {
             "position": self.position,
             "label": self.label,
@@ -149,15 +160,22 @@ class ReplayShard:
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over what a checkpoint kept. Raises :class:`ValueError` for another shape or type."""
-        for name, own in self.state_dict().items():
-            if own.shape != state[name].shape or own.dtype != state[name].dtype:
+        """Load the tensors by name of a checkpoint.
+
+        Raises :class:`ValueError` if a shape or type differs.
+        """
+        for name, tensor in self.state_dict().items():
+            if tensor.shape != state[name].shape or tensor.dtype != state[name].dtype:
                 raise ValueError(
-                    f"chains.{name} is {tuple(state[name].shape)}, not {tuple(own.shape)}"
+                    f"chains.{name} is {tuple(state[name].shape)}, not {tuple(tensor.shape)}"
                 )
-            own.copy_(state[name])
+            tensor.copy_(state[name])
 
 
 def deal(num_shards: int, world_size: int, rank: int) -> range:
-    """The logical shards of this rank: consecutive, as even as can be, each shard to exactly one rank."""
+    """Return the logical shards of this rank.
+
+    They are consecutive. Each shard belongs to exactly one rank, and the ranks' numbers of shards
+    differ by at most 1.
+    """
     return range(rank * num_shards // world_size, (rank + 1) * num_shards // world_size)

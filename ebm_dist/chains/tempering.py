@@ -1,11 +1,12 @@
-"""Parallel tempering of any kernel (Swendsen & Wang 1986; Geyer 1991; alternating pairs: Okabe et al. 2001).
+"""Parallel tempering of any kernel (Swendsen & Wang 1986; Geyer 1991; pairs: Okabe et al. 2001).
 
     each replica r:  a step of the kernel on E / T_r,    1 = T_0 < T_1 < ...
     even steps: pairs (0, 1), (2, 3), ...; odd steps: (1, 2), (3, 4), ...
     a pair swaps positions with probability min(1, exp((1 / T_r - 1 / T_r+1) (E_r - E_r+1)))
 
-Hot replicas cross between modes, cold ones stay exact. Only the coldest is the state's ``position``: the others have another
-distribution and belong in no average and no diagnostic of it.
+Hot replicas cross between modes, and cold replicas stay exact. Only the coldest is the state's
+``position``. The other replicas have other distributions: leave them out of averages and
+diagnostics.
 """
 
 import math
@@ -21,47 +22,51 @@ from ebm_dist.samplers import Bounds, Info, Kernel, accept_mask, where_accepted
 
 
 class State(NamedTuple):
-    """All replicas of ``B`` chains."""
+    """Replicas of ``B`` chains at ``R`` temperatures."""
 
     position: Tensor
     """``(B, *shape)`` of the coldest replica"""
     replicas: Tensor
-    """``(R, B, *shape)`` of all, coldest first"""
+    """``(R, B, *shape)`` of all replicas, coldest first"""
     inner: Any
-    """The kernel's own, of ``R * B`` chains"""
+    """State of the inner kernel, of ``R * B`` chains"""
     num_steps: int
     swap_rates: Tensor
-    """``(R - 1,)`` share of the chains in which each pair swapped when it last could; NaN before"""
+    """``(R - 1,)`` share of chains that swapped at a pair's last attempt; NaN before the first"""
 
 
 def geometric(num_temperatures: int, hottest: float) -> list[float]:
-    """``num_temperatures`` from 1 to ``hottest`` with a constant ratio."""
+    """Return ``num_temperatures`` temperatures from 1 to ``hottest`` with a constant ratio."""
     return [hottest ** (r / max(num_temperatures - 1, 1)) for r in range(num_temperatures)]
 
 
 def tempered(kernel: Kernel, temperatures: Sequence[float], *, bounds: Bounds) -> Kernel:
-    """A kernel whose chains have a replica at each temperature; one step and one possible swap of each in a step.
+    """Return a kernel of chains with a replica at each temperature.
 
-    ``temperatures`` start at 1 and grow; the kernel's own must be 1. It is exact if ``kernel`` is. All replicas are one batch, so
-    the cost is that of ``len(temperatures)`` times the chains, and a second evaluation of energy and score after the swap.
-    ``bounds`` are those of the kernel. Without, a replica moves in the coordinates ``x / sqrt(T_r)``, which makes its steps longer
-    as its distribution is wider; bounds would be moved by that, so within bounds all replicas move alike. Raises ValueError for
-    other temperatures.
+    A step is one step of ``kernel`` for each replica and one possible swap. ``temperatures`` start
+    at 1 and grow; the temperature of ``kernel`` must be 1. The result is exact if ``kernel`` is.
+    All replicas are one batch: a step costs ``len(temperatures)`` times a step of ``kernel``, and a
+    second evaluation of energy and score after the swap.
+
+    ``bounds`` are those of ``kernel``. Without bounds, a replica moves in the coordinates ``x /
+    sqrt(T_r)``, so its steps are longer as its distribution is wider. With bounds, which these
+    coordinates would shift, all replicas use the same step. Raises ValueError if the temperatures
+    do not start at 1 or do not grow.
     """
-    num = len(temperatures)
-    if not num or temperatures[0] != 1 or any(a >= b for a, b in pairwise(temperatures)):
+    num_replicas = len(temperatures)
+    if not num_replicas or temperatures[0] != 1 or any(a >= b for a, b in pairwise(temperatures)):
         raise ValueError(f"temperatures must start at 1 and grow, not {list(temperatures)}")
 
     def scaled(z: Tensor, power: float) -> Tensor:
-        """Between the kernel's coordinates and ours, ``(R * B, *shape)`` both."""
+        """Convert between the kernel's coordinates and ``x``, both ``(R * B, *shape)``."""
         scale = torch.tensor(temperatures, device=z.device, dtype=z.dtype) ** (
             power if bounds is None else 0
         )
-        return z * scale.repeat_interleave(len(z) // num).view(-1, *[1] * (z.ndim - 1))
+        return z * scale.repeat_interleave(len(z) // num_replicas).view(-1, *[1] * (z.ndim - 1))
 
     def heated(target: EnergyFn) -> EnergyFn:
         def energy(z: Tensor) -> Tensor:
-            value = target(scaled(z, 0.5)).view(num, -1)
+            value = target(scaled(z, 0.5)).view(num_replicas, -1)
             return (
                 value / torch.tensor(temperatures, device=z.device, dtype=value.dtype)[:, None]
             ).flatten()
@@ -69,21 +74,20 @@ def tempered(kernel: Kernel, temperatures: Sequence[float], *, bounds: Bounds) -
         return energy
 
     def init(target: EnergyFn, position: Tensor) -> State:
-        replicas = position.expand(num, *position.shape).clone()
+        replicas = position.expand(num_replicas, *position.shape).clone()
         inner = kernel.init(heated(target), scaled(replicas.flatten(0, 1), -0.5))
-        return State(
-            position, replicas, inner, 0, torch.full((num - 1,), math.nan, device=position.device)
-        )
+        swap_rates = torch.full((num_replicas - 1,), math.nan, device=position.device)
+        return State(position, replicas, inner, 0, swap_rates)
 
     def step(target: EnergyFn, state: State, generator: Generator) -> tuple[State, Info]:
-        n, hot = len(state.position), heated(target)
-        inner, info = kernel.step(hot, state.inner, generator)
-        moved = scaled(inner.position, 0.5)
-        energy, x = target(moved).view(num, n), moved.unflatten(0, (num, n))
+        n, heated_target = len(state.position), heated(target)
+        inner, info = kernel.step(heated_target, state.inner, generator)
+        flat = scaled(inner.position, 0.5)
+        energy, x = target(flat).view(num_replicas, n), flat.unflatten(0, (num_replicas, n))
         beta = 1 / torch.tensor(temperatures, device=x.device, dtype=energy.dtype)
         swap_rates = state.swap_rates.clone()
-        source = torch.arange(num, device=x.device)[:, None].repeat(1, n)
-        for r in range(state.num_steps % 2, num - 1, 2):
+        source = torch.arange(num_replicas, device=x.device)[:, None].repeat(1, n)
+        for r in range(state.num_steps % 2, num_replicas - 1, 2):
             log_ratio = (beta[r] - beta[r + 1]) * (energy[r] - energy[r + 1])
             swapped = accept_mask(log_ratio, log_ratio.isfinite(), generator)
             source[r], source[r + 1] = (
@@ -92,9 +96,9 @@ def tempered(kernel: Kernel, temperatures: Sequence[float], *, bounds: Bounds) -
             )
             swap_rates[r] = swapped.float().mean()
         x = x[source, torch.arange(n, device=x.device)]
-        inner = kernel.init(hot, scaled(x.flatten(0, 1), -0.5))
-        finite = None if info.is_finite is None else info.is_finite[:n]
-        cold = Info(info.energy[:n], info.score_norm[:n], info.is_accepted[:n], finite)
+        inner = kernel.init(heated_target, scaled(x.flatten(0, 1), -0.5))
+        is_finite = None if info.is_finite is None else info.is_finite[:n]
+        cold = Info(info.energy[:n], info.score_norm[:n], info.is_accepted[:n], is_finite)
         return State(x[0], x, inner, state.num_steps + 1, swap_rates), cold
 
     return Kernel(init, step)

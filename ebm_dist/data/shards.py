@@ -1,7 +1,8 @@
-"""WebDataset tar shards with an index: written once, verified by hash, read by logical shard, epoch and offset.
+"""WebDataset tar shards with an index: written once, verified by hash, read by logical shard.
 
-A tar holds packs of samples, ``<key>.x.npy`` and ``<key>.y.npy`` (reading one sample a member is fifty times slower).
-``index.json`` has the place and SHA-256 of everything and is written last, so a folder without it is not a data set.
+A tar holds packs of samples, ``<key>.x.npy`` and ``<key>.y.npy`` (one sample per member reads fifty
+times slower). ``index.json`` has the position and the SHA-256 of everything and is written last, so
+a folder without it is not a data set.
 """
 
 import hashlib
@@ -24,25 +25,27 @@ from ebm_dist.rng import numpy_stream
 from ebm_dist.storage import is_local, read_bytes, write_whole
 
 SCHEMA = 1
-NUM_TARS = (
-    16  # tars of each split: logical shards read whole tars, so their number must divide this
-)
+NUM_TARS = 16
+"""Tars of each split. Logical shards read whole tars, so their number must divide this."""
 PACK_SIZE = 256
+"""Samples of a pack."""
 INDEX = "index.json"
-_MAX_SIDE = 1 << 20  # of an image, or number of classes: beyond it an index is nonsense
+_MAX_SIDE = 1 << 20  # maximum side of an image or number of classes of a valid index
 STAGE = "prepare"
 
 
 class Pack(NamedTuple):
-    """One pack of samples inside a tar: where its two arrays lie, in bytes."""
+    """A pack of samples inside a tar, with the positions of its arrays."""
 
     num_samples: int
     x: tuple[int, int]
+    """Offset and size of the samples, in bytes"""
     y: tuple[int, int]
+    """Offset and size of the labels, in bytes"""
 
 
 class Tar(NamedTuple):
-    """One shard file."""
+    """A shard file."""
 
     file: str
     num_samples: int
@@ -52,7 +55,7 @@ class Tar(NamedTuple):
 
 
 class Index(NamedTuple):
-    """What ``index.json`` says about a prepared data set."""
+    """The content of ``index.json``: a prepared data set."""
 
     folder: Path
     dataset: str
@@ -65,24 +68,23 @@ class Index(NamedTuple):
     splits: dict[str, tuple[Tar, ...]]
     statistics: dict[str, dict[str, Any]]
     digest: str
-    """SHA-256 of the index, which holds the SHA-256 of each shard: names the data exactly."""
+    """SHA-256 of the index, which holds the SHA-256 of each shard: it identifies the data"""
 
     def num_samples(self, split: str) -> int:
-        """Of a split, over all its shards."""
+        """Return the number of samples of a split."""
         return sum(tar.num_samples for tar in self.splits[split])
 
 
 def write(folder: Path, name: str, data: Dataset) -> Index:
-    """Write a data set as shards. Equal data gives equal bytes. Samples are dealt out in a fixed random order."""
+    """Write a data set as shards, in a fixed random order. Equal data give equal bytes."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / INDEX).unlink(missing_ok=True)  # first of all: what stands here is no longer valid
+    (folder / INDEX).unlink(missing_ok=True)  # first: the old data are no longer valid
     splits, statistics = {}, {}
     for split, arrays in data.splits.items():
         order = numpy_stream(0, f"shards/{split}").permutation(len(arrays.x))
         tars = [order[i::NUM_TARS] for i in range(NUM_TARS)]
         splits[split] = [
-            _write_tar(folder, f"{split}-{i:06d}.tar", arrays, chosen)
-            for i, chosen in enumerate(tars)
+            _write_tar(folder, f"{split}-{i:06d}.tar", arrays, rows) for i, rows in enumerate(tars)
         ]
         statistics[split] = _statistics(arrays, data.scale)
     example = next(iter(data.splits.values())).x
@@ -105,30 +107,31 @@ def write(folder: Path, name: str, data: Dataset) -> Index:
 
 
 def _write_tar(
-    folder: Path, name: str, arrays: Arrays, chosen: npt.NDArray[np.int64]
+    folder: Path, name: str, arrays: Arrays, rows: npt.NDArray[np.int64]
 ) -> dict[str, Any]:
     path, packs = folder / name, {}
     labels = np.zeros(len(arrays.x), np.int64) if arrays.y is None else arrays.y
     try:
         with webdataset.TarWriter(str(path), user="ebm", group="ebm", mtime=0) as tar:
-            for start in range(0, len(chosen), PACK_SIZE):
-                rows, key = chosen[start : start + PACK_SIZE], f"{start // PACK_SIZE:06d}"
-                tar.write({"__key__": key, "x.npy": arrays.x[rows], "y.npy": labels[rows]})
-                packs[key] = len(rows)
+            for start in range(0, len(rows), PACK_SIZE):
+                pack, key = rows[start : start + PACK_SIZE], f"{start // PACK_SIZE:06d}"
+                tar.write({"__key__": key, "x.npy": arrays.x[pack], "y.npy": labels[pack]})
+                packs[key] = len(pack)
         content = path.read_bytes()
     except OSError as failed:
         raise DataError(
-            f"{path}: cannot be written ({failed.strerror}); free space and run 'dvc repro {STAGE}' again"
+            f"{path}: cannot be written ({failed.strerror}); free space and run"
+            f" 'dvc repro {STAGE}' again"
         ) from None
     with tarfile.open(fileobj=io.BytesIO(content)) as tar:
-        place = {member.name: (member.offset_data, member.size) for member in tar}
+        positions = {member.name: (member.offset_data, member.size) for member in tar}
     return {
         "file": name,
-        "num_samples": len(chosen),
+        "num_samples": len(rows),
         "bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
         "packs": [
-            {"num_samples": n, "x": place[f"{key}.x.npy"], "y": place[f"{key}.y.npy"]}
+            {"num_samples": n, "x": positions[f"{key}.x.npy"], "y": positions[f"{key}.y.npy"]}
             for key, n in packs.items()
         ],
     }
@@ -149,24 +152,34 @@ def _statistics(arrays: Arrays, scale: float) -> dict[str, Any]:
 
 
 def read_index(folder: Path) -> Index:
-    """Read and check ``index.json``. Raises :class:`DataError` where it is missing, broken or of another schema."""
+    """Read and check ``index.json``.
+
+    Raises :class:`DataError` where it is missing, broken or of another schema.
+    """
     path = folder / INDEX
     raw = read_json(path, STAGE)
     try:
         if raw["schema"] != SCHEMA:
             raise DataError(
-                f"{path}: schema {raw['schema']}, this version reads {SCHEMA}; run 'dvc repro -f {STAGE}'"
+                f"{path}: schema {raw['schema']}, this version reads {SCHEMA}; run"
+                f" 'dvc repro -f {STAGE}'"
             )
         splits = {
             split: tuple(
                 Tar(
-                    _plain_name(t["file"]), int(t["num_samples"]), int(t["bytes"]), str(t["sha256"]),
-                    tuple(Pack(int(p["num_samples"]), _place(p["x"]), _place(p["y"])) for p in t["packs"]),
+                    _plain_name(tar["file"]),
+                    int(tar["num_samples"]),
+                    int(tar["bytes"]),
+                    str(tar["sha256"]),
+                    tuple(
+                        Pack(int(pack["num_samples"]), _position(pack["x"]), _position(pack["y"]))
+                        for pack in tar["packs"]
+                    ),
                 )
-                for t in tars
+                for tar in tars
             )
             for split, tars in raw["splits"].items()
-        }  # fmt: skip
+        }
         bounds = (
             None if raw["bounds"] is None else (float(raw["bounds"][0]), float(raw["bounds"][1]))
         )
@@ -179,13 +192,22 @@ def read_index(folder: Path) -> Index:
         )
         _sound(f"{raw['num_classes']} classes", 0 <= int(raw["num_classes"]) < _MAX_SIDE)
         return Index(
-            folder, str(raw["dataset"]), str(raw["source"]), bool(raw["is_official"]), tuple(int(n) for n in raw["shape"]),
-            float(raw["scale"]), bounds, int(raw["num_classes"]), splits, dict(raw["statistics"]),
-            hashlib.sha256(read_bytes(path)).hexdigest(),
-        )  # fmt: skip
+            folder=folder,
+            dataset=str(raw["dataset"]),
+            source=str(raw["source"]),
+            is_official=bool(raw["is_official"]),
+            shape=tuple(int(n) for n in raw["shape"]),
+            scale=float(raw["scale"]),
+            bounds=bounds,
+            num_classes=int(raw["num_classes"]),
+            splits=splits,
+            statistics=dict(raw["statistics"]),
+            digest=hashlib.sha256(read_bytes(path)).hexdigest(),
+        )
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as failed:
         raise DataError(
-            f"{path}: not an index of ours ({type(failed).__name__}: {failed}); run 'dvc repro -f {STAGE}'"
+            f"{path}: is not an index of a prepared data set ({type(failed).__name__}: {failed});"
+            f" run 'dvc repro -f {STAGE}'"
         ) from None
 
 
@@ -200,16 +222,17 @@ def _plain_name(name: str) -> str:
     return name
 
 
-def _place(value: Any) -> tuple[int, int]:
+def _position(value: Any) -> tuple[int, int]:
     offset, size = int(value[0]), int(value[1])
-    _sound(f"place {value}", offset >= 0 and size >= 0)
+    _sound(f"position {value}", offset >= 0 and size >= 0)
     return offset, size
 
 
 def publish(index: Index, root: Path) -> Index:
-    """Copy a data set to an object store, under its digest, unless it is there; a local root leaves it where it is.
+    """Copy a data set to an object store, under its digest, and return the copy's index.
 
-    The index is written last. Workers of a cluster read the copy.
+    An existing copy is kept, and a local root makes none. The index is written last. Workers of a
+    cluster read the copy.
     """
     if is_local(root):
         return index
@@ -223,36 +246,41 @@ def publish(index: Index, root: Path) -> Index:
 
 
 def verify(index: Index) -> None:
-    """Read every shard and compare it with the index. Raises :class:`DataError` that names the first bad one."""
+    """Read every shard and compare it with the index.
+
+    Raises :class:`DataError` that names the first bad one.
+    """
     for tars in index.splits.values():
         for tar in tars:
             _read_tar(index, tar)
 
 
 def _read_tar(index: Index, tar: Tar) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    """The samples of one tar, read at the places that the index gives; nothing is unpacked to disk."""
-    path, mend = index.folder / tar.file, f"run 'dvc repro -f {STAGE}'"
+    """Read the samples of a tar at the positions in the index; nothing is unpacked to disk."""
+    path, fix = index.folder / tar.file, f"run 'dvc repro -f {STAGE}'"
     try:
         content = read_bytes(path)
     except OSError as failed:
-        raise DataError(f"{path}: cannot be read ({failed.strerror or failed}); {mend}") from None
+        raise DataError(f"{path}: cannot be read ({failed.strerror or failed}); {fix}") from None
     if len(content) != tar.bytes:
         raise DataError(
-            f"{path}: {len(content)} bytes, the index says {tar.bytes}: truncated or another file; {mend}"
+            f"{path}: {len(content)} bytes, the index says {tar.bytes}: truncated or another file;"
+            f" {fix}"
         )
     if hashlib.sha256(content).hexdigest() != tar.sha256:
-        raise DataError(f"{path}: SHA-256 differs from the index: altered; {mend}")
+        raise DataError(f"{path}: SHA-256 differs from the index: altered; {fix}")
     try:
         xs, ys = [], []
         for pack in tar.packs:
-            x, y = (_read_npy(content, place) for place in (pack.x, pack.y))
+            x, y = (_read_npy(content, position) for position in (pack.x, pack.y))
             _sound(
                 f"samples of type {x.dtype} with labels of type {y.dtype}",
                 x.dtype.kind in "uf" and y.dtype == np.int64,
             )
             if x.shape != (pack.num_samples, *index.shape) or y.shape != (pack.num_samples,):
                 raise ValueError(
-                    f"pack of shape {x.shape} with {y.shape} labels, expected {pack.num_samples} of {index.shape}"
+                    f"pack of shape {x.shape} with {y.shape} labels, expected {pack.num_samples}"
+                    f" of {index.shape}"
                 )
             xs.append(x)
             ys.append(y)
@@ -260,28 +288,33 @@ def _read_tar(index: Index, tar: Tar) -> tuple[npt.NDArray[Any], npt.NDArray[np.
             return np.empty((0, *index.shape), np.uint8), np.empty(0, np.int64)
         return np.concatenate(xs), np.concatenate(ys)
     except ValueError as failed:
-        raise DataError(f"{path}: not a shard of this data set ({failed}); {mend}") from None
+        raise DataError(f"{path}: not a shard of this data set ({failed}); {fix}") from None
 
 
-def _read_npy(content: bytes, place: tuple[int, int]) -> npt.NDArray[Any]:
-    offset, size = place
+def _read_npy(content: bytes, position: tuple[int, int]) -> npt.NDArray[Any]:
+    offset, size = position
     try:
         return np.lib.format.read_array(
             io.BytesIO(content[offset : offset + size]), allow_pickle=False
         )  # type: ignore[no-any-return,no-untyped-call]
-    except Exception as failed:  # noqa: BLE001 (numpy reads the header as a Python literal: tokenizer, parser and memory errors)
+    # numpy reads the header as a Python literal: errors of the tokenizer, parser and memory
+    except Exception as failed:  # noqa: BLE001
         raise ValueError(f"{type(failed).__name__}: {failed}") from None
 
 
 def read_split(index: Index, split: str, tars: range | None = None) -> tuple[Tensor, Tensor]:
-    """Samples of a split as model inputs ``(n, *shape)`` float32 and labels ``(n,)`` int64; of the given tars only, if any."""
+    """Read samples of a split as model inputs ``(n, *shape)`` float32 and labels ``(n,)`` int64.
+
+    ``tars``: only these; all by default.
+    """
     x, y = read_raw(index, split, tars)
     return to_model(torch.from_numpy(x), index.scale), torch.from_numpy(y)
 
 
 def read_labelled(index: Index, seed: int) -> tuple[Tensor, Tensor] | None:
-    """As :func:`read_split`, the few samples ``(n, *shape)`` whose labels are known, drawn for this seed; None where the data are
-    not so.
+    """Read the few labelled samples ``(n, *shape)`` of this seed, and their labels ``(n,)``.
+
+    Returns None where the data are not for semi-supervised learning.
     """
     draws = sum(split.startswith("labelled-") for split in index.splits)
     return read_split(index, f"labelled-{seed % draws}") if draws else None
@@ -290,10 +323,14 @@ def read_labelled(index: Index, seed: int) -> tuple[Tensor, Tensor] | None:
 def read_raw(
     index: Index, split: str, tars: range | None
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    """Read samples ``(n, *shape)`` as stored and labels ``(n,)``, of the given tars only, if any. Raises :class:`DataError`."""
+    """Read samples ``(n, *shape)`` as stored and labels ``(n,)``, of some tars or all.
+
+    Raises :class:`DataError`.
+    """
     if split not in index.splits:
         raise DataError(
-            f"{index.folder}: has no {split} split, only {', '.join(index.splits)}; choose another data set"
+            f"{index.folder}: has no {split} split, only {', '.join(index.splits)}; choose another"
+            " data set"
         )
     parts = [
         _read_tar(index, tar)

@@ -1,6 +1,6 @@
-"""Data sets. One file, one source; each has a ``Config`` and a ``load(config) -> Dataset``.
+"""Data sets: one file per source, each with a ``Config`` and a ``load(config) -> Dataset``.
 
-Images are ``(n, channels, height, width)`` bytes. What is drawn or published as float stays float32.
+Images are ``(n, channels, height, width)`` bytes. Samples drawn or published as floats are float32.
 """
 
 from typing import Any, NamedTuple
@@ -12,36 +12,37 @@ from ebm_dist.rng import numpy_stream
 
 
 class Arrays(NamedTuple):
-    """Samples and, where there are any, labels."""
+    """Samples and optional labels."""
 
     x: npt.NDArray[Any]
     """``(n, *shape)`` uint8 or float32"""
     y: npt.NDArray[np.int64] | None
-    """``(n,)`` classes from 0"""
+    """``(n,)`` classes from 0, or None without labels"""
 
 
 class Dataset(NamedTuple):
-    """What ``load`` returns: everything that the index says about the data, and the data."""
+    """The arrays of a data set and the facts that the index of its shards records."""
 
     splits: dict[str, Arrays]
-    """``train`` to learn from, ``val`` to choose settings by, ``test`` to report on; a set for comparison may have only ``test``"""
+    """``train`` for learning, ``val`` for choosing settings, ``test`` for reporting; a comparison
+    set may have only ``test``"""
     scale: float
-    """The value in the arrays that stands for 1.0: a model sees ``x / scale``"""
+    """Divisor of the arrays: a model sees ``x / scale``"""
     bounds: tuple[float, float] | None
-    """Interval of the model's inputs, to which chains are clamped; None for unbounded data"""
+    """Interval of ``x / scale`` to which chains are clamped; None for unbounded data"""
     num_classes: int
-    """0 where there are no labels; one of the test that is beyond them is an anomaly's"""
+    """0 without labels; a test label of ``num_classes`` or more marks an anomaly"""
     source: str
-    """Who published it and where; shown beside every result"""
+    """Publication that the data come from; shown with every result"""
     is_official: bool
-    """False for a user's own files: results on them say so"""
+    """False for a user's own files; results on them are marked"""
 
 
 def hold_out(data: Arrays, count: int, purpose: str) -> tuple[Arrays, Arrays]:
-    """Split off ``count`` random samples, always the same ones: ``(the rest, held out)``."""
+    """Return ``(rest, held out)``: ``count`` samples are held out by a fixed random choice."""
     order = numpy_stream(0, purpose).permutation(len(data.x))
-    rest, held = np.sort(order[count:]), np.sort(order[:count])
+    rest_rows, held_rows = np.sort(order[count:]), np.sort(order[:count])
     return (
-        Arrays(data.x[rest], None if data.y is None else data.y[rest]),
-        Arrays(data.x[held], None if data.y is None else data.y[held]),
+        Arrays(data.x[rest_rows], None if data.y is None else data.y[rest_rows]),
+        Arrays(data.x[held_rows], None if data.y is None else data.y[held_rows]),
     )

@@ -1,9 +1,8 @@
-"""Raw files of published data sets: downloaded once and checked by hash."""
+"""Raw files of published data sets, downloaded once and checked by SHA-256."""
 
 import gzip
 import os
-import urllib.error
-import urllib.request
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,58 +14,76 @@ from ebm_dist.errors import DataError
 from ebm_dist.files import sha256
 
 _IDX_UINT8 = 0x08
+_TIMEOUT_S = 60  # for connecting, and between two packets
 
 
 class RawFile(NamedTuple):
     """A published file that never changes."""
 
     name: str
+    """Path within the data folder"""
     url: str
     sha256: str
 
 
 def fetch(file: RawFile, cache: Path = Path("data/raw")) -> Path:
-    """The local path of a published file whose hash is right.
+    """Return the local path of a published file, and download the file if necessary.
 
-    Looked for in the folder that ``EBM_DATA_DIR`` names, then in ``cache``, else downloaded there. A download that is not what was
-    published (cut off, an error page, another file) is refused and removed; a wrong file in the user's own folder is only refused.
+    The folder in ``EBM_DATA_DIR`` comes first, then ``cache``, then a download into ``cache``. A
+    download with a wrong hash (cut off, an error page, another file) is removed. A wrong file in
+    the user's own folder stays there.
 
-    Raises :class:`DataError` where it cannot be had or is another.
+    Raises :class:`DataError` if the user's file is wrong or the download fails.
     """
-    own = os.environ.get("EBM_DATA_DIR")
-    if own and (path := Path(own) / file.name).exists():
+    user_folder = os.environ.get("EBM_DATA_DIR")
+    if user_folder and (path := Path(user_folder) / file.name).exists():
         if sha256(path) != file.sha256:
             raise DataError(
-                f"{path}: not the published file (SHA-256 differs from {file.sha256[:12]}...); replace or remove it"
+                f"{path}: not the published file (SHA-256 differs from {file.sha256[:12]}...);"
+                " replace or remove it"
             )
         return path
     path = cache / file.name
-    if path.exists() and sha256(path) == file.sha256:
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    try:
-        with urllib.request.urlopen(file.url, timeout=60) as response, part.open("wb") as out:  # noqa: S310 (fixed addresses)
-            while block := response.read(1 << 20):
-                out.write(block)
-        if sha256(part) != file.sha256:
-            raise DataError(
-                f"{file.url}: what came ({part.stat().st_size} bytes) is not the published file (SHA-256 differs from"
-                f" {file.sha256[:12]}...); it was removed. Fetch {file.name} by hand into a folder and name that in EBM_DATA_DIR"
-            )
-        part.replace(path)
-    except (OSError, urllib.error.URLError) as failed:
-        reason = getattr(failed, "reason", failed)
-        raise DataError(
-            f"{file.url}: download failed ({reason}); put {file.name} into a folder and name that folder in EBM_DATA_DIR"
-        ) from None
-    finally:
-        part.unlink(missing_ok=True)
+    if not path.exists() or sha256(path) != file.sha256:
+        _download(file, path)
     return path
 
 
+def _download(file: RawFile, path: Path) -> None:
+    """Download to ``path`` through a temporary file, which pooch removes on any failure."""
+    import pooch
+
+    fetch_http = pooch.HTTPDownloader(
+        progressbar=sys.stderr.isatty(),
+        chunk_size=1 << 20,
+        timeout=_TIMEOUT_S,
+        headers={"Accept-Encoding": "identity"},  # the hash is that of the compressed file
+    )
+    size = 0
+
+    def download(url: str, temporary: str, _: object) -> None:
+        nonlocal size
+        fetch_http(url, temporary, None)
+        size = Path(temporary).stat().st_size
+
+    fix = f"put {file.name} into a folder and set EBM_DATA_DIR to that folder"
+    try:
+        pooch.retrieve(file.url, file.sha256, path.name, path.parent, downloader=download)
+        path.chmod(0o644)  # pooch keeps the private mode of its temporary file
+    except OSError as error:
+        raise DataError(f"{file.url}: download failed ({error}); {fix}") from None
+    except ValueError:  # from the comparison of hashes
+        raise DataError(
+            f"{file.url}: the download ({size} bytes) is not the published file (SHA-256 differs"
+            f" from {file.sha256[:12]}...) and was removed; {fix}"
+        ) from None
+
+
 def read_idx(path: Path) -> npt.NDArray[np.uint8]:
-    """A gzipped IDX file of bytes (the format of MNIST) as an array of its own shape. Raises :class:`DataError`."""
+    """Read a gzipped IDX file of bytes, the format of MNIST, into an array of the file's shape.
+
+    Raises :class:`DataError` for any other file.
+    """
     try:
         content = gzip.decompress(path.read_bytes())
         num_axes = content[3]
@@ -75,22 +92,22 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
         if content[:2] != b"\0\0" or content[2] != _IDX_UINT8:
             raise ValueError("wrong magic number")
         return values.reshape(shape)
-    except (OSError, EOFError, IndexError, ValueError) as failed:
+    except (OSError, EOFError, IndexError, ValueError) as error:
         raise DataError(
-            f"{path}: not a gzipped IDX file of bytes ({failed}); fetch it again"
+            f"{path}: not a gzipped IDX file of bytes ({error}); remove it to fetch it again"
         ) from None
 
 
 def load_idx(files: dict[str, RawFile], num_val: int, purpose: str, source: str) -> Dataset:
-    """A published set of grey images in four IDX files: ``{train,test}_{images,labels}``."""
+    """Load grey images from the four IDX files ``{train,test}_{images,labels}``."""
     raw = {part: read_idx(fetch(file)) for part, file in files.items()}
-    split = {
+    published = {
         name: Arrays(raw[f"{name}_images"][:, None], raw[f"{name}_labels"].astype(np.int64))
         for name in ("train", "test")
     }
-    train, val = hold_out(split["train"], num_val, purpose)
+    train, val = hold_out(published["train"], num_val, purpose)
     return Dataset(
-        splits={"train": train, "val": val, "test": split["test"]},
+        splits={"train": train, "val": val, "test": published["test"]},
         scale=255.0,
         bounds=(0.0, 1.0),
         num_classes=int(train.y.max()) + 1 if train.y is not None else 0,

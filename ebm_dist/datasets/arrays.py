@@ -1,7 +1,8 @@
-"""The user's own data: an ``.npz`` or ``.npy`` file, or a folder of images (one sub-folder a class, or none).
+"""The user's own data: an ``.npz`` or ``.npy`` file, or a folder of images.
 
-Unsigned bytes are read as images, ``(n, h, w)``, ``(n, h, w, channels)`` or, as torch has them, ``(n, channels, h, w)``; floats are
-kept as they are. Results on such data carry the mark "own files" and the digest of the index.
+Each sub-folder of images is a class. Unsigned bytes are images of shape ``(n, h, w)``,
+``(n, h, w, channels)`` or ``(n, channels, h, w)``. Floats may have any shape ``(n, ...)`` and are
+not scaled. Results on such data have the mark "own files" and the digest of the index.
 """
 
 import os
@@ -23,19 +24,21 @@ _MAX_CHANNELS = 4
 @section
 class Config:
     path: str
-    """The file or folder, as given or in the folder that EBM_DATA_DIR names. An ``.npz`` has ``images`` and,
-    perhaps, ``labels``; or the same with ``train_`` and ``test_`` before."""
+    """File or folder, relative to the working directory or else to EBM_DATA_DIR. An ``.npz`` has
+    ``images`` and optionally ``labels``, or both with the prefixes ``train_`` and ``test_``."""
     val_fraction: Probability = 0.1
-    """Share of the training samples to choose settings by; drawn at random, always the same."""
+    """Fraction of the training samples held out for choosing settings, by a fixed random choice."""
     test_fraction: Probability = 0.2
-    """Share of all samples to report on, where the file has no test part of its own; 1 for a set that is only compared with."""
+    """Fraction of all samples held out for reporting, if the file has no test part; 1 for a set
+    used only for comparison."""
     max_samples: PositiveInt | None = None
-    """At most this many of each part, drawn at random; all if absent."""
+    """Maximum number of samples of each part, drawn at random; all samples if absent."""
 
     def check(self, params: Params) -> None:
         if self.val_fraction + self.test_fraction > 1:
             raise Mismatch(
-                "dataset.val_fraction", "validation and test together are more than all samples"
+                "dataset.val_fraction",
+                "val_fraction and test_fraction add up to more than 1; lower one of them",
             )
 
 
@@ -45,13 +48,14 @@ def load(config: Config) -> Dataset:
         path = Path(os.environ.get("EBM_DATA_DIR", ".")) / config.path
     if not path.exists():
         raise DataError(
-            f"{path}: no such file or folder; set dataset.path to your .npz, .npy or folder of images"
+            f"{path}: no such file or folder; set dataset.path to an .npz, an .npy or a folder of"
+            " images"
         )
     parts = _read_folder(path) if path.is_dir() else _read_file(path)
     parts = {name: _limit(part, config.max_samples, name) for name, part in parts.items()}
     train = parts["train"]
     if len(train.x) < 2:
-        raise DataError(f"{path}: {len(train.x)} samples; at least 2 are needed")
+        raise DataError(f"{path}: has {len(train.x)} samples; provide at least 2")
     test = parts.get("test")
     if test is None:
         train, test = hold_out(train, round(config.test_fraction * len(train.x)), "arrays/test")
@@ -82,17 +86,22 @@ def _limit(part: Arrays, count: int | None, name: str) -> Arrays:
 
 def _read_file(path: Path) -> dict[str, Arrays]:
     try:
-        found = np.load(path, allow_pickle=False)
-        arrays: dict[str, Any] = {"images": found} if isinstance(found, np.ndarray) else dict(found)
-    except (OSError, ValueError, EOFError) as failed:
-        raise DataError(f"{path}: not a plain .npy or .npz of numbers ({failed})") from None
+        content = np.load(path, allow_pickle=False)
+        arrays: dict[str, Any] = (
+            {"images": content} if isinstance(content, np.ndarray) else dict(content)
+        )
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(
+            f"{path}: not a plain .npy or .npz of numbers ({error}); write it with numpy.savez"
+        ) from None
     prefixes = {"train": "train_", "test": "test_"} if "train_images" in arrays else {"train": ""}
     parts = {}
     for split, prefix in prefixes.items():
         if f"{prefix}images" not in arrays:
             if split == "train":
                 raise DataError(
-                    f"{path}: has {', '.join(arrays)}; expected 'images' or 'train_images'"
+                    f"{path}: has {', '.join(arrays)}; expected 'images' or 'train_images', rename"
+                    " the samples"
                 )
             continue
         labels = arrays.get(f"{prefix}labels")
@@ -103,11 +112,14 @@ def _read_file(path: Path) -> dict[str, Arrays]:
             or labels.min() < 0
         ):
             raise DataError(
-                f"{path}: {prefix}labels must be {len(x)} whole numbers from 0, found {labels.dtype} {labels.shape}"
+                f"{path}: {prefix}labels must be {len(x)} integers from 0, found {labels.dtype}"
+                f" {labels.shape}"
             )
         parts[split] = Arrays(x, None if labels is None else labels.astype(np.int64))
     if len({part.y is None for part in parts.values()}) > 1:
-        raise DataError(f"{path}: has labels for one of train and test only; give both or none")
+        raise DataError(
+            f"{path}: only one of train and test has labels; provide labels for both or neither"
+        )
     return parts
 
 
@@ -115,11 +127,12 @@ def _samples(x: npt.NDArray[Any], path: Path) -> npt.NDArray[Any]:
     if x.dtype != np.uint8:
         if not np.issubdtype(x.dtype, np.floating) or x.ndim < 2:
             raise DataError(
-                f"{path}: expected images of unsigned bytes or samples of floats, found {x.dtype} {x.shape}"
+                f"{path}: expected images of unsigned bytes or samples of floats, found {x.dtype}"
+                f" {x.shape}"
             )
         x = x.astype(np.float32)
         if not np.isfinite(x).all():
-            raise DataError(f"{path}: has NaN or infinite values; clean them first")
+            raise DataError(f"{path}: has NaN or infinite values; remove them first")
         return x
     if x.ndim == 3:  # grey
         return x[:, None]
@@ -128,14 +141,15 @@ def _samples(x: npt.NDArray[Any], path: Path) -> npt.NDArray[Any]:
     if x.ndim == 4 and x.shape[1] <= _MAX_CHANNELS:
         return x
     raise DataError(
-        f"{path}: images of shape {x.shape}; expected (n, h, w), (n, h, w, channels) or (n, channels, h, w)"
+        f"{path}: images of shape {x.shape}; expected (n, h, w), (n, h, w, channels) or"
+        " (n, channels, h, w)"
     )
 
 
 def _read_folder(path: Path) -> dict[str, Arrays]:
-    files = sorted(f for f in path.rglob("*") if f.suffix.lower() in _IMAGES)
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _IMAGES)
     if not files:
-        raise DataError(f"{path}: no images ({', '.join(_IMAGES)}) in this folder")
+        raise DataError(f"{path}: no images in this folder; add files of {', '.join(_IMAGES)}")
     images: list[npt.NDArray[np.uint8]] = []
     for file in files:
         try:
@@ -145,11 +159,14 @@ def _read_folder(path: Path) -> dict[str, Arrays]:
                         picture.convert("L" if picture.mode in ("1", "L", "I;16") else "RGB")
                     )
                 )
-        except (OSError, ValueError, Image.DecompressionBombError) as failed:
-            raise DataError(f"{file}: not a readable image ({failed}); mend or remove it") from None
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            raise DataError(
+                f"{file}: not a readable image ({error}); replace or remove it"
+            ) from None
         if images[-1].shape != images[0].shape:
             raise DataError(
-                f"{file}: is {images[-1].shape}, but {files[0].name} is {images[0].shape}; make all the same size and mode"
+                f"{file}: has the shape {images[-1].shape}, but {files[0].name} has"
+                f" {images[0].shape}; convert all images to one size and mode"
             )
     folders = sorted({file.parent for file in files})
     labels = (

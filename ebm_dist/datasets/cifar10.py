@@ -1,6 +1,6 @@
 """CIFAR-10: 50,000 + 10,000 colour photographs of 32x32 pixels in ten classes (Krizhevsky 2009).
 
-The archive of plain bytes, not the one for Python, which is pickles.
+Reads the binary archive, because the Python archive contains pickles.
 """
 
 import tarfile
@@ -25,7 +25,7 @@ NUM_CLASSES = 10
 @section
 class Config:
     num_val: PositiveInt = 5000
-    """Images taken from the training split for choosing settings."""
+    """Training images held out for choosing settings."""
 
 
 def load(config: Config) -> Dataset:
@@ -44,9 +44,10 @@ def load(config: Config) -> Dataset:
 
 
 def read(path: Path, names: list[str]) -> Arrays:
-    """Images and labels of some files of the archive: records of a label and the red, green and blue planes.
+    """Return images ``(n, 3, 32, 32)`` and labels ``(n,)`` of the files ``names`` in the archive.
 
-    Raises :class:`DataError` for any other file.
+    A record is a label and the red, green and blue planes. Raises :class:`DataError` for any other
+    archive.
     """
     records = []
     try:
@@ -57,13 +58,14 @@ def read(path: Path, names: list[str]) -> Arrays:
                 records.append(
                     np.frombuffer(content, np.uint8).reshape(-1, 1 + int(np.prod(_SHAPE)))
                 )
-    except (OSError, EOFError, KeyError, ValueError, tarfile.TarError) as failed:
+    except (OSError, EOFError, KeyError, ValueError, tarfile.TarError) as error:
         raise DataError(
-            f"{path}: not the archive of CIFAR-10 in bytes ({failed}); fetch it again"
+            f"{path}: not the archive of CIFAR-10 in bytes ({error}); remove it to fetch it again"
         ) from None
     rows = np.concatenate(records)
     if rows[:, 0].max(initial=0) >= NUM_CLASSES:
         raise DataError(
-            f"{path}: has the label {rows[:, 0].max()}, CIFAR-10 has ten from 0; fetch it again"
+            f"{path}: has the label {rows[:, 0].max()}, but CIFAR-10 has labels 0 to 9; remove it"
+            " to fetch it again"
         )
     return Arrays(rows[:, 1:].reshape(-1, *_SHAPE), rows[:, 0].astype(np.int64))

@@ -1,6 +1,6 @@
-"""Fashion-MNIST: 60,000 + 10,000 pictures of clothes of 28x28 pixels (Xiao, Rasul & Vollgraf 2017).
+"""Fashion-MNIST: 60,000 + 10,000 images of clothes, 28x28 pixels (Xiao, Rasul & Vollgraf 2017).
 
-Its files have the names of MNIST's, so they are looked for as ``fashion-mnist/<name>``.
+Its files have the same names as those of MNIST, so they are in the sub-folder ``fashion-mnist``.
 """
 
 from ebm_dist.config import PositiveInt, section
@@ -35,7 +35,7 @@ _FILES = {
 @section
 class Config:
     num_val: PositiveInt = 5000
-    """Images taken from the training split for choosing settings."""
+    """Training images held out for choosing settings."""
 
 
 def load(config: Config) -> Dataset:

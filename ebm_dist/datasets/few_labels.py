@@ -1,7 +1,8 @@
-"""Another data set of which a few labels are known, for semi-supervised learning; the split ``train`` has none.
+"""Another data set with few of its labels, for semi-supervised learning.
 
-Which labels these are decides much, so there are several draws of them, in splits ``labelled-0``, ``labelled-1``, ...: each seed of
-the parameter file learns from its own.
+The split ``train`` has no labels. Results depend on which labels are kept, so there are several
+draws of them, in the splits ``labelled-0``, ``labelled-1``, ...: the training with seed ``s`` uses
+the draw ``s % num_draws``.
 """
 
 from typing import Any, Literal
@@ -18,14 +19,14 @@ from ebm_dist.rng import numpy_stream
 @section
 class Config:
     of: Any = plugin("datasets")
-    """The data set."""
+    """Data set with labels."""
     per_class: PositiveInt = 10
-    """Labelled samples of each class."""
+    """Labelled samples per class."""
     num_draws: PositiveInt = 1
-    """Random choices of them."""
+    """Number of random choices of the labelled samples."""
     placement: Literal["random", "even"] = "random"
-    """``even``: in each class at equal shares of its samples by distance from the origin, from a random one on: along the arm of a
-    spiral."""
+    """``random``, or ``even``: in each class at equally spaced quantiles of the distance from the
+    origin, from a random offset, which spreads the labels along the arm of a spiral."""
 
 
 def load(config: Config) -> Dataset:
@@ -33,34 +34,35 @@ def load(config: Config) -> Dataset:
     x, y = whole.splits["train"]
     if y is None:
         raise DataError(
-            "dataset.of: has no labels, of which a few could be kept; choose another data set"
+            "dataset.of: has no labels, so none can be kept; choose a data set with labels"
         )
     splits = whole.splits | {"train": Arrays(x, None)}
     for draw in range(config.num_draws):
-        chosen = np.concatenate(
+        labelled = np.concatenate(
             [_choose(config, x, np.flatnonzero(y == k), k, draw) for k in range(whole.num_classes)]
         )
-        splits[f"labelled-{draw}"] = Arrays(x[chosen], y[chosen])
-    each = (
-        f"{config.per_class} {'evenly placed ' if config.placement == 'even' else ''}labels a class"
-    )
-    return whole._replace(splits=splits, source=f"{whole.source}; {each}")
+        splits[f"labelled-{draw}"] = Arrays(x[labelled], y[labelled])
+    placed = "evenly placed " if config.placement == "even" else ""
+    source = f"{whole.source}; {config.per_class} {placed}labels a class"
+    return whole._replace(splits=splits, source=source)
 
 
 def _choose(
     config: Config, x: npt.NDArray[Any], rows: npt.NDArray[np.int64], label: int, draw: int
 ) -> npt.NDArray[np.int64]:
-    count, random = config.per_class, numpy_stream(draw, f"few_labels/{config.placement}/{label}")
+    count = config.per_class
+    generator = numpy_stream(draw, f"few_labels/{config.placement}/{label}")
     if len(rows) < count:
         raise DataError(
-            f"dataset.per_class: class {label} has {len(rows)} samples, fewer than {count}; lower it"
+            f"dataset.per_class: class {label} has {len(rows)} samples, fewer than {count}; lower"
+            " per_class"
         )
     if config.placement == "random":
-        return np.sort(random.choice(rows, count, replace=False))
+        return np.sort(generator.choice(rows, count, replace=False))
     by_distance = rows[
         np.linalg.norm(x[rows].reshape(len(rows), -1).astype(float), axis=1).argsort()
     ]
-    places: npt.NDArray[np.int64] = by_distance[
-        ((np.arange(count) + random.random()) * len(rows) / count).astype(int)
+    evenly_placed: npt.NDArray[np.int64] = by_distance[
+        ((np.arange(count) + generator.random()) * len(rows) / count).astype(int)
     ]
-    return places
+    return evenly_placed

@@ -1,9 +1,13 @@
-"""KDD Cup 1999, 10 percent: 494,021 network connections with 41 features (Stolfo et al. 1999; UCI, CC BY 4.0).
+"""KDD Cup 1999, 10 percent: 494,021 network connections with 41 features (Stolfo et al. 1999).
 
-As an anomaly detection task (Zong et al. 2018, section 4.3; Kumar et al. 2019, section 4.3) the *normal* connections are the
-anomalies, because floods of equal attacks outnumber them; among distinct rows they do not. Half of the rows, drawn at random, are
-for training, of which only the inliers are kept; the test has all inliers of the other half, and anomalies as a fifth. A tenth of
-the inliers for training is kept to choose settings by, again with a fifth of anomalies, those of the same half.
+Source: UCI Machine Learning Repository, CC BY 4.0.
+
+In the anomaly detection task (Zong et al. 2018, section 4.3; Kumar et al. 2019, section 4.3) the
+*normal* connections are the anomalies, because floods of equal attacks outnumber them. Among
+distinct rows attacks are the minority. Training uses the inliers of a random half of the rows. The
+test split has all inliers of the other half, and a fifth of it are anomalies of that half. The
+validation split has a tenth of the training inliers, and a fifth of it are anomalies of the same
+half.
 """
 
 import gzip
@@ -26,40 +30,42 @@ _FILE = RawFile(
 _NUM_COLUMNS = 41
 _WORDS = (1, 2, 3)  # protocol, service, flag
 _SWITCHES = (6, 11, 20, 21)  # land, logged in, host login, guest login
-_SHARE = 0.2  # of anomalies in the test
-_LEAST_VARIANCE = 1e-8
+_ANOMALY_FRACTION = 0.2  # in the validation and test splits
+_MIN_VARIANCE = 1e-8
 
 
 @section
 class Config:
     scaling: Literal["raw", "minmax", "log", "white"] = "minmax"
-    """``raw``: numbers up to 1e9, on which the published code trains; ``minmax``: each column from 0 to 1 over all rows; ``log``:
-    that of log(1 + x); ``white``: of ``log``, the principal components of the training rows in units of their deviations, and of
-    these asinh, which leaves what is usual nearly as it is and of the rest takes the logarithm."""
+    """``raw``: unscaled, up to 1e9, as in the published code; ``minmax``: each column scaled to
+    [0, 1] over all rows; ``log``: ``minmax`` of log(1 + x); ``white``: asinh of the whitened
+    principal components of ``log``, fitted to the training rows (asinh is almost linear near 0 and
+    logarithmic for large values)."""
     switches: Literal["numbers", "one-hot"] = "one-hot"
-    """Four columns of 0 and 1 as they are (118 features), or as two columns each but for those that never change (121)."""
+    """Encoding of the four binary columns. ``numbers``: one column each (118 features);
+    ``one-hot``: one column per value that occurs (121 features)."""
     distinct: bool = False
-    """Each different row once: 145,586 remain."""
+    """Drop repeated rows; 145,586 remain."""
     inliers: Literal["attacks", "normals"] = "attacks"
-    """What is learnt, and what is not anomalous."""
+    """Class of connections to learn; the other class is the anomaly."""
     split_seed: NonNegativeInt = 42
-    """Of the halves."""
+    """Seed of the random halves."""
 
 
 def load(config: Config) -> Dataset:
     x, is_attack = _read(config)
     if config.distinct:
-        _, first = np.unique(np.column_stack([x, is_attack]), axis=0, return_index=True)
-        x, is_attack = x[np.sort(first)], is_attack[np.sort(first)]
+        _, first_rows = np.unique(np.column_stack([x, is_attack]), axis=0, return_index=True)
+        x, is_attack = x[np.sort(first_rows)], is_attack[np.sort(first_rows)]
     is_anomaly = is_attack == (config.inliers == "normals")
     order = numpy_stream(config.split_seed, "kdd99/halves").permutation(len(x))
-    half, other = order[: len(x) // 2], order[len(x) // 2 :]
-    train, inliers = half[~is_anomaly[half]], other[~is_anomaly[other]]
+    train_half, test_half = order[: len(x) // 2], order[len(x) // 2 :]
+    train, test = train_half[~is_anomaly[train_half]], test_half[~is_anomaly[test_half]]
     val, train = train[: len(train) // 10], train[len(train) // 10 :]
-    chosen = {
+    split_rows = {
         "train": train,
-        "val": _mixed(val, half[is_anomaly[half]]),
-        "test": _mixed(inliers, other[is_anomaly[other]]),
+        "val": _add_anomalies(val, train_half[is_anomaly[train_half]]),
+        "test": _add_anomalies(test, test_half[is_anomaly[test_half]]),
     }
     if config.scaling != "raw":
         x = x if config.scaling == "minmax" else np.log1p(x)
@@ -70,7 +76,7 @@ def load(config: Config) -> Dataset:
     return Dataset(
         splits={
             name: Arrays(x[rows].astype(np.float32), is_anomaly[rows].astype(np.int64))
-            for name, rows in chosen.items()
+            for name, rows in split_rows.items()
         },
         scale=1.0,
         bounds=(0.0, 1.0) if config.scaling in ("minmax", "log") else None,
@@ -80,19 +86,23 @@ def load(config: Config) -> Dataset:
     )
 
 
-def _whiten(x: npt.NDArray[np.float64], known: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Rows ``(n, columns)`` along the principal components of the known ones; a component that never varied there counts most."""
-    variances, directions = np.linalg.eigh(np.cov(known, rowvar=False))
+def _whiten(x: npt.NDArray[np.float64], train: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return asinh of ``x (n, columns)``, whitened by the principal components of ``train``.
+
+    A component that is constant in ``train`` gets the largest weight.
+    """
+    variances, directions = np.linalg.eigh(np.cov(train, rowvar=False))
     white: npt.NDArray[np.float64] = (
-        (x - known.mean(axis=0)) @ directions / np.sqrt(variances.clip(min=0) + _LEAST_VARIANCE)
+        (x - train.mean(axis=0)) @ directions / np.sqrt(variances.clip(min=0) + _MIN_VARIANCE)
     )
     return np.arcsinh(white)
 
 
-def _mixed(
+def _add_anomalies(
     inliers: npt.NDArray[np.int64], anomalies: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
-    return np.concatenate([inliers, anomalies[: int(len(inliers) * _SHARE / (1 - _SHARE))]])
+    count = int(len(inliers) * _ANOMALY_FRACTION / (1 - _ANOMALY_FRACTION))
+    return np.concatenate([inliers, anomalies[:count]])
 
 
 def _read(config: Config) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
@@ -114,5 +124,7 @@ def _read(config: Config) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_
                 else [column.astype(np.float64)]
             )
         return np.column_stack(parts).astype(np.float64), columns[-1] != "normal."
-    except (OSError, EOFError, UnicodeError, ValueError) as failed:
-        raise DataError(f"{path}: not the KDD Cup 1999 data ({failed}); fetch it again") from None
+    except (OSError, EOFError, UnicodeError, ValueError) as error:
+        raise DataError(
+            f"{path}: not the KDD Cup 1999 data ({error}); remove it to fetch it again"
+        ) from None

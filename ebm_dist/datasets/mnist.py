@@ -1,8 +1,9 @@
 """MNIST: 60,000 + 10,000 handwritten digits of 28x28 pixels (LeCun, Bottou, Bengio & Haffner 1998).
 
-Also as what others made of it: stacked, random digits as the channels of one image, whose class is the number that they spell, a
-thousand with three channels (Metz et al. 2017, section 3.3.2; Kumar et al. 2019, section 4.2); and with a digit held out as the
-anomaly (Kumar et al. 2019, section 4.3), class 1 of the test.
+Two variants. Stacked: random digits are the channels of one image, and its class is the number that
+they spell, 1,000 classes with three channels (Metz et al. 2017, section 3.3.2; Kumar et al. 2019,
+section 4.2). Held out: one digit is the anomaly, only in the test split (Kumar et al. 2019,
+section 4.3).
 """
 
 from typing import Annotated
@@ -45,26 +46,27 @@ Digit = Annotated[int, Field(ge=0, le=9)]
 @section
 class Config:
     num_val: PositiveInt = 5000
-    """Images taken from the training split for choosing settings."""
+    """Training images held out for choosing settings."""
     num_channels: PositiveInt = 1
-    """Digits of each image."""
+    """Digits per image, one per channel."""
     num_stacked: PositiveInt = 100000
-    """Training images with more than one digit; a quarter as many for the test."""
+    """Training images if ``num_channels > 1``; validation and test have a quarter as many each."""
     held_out: Digit | None = None
-    """Digit that is only in the test, as class 1. Of the others a fifth of all 70,000 is there too, and no image in two splits."""
+    """Digit that is only in the test split, as class 1. The test split also has a fifth of the
+    other digits of all 70,000 images. No image is in two splits."""
     known_classes: bool = False
-    """Tell the others apart: they are classes 0 to 8, and the digit that is held out is beyond them, 9."""
+    """Label the other digits with classes 0 to 8 and the held-out digit with 9."""
 
     def check(self, params: Params) -> None:
         if self.held_out is not None and self.num_channels > 1:
             raise Mismatch(
                 "dataset.held_out",
-                "images of several digits have no digit to hold out; set num_channels: 1",
+                "cannot be set for images of several digits; set num_channels: 1",
             )
         if self.known_classes and self.held_out is None:
             raise Mismatch(
                 "dataset.known_classes",
-                "all classes are known where no digit is held out; set held_out, or drop it",
+                "has no effect without a held-out digit; set held_out or drop known_classes",
             )
 
 
@@ -87,12 +89,15 @@ def load(config: Config) -> Dataset:
         return whole
     x = np.concatenate([arrays.x for arrays in whole.splits.values()])
     digit = np.concatenate([arrays.y for arrays in whole.splits.values() if arrays.y is not None])
-    is_known, num_known = digit != config.held_out, 9 if config.known_classes else 1
-    y = np.where(is_known, (digit - (digit > config.held_out)) % num_known, num_known)
-    known = Arrays(x[is_known], y[is_known])
-    train, test = hold_out(known, len(known.x) // 5, f"mnist/without-{config.held_out}")
+    is_inlier, num_inlier_classes = digit != config.held_out, 9 if config.known_classes else 1
+    y = np.where(
+        is_inlier, (digit - (digit > config.held_out)) % num_inlier_classes, num_inlier_classes
+    )
+    inliers = Arrays(x[is_inlier], y[is_inlier])
+    train, test = hold_out(inliers, len(inliers.x) // 5, f"mnist/without-{config.held_out}")
     train, val = hold_out(train, config.num_val, f"mnist/without-{config.held_out}/val")
-    test = Arrays(np.concatenate([test.x, x[~is_known]]), np.concatenate([test.y, y[~is_known]]))  # type: ignore[arg-type]
+    assert test.y is not None
+    test = Arrays(np.concatenate([test.x, x[~is_inlier]]), np.concatenate([test.y, y[~is_inlier]]))
     return whole._replace(
         splits={"train": train, "val": val, "test": test},
         num_classes=9 if config.known_classes else 2,

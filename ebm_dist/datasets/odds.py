@@ -1,7 +1,9 @@
-"""Small tables with outliers (ODDS, Rayana 2016; from UCI): thyroid, 3,772 x 6 with 93 of them, arrhythmia, 452 x 274 with 66.
+"""Small tables with outliers (ODDS, Rayana 2016; from UCI).
 
-Split as for KDD99 (Zong et al. 2018, section 4.3): half of the rows, of which the inliers are for training; the other half is the
-test, with the label 1 for outliers. Columns are scaled to mean 0 and standard deviation 1 of the training rows.
+``thyroid`` has 3,772 rows, 6 columns and 93 outliers; ``arrhythmia`` has 452 rows, 274 columns and
+66 outliers. Training uses the inliers of a random half of the rows (Zong et al. 2018, section 4.3).
+The other half is the test split, with the label 1 for outliers. Columns are scaled to mean 0 and
+standard deviation 1 of the training rows.
 """
 
 from typing import Literal
@@ -32,9 +34,9 @@ _FILES = {
 @section
 class Config:
     table: Literal["thyroid", "arrhythmia"] = "thyroid"
-    """Which of the two tables."""
+    """Table to load."""
     split_seed: NonNegativeInt = 0
-    """Of the halves."""
+    """Seed of the random halves."""
 
 
 def load(config: Config) -> Dataset:
@@ -42,13 +44,13 @@ def load(config: Config) -> Dataset:
     try:
         raw = np.load(path, allow_pickle=False) if path.suffix == ".npz" else loadmat(path)
         x, y = np.asarray(raw["X"], np.float64), np.asarray(raw["y"]).ravel().astype(np.int64)
-    except (OSError, KeyError, ValueError, TypeError) as failed:
+    except (OSError, KeyError, ValueError, TypeError) as error:
         raise DataError(
-            f"{path}: not the table {config.table} ({failed}); fetch it again"
+            f"{path}: not the table {config.table} ({error}); remove it to fetch it again"
         ) from None
     order = numpy_stream(config.split_seed, f"odds/{config.table}").permutation(len(x))
-    half, test = order[: len(x) // 2], order[len(x) // 2 :]
-    train = half[y[half] == 0]
+    train_half, test = order[: len(x) // 2], order[len(x) // 2 :]
+    train = train_half[y[train_half] == 0]
     mean, sd = x[train].mean(axis=0), x[train].std(axis=0)
     x = (x - mean) / np.where(sd > 0, sd, 1)
     return Dataset(

@@ -1,6 +1,7 @@
-"""Patches of the two photographs that scikit-learn carries (a Chinese temple, a flower): real images far from any digit.
+"""Patches of the two sample photographs in scikit-learn (a Chinese temple, a flower).
 
-An out-of-distribution set that needs no network. Patches are grey, on a regular grid, each photograph first reduced by averaging.
+An out-of-distribution set for digits that needs no network. Each photograph is converted to grey,
+reduced by averaging, and cut into a regular grid of patches.
 """
 
 import numpy as np
@@ -13,9 +14,9 @@ from ebm_dist.datasets import Arrays, Dataset
 @section
 class Config:
     size: PositiveInt = 8
-    """Pixels a side of each patch."""
+    """Side of a patch, in pixels."""
     reduction: PositiveInt = 4
-    """Each photograph is first averaged over squares of so many pixels a side."""
+    """Side of the squares, in pixels, over which each photograph is averaged first."""
 
 
 def load(config: Config) -> Dataset:
@@ -23,20 +24,21 @@ def load(config: Config) -> Dataset:
     for photo in load_sample_images().images:
         grey = photo.mean(axis=-1)
         r, s = config.reduction, config.size
-        height, width = (side // (r * s) for side in grey.shape)
-        small = (
-            grey[: height * r * s, : width * r * s]
-            .reshape(height * s, r, width * s, r)
+        num_rows, num_columns = (side // (r * s) for side in grey.shape)
+        reduced = (
+            grey[: num_rows * r * s, : num_columns * r * s]
+            .reshape(num_rows * s, r, num_columns * s, r)
             .mean(axis=(1, 3))
         )
         patches.append(
-            small.reshape(height, s, width, s).transpose(0, 2, 1, 3).reshape(-1, 1, s, s)
+            reduced.reshape(num_rows, s, num_columns, s).transpose(0, 2, 1, 3).reshape(-1, 1, s, s)
         )
     return Dataset(
         splits={"test": Arrays(np.concatenate(patches).round().astype(np.uint8), None)},
         scale=255.0,
         bounds=(0.0, 1.0),
         num_classes=0,
-        source="patches of the sample photographs china.jpg and flower.jpg carried by scikit-learn (CC BY)",
+        source="patches of the sample photographs china.jpg and flower.jpg carried by scikit-learn"
+        " (CC BY)",
         is_official=True,
     )

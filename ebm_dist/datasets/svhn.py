@@ -1,4 +1,7 @@
-"""SVHN, cropped: 73,257 + 26,032 colour house numbers of 32x32 pixels, labelled by their middle digit (Netzer et al. 2011)."""
+"""SVHN, cropped: 73,257 + 26,032 colour house numbers of 32x32 pixels (Netzer et al. 2011).
+
+The label is the middle digit.
+"""
 
 from pathlib import Path
 
@@ -26,7 +29,7 @@ _TEST = RawFile(
 @section
 class Config:
     num_val: PositiveInt = 5000
-    """Images taken from the training split for choosing settings."""
+    """Training images held out for choosing settings."""
 
 
 def load(config: Config) -> Dataset:
@@ -42,15 +45,17 @@ def load(config: Config) -> Dataset:
 
 
 def read(path: Path) -> Arrays:
-    """Images and labels of a MATLAB 5 file, ``X (32, 32, 3, n)`` and ``y (n, 1)``, where the digit 0 has the label 10.
+    """Return the images ``(n, 3, 32, 32)`` and labels ``(n,)`` of a MATLAB 5 file.
 
+    The file has ``X (32, 32, 3, n)`` and ``y (n, 1)``, in which the digit 0 has the label 10.
     Raises :class:`DataError` for any other file.
     """
     try:
-        found = loadmat(path, variable_names=["X", "y"])
-        x, y = np.asarray(found["X"], np.uint8), np.asarray(found["y"], np.int64).ravel() % 10
+        arrays = loadmat(path, variable_names=["X", "y"])
+        x, y = np.asarray(arrays["X"], np.uint8), np.asarray(arrays["y"], np.int64).ravel() % 10
         return Arrays(np.ascontiguousarray(x.transpose(3, 2, 0, 1)), y)
-    except Exception as failed:  # noqa: BLE001 (the reader of MATLAB files raises whatever a broken one leads it to)
+    except Exception as error:  # noqa: BLE001 (a broken MATLAB file can raise any error)
         raise DataError(
-            f"{path}: not a file of SVHN ({type(failed).__name__}: {failed}); fetch it again"
+            f"{path}: not a file of SVHN ({type(error).__name__}: {error}); remove it to fetch it"
+            " again"
         ) from None

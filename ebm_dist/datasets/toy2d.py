@@ -1,7 +1,8 @@
-"""Densities in the plane that are known exactly (Kumar et al. 2019, Figure 2; Gao et al. 2020, section 5.1).
+"""Exactly known densities in the plane (Kumar et al. 2019, Figure 2; Gao et al. 2020, section 5.1).
 
-Each is an even mixture of round Gaussians of one width, whose centres are few points, or close together along a curve. Samples are
-drawn anew for each split, always the same ones.
+Each density but ``checkerboard`` is a uniform mixture of isotropic Gaussians of one standard
+deviation. Their centres are a few points or are densely spaced along a curve. The samples of a
+split are fixed.
 """
 
 from typing import Literal, NamedTuple
@@ -16,7 +17,7 @@ from ebm_dist.rng import numpy_stream
 
 Array = npt.NDArray[np.float64]
 
-_SPIRAL = 500  # centres: at most the width apart, which leaves ripples of 1e-7
+_SPIRAL = 500  # centres: at most one standard deviation apart, so ripples are below 1e-7
 
 
 @section
@@ -24,32 +25,33 @@ class Config:
     density: Literal[
         "25gaussians", "8gaussians", "swissroll", "checkerboard", "spirals", "pinwheel"
     ] = "25gaussians"
-    """``25gaussians``: a grid; ``8gaussians``: a ring; ``swissroll``: a spiral of one and a half turns; ``checkerboard``: eight
-    squares; ``spirals``: two arms, which are two classes; ``pinwheel``: five blades, which are five classes."""
+    """``25gaussians``: a grid; ``8gaussians``: a ring; ``swissroll``: a spiral of one and a half
+    turns; ``checkerboard``: eight squares; ``spirals``: two arms, which are two classes;
+    ``pinwheel``: five blades, which are five classes."""
     scale: Positive = 1.0
-    """Everything is this much larger."""
+    """Factor on all coordinates."""
     sd: Positive | None = None
-    """Standard deviation of each Gaussian, in place of the density's own."""
+    """Standard deviation of each Gaussian, not scaled; the default of the density if absent."""
     num_train: PositiveInt = 100000
-    """Samples to learn from."""
+    """Samples for learning."""
     num_test: PositiveInt = 10000
-    """Samples to report on; as many to choose settings by."""
+    """Samples for reporting; the validation split has as many."""
 
 
 class Density(NamedTuple):
-    """``mean over centres of N(x; centre, sd^2 I)``"""
+    """Mixture of Gaussians: ``p(x) = mean over centres of N(x; centre, sd^2 I)``."""
 
     centres: Array
     """``(k, 2)``"""
     sd: float
     mode: npt.NDArray[np.int64]
-    """``(k,)`` which mode each centre belongs to: itself, or one of equal pieces of a curve"""
+    """``(k,)`` mode of each centre: the centre itself, or one of equal pieces of a curve"""
 
     def log_prob(self, x: Array) -> Array:
-        """``(n,)`` natural logarithms of the density at ``x (n, 2)``."""
+        """Return ``log p(x)``, ``(n,)``, natural logarithms at ``x (n, 2)``."""
         parts: list[Array] = [
-            logsumexp(-(self._distances(rows) ** 2) / (2 * self.sd**2), axis=1)
-            for rows in np.array_split(x, len(x) // 5000 + 1)
+            logsumexp(-(self._distances(part) ** 2) / (2 * self.sd**2), axis=1)
+            for part in np.array_split(x, len(x) // 5000 + 1)
         ]
         log_prob: Array = (
             np.concatenate(parts) - np.log(len(self.centres)) - np.log(2 * np.pi * self.sd**2)
@@ -57,21 +59,23 @@ class Density(NamedTuple):
         return log_prob
 
     def nearest(self, x: Array) -> tuple[npt.NDArray[np.int64], Array]:
-        """``(n,)`` each: the mode of the centre that is nearest, and its distance in standard deviations."""
-        rows = [
-            (d.argmin(axis=1), d.min(axis=1))
-            for d in map(self._distances, np.array_split(x, len(x) // 5000 + 1))
+        """Return the mode of the centre nearest to each of ``x (n, 2)``, and its distance.
+
+        Both are ``(n,)``. Distances are in standard deviations.
+        """
+        parts = [
+            (distances.argmin(axis=1), distances.min(axis=1))
+            for distances in map(self._distances, np.array_split(x, len(x) // 5000 + 1))
         ]
-        return self.mode[np.concatenate([i for i, _ in rows])], np.concatenate(
-            [d for _, d in rows]
-        ) / self.sd
+        centre = np.concatenate([index for index, _ in parts])
+        return self.mode[centre], np.concatenate([distance for _, distance in parts]) / self.sd
 
     def draw(
         self, count: int, generator: np.random.Generator
     ) -> tuple[Array, npt.NDArray[np.int64]]:
-        """Samples ``(count, 2)``, and the mode of each."""
-        chosen = generator.integers(len(self.centres), size=count)
-        return self.centres[chosen] + self.sd * generator.normal(size=(count, 2)), self.mode[chosen]
+        """Draw samples ``(count, 2)`` and return them with the mode of each, ``(count,)``."""
+        index = generator.integers(len(self.centres), size=count)
+        return self.centres[index] + self.sd * generator.normal(size=(count, 2)), self.mode[index]
 
     def _distances(self, x: Array) -> Array:
         squares = (
@@ -82,7 +86,7 @@ class Density(NamedTuple):
 
 
 class Squares(NamedTuple):
-    """Even over squares, with the methods of :class:`Density`."""
+    """Uniform density over disjoint squares, with the methods of :class:`Density`."""
 
     centres: Array
     """``(k, 2)``"""
@@ -90,26 +94,26 @@ class Squares(NamedTuple):
 
     @property
     def mode(self) -> npt.NDArray[np.int64]:
-        """``(k,)`` the mode of each centre: itself."""
+        """``(k,)`` mode of each centre: the centre itself."""
         return np.arange(len(self.centres))
 
     def log_prob(self, x: Array) -> Array:
         with np.errstate(divide="ignore"):
-            inside: Array = np.log(self._distances(x).min(axis=1) <= self.side / 2) - np.log(
+            log_prob: Array = np.log(self._distances(x).min(axis=1) <= self.side / 2) - np.log(
                 len(self.centres) * self.side**2
             )
-        return inside
+        return log_prob
 
     def nearest(self, x: Array) -> tuple[npt.NDArray[np.int64], Array]:
-        """The distance is 4 at a square's border."""
+        """Return modes and distances as :class:`Density` does; 4 is the border of a square."""
         distances = self._distances(x)
         return distances.argmin(axis=1), 8 * distances.min(axis=1) / self.side
 
     def draw(
         self, count: int, generator: np.random.Generator
     ) -> tuple[Array, npt.NDArray[np.int64]]:
-        chosen = generator.integers(len(self.centres), size=count)
-        return self.centres[chosen] + self.side * (generator.random((count, 2)) - 0.5), chosen
+        index = generator.integers(len(self.centres), size=count)
+        return self.centres[index] + self.side * (generator.random((count, 2)) - 0.5), index
 
     def _distances(self, x: Array) -> Array:
         distances: Array = np.abs(x[:, None] - self.centres).max(axis=2)
@@ -117,7 +121,11 @@ class Squares(NamedTuple):
 
 
 def density(config: Config) -> Density | Squares:
-    """The settings of the first three are those of the code of Kumar et al. 2019, which divides each by a number of its own."""
+    """Return the density that ``config`` names.
+
+    The constants of ``25gaussians``, ``8gaussians`` and ``swissroll`` are those in the code of
+    Kumar et al. 2019, which divides the coordinates of each by another constant.
+    """
     if config.density == "checkerboard":
         cells = [(a, b) for a in range(-2, 2) for b in range(-2, 2) if (a + b) % 2 == 0]
         return Squares(config.scale * (np.array(cells) + 0.5) * 2.0, config.scale * 2.0)
@@ -127,7 +135,7 @@ def density(config: Config) -> Density | Squares:
 
 
 def _mixture(name: str) -> tuple[Array, float, int]:
-    """Centres ``(k, 2)``, width, and how many modes they are."""
+    """Return centres ``(k, 2)``, standard deviation and number of modes."""
     if name == "25gaussians":
         side = np.arange(-4.0, 5.0, 2.0) / 2.828
         return (
@@ -140,22 +148,22 @@ def _mixture(name: str) -> tuple[Array, float, int]:
     if name == "swissroll":
         angle = 1.5 * np.pi * (1 + 2 * (np.arange(_SPIRAL) + 0.5) / _SPIRAL)
         return angle[:, None] / 7.5 * _circle(angle), 0.25 / 7.5, 25
-    if name == "spirals":  # as drawn by Gao et al. 2020: even along the arm, one and a half turns
+    if name == "spirals":  # as in Gao et al. 2020: uniform along the arm, one and a half turns
         angle = 3 * np.pi * np.sqrt((np.arange(_SPIRAL) + 0.5) / _SPIRAL)
         arm = angle[:, None] / 3 * _circle(-angle)
         return np.concatenate([arm, -arm]), 0.1, 2
     along = 0.2 + 1.6 * (np.arange(100) + 0.5) / 100  # pinwheel
     blade = 2 * along[:, None] * _circle(0.25 * np.exp(along))
-    return np.concatenate([_turned(blade, 2 * np.pi * k / 5) for k in range(5)]), 0.1, 5
+    return np.concatenate([_rotate(blade, 2 * np.pi * k / 5) for k in range(5)]), 0.1, 5
 
 
 def _circle(angle: Array) -> Array:
     return np.stack([np.cos(angle), np.sin(angle)], axis=1)
 
 
-def _turned(x: Array, angle: float) -> Array:
-    turned: Array = x @ _circle(np.array([angle, angle + np.pi / 2]))
-    return turned
+def _rotate(x: Array, angle: float) -> Array:
+    rotated: Array = x @ _circle(np.array([angle, angle + np.pi / 2]))
+    return rotated
 
 
 def load(config: Config) -> Dataset:

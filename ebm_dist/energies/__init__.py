@@ -1,8 +1,10 @@
-"""Energy functions. One file, one architecture; each has a ``Config`` and a ``build(config, *, shape, num_classes)``.
+"""Energy functions. One file, one architecture.
 
-``shape`` is that of one sample; ``num_classes`` is 0 for an unconditional energy, else the energy takes labels. One that has an
-energy without labels too, ``-log mean_k exp(-E(x, k))``, says so by ``IS_CLASSIFIER = True``; it can be asked for several labels of
-each sample at once, ``(B, n)``.
+Each has a ``Config`` and a ``build(config, *, shape, num_classes)``. ``shape`` is the shape of one
+sample. ``num_classes`` is 0 for an unconditional energy; otherwise the energy takes labels.
+
+An energy with ``IS_CLASSIFIER = True`` also has an energy without labels,
+``-log mean_k exp(-E(x, k))``, and takes several labels of each sample at once, ``(B, n)``.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,39 +20,49 @@ from ebm_dist.rng import seeded
 
 EnergyFn = Callable[[Tensor], Tensor]
 Average = Callable[[Callable[[Tensor], Tensor]], Tensor]
-"""Of a function ``(B, *shape) -> (B, ...)``, its mean over all training samples: float64, on the CPU, and bitwise the same
-on all workers, however many there are."""
+"""Return the mean of a function ``(B, *shape) -> (B, ...)`` over all training samples: float64, on
+the CPU, with the same bits on every worker and for any number of workers."""
 
 
 class EnergyModel(nn.Module):
-    """``E: (B, *shape) [, labels (B,)] -> (B,)`` float32; low energy = likely; ``p(x) = exp(-E(x)) / Z``.
+    """``E: (B, *shape) [, labels (B,)] -> (B,)`` float32; low energy means likely.
 
-    A forward pass changes no buffer and a row's energy does not depend on the other rows (so no batch norm).
+    ``p(x) = exp(-E(x)) / Z``. A forward pass changes no buffer, and the energy of a row does not
+    depend on the other rows. This excludes batch normalisation.
     """
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         raise NotImplementedError
 
     def initialise(self, average: Average) -> None:
-        """Before training: take what a good start needs from averages over the training data; nothing, as a rule."""
+        """Set what a good start needs from averages over the training data, before training.
+
+        The default does nothing.
+        """
 
 
 @runtime_checkable
 class HasConditionals(Protocol):
-    """An energy whose variables can be drawn block by block, each given all others: what Gibbs sampling needs of a target."""
+    """An energy with blocks of variables that can be drawn given all others.
+
+    Gibbs sampling needs such a target.
+    """
 
     @property
     def num_blocks(self) -> int:
-        """Blocks whose union is all variables"""
+        """Number of blocks; their union is all variables."""
 
     def resample(self, block: int, x: Tensor, generator: Generator) -> Tensor:
-        """A new ``(B, *shape)``: ``x`` with one block drawn anew, by a step that leaves ``exp(-E)`` as it is."""
+        """Return ``x (B, *shape)`` with one block redrawn, by a step that keeps ``exp(-E)``."""
 
     def __call__(self, x: Tensor) -> Tensor: ...
 
 
 def given(energy: EnergyModel, y: Tensor | None) -> EnergyFn:
-    """``x -> E(x, y)`` for these labels ``(B,)``, or without any; it has conditionals if the energy has."""
+    """Return ``x -> E(x, y)`` for labels ``y (B,)``; the energy itself if ``y`` is None.
+
+    The result has conditionals if the energy has them.
+    """
     if y is None:
         return energy
     return (
@@ -76,8 +88,11 @@ class _ConditionalsGiven(_Given):
 
 
 def score(energy: EnergyFn, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Energy ``(B,)`` and score ``-dE/dx`` ``(B, *shape)`` at ``x``, both detached; parameters get no gradient."""
-    if torch.compiler.is_compiling():  # which cannot take torch.autograd apart
+    """Return energy ``(B,)`` and score ``-dE/dx (B, *shape)`` at ``x``, both detached.
+
+    Parameters get no gradient.
+    """
+    if torch.compiler.is_compiling():  # torch.compile cannot trace torch.autograd
         gradient, value = torch.func.grad(
             lambda x: ((value := energy(x)).sum(), value.detach()), has_aux=True
         )(x)
@@ -86,15 +101,13 @@ def score(energy: EnergyFn, x: Tensor) -> tuple[Tensor, Tensor]:
         x = x.detach().requires_grad_()
         value = energy(x)
         (gradient,) = torch.autograd.grad(value.sum(), x)
-    return (
-        value.detach(),
-        -gradient,
-    )  # not in place: that of a linear energy is one number, seen many times
+    # not negated in place: the gradient of a linear energy is one number, expanded
+    return value.detach(), -gradient
 
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[nn.Module]:
-    """For sampling: parameters ask for no gradient and normalised weights are computed once for the whole block."""
+    """Freeze the parameters and compute normalised weights once for the block, for sampling."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trainable:
         parameter.requires_grad_(False)
@@ -108,7 +121,10 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
 
 @torch.no_grad()
 def iterate_power(model: nn.Module, num_iterations: int = 1) -> None:
-    """Power iterations of every spectrally normalised weight: a function of the weights alone, hence equal on all ranks."""
+    """Run power iterations for every spectrally normalised weight.
+
+    The result depends on the weights alone, so it is equal on all ranks.
+    """
     for module in model.modules():
         if parametrize.is_parametrized(module):
             for normalised in module.parametrizations.values():  # type: ignore[union-attr,operator]
@@ -119,17 +135,20 @@ def iterate_power(model: nn.Module, num_iterations: int = 1) -> None:
 
 
 def is_conditional(params: Params) -> bool:
-    """Whether the energy of a parameter file takes labels: the objective says so."""
-    return bool(getattr(params.objective, "conditional", False))
+    """Return whether the energy of a parameter file takes labels, which the objective decides."""
+    return bool(params.objective.conditional)
 
 
 def is_classifier(params: Params) -> bool:
-    """Whether the energy of a parameter file has an energy for each class, and with them one without labels."""
+    """Return whether the energy of a parameter file has one output per class."""
     return bool(getattr(module_of(params.energy), "IS_CLASSIFIER", False))
 
 
 def build_energy(params: Params, shape: tuple[int, ...], num_classes: int) -> EnergyModel:
-    """The energy of a parameter file, with the initial weights of its seed; unconditional unless it or the objective is not."""
+    """Build the energy of a parameter file, with the initial weights of its seed.
+
+    It takes labels only if it is a classifier or if the objective is conditional.
+    """
     takes_labels = is_conditional(params) or is_classifier(params)
     classes = num_classes if takes_labels else 0
     with seeded(params.seed, "energy"):

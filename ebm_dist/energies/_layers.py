@@ -1,4 +1,5 @@
-"""Layers that several energies share: SiLU with a cheap gradient, spectral normalisation, the linear energy of features."""
+"""Layers that several energies share: SiLU with a cheap gradient, spectral normalisation, and
+the linear energy of features."""
 
 from typing import Any
 
@@ -9,13 +10,16 @@ from torch.nn.utils import parametrizations
 
 
 def linear_energy(layer: nn.Linear, h: Tensor) -> Tensor:
-    """``(B,)``: the one output of a layer on features ``(B, n)``; as a vector product, whose gradient is no matrix product."""
+    """Return the single output ``(B,)`` of a layer on features ``h (B, n)``.
+
+    It is a matrix-vector product, so its gradient needs no matrix product.
+    """
     energy = torch.mv(h, layer.weight[0])
     return energy if layer.bias is None else energy + layer.bias
 
 
 class _Silu(torch.autograd.Function):
-    """``h sigmoid(h)``, and its slope beside it: the gradient needs no second sigmoid."""
+    """``h sigmoid(h)`` and its slope, so that the gradient needs no second sigmoid."""
 
     @staticmethod
     def forward(h: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,14 +38,15 @@ class _Silu(torch.autograd.Function):
 
 
 def silu(h: Tensor) -> Tensor:
-    """``h sigmoid(h)``."""
+    """Return ``h sigmoid(h)``, of the same shape."""
     return _Silu.apply(h)[0] if torch.compiler.is_compiling() else F.silu(h)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def spectral_norm(layer: nn.Module) -> nn.Module:
     """Divide a layer's weight by its largest singular value (Miyato et al. 2018).
 
-    The layer stays in evaluation mode: torch would else do a power iteration in every forward pass, so that the estimate depended
-    on how many passes a worker makes. :func:`ebm_dist.energies.iterate_power` does it instead, once an update.
+    The layer stays in evaluation mode. Otherwise torch would run a power iteration in every
+    forward pass, and the estimate would depend on the number of passes of a worker.
+    :func:`ebm_dist.energies.iterate_power` runs the iteration once per update.
     """
     return parametrizations.spectral_norm(layer).eval()

@@ -1,4 +1,7 @@
-"""A classifier read as an energy: ``E(x, k) = -f_k(x)``, an output a class (Grathwohl et al. 2020; Gao et al. 2020, sec. 3.4)."""
+"""A classifier used as an energy, with one output per class: ``E(x, k) = -f_k(x)``.
+
+Grathwohl et al. (2020); Gao et al. (2020), section 3.4.
+"""
 
 import math
 from itertools import pairwise
@@ -15,16 +18,16 @@ IS_CLASSIFIER = True
 @section
 class Config:
     channels: tuple[PositiveInt, ...] = ()
-    """Of images, channels of each 3x3 convolution; every one halves the image."""
+    """Channels of each 3x3 convolution, for images; each convolution halves the image."""
     hidden: tuple[PositiveInt, ...] = (128, 128, 128)
-    """Width of each hidden layer after them."""
+    """Width of each hidden layer after the convolutions."""
 
 
 class Classifier(EnergyModel):
     """``f = W silu(... silu(x))``, ``(B, num_classes)``.
 
-    ``E(x, y) = -f_y(x)`` for labels ``(B,)`` or, for several of each sample, ``(B, n)``; without any
-    ``E(x) = -log mean_k exp f_k(x)``, the energy of ``p(x)`` with even classes.
+    With labels ``y (B,)`` or ``(B, n)``: ``E(x, y) = -f_y(x)``, of the same shape as ``y``. Without
+    labels: ``E(x) = -log mean_k exp f_k(x)``, the energy of ``p(x)`` for equally likely classes.
     """
 
     def __init__(self, config: Config, shape: tuple[int, ...], num_classes: int) -> None:

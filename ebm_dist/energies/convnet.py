@@ -1,4 +1,4 @@
-"""A small strided convolutional network with SiLU units, for grey or colour images of 16 to 64 pixels a side."""
+"""A small strided convolutional network with SiLU units, for images of 16 to 64 pixels a side."""
 
 from itertools import pairwise
 
@@ -15,11 +15,13 @@ from ebm_dist.energies._layers import linear_energy, silu, spectral_norm
 @section
 class Config:
     channels: tuple[PositiveInt, ...] = (16, 32, 64, 64)
-    """Channels of each convolution; every one halves the image. The first is 5x5 with padding 4, the rest 3x3."""
+    """Channels of each convolution; each halves the image. The first is 5x5 with padding 4, the
+    others are 3x3."""
     hidden: PositiveInt = 64
     """Width of the fully connected layer before the energy."""
     spectral_norm: bool = False
-    """Divide each layer's weight but the last's by its largest singular value (Miyato et al. 2018)."""
+    """Divide the weight of each layer except the last by its largest singular value
+    (Miyato et al. 2018)."""
 
     def check(self, params: Params) -> None:
         if not self.channels:
@@ -27,7 +29,10 @@ class Config:
 
 
 class Cells(nn.Module):
-    """A 5x5 kernel ``(o, i, 5, 5)`` of stride 2 to that of stride 1 ``(4 o, 16 i, 2, 2)`` taking cells of 4x4 pixels to 2x2."""
+    """Rewrite a kernel ``(o, i, 5, 5)`` of stride 2 as ``(4 o, 16 i, 2, 2)`` of stride 1.
+
+    The new kernel maps cells of 4x4 pixels to cells of 2x2.
+    """
 
     def forward(self, weight: Tensor) -> Tensor:
         shifted = [
@@ -39,13 +44,16 @@ class Cells(nn.Module):
 
 
 class FirstConv(nn.Conv2d):
-    """5x5, stride 2, padding 4, computed on cells: with a single channel in, its gradient by the image is far faster so."""
+    """A 5x5 convolution with stride 2 and padding 4, computed on cells of pixels.
+
+    For a single input channel this makes the gradient with respect to the image much faster.
+    """
 
     def __init__(self, i: int, o: int) -> None:
         super().__init__(i, o, 5, stride=2, padding=4)
 
     def forward(self, x: Tensor) -> Tensor:
-        height, width = ((n + 3) // 2 + 1 for n in x.shape[2:])  # of the result
+        height, width = ((n + 3) // 2 + 1 for n in x.shape[2:])  # of the output
         below, right = (
             4 * ((m + 1) // 2) - n for m, n in zip((height, width), x.shape[2:], strict=True)
         )
@@ -53,7 +61,7 @@ class FirstConv(nn.Conv2d):
         bias = None if self.bias is None else self.bias.repeat(4)
         h = F.conv2d(
             cells, self.weight, bias
-        )  # channels are (2, 2, o): a pixel of the result is contiguous in memory
+        )  # channels are (2, 2, o): each output pixel is contiguous in memory
         h = (
             h.permute(0, 2, 3, 1)
             .unflatten(3, (2, 2, -1))
@@ -65,7 +73,10 @@ class FirstConv(nn.Conv2d):
 
 
 class ConvNet(EnergyModel):
-    """``h <- silu(conv(h) + c_y)``, flattened, one hidden layer, ``E = w.h``; the class bias ``c_y`` where there are classes."""
+    """``h <- silu(conv(h) + c_y)`` for each convolution, one hidden layer, then ``E = w.h``.
+
+    The class bias ``c_y`` is there only if the energy takes labels.
+    """
 
     def __init__(self, config: Config, shape: tuple[int, ...], num_classes: int) -> None:
         super().__init__()

@@ -25,35 +25,39 @@ class Config:
     hidden: tuple[PositiveInt, ...] = (256, 256, 256, 64)
     """Width of each hidden layer."""
     num_frequencies: NonNegativeInt = 0
-    """The first layer also sees sine and cosine of so many random projections of the input (Rahimi & Recht 2007; Tancik et al.
-    2020): what varies over short distances is learnt sooner."""
+    """Number of random projections of the input; their sines and cosines are further inputs (Rahimi
+    & Recht 2007; Tancik et al. 2020). They speed up learning of short-range variation."""
     frequency: Positive = 6.0
-    """Standard deviation of the entries of those projections, in radians for each unit of the input."""
+    """Standard deviation of the projections' entries, in radians per unit of the input."""
     confinement: NonNegative = 0.0
-    """Weight of ``|x|^2 / 2`` beside the network: a Gaussian that it tilts (Nijkamp et al. 2019), so that where no sample ever was
-    energies are high."""
+    """Weight of ``|x|^2 / 2``, which is added to the network's output (Nijkamp et al. 2019). It
+    makes energies high far from the data."""
     spectral_norm: bool = False
-    """Divide each hidden layer's weight by its largest singular value (Miyato et al. 2018)."""
+    """Divide the weight of each hidden layer by its largest singular value (Miyato et al. 2018)."""
     gates: bool = False
-    """Each class has an equal share of every layer's units for itself, and the others are silent for it (Masse et al. 2018): what
-    is learnt about one class changes no other."""
+    """Give each class its own equal share of every layer's units; the other units are off for it
+    (Masse et al. 2018). Learning one class then does not change the others."""
 
     def check(self, params: Params) -> None:
         if self.gates and not is_conditional(params):
             raise Mismatch(
                 "energy.gates",
-                "opens units by class; set objective.conditional: true, or gates: false",
+                "selects units by class, and the energy takes no labels",
+                "set objective.conditional: true, or gates: false",
             )
         if self.gates and self.spectral_norm:
             raise Mismatch(
                 "energy.gates",
-                "the norm of a layer would depend on all classes; set spectral_norm: false",
+                "with spectral_norm the norm of a layer would depend on all classes",
+                "set spectral_norm: false",
             )
 
 
 class MLP(EnergyModel):
-    """``h <- g_y * silu(W h + b + c_y)`` for each layer, then ``E = w.h``; class bias ``c_y``, gates ``g_y`` and the confining term
-    only if asked."""
+    """``h <- g_y * silu(W h + b + c_y)`` for each layer, then ``E = w.h``.
+
+    Class bias ``c_y``, gates ``g_y`` and the confining term are there only if they are configured.
+    """
 
     def __init__(self, config: Config, num_inputs: int, num_classes: int) -> None:
         super().__init__()
@@ -65,13 +69,14 @@ class MLP(EnergyModel):
             nn.Embedding(num_classes, o) for o in widths[1:] if num_classes
         )
         for embedding in self.classes:
-            # small initial biases are ignored in training: hit rates stay at chance
+            # with small initial biases training ignores labels and hit rates stay at chance
             nn.init.normal_(embedding.weight, std=0.5)  # type: ignore[arg-type]
         self.gates = [f"gates_{i}" for i, o in enumerate(widths[1:]) if config.gates]
         for name, width in zip(self.gates, widths[1:], strict=False):
             if width % num_classes:
                 raise ConfigError(
-                    f"energy.hidden: {width} units cannot be shared evenly by {num_classes} classes, for gates"
+                    f"energy.hidden: {width} units cannot be divided among {num_classes} classes",
+                    "choose multiples of the number of classes, or set gates: false",
                 )
             owner = torch.arange(width) * num_classes // width
             self.register_buffer(
@@ -79,12 +84,12 @@ class MLP(EnergyModel):
             )
         self.last = nn.Linear(widths[-1], 1, bias=not config.gates)
         self.projections: Tensor | None
-        random = (
+        projections = (
             config.frequency * torch.randn(num_inputs, config.num_frequencies)
             if config.num_frequencies
             else None
         )
-        self.register_buffer("projections", random)
+        self.register_buffer("projections", projections)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         h = x.flatten(1)

@@ -1,11 +1,13 @@
-"""Restricted Boltzmann machine of binary units (Smolensky 1986; Hinton 2002), centred (Melchior, Fischer & Wiskott 2016).
+"""Restricted Boltzmann machine with binary units (Smolensky 1986; Hinton 2002).
 
-    E(v, h) = -b.v - c.h - v'W h                                     b: visible bias, c: hidden bias
-    F(v) = -b.v - sum_j softplus(c_j + v'W_j)                        h summed out; this is the energy of ``forward``
-    p(h_j = 1 | v) = sigmoid(c_j + v'W_j)      p(v_i = 1 | h) = sigmoid(b_i + W_i h)
+    E(v, h) = -b.v - c.h - v'W h                   b: visible bias, c: hidden bias
+    F(v) = -b.v - sum_j softplus(c_j + v'W_j)      h summed out; the energy of ``forward``
+    p(h_j = 1 | v) = sigmoid(c_j + v'W_j)
+    p(v_i = 1 | h) = sigmoid(b_i + W_i h)
 
-What is learnt are ``W`` and the biases ``b' = b + W m``, ``c' = c + n'W`` of the same machine in the units ``v - n``, ``h - m``:
-the same distributions, with gradients that are less alike. A label adds ``U_y`` to ``c``.
+The machine is centred (Melchior, Fischer & Wiskott 2016): the parameters are ``W`` and the biases
+``b' = b + W m``, ``c' = c + n'W`` in the units ``v - n``, ``h - m``. The distributions are the same
+and the gradients are less correlated. A label adds ``U_y`` to ``c``.
 """
 
 import math
@@ -23,40 +25,40 @@ from ebm_dist.rng import bernoulli
 @section
 class Config:
     num_hidden: PositiveInt = 500
-    """Hidden units."""
+    """Number of hidden units."""
     weight_sd: Positive = 0.01
     """Standard deviation of the initial weights."""
     centred: bool = True
-    """Learn in the units ``v - mean of the data`` (after :meth:`RBM.initialise`) and ``h - 1/2``."""
+    """Learn in the units ``v - mean of the data`` and ``h - 1/2``."""
 
     has_conditionals = True
 
 
 class Weights(NamedTuple):
-    """A machine in plain units: what it is, however it was learnt."""
+    """A machine in uncentred units."""
 
     weight: Tensor
     """W ``(num_visible, num_hidden)``"""
     visible_bias: Tensor
     """b ``(num_visible,)``"""
     hidden_bias: Tensor
-    """c ``(num_hidden,)``, or ``(B, num_hidden)`` of rows with labels"""
+    """c ``(num_hidden,)``, or ``(B, num_hidden)`` for rows with labels"""
 
     def hidden_input(self, v: Tensor) -> Tensor:
-        """``c + v'W``: ``(B, num_visible) -> (B, num_hidden)``, the logits of the hidden units."""
+        """Return logits ``c + v'W (B, num_hidden)`` of hidden units for ``v (B, num_visible)``."""
         return self.hidden_bias + v @ self.weight
 
     def visible_input(self, h: Tensor) -> Tensor:
-        """``b + W h``: ``(B, num_hidden) -> (B, num_visible)``, the logits of the visible units."""
+        """Return logits ``b + W h (B, num_visible)`` of visible units for ``h (B, num_hidden)``."""
         return self.visible_bias + h @ self.weight.T
 
     def free_energy(self, v: Tensor) -> Tensor:
-        """F ``(B,)``"""
+        """Return ``F(v) (B,)`` of ``v (B, num_visible)``."""
         return -(v @ self.visible_bias) - F.softplus(self.hidden_input(v)).sum(1)
 
 
 class RBM(EnergyModel):
-    """Visible units in any shape, which is flattened."""
+    """Visible units of any shape; they are flattened."""
 
     visible_offset: Tensor
     hidden_offset: Tensor
@@ -74,7 +76,10 @@ class RBM(EnergyModel):
         )
 
     def weights(self, y: Tensor | None = None) -> Weights:
-        """In plain units, of the labels ``y (B,)`` if there are classes; gradients flow to the parameters."""
+        """Return the machine in uncentred units, for labels ``y (B,)`` if there are classes.
+
+        Gradients flow to the parameters.
+        """
         hidden_bias = self.hidden_bias - self.visible_offset @ self.weight
         if self.classes is not None:
             hidden_bias = hidden_bias + self.classes(y)
@@ -87,14 +92,14 @@ class RBM(EnergyModel):
 
     @property
     def num_blocks(self) -> int:
-        """One: hidden and visible units are drawn together, so that a sweep leaves ``exp(-F)`` as it is."""
+        """One: a sweep draws hidden and then visible units, and keeps ``exp(-F)``."""
         return 1
 
     @torch.no_grad()
     def resample(
         self, block: int, x: Tensor, generator: Generator, y: Tensor | None = None
     ) -> Tensor:
-        """``h ~ p(h | v)``, then ``v ~ p(v | h)``: the same shape, zeros and ones."""
+        """Draw ``h ~ p(h | v)``, then return ``v ~ p(v | h) (B, *shape)`` of zeros and ones."""
         weights = self.weights(y)
         h = bernoulli(weights.hidden_input(x.flatten(1)).sigmoid(), generator)
         v: Tensor = bernoulli(weights.visible_input(h).sigmoid(), generator).view_as(x)
@@ -102,11 +107,14 @@ class RBM(EnergyModel):
 
     @torch.no_grad()
     def initialise(self, average: Average) -> None:
-        """Before training, of the data's mean (``shape``, clipped to 0.01 ... 0.99): the centre, and its logits as biases."""
-        flat = average(lambda x: x).float().flatten().clamp(0.01, 0.99)
-        self.visible_bias.copy_(flat.logit())
+        """Set the centre to the data's mean and the biases to its logits.
+
+        The mean is clipped to 0.01 ... 0.99.
+        """
+        mean = average(lambda x: x).float().flatten().clamp(0.01, 0.99)
+        self.visible_bias.copy_(mean.logit())
         if self.centred:
-            self.visible_offset.copy_(flat)
+            self.visible_offset.copy_(mean)
 
 
 def build(config: Config, *, shape: tuple[int, ...], num_classes: int) -> EnergyModel:

@@ -1,10 +1,12 @@
-"""The residual network of implicit generation (Du & Mordatch 2019, appendix A.4), for images of 16 to 64 pixels a side.
+"""The residual network of Du & Mordatch (2019), appendix A.4, for images of 16 to 64 pixels a side.
 
-Departures: where there are classes, each has a bias at both convolutions of a block and a gain at its end, drawn at random first,
-as training ignores gains of 1 and biases of 0; and every weight is normalised, also one whose largest singular value is below 1.
+Differences from the paper: each class has a bias at both convolutions of a block and a gain at its
+end. They start at random values, because training ignores gains of 1 and biases of 0. Every weight
+is normalised, even if its largest singular value is below 1.
 
-Average pooling after a convolution is one convolution with a larger kernel and stride 2, and average pooling commutes with the 1x1
-convolution of the shortcut: both are computed in that form, a quarter less work with the same result.
+A convolution followed by average pooling equals one convolution with a larger kernel and stride 2,
+and average pooling commutes with the 1x1 convolution of the shortcut. Both are computed in that
+form, which saves a quarter of the work.
 """
 
 from itertools import pairwise
@@ -24,9 +26,10 @@ _SLOPE = 0.2
 @section
 class Config:
     channels: tuple[PositiveInt, ...] = (128, 128, 256, 256, 256, 256)
-    """Channels of each residual block. The first, third, fifth ... block halves the image."""
+    """Channels of each residual block. The first, third, fifth, ... block halves the image."""
     spectral_norm: bool = True
-    """Divide each layer's weight but the last's by its largest singular value (Miyato et al. 2018)."""
+    """Divide the weight of each layer except the last by its largest singular value
+    (Miyato et al. 2018)."""
 
     def check(self, params: Params) -> None:
         if not self.channels:
@@ -34,7 +37,7 @@ class Config:
 
 
 class Pooled(nn.Module):
-    """A 3x3 kernel ``(o, i, 3, 3)`` to that of the same convolution and then 2x2 average pooling: ``(o, i, 4, 4)``, stride 2."""
+    """Merge 2x2 average pooling into a kernel: ``(o, i, 3, 3)`` to ``(o, i, 4, 4)`` of stride 2."""
 
     def forward(self, weight: Tensor) -> Tensor:
         return F.avg_pool2d(F.pad(weight, (1, 1, 1, 1)), 2, stride=1).contiguous(
@@ -43,7 +46,10 @@ class Pooled(nn.Module):
 
 
 class Block(nn.Module):
-    """``h <- lrelu(shortcut(h) + g_y * conv(lrelu(conv(h) + b_y)) + c_y)``, then half the size where ``halves``."""
+    """``h <- lrelu(shortcut(h) + g_y * conv(lrelu(conv(h) + b_y)) + c_y)``.
+
+    ``halves``: the output has half the height and width.
+    """
 
     def __init__(self, i: int, o: int, num_classes: int, halves: bool, normalised: bool) -> None:
         super().__init__()
@@ -76,7 +82,7 @@ class Block(nn.Module):
 
 
 class ResNet(EnergyModel):
-    """A 3x3 convolution, residual blocks, the sum over pixels, ``E = w.h``."""
+    """A 3x3 convolution, residual blocks, the sum over pixels, then ``E = w.h``."""
 
     def __init__(self, config: Config, shape: tuple[int, ...], num_classes: int) -> None:
         super().__init__()
@@ -91,7 +97,7 @@ class ResNet(EnergyModel):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        # so that the compiled gradient by x, on a GPU, is not copied from one layout to the other and back
+        # else the compiled gradient with respect to x is copied between layouts on a GPU
         h = F.leaky_relu(self.first(x.contiguous(memory_format=torch.channels_last)), _SLOPE)
         for block in self.blocks:
             h = block(h, y)

@@ -1,6 +1,7 @@
-"""Evaluations. One file, one suite; each has a ``Config`` and an ``evaluate(config, subject) -> Report``.
+"""Evaluation suites, one per file.
 
-A suite reads the model and data and writes nothing; what it returns is deterministic for given weights and settings.
+Each has a ``Config`` and ``evaluate(config, subject) -> Report``. A suite reads the model and the
+data and writes nothing. Its report is deterministic for fixed weights and settings.
 """
 
 from collections.abc import Mapping
@@ -15,18 +16,18 @@ from ebm_dist.storage import write_whole
 
 
 class Subject(NamedTuple):
-    """What is judged, and the data to judge it by."""
+    """A model and the data to evaluate it on."""
 
     model: TrainedModel
     data: shards.Index
     comparison_datasets: Mapping[str, shards.Index]
     """real data sets of another kind"""
     classifier: Classifier | None
-    """None where the data has no labels or is no images"""
+    """None where the data are not labelled images"""
 
 
 class Report(NamedTuple):
-    """What a suite found."""
+    """Results of a suite."""
 
     metrics: dict[str, Any]
     """numbers, possibly nested by set"""
@@ -36,7 +37,7 @@ class Report(NamedTuple):
     """``<name>.png`` or ``.gif``"""
 
     def write(self, folder: Path) -> None:
-        """``metrics.json``, and tables and pictures under ``plots/``."""
+        """Write ``metrics.json``, and tables and figures under ``plots/``."""
         plots = folder / "plots"
         plots.mkdir(parents=True, exist_ok=True)
         for name, content in self.figures.items():
@@ -47,12 +48,16 @@ class Report(NamedTuple):
 
 
 def over_seeds(reports: Mapping[int, Report]) -> Report:
-    """One report of several replicates: metrics are means, with each under ``seeds``; tables and pictures are the first's."""
+    """Combine the reports of several seeds into one.
+
+    Metrics are means, with those of every seed under ``seeds``. Tables and figures are those of the
+    first seed.
+    """
     first = next(iter(reports.values()))
     if len(reports) == 1:
         return first
-    each = {str(seed): report.metrics for seed, report in reports.items()}
-    return first._replace(metrics=_mean(list(each.values())) | {"seeds": each})
+    by_seed = {str(seed): report.metrics for seed, report in reports.items()}
+    return first._replace(metrics=_mean(list(by_seed.values())) | {"seeds": by_seed})
 
 
 def _mean(metrics: list[dict[str, Any]]) -> dict[str, Any]:

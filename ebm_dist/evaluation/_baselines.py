@@ -1,4 +1,4 @@
-"""Scores of a Gaussian fitted to the training data, the baseline of several evaluations."""
+"""Scores of a Gaussian fitted to the training data: baselines of several suites."""
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ def rows(x: Tensor) -> Array:
 
 
 class FittedGaussian:
-    """Mean and covariance of training samples ``(n, *shape)``, and scores that are high far from them."""
+    """Gaussian fitted to training samples ``(n, *shape)``; its scores are high far from them."""
 
     def __init__(self, train: Tensor) -> None:
         flat = rows(train)
@@ -22,14 +22,17 @@ class FittedGaussian:
         _, self.directions = np.linalg.eigh(self.covariance)
 
     def mahalanobis(self, x: Tensor, ridge: float) -> Array:
-        """Return the squared Mahalanobis distance ``(n,)``, with ``ridge`` added to the diagonal of the covariance."""
+        """Return the squared Mahalanobis distance ``(n,)``.
+
+        ``ridge`` is added to the diagonal of the covariance.
+        """
         precision = np.linalg.inv(self.covariance + ridge * np.eye(len(self.mean)))
         d = rows(x) - self.mean
         distance: Array = ((d @ precision) * d).sum(axis=1)
         return distance
 
     def residual(self, x: Tensor, count: int) -> Array:
-        """Return the squared distance ``(n,)`` to the plane of the ``count`` leading principal components."""
+        """Return the squared distance ``(n,)`` to the span of the ``count`` leading components."""
         d, leading = rows(x) - self.mean, self.directions[:, -count:]
         squared: Array = (d**2).sum(axis=1) - ((d @ leading) ** 2).sum(axis=1)
         return squared

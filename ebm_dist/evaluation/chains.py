@@ -1,25 +1,41 @@
-"""Chains: whether the sampler mixes, by split R-hat and effective sample size (Vehtari et al. 2021).
+"""Mixing of the sampler by split R-hat and effective sample size (Vehtari et al. 2021).
 
-Single pixels say little, and many never vary: what is followed is the energy and the leading principal components of the training
-data. Chains from noise and chains continued from the replay buffer are each compared among themselves, and then with each other:
-only if these agree do samples depend on the model alone and not on where a chain began. The labels of a conditional energy stay as
-they are, so there only chains of the same class are compared.
+Single pixels say little and many never vary, so the diagnostics follow the energy and the leading
+principal components of the training data. Chains from noise and chains continued from the replay
+buffer are each compared among themselves, and then with each other. Only if both kinds agree do
+samples depend on the model alone and not on where a chain started. The labels of a conditional
+energy stay fixed, so only chains of the same class are compared.
+
+By default the sampler is that of the training. ``warm_up`` adapts its step size first, and
+``temperatures`` adds replicas that exchange positions (parallel tempering).
 """
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ebm_dist.chains import tempering
+from ebm_dist.chains.adaptation import adapt
 from ebm_dist.chains.diagnostics import Floats, Trace, ess_bulk, ess_tail, rhat
-from ebm_dist.config import Mismatch, Params, PositiveInt, section
+from ebm_dist.config import (
+    Mismatch,
+    NonNegativeInt,
+    Params,
+    Positive,
+    PositiveInt,
+    module_of,
+    plugin_name,
+    section,
+)
 from ebm_dist.data import shards
-from ebm_dist.energies import frozen, given, is_conditional
+from ebm_dist.energies import EnergyFn, frozen, given, is_conditional
 from ebm_dist.evaluation import Report, Subject
 from ebm_dist.report import figures
 from ebm_dist.rng import stream
-from ebm_dist.samplers import noise, run_chain
+from ebm_dist.samplers import Info, State, noise, run_chain
 
 _SEED = 0  # of the evaluation, the same for all models
 _FEWEST_DRAWS = 8
@@ -31,22 +47,47 @@ class Config:
     num_chains: PositiveInt = 100
     """Chains from noise, and as many from the replay buffer."""
     num_draws: PositiveInt = 200
-    """Draws of each chain; the first half is warm-up, and judged is the second."""
+    """Draws of each chain. The first half is discarded; the second half is evaluated."""
     thin: PositiveInt = 5
     """Steps of the sampler from one draw to the next."""
     num_components: PositiveInt = 5
-    """Principal components of the training data to follow, beside the energy."""
+    """Principal components of the training data to follow, in addition to the energy."""
+    temperatures: tuple[Positive, ...] = ()
+    """Temperatures of parallel tempering, from 1 up; plain chains if empty."""
+    warm_up: NonNegativeInt = 0
+    """Steps before the draws that adapt the step size of the sampler; 0 keeps it as trained."""
 
     def check(self, params: Params) -> None:
         if self.num_draws < _FEWEST_DRAWS:
             raise Mismatch(
                 "evaluation.chains.num_draws",
-                f"at least {_FEWEST_DRAWS}, of which the second half is judged",
+                f"at least {_FEWEST_DRAWS}, of which the second half is evaluated",
             )
+        module, name = module_of(params.sampler), plugin_name(params.sampler)
+        if self.warm_up and not hasattr(module, "ACCEPTANCE"):
+            raise Mismatch(
+                "evaluation.chains.warm_up",
+                f"needs a sampler that accepts or rejects, not {name}; use mala, or leave it out",
+            )
+        if not self.temperatures:
+            return
+        temperature = getattr(params.sampler, "temperature", None)
+        if temperature is None or not math.isclose(temperature, 1, rel_tol=0.01):
+            actual = f"{name} has {'none' if temperature is None else f'{temperature:.3g}'}"
+            raise Mismatch(
+                "evaluation.chains.temperatures",
+                f"needs a sampler at temperature 1, {actual}; use mala, or leave it out",
+            )
+        try:
+            tempering.tempered(
+                module.build(params.sampler, bounds=None), self.temperatures, bounds=None
+            )
+        except ValueError as error:
+            raise Mismatch("evaluation.chains.temperatures", str(error)) from None
 
 
 class _Components(NamedTuple):
-    """Directions in which the data vary most, each in units of its standard deviation."""
+    """Directions of the largest variance of the data, each in units of its standard deviation."""
 
     mean: Tensor
     directions: Tensor
@@ -62,7 +103,9 @@ class _Run(NamedTuple):
     followed: Floats
     """``(num_chains, num_draws, 1 + num_components)``: energy, then components"""
     labels: Tensor
-    """``(num_chains,)``; all zero where there are none"""
+    """``(num_chains,)``; all zero for an energy without labels"""
+    metrics: dict[str, Any]
+    """of the warm-up and of tempering, if there were any"""
 
 
 def evaluate(config: Config, subject: Subject) -> Report:
@@ -71,15 +114,9 @@ def evaluate(config: Config, subject: Subject) -> Report:
     components = _principal_components(train, config.num_components)
     n = min(config.num_chains, len(model.chains))
     start = noise((n, *model.card["shape"]), model.bounds, stream(_SEED, "chains/noise"))
+    labels = torch.arange(n) % max(1, model.card["num_classes"])
     runs = {
-        "noise": _run(
-            config,
-            subject,
-            "noise",
-            start,
-            torch.arange(n) % max(1, model.card["num_classes"]),
-            components,
-        ),
+        "noise": _run(config, subject, "noise", start, labels, components),
         "replay": _run(config, subject, "replay", model.chains[:n], model.labels[:n], components),
     }
     names = ["energy", *(f"component {i + 1}" for i in range(config.num_components))]
@@ -91,19 +128,19 @@ def evaluate(config: Config, subject: Subject) -> Report:
         draws = np.concatenate([run.followed[:, config.num_draws // 2 :] for run in parts])
         classes = torch.cat([run.labels for run in parts]).numpy()
         groups = [draws[classes == y] for y in np.unique(classes)]
-        found = {
+        diagnostics = {
             "rhat": np.max([rhat(group) for group in groups], axis=0),
             "ess_bulk": np.sum([ess_bulk(group) for group in groups], axis=0),
             "ess_tail": np.sum([ess_tail(group) for group in groups], axis=0),
         }
         rows += [
-            {"chains": name, "of": of} | {k: float(v[i]) for k, v in found.items()}
+            {"chains": name, "of": of} | {k: float(v[i]) for k, v in diagnostics.items()}
             for i, of in enumerate(names)
         ]
         metrics[name] = {
-            "rhat": float(found["rhat"].max()),
-            "ess_bulk": float(found["ess_bulk"].min()),
-            "ess_tail": float(found["ess_tail"].min()),
+            "rhat": float(diagnostics["rhat"].max()),
+            "ess_bulk": float(diagnostics["ess_bulk"].min()),
+            "ess_tail": float(diagnostics["ess_tail"].min()),
             "draws": draws.shape[0] * draws.shape[1],
         }
     for name, run in runs.items():
@@ -112,6 +149,7 @@ def evaluate(config: Config, subject: Subject) -> Report:
             key: getattr(report, key)
             for key in ("acceptance_rate", "num_not_finite", "moved", "at_bounds")
         }
+        metrics[name] |= run.metrics
     return Report(
         metrics,
         {"mixing": rows},
@@ -137,21 +175,50 @@ def _run(
 ) -> _Run:
     model, trace = subject.model, Trace(every=config.thin)
     labels = labels if is_conditional(model.params) else torch.zeros_like(labels)
+    metrics, swap_rates = dict[str, Any](), list[Tensor]()
+
+    def target_of(num_replicas: int) -> EnergyFn:
+        repeated = labels.repeat(num_replicas)  # replica after replica
+        return given(model.energy, repeated if is_conditional(model.params) else None)
+
+    def observe(step: int, state: State, info: Info) -> None:
+        trace(step, state, info)
+        if isinstance(state, tempering.State):
+            swap_rates.append(state.swap_rates)
+
     with frozen(model.energy):
-        target = given(model.energy, labels if is_conditional(model.params) else None)
+        kernel = model.kernel()
+        if config.warm_up:
+            generator = stream(_SEED, f"chains/{name}/warm_up")
+            sampler, start = adapt(
+                model.params.sampler,
+                target_of(1),
+                start,
+                config.warm_up,
+                generator,
+                bounds=model.bounds,
+            )
+            kernel = module_of(sampler).build(sampler, bounds=model.bounds)
+            metrics["step_size"] = sampler.step_size
+        if config.temperatures:
+            kernel = tempering.tempered(kernel, config.temperatures, bounds=model.bounds)
         run_chain(
-            model.kernel(),
-            target,
+            kernel,
+            target_of(max(1, len(config.temperatures))),
             start,
             config.thin * config.num_draws,
             stream(_SEED, f"chains/{name}"),
-            observe=trace,
+            observe=observe,
         )
+    if swap_rates:
+        rates = torch.stack(swap_rates).nanmean(dim=0).tolist()
+        metrics["swap_rates"] = {f"pair_{i + 1}": rate for i, rate in enumerate(rates)}
     along = torch.stack([components.of(x) for x in trace.positions], dim=1)
     return _Run(
         trace,
         torch.cat([torch.stack(trace.energies, dim=1)[:, :, None], along], dim=2).double().numpy(),
         labels,
+        metrics,
     )
 
 
@@ -165,30 +232,28 @@ def _pictures(
     lines = {
         f"chains from {name}": (steps, *_band(run.followed[:, :, 0])) for name, run in runs.items()
     }
-    found = {
+    lines["validation data"] = (
+        [0, steps[-1]],
+        *(np.repeat(v, 2) for v in _band(data.numpy()[:, None])),
+    )
+    pictures = {
         "energy.png": figures.bands(
-            lines
-            | {
-                "validation data": (
-                    [0, steps[-1]],
-                    *(np.repeat(v, 2) for v in _band(data.numpy()[:, None])),
-                )
-            },
+            lines,
             "step of the chain",
             "energy: median and 90 % of the chains",
             "Energy along the chains",
         )
     }
     if config.num_components > 1:
-        found["paths.png"] = figures.paths(
+        pictures["paths.png"] = figures.paths(
             {f"chain from {name}": run.followed[:_NUM_PATHS, :, 1:3] for name, run in runs.items()},
             dots[:, :2].numpy(),
             ("first principal component (sd of the data)", "second principal component"),
             f"{_NUM_PATHS} chains of each kind over the training data",
         )
-    return found
+    return pictures
 
 
 def _band(energies: Floats) -> Floats:
-    """Median, 5 % and 95 % over the first axis."""
+    """Return median, 5 % and 95 % quantile over the first axis."""
     return np.quantile(energies, [0.5, 0.05, 0.95], axis=0)

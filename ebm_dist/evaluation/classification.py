@@ -1,7 +1,8 @@
-"""The classifier in an energy, ``p(k | x) = softmax(-E(x, k) / T)``, learnt from few labels (Gao et al. 2020, section 5.4).
+"""Classification by an energy, ``p(k | x) = softmax(-E(x, k) / T)`` (Gao et al. 2020, section 5.4).
 
-Accuracy, likelihood and calibration on the test split. Beside it: the same network taught by the labels alone, the nearest labelled
-sample, and labels spread over a graph of neighbours, which use the same samples and have no energy.
+The suite reports accuracy, likelihood and calibration on the test split, for a model that learnt
+from few labels. Baselines without an energy use the same samples: the same network trained on the
+labels alone, the nearest labelled sample, and labels spread over a graph of neighbours.
 """
 
 import warnings
@@ -27,47 +28,45 @@ from ebm_dist.rng import numpy_stream
 Array = npt.NDArray[np.float64]
 
 _BINS = 15
-_SIDE = 200  # of the pictures of a plane
+_SIDE = 200  # pixels per side of the maps of a plane
 
 
 @section
 class Config:
     supervised_steps: PositiveInt = 500
-    """Updates of the network that the labels alone teach, with all of them in each."""
+    """Updates of the network trained on the labels alone, each with all labels."""
     supervised_lr: Positive = 1e-3
-    """Learning rate of its Adam."""
+    """Learning rate of Adam for that network."""
     num_neighbours: PositiveInt = 7
-    """Of the graph on which labels spread."""
+    """Neighbours of a sample in the graph on which labels spread."""
     max_graph: PositiveInt = 5000
-    """Samples without a label in that graph, at random."""
+    """Random samples without a label in that graph."""
     extent: Positive = 4.0
-    """Of data in the plane, the picture shows the square from minus this to plus this."""
+    """Half the side of the square that figures of data in the plane show."""
     split: str = "test"
-    """The samples to judge: ``val`` to choose settings by, ``test`` to report."""
+    """The split to classify: ``val`` to choose settings, ``test`` to report."""
 
     def check(self, params: Params) -> None:
         if not is_classifier(params):
             raise Mismatch(
                 "evaluation.classification",
-                "needs an energy with one output for each class; use energy classifier",
+                "needs an energy with one output per class; use energy classifier",
             )
 
 
 def evaluate(config: Config, subject: Subject) -> Report:
     model, num_classes = subject.model, subject.data.num_classes
     x, y = shards.read_split(subject.data, config.split)
-    known = shards.read_labelled(subject.data, model.params.seed)
-    if known is None:
-        raise DataError(
-            f"{subject.data.folder}: no labels are missing here; use dataset few_labels"
-        )
-    labelled, labels = known
+    few = shards.read_labelled(subject.data, model.params.seed)
+    if few is None:
+        raise DataError(f"{subject.data.folder}: all labels are present; use dataset few_labels")
+    labelled, labels = few
     truth = y.numpy()
     probabilities = model.classify(x).double().numpy()
     supervised = _supervised(config, model.params, labelled, labels, num_classes)
     with torch.no_grad():
         of_supervised = (
-            torch.cat([supervised(part, _every(part, num_classes)) for part in x.split(1000)])
+            torch.cat([supervised(part, _all_classes(part, num_classes)) for part in x.split(1000)])
             .neg()
             .softmax(dim=1)
         )
@@ -81,11 +80,11 @@ def evaluate(config: Config, subject: Subject) -> Report:
         "chance": score_predictions(truth, np.full((len(truth), num_classes), 1 / num_classes))
         | {"accuracy": 1 / num_classes},
     }
-    own, alone = rows["p(k | x) of the energy"], rows["same network, labels alone"]
+    model_row, alone = rows["p(k | x) of the energy"], rows["same network, labels alone"]
     keys = ("model", "supervised", "nearest", "spreading", "propagation", "chance")
     metrics: dict[str, Any] = {
-        **own,
-        "gain": own["accuracy"] - alone["accuracy"],
+        **model_row,
+        "gain": model_row["accuracy"] - alone["accuracy"],
         "num_labelled": float(len(labels)),
         "num_unlabelled": float(subject.data.num_samples("train")),
         "scores": dict(zip(keys, rows.values(), strict=True)),
@@ -103,38 +102,41 @@ def evaluate(config: Config, subject: Subject) -> Report:
 
 
 def score_predictions(truth: npt.NDArray[np.int64], probabilities: Array) -> dict[str, float]:
-    """Accuracy, mean negative log likelihood in nats, and the expected calibration error over 15 bins (Guo et al. 2017, eq. 3)."""
-    chosen = probabilities.argmax(axis=1)
-    right, confidence = chosen == truth, probabilities.max(axis=1)
+    """Return accuracy, mean negative log-likelihood in nats and expected calibration error.
+
+    The calibration error is over 15 bins of confidence (Guo et al. 2017, eq. 3).
+    """
+    predicted = probabilities.argmax(axis=1)
+    right, confidence = predicted == truth, probabilities.max(axis=1)
     error = sum(share * abs(accuracy - mean) for share, accuracy, mean in _bins(right, confidence))
     nll = -np.log(probabilities[np.arange(len(truth)), truth].clip(min=1e-12)).mean()
     return {"accuracy": float(right.mean()), "nll": float(nll), "calibration_error": float(error)}
 
 
 def _bins(right: npt.NDArray[np.bool_], confidence: Array) -> list[tuple[float, float, float]]:
-    """Of each bin of confidence that is not empty: its share, accuracy and mean confidence."""
-    which = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
-    each = [which == i for i in range(_BINS)]
+    """Return share, accuracy and mean confidence of each non-empty bin of confidence."""
+    index = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
+    masks = [index == i for i in range(_BINS)]
     return [
-        (float(one.mean()), float(right[one].mean()), float(confidence[one].mean()))
-        for one in each
-        if one.any()
+        (float(mask.mean()), float(right[mask].mean()), float(confidence[mask].mean()))
+        for mask in masks
+        if mask.any()
     ]
 
 
-def _every(x: Tensor, num_classes: int) -> Tensor:
+def _all_classes(x: Tensor, num_classes: int) -> Tensor:
     return torch.arange(num_classes).expand(len(x), num_classes)
 
 
 def _supervised(
     config: Config, params: Params, x: Tensor, y: Tensor, num_classes: int
 ) -> torch.nn.Module:
-    """The model's own network, with its initial weights, taught by the labelled samples alone."""
+    """Train the model's network from its initial weights on the labelled samples alone."""
     network = build_energy(params, tuple(x.shape[1:]), num_classes)
     optimizer = torch.optim.Adam(network.parameters(), lr=config.supervised_lr)
     for _ in range(config.supervised_steps):
         optimizer.zero_grad()
-        F.cross_entropy(-network(x, _every(x, num_classes)), y).backward()  # type: ignore[no-untyped-call]
+        F.cross_entropy(-network(x, _all_classes(x, num_classes)), y).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return network.requires_grad_(False)
 
@@ -142,22 +144,18 @@ def _supervised(
 def _baselines(
     config: Config, subject: Subject, x: Tensor, labelled: Tensor, labels: Tensor
 ) -> dict[str, Array]:
-    """Class probabilities by the nearest label, and by two ways in which labels spread over a graph of neighbours."""
-    known, names, asked = labelled.flatten(1).numpy(), labels.numpy(), x.flatten(1).numpy()
+    """Return class probabilities by the nearest label and by labels spread over a graph."""
+    flat, targets, queries = labelled.flatten(1).numpy(), labels.numpy(), x.flatten(1).numpy()
     train = shards.read_split(subject.data, "train")[0].flatten(1).numpy()
     unlabelled = train[
         numpy_stream(0, "classification/graph").permutation(len(train))[: config.max_graph]
     ]
-    every, marks = (
-        np.concatenate([known, unlabelled]),
-        np.concatenate([names, np.full(len(unlabelled), -1)]),
-    )
-    with (
-        warnings.catch_warnings(),
-        np.errstate(invalid="ignore"),
-    ):  # a part of the graph without a label has no probabilities: NaN
-        warnings.simplefilter("ignore", ConvergenceWarning)  # cut off after many rounds is as well
-        spread = {
+    nodes = np.concatenate([flat, unlabelled])
+    node_labels = np.concatenate([targets, np.full(len(unlabelled), -1)])
+    # a component of the graph without a label has no probabilities: NaN
+    with warnings.catch_warnings(), np.errstate(invalid="ignore"):
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the last iterate is good enough
+        methods = {
             "label spreading": LabelSpreading(
                 kernel="knn", n_neighbors=config.num_neighbours, alpha=0.99, max_iter=1000
             ),
@@ -165,31 +163,32 @@ def _baselines(
                 kernel="knn", n_neighbors=config.num_neighbours, max_iter=5000
             ),
         }  # alpha as in Zhou et al. 2004
-        found = {
-            name: method.fit(every, marks).predict_proba(asked) for name, method in spread.items()
+        spread = {
+            name: method.fit(nodes, node_labels).predict_proba(queries)
+            for name, method in methods.items()
         }
-    nearest = KNeighborsClassifier(1).fit(known, names).predict_proba(asked)
+    nearest = KNeighborsClassifier(1).fit(flat, targets).predict_proba(queries)
     return {"nearest labelled sample": nearest} | {
-        name: np.nan_to_num(p, nan=1 / p.shape[1]) for name, p in found.items()
+        name: np.nan_to_num(p, nan=1 / p.shape[1]) for name, p in spread.items()
     }
 
 
-def _calibration(truth: npt.NDArray[np.int64], of: dict[str, Array]) -> bytes:
+def _calibration(truth: npt.NDArray[np.int64], probabilities: dict[str, Array]) -> bytes:
     shown = {}
-    for name, p in of.items():
+    for name, p in probabilities.items():
         bins = _bins(p.argmax(axis=1) == truth, p.max(axis=1))
         shown[name] = ([mean for _, _, mean in bins], [accuracy for _, accuracy, _ in bins])
     return figures.calibration(shown, f"Calibration on {len(truth):,} samples")
 
 
 def _regions(config: Config, subject: Subject, labelled: Tensor, labels: Tensor) -> bytes:
-    """``p(k | x)`` and the densities of each class, as in Figure 5 of Gao et al. 2020."""
+    """Draw ``p(k | x)`` and the densities of each class, as in Figure 5 of Gao et al. 2020."""
     side = torch.linspace(-config.extent, config.extent, _SIDE)
     points = torch.stack(torch.meshgrid(side, side, indexing="xy"), dim=-1).reshape(-1, 2)
     model, num_classes = subject.model, subject.data.num_classes
     with torch.no_grad():
         log_joint = -torch.cat(
-            [model.energy(part, _every(part, num_classes)) for part in points.split(10000)]
+            [model.energy(part, _all_classes(part, num_classes)) for part in points.split(10000)]
         )
     density = (log_joint - log_joint.max()).exp()
     maps = {
@@ -197,7 +196,7 @@ def _regions(config: Config, subject: Subject, labelled: Tensor, labels: Tensor)
         **{f"p(x, {k}) over its largest": density[:, k] for k in range(num_classes)},
     }
     shown = {name: values.view(_SIDE, _SIDE).numpy() for name, values in maps.items()}
-    known = {f"labelled {k}": labelled[labels == k].numpy() for k in range(num_classes)}
+    by_class = {f"labelled {k}": labelled[labels == k].numpy() for k in range(num_classes)}
     return figures.regions(
-        shown, known, config.extent, "Probability of a class, and joint densities"
+        shown, by_class, config.extent, "Probability of a class, and joint densities"
     )

@@ -1,8 +1,9 @@
-"""Sums of energies: what is likely under two labels at once (Du & Mordatch 2019, section 4.3; product of experts, Hinton 2002).
+"""Composition of two classes by the sum of their energies (Du & Mordatch 2019, section 4.3).
 
-Chains from noise follow E(x, a) + E(x, b) for every pair of classes. Whether such an image has something of both is asked of a
-classifier that never saw the model: a and b are to be the two classes that it finds likeliest. Beside it stands the same share for
-chains of E(x, a) alone, whose second class is whatever looks most like a.
+The sum is a product of experts (Hinton 2002). Chains from noise follow E(x, a) + E(x, b) for every
+pair of classes. A classifier that was trained without the model scores the images: the metric is
+the share of images with a and b as the two likeliest classes. The baseline is the same share for
+chains of E(x, a) alone, where the second class is the one that looks most like a.
 """
 
 from itertools import combinations
@@ -24,7 +25,7 @@ from ebm_dist.samplers import noise, run_chain
 @section
 class Config:
     samples_per_pair: PositiveInt = 20
-    """Chains for each pair of classes, and as many for each of the two alone."""
+    """Chains for each pair of classes, and as many for each class of the pair alone."""
     num_steps: PositiveInt = 80
     """Steps of the chains."""
 
@@ -32,7 +33,8 @@ class Config:
 def evaluate(config: Config, subject: Subject) -> Report:
     if not is_conditional(subject.model.params) or subject.classifier is None:
         raise ConfigError(
-            "evaluation.composition: needs a model that learnt labels (objective.conditional: true) and a classifier"
+            "evaluation.composition: needs a model that learnt labels "
+            "(objective.conditional: true) and a classifier"
         )
     num_classes, n = subject.data.num_classes, config.samples_per_pair
     pairs = torch.tensor(list(combinations(range(num_classes), 2))).repeat_interleave(n, dim=0)
@@ -42,7 +44,7 @@ def evaluate(config: Config, subject: Subject) -> Report:
         "second": sample(config, subject, pairs[:, 1:]),
     }
     has_both = {name: _has_both(subject, x, pairs) for name, x in samples.items()}
-    shares = {name: found.mean().item() for name, found in has_both.items()}
+    shares = {name: hits.mean().item() for name, hits in has_both.items()}
     energies = {name: _energies(subject, x, pairs).mean().item() for name, x in samples.items()}
     metrics: dict[str, Any] = {
         "num_samples": len(pairs),
@@ -66,7 +68,10 @@ def evaluate(config: Config, subject: Subject) -> Report:
 
 
 def sample(config: Config, subject: Subject, labels: Tensor) -> Tensor:
-    """Ends of chains from noise ``(n, *shape)`` of the energy summed over the labels ``(n, k)`` of each."""
+    """Return ends ``(n, *shape)`` of chains from noise.
+
+    The energy of each chain is the sum over its ``labels (n, k)``.
+    """
     model = subject.model
     start = noise((len(labels), *model.card["shape"]), model.bounds, stream(0, "composition/noise"))
     with frozen(model.energy):
@@ -82,11 +87,8 @@ def _energies(subject: Subject, x: Tensor, labels: Tensor) -> Tensor:
 
 
 def _has_both(subject: Subject, x: Tensor, pairs: Tensor) -> Tensor:
-    """``(n,)`` 1 where the two likeliest classes are the pair's, else 0."""
+    """Return ``(n,)``: 1 where the two likeliest classes are the pair, else 0."""
     assert subject.classifier is not None
-    seen = (
-        torch.from_numpy(features.classify(subject.classifier, x).probabilities)
-        .topk(2, dim=1)
-        .indices
-    )
-    return (seen.sort(dim=1).values == pairs).all(dim=1).float()
+    probabilities = features.classify(subject.classifier, x).probabilities
+    likeliest = torch.from_numpy(probabilities).topk(2, dim=1).indices
+    return (likeliest.sort(dim=1).values == pairs).all(dim=1).float()

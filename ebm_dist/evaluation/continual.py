@@ -1,10 +1,12 @@
-"""Class-incremental learning (Du & Mordatch 2019, section 4.5; protocol of van de Ven & Tolias 2019).
+"""Class-incremental learning (Du & Mordatch 2019, section 4.5; van de Ven & Tolias 2019).
 
-After each task the class of a test image is the label of least energy, among all labels seen so far and with no word of which task
-the image is of. Forgetting is how far a task's accuracy falls from its best to the end (Chaudhry et al. 2018).
+After each task the class of a test image is the label of least energy among all labels seen so far,
+without information about the task of the image. Forgetting is the drop of a task's accuracy from
+its best value to the end (Chaudhry et al. 2018).
 
-Beside it stand two energies without a network, which learn a class from its own data alone and forget nothing: the distance to the
-class mean, and a Gaussian for each class; and the sum of that and the model's energy, a product of the two (Hinton 2002).
+Two baselines without a network learn each class from the data of that class alone and forget
+nothing: the distance to the class mean, and a Gaussian per class. A third score is the sum of the
+Gaussian's and the model's energy, a product of experts (Hinton 2002).
 """
 
 from typing import Any
@@ -24,13 +26,13 @@ from ebm_dist.report import figures
 @section
 class Config:
     split: str = "test"
-    """The images to classify: ``val`` to choose settings by, ``test`` to report."""
+    """The split to classify: ``val`` to choose settings, ``test`` to report."""
     batch_size: PositiveInt = 1000
-    """Images at once."""
+    """Images per batch."""
     shrinkage: Positive = 0.05
     """Added to the variances of each class's Gaussian; inputs are between 0 and 1."""
     weight: Positive = 200.0
-    """Of the model's energy, in nats a unit, in the sum of both."""
+    """Weight of the model's energy in its sum with the Gaussian's, in nats per unit."""
 
 
 def evaluate(config: Config, subject: Subject) -> Report:
@@ -38,16 +40,17 @@ def evaluate(config: Config, subject: Subject) -> Report:
     num_tasks = model.params.train.num_tasks
     if not is_conditional(model.params) or num_tasks == 1:
         raise ConfigError(
-            "evaluation.continual: needs a model that learnt classes in tasks (objective.conditional, train.num_tasks)"
+            "evaluation.continual: needs a model that learnt classes in tasks "
+            "(objective.conditional, train.num_tasks)"
         )
     x, y = shards.read_split(subject.data, config.split)
-    each = num_classes // num_tasks
+    per_task = num_classes // num_tasks  # classes
     matrix = np.full((num_tasks, num_tasks), np.nan)  # [after task, on task]
     for after, energy in enumerate([*model.previous_tasks, model.energy]):
-        seen = _energies(config, energy, x, (after + 1) * each).argmin(dim=1)
+        predicted = _energies(config, energy, x, (after + 1) * per_task).argmin(dim=1)
         for on in range(after + 1):
-            mine = y // each == on
-            matrix[after, on] = (seen[mine] == y[mine]).float().mean().item()
+            of_task = y // per_task == on
+            matrix[after, on] = (predicted[of_task] == y[of_task]).float().mean().item()
     train = shards.read_split(subject.data, "train")
     distances, gaussians = references(*train, x, num_classes, config.shrinkage)
     energies = _energies(config, model.energy, x, num_classes)
@@ -73,7 +76,7 @@ def evaluate(config: Config, subject: Subject) -> Report:
             str(k): (final[y == k] == k).float().mean().item() for k in range(num_classes)
         },
     }
-    names = [f"{on * each} to {(on + 1) * each - 1}" for on in range(num_tasks)]
+    names = [f"{on * per_task} to {(on + 1) * per_task - 1}" for on in range(num_tasks)]
     rows = [
         {"after_task": a + 1}
         | {names[on]: matrix[a, on] if on <= a else "" for on in range(num_tasks)}
@@ -92,7 +95,7 @@ def evaluate(config: Config, subject: Subject) -> Report:
 
 @torch.no_grad()
 def _energies(config: Config, energy: EnergyModel, x: Tensor, num_labels: int) -> Tensor:
-    """``(n, num_labels)``"""
+    """Return the energies ``(n, num_labels)`` under each of the first labels."""
     labels = [torch.full((config.batch_size,), k) for k in range(num_labels)]
     return torch.cat(
         [
@@ -105,18 +108,21 @@ def _energies(config: Config, energy: EnergyModel, x: Tensor, num_labels: int) -
 def references(
     train: Tensor, labels: Tensor, x: Tensor, num_classes: int, shrinkage: float
 ) -> tuple[Tensor, Tensor]:
-    """Energies ``(n, num_classes)`` of ``x``: squared distance to the class mean, and ``-log N(x; m_y, S_y + shrinkage)``, up to a
-    constant that all classes share."""
+    """Return two reference energies ``(n, num_classes)`` of ``x (n, *shape)``.
+
+    They are the squared distance to the class mean, and ``-log N(x; m_y, S_y + shrinkage)`` up to a
+    constant that all classes share.
+    """
     flat, distances, gaussians = x.flatten(1).double(), [], []
     for k in range(num_classes):
-        own = train[labels == k].flatten(1).double()
-        centred = own - own.mean(dim=0)
-        covariance = centred.T @ centred / len(own) + shrinkage * torch.eye(
-            own.shape[1], dtype=torch.double
+        of_class = train[labels == k].flatten(1).double()
+        centred = of_class - of_class.mean(dim=0)
+        covariance = centred.T @ centred / len(of_class) + shrinkage * torch.eye(
+            of_class.shape[1], dtype=torch.double
         )
         factor = torch.linalg.cholesky(covariance)
-        apart = flat - own.mean(dim=0)
-        white = torch.linalg.solve_triangular(factor, apart.T, upper=False)
-        distances.append((apart**2).sum(dim=1))
+        difference = flat - of_class.mean(dim=0)
+        white = torch.linalg.solve_triangular(factor, difference.T, upper=False)
+        distances.append((difference**2).sum(dim=1))
         gaussians.append((white**2).sum(dim=0) / 2 + factor.diagonal().log().sum())
     return torch.stack(distances, dim=1), torch.stack(gaussians, dim=1)

@@ -1,8 +1,10 @@
-"""A density in the plane that is known exactly, against what a model makes of it (Kumar et al. 2019, Figure 2 and section 4.1).
+"""Comparison of a model with a known density in the plane (Kumar et al. 2019, section 4.1).
 
-Samples are judged by the modes that they hit, the share of good ones (within 4 standard deviations of a centre) and how evenly they
-fall to the modes. The energy is judged as a density, ``p_E = exp(-E / T) / Z`` with Z summed over a grid, by KL(p || p_E) there.
-A model that learns log Z (Gao et al. 2020, section 5.1) is held against that of the grid, and its noise against the density.
+Samples are scored by the modes that they hit, by the share of good samples (within 4 standard
+deviations of a centre) and by how evenly they cover the modes. The energy is scored as a density,
+``p_E = exp(-E / T) / Z`` with Z summed over a grid, by KL(p || p_E) on that grid. A model that
+learns log Z (Gao et al. 2020, section 5.1) is compared with log Z of the grid, and its noise with
+the density.
 """
 
 from collections.abc import Callable
@@ -43,17 +45,15 @@ class Config:
     num_steps: NonNegativeInt = 20
     """Steps of the chains in latent space; 0 for none."""
     grid: PositiveInt = 1000
-    """Points a side of the grid."""
+    """Points per side of the grid."""
     extent: Positive = 2.0
-    """The grid covers the square from minus this to plus this."""
+    """Half the side of the square that the grid covers."""
     temperatures: tuple[Positive, ...] = (1.0, 0.1, 0.01)
-    """The energy as a density at each."""
+    """Temperatures at which the energy is compared as a density."""
 
     def check(self, params: Params) -> None:
         if not hasattr(module_of(params.dataset), "density"):
-            raise Mismatch(
-                "evaluation.density", "needs a data set whose density is known; use toy2d"
-            )
+            raise Mismatch("evaluation.density", "needs a data set with a known density; use toy2d")
 
 
 def evaluate(config: Config, subject: Subject) -> Report:
@@ -95,8 +95,8 @@ def evaluate(config: Config, subject: Subject) -> Report:
     best = config.temperatures[int(np.argmin(list(kl.values())))]
     fields = {f"exp(-E / {best:g}) / Z" if best != 1 else "exp(-E) / Z": -energy / best}
     if "log_z" in model.other_players:
-        found, log_q = _partition(config, subject, truth, energy, log_p, points)
-        metrics |= found
+        partition, log_q = _partition(config, subject, truth, energy, log_p, points)
+        metrics |= partition
         fields["density of the noise"] = log_q
     shown = {
         "data": real,
@@ -104,7 +104,8 @@ def evaluate(config: Config, subject: Subject) -> Report:
     }
     if config.num_steps:
         shown["chains in latent space"] = kinds["generator, chains"].x.numpy()
-    title = f"{model.params.dataset.density}: {min(_SHOWN, config.num_samples):,} samples each, and densities"
+    count = min(_SHOWN, config.num_samples)
+    title = f"{model.params.dataset.density}: {count:,} samples each, and densities"
     maps = {name: field.reshape(config.grid, config.grid) for name, field in fields.items()}
     picture = figures.planes(
         {name: x[:_SHOWN] for name, x in shown.items()}, maps, config.extent, title
@@ -116,13 +117,14 @@ def evaluate(config: Config, subject: Subject) -> Report:
 def _partition(
     config: Config, subject: Subject, truth: Any, energy: Array, log_p: Array, points: Array
 ) -> tuple[dict[str, Any], Array]:
-    """The learnt log Z against the grid's and the noise's own; likelihoods in nats; and log q on the grid."""
+    """Return metrics of the learnt log Z and of the noise, and log q of the noise on the grid.
+
+    Likelihoods are in nats.
+    """
     model, flow = subject.model, cast(FlowModel, subject.model.generator)
     cell = np.log((2 * config.extent / config.grid) ** 2)
-    learnt, exact = (
-        float(cast(Any, model.other_players["log_z"])()),
-        float(logsumexp(-energy) + cell),
-    )
+    learnt = float(cast(Any, model.other_players["log_z"])())
+    exact = float(logsumexp(-energy) + cell)
     x = shards.read_split(subject.data, "test")[0][: config.num_samples]
     z = torch.randn(config.num_samples, flow.latent_size, generator=stream(0, "density/noise"))
     noise, log_q_noise = (part.double() for part in flow.draw(z))
@@ -130,11 +132,11 @@ def _partition(
     log_true, log_q_data = truth.log_prob(x.double().numpy()), flow.log_prob(x).double()
     weights = -energy_noise - log_q_noise
     log_q = _on_grid(flow.log_prob, points)
-    told = (
+    accuracy = (
         (-energy_data - learnt > log_q_data).double().mean()
         + (-energy_noise - learnt < log_q_noise).double().mean()
     ) / 2
-    found = {
+    metrics = {
         "log_z": {
             "learnt": learnt,
             "grid": exact,
@@ -150,19 +152,22 @@ def _partition(
             "noise": float(-log_q_data.mean()),
         },
         "log_density_mse": float(((-energy_data.numpy() - exact - log_true) ** 2).mean()),
-        "discriminator_accuracy": float(told),
+        "discriminator_accuracy": float(accuracy),
         "noise": {
             "kl": grid_kl(log_p, log_q),
             "js": grid_js(log_p, log_q),
             "integral": float(np.exp(logsumexp(log_q) + cell)),
         },
     }
-    return found, log_q
+    return metrics, log_q
 
 
 def quality(truth: Any, x: Array, num_modes: int) -> dict[str, float]:
-    """``modes``: hit by a good sample; ``quality``: share of good ones; ``kl``: of the modes' shares, by nearest centre, to even
-    ones."""
+    """Return ``modes``, ``quality`` and ``kl`` of samples ``x (n, 2)``.
+
+    ``modes`` counts the modes that a good sample hits, ``quality`` is the share of good samples.
+    ``kl`` is KL(shares || uniform) in nats; each sample counts for its nearest centre.
+    """
     mode, distance = truth.nearest(x)
     shares = np.bincount(mode, minlength=num_modes) / len(x)
     present = shares[shares > 0]
@@ -174,14 +179,14 @@ def quality(truth: Any, x: Array, num_modes: int) -> dict[str, float]:
 
 
 def grid_kl(log_p: Array, log_q: Array) -> float:
-    """KL(p || q) in nats over a grid of equal cells, on which both are made to sum to 1."""
+    """Return KL(p || q) in nats over a grid of equal cells; both are normalised to sum to 1."""
     log_p, log_q = (values - logsumexp(values) for values in (log_p, log_q))
-    there = log_p > -np.inf
-    return float((np.exp(log_p[there]) * (log_p[there] - log_q[there])).sum())
+    support = log_p > -np.inf
+    return float((np.exp(log_p[support]) * (log_p[support] - log_q[support])).sum())
 
 
 def grid_js(log_p: Array, log_q: Array) -> float:
-    """Their Jensen-Shannon divergence likewise: between 0 and log 2."""
+    """Return the Jensen-Shannon divergence on the grid, between 0 and log 2."""
     log_p, log_q = (values - logsumexp(values) for values in (log_p, log_q))
     middle = np.logaddexp(log_p, log_q) - np.log(2)
     return (grid_kl(log_p, middle) + grid_kl(log_q, middle)) / 2

@@ -1,4 +1,4 @@
-"""Histogram of energies (Du & Mordatch 2019, Figure 11): training, test, noise and other data over the same bins."""
+"""Histogram of energies of training, test, noise and other data (Du & Mordatch 2019, Figure 11)."""
 
 import torch
 from sklearn.metrics import roc_auc_score
@@ -15,7 +15,7 @@ from ebm_dist.samplers import noise
 @section
 class Config:
     max_samples: PositiveInt = 10000
-    """At most so many samples of each set."""
+    """Largest number of samples per set."""
 
 
 def evaluate(config: Config, subject: Subject) -> Report:
@@ -44,9 +44,8 @@ def evaluate(config: Config, subject: Subject) -> Report:
     is_train = torch.cat([torch.ones(len(train)), torch.zeros(len(test))])
     metrics = {
         "train_test_gap": (test.mean() - train.mean()).item(),
-        "train_test_auroc": float(
-            roc_auc_score(is_train, -torch.cat([train, test]))
-        ),  # 0.5: no memorisation
+        # 0.5: no memorisation
+        "train_test_auroc": float(roc_auc_score(is_train, -torch.cat([train, test]))),
         "mean_energy": {row["set"]: row["mean"] for row in rows},
     }
     arrays = {name: e.numpy() for name, e in energies.items()}

@@ -1,13 +1,15 @@
-"""Log-likelihood of a restricted Boltzmann machine: exact where it can be summed, and by annealed importance sampling, both ways.
+"""Log-likelihood of a restricted Boltzmann machine, exact or by annealed importance sampling (AIS).
 
-Protocol of Salakhutdinov & Murray 2008: grey levels become ones and zeros once, with the grey level as probability. AIS gives a
-log Z that is too small on average, so a likelihood that is too good; reverse AIS errs the other way: the truth lies between, as far
-as the reverse chains have forgotten their start.
+Protocol of Salakhutdinov & Murray 2008: grey levels become ones and zeros once, with the grey level
+as probability. On average AIS underestimates log Z, so it overestimates the likelihood. Reverse AIS
+errs the other way. The true value is between the two if the reverse chains have forgotten their
+start.
 
-Neither sees a mode that its chains never enter, with an interval and weights as good as ever. Persistent chains leave such modes
-behind, far from the data and heavier than all of them: so AIS starts from uniform units too, and chains from noise look for states
-whose own weights are a certain lower bound of Z. ``worst`` is the likelihood by the largest log Z of all these, or
-the exact one.
+Neither notices a mode that its chains never enter; interval and weights then look as good as ever.
+Training with persistent chains can leave such modes far from the data, with more mass than all of
+the data. So AIS also starts from uniform units, and chains from noise search for states: the sum of
+their weights is a lower bound of Z. ``worst`` is the likelihood by the largest of these estimates
+of log Z, or by the exact value.
 """
 
 from typing import Any
@@ -37,13 +39,13 @@ class Config:
     num_betas: PositiveInt = 14500
     """Inverse temperatures of AIS and of reverse AIS."""
     num_chains: PositiveInt = 100
-    """Chains of each."""
+    """Chains of AIS, and of reverse AIS."""
     burn_in: PositiveInt = 1000
-    """Sweeps of the replayed chains, with the exported weights, before reverse AIS starts from them; and of chains from noise."""
+    """Sweeps of the replayed chains before reverse AIS, and of the chains from noise."""
     max_exact_hidden: PositiveInt = 20
-    """Up to so many hidden units log Z is summed too: a minute at 20."""
+    """Largest number of hidden units for the exact sum; it takes a minute at 20."""
     split: str = "test"
-    """The data to report: ``val`` to choose settings by, ``test`` to report; training data beside it."""
+    """The split to score in addition to train: ``val`` to choose settings, ``test`` to report."""
 
     def check(self, params: Params) -> None:
         if plugin_name(params.energy) != "rbm":
@@ -96,10 +98,9 @@ def evaluate(config: Config, subject: Subject) -> Report:
         exact = exact_log_z(weights)
         estimates["exact"] = Estimate(exact, exact, exact, float("inf"))
     energies = {name: subject.model.energies(x).double().mean().item() for name, x in data.items()}
-    seen = -weights.free_energy(torch.cat([particles, wanderers]).unique(dim=0)).double()
-    estimates["states"] = Estimate(
-        seen.logsumexp(0).item(), seen.logsumexp(0).item(), float("inf"), float("inf")
-    )
+    log_weights = -weights.free_energy(torch.cat([particles, wanderers]).unique(dim=0)).double()
+    log_sum = log_weights.logsumexp(0).item()
+    estimates["states"] = Estimate(log_sum, log_sum, float("inf"), float("inf"))
     estimates["worst"] = estimates.get("exact") or max(estimates.values(), key=lambda e: e.log_z)
     rows = [
         {"log Z by": name, **e._asdict(), **{s: -f - e.log_z for s, f in energies.items()}}
@@ -119,14 +120,12 @@ def evaluate(config: Config, subject: Subject) -> Report:
     if "exact" in estimates:
         metrics["ais_gap"] = abs(estimates["ais"].log_z - estimates["exact"].log_z)
         metrics["ais_three_sigma"] = (estimates["ais"].high - estimates["ais"].low) / 2
-    last = data[config.split]
+    scored = data[config.split]
+    pseudo = pseudo_log_likelihood(machine, scored, stream(0, "likelihood/pseudo"))
     metrics |= {
-        "pseudo": pseudo_log_likelihood(machine, last, stream(0, "likelihood/pseudo"))
-        .double()
-        .mean()
-        .item(),
-        "reconstruction_error": reconstruction_error(weights, last),
-        "independent_pixels": _bernoulli_log_likelihood(last, mean),
+        "pseudo": pseudo.double().mean().item(),
+        "reconstruction_error": reconstruction_error(weights, scored),
+        "independent_pixels": _bernoulli_log_likelihood(scored, mean),
         "uniform": -len(mean) * torch.log(torch.tensor(2.0)).item(),
     }
     report = Report(metrics, {"log_z": rows}, {})
@@ -159,10 +158,13 @@ def _sides(config: Config) -> dict[str, str]:
 
 
 def _binary(x: Tensor, name: str) -> Tensor:
-    """Grey levels to ones and zeros ``(n, num_visible)``, the same draw every time."""
+    """Draw ones and zeros ``(n, num_visible)`` by grey level, always the same draw."""
     return bernoulli(x.flatten(1), stream(0, f"likelihood/{name}"))
 
 
 def _bernoulli_log_likelihood(v: Tensor, mean: Tensor) -> float:
-    """Mean log-likelihood of rows under independent units with these means: what a machine without weights reaches."""
+    """Return the mean log-likelihood of rows under independent units with these means.
+
+    It is that of a machine without weights.
+    """
     return float((v @ mean.log() + (1 - v) @ (1 - mean).log()).double().mean())

@@ -1,7 +1,8 @@
-"""Counting modes of stacked digits (Metz et al. 2017, section 3.3.2; Kumar et al. 2019, section 4.2 and Table 1).
+"""Mode counts of stacked digits (Metz et al. 2017, section 3.3.2; Kumar et al. 2019, section 4.2).
 
-A classifier of single digits reads each channel; the number that they spell is the mode. Reported are the modes that are hit and
-KL(shares || uniform) in nats, beside the floor: an exactly uniform generator hits unevenly too, and so do stacked test digits.
+A classifier of single digits reads each channel; the mode is the number that the channels spell.
+The suite reports the number of modes hit and KL(shares || uniform) in nats. The floor of both comes
+from an exactly uniform generator and from stacked test digits, which hit the modes unevenly too.
 """
 
 from typing import Any
@@ -19,13 +20,13 @@ from ebm_dist.models import latent
 from ebm_dist.report import figures
 from ebm_dist.rng import numpy_stream
 
-_PART = 26000  # images at a time
+_PART = 26000  # images per batch
 
 
 @section
 class Config:
     samples_per_mode: PositiveInt = 26
-    """Images for each mode (26,000 for a thousand)."""
+    """Images per mode: 26,000 for a thousand modes."""
     num_steps: PositiveInt = 5
     """Steps of the chains in latent space."""
 
@@ -34,7 +35,8 @@ def evaluate(config: Config, subject: Subject) -> Report:
     classifier, num_modes = subject.classifier, subject.data.num_classes
     if classifier is None or classifier.classes.out_features ** subject.data.shape[0] != num_modes:
         raise ConfigError(
-            "evaluation.modes: needs stacked digits (dataset.num_channels) and a classifier of one (features.dataset)"
+            "evaluation.modes: needs stacked digits (dataset.num_channels) and a classifier "
+            "of single digits (features.dataset)"
         )
     count = config.samples_per_mode * num_modes
     shares: dict[str, npt.NDArray[np.float64]] = {}
@@ -57,24 +59,29 @@ def evaluate(config: Config, subject: Subject) -> Report:
     rows: list[dict[str, Any]] = [
         {"samples": name, **class_balance(share)} for name, share in shares.items()
     ]
-    ours, moved, digits, floor = ({k: v for k, v in row.items() if k != "samples"} for row in rows)
-    metrics = {"num_modes": float(num_modes), "num_samples": float(count), **ours}
+    plain, after_chains, digits, floor = (
+        {k: v for k, v in row.items() if k != "samples"} for row in rows
+    )
+    metrics = {"num_modes": float(num_modes), "num_samples": float(count), **plain}
     metrics |= {
-        "chains": moved | {"acceptance_rate": acceptance},
+        "chains": after_chains | {"acceptance_rate": acceptance},
         "test_digits": digits,
         "uniform": floor,
     }
     images = latent.draw(subject.model, 100, "modes/0").x.numpy()
     sheets = {
         "samples.png": figures.image_grid(
-            images[:, :3], 10, "Samples of the generator, a digit each in red, green and blue"
+            images[:, :3], 10, "Samples of the generator: one digit each in red, green and blue"
         )
     }
     return Report(metrics, {"modes": rows}, sheets)
 
 
 def read(classifier: features.Classifier, x: Tensor) -> npt.NDArray[np.int64]:
-    """The number that the channels of ``x (n, k, h, w)`` spell, ``(n,)``, the first channel its ones."""
+    """Return the number ``(n,)`` that the channels of ``x (n, k, h, w)`` spell.
+
+    The first channel is the digit of the ones.
+    """
     digits = [
         features.classify(classifier, channel[:, None]).probabilities.argmax(axis=1)
         for channel in x.unbind(dim=1)
@@ -84,7 +91,7 @@ def read(classifier: features.Classifier, x: Tensor) -> npt.NDArray[np.int64]:
 
 
 def class_balance(shares: npt.NDArray[np.float64]) -> dict[str, float]:
-    """Modes that are there at all, and KL(shares || uniform), empty ones counting 0."""
+    """Return the number of modes with samples, and KL(shares || uniform) in nats."""
     present = shares[shares > 0]
     return {
         "modes": float(len(present)),

@@ -1,11 +1,14 @@
-"""Out-of-distribution detection (Du & Mordatch 2019, section 4.4 and Figure 10; metric of Hendrycks & Gimpel 2017).
+"""Out-of-distribution detection (Du & Mordatch 2019, section 4.4 and Figure 10).
 
-AUROC of ``-E`` with the test split as positives. Both sides have the same preparation: images are rounded to the data's own grey
-levels. Beside each figure stand baselines without a model, and nothing is tuned on these sets. Chance is 0.5.
+The metric is the AUROC of ``-E`` with the test split as positives (Hendrycks & Gimpel 2017); chance
+is 0.5. Images of both sides are prepared alike and rounded to the grey levels of the data. Each
+value has baselines without a model, and nothing is tuned on these sets.
 
-The second score is how far the energy falls along a chain of the model's own sampler, as long as in training, that starts at the
-image. Training made chains end where data are, so from data they go nowhere; a low energy alone does not say so (Nalisnick et al.
-2019, on simple images; Grathwohl et al. 2020, section 5.3, take the slope at the image).
+The second score is the drop of the energy along a chain of the model's sampler that starts at the
+image and is as long as in training. Training makes chains end where the data are, so chains from
+data hardly move. A low energy alone does not show that an image is like the data: Nalisnick et al.
+2019 find low energies of simple images. Grathwohl et al. 2020, section 5.3, use the slope at the
+image instead.
 """
 
 import io
@@ -30,20 +33,20 @@ from ebm_dist.rng import numpy_stream, stream
 from ebm_dist.samplers import run_chain
 
 _MODEL, _FALL, _UNTRAINED = "-E (model)", "fall of E (model)", "-E (before training)"
-_BATCH = 1000  # chains at once
+_BATCH = 1000  # chains per batch
 _NUM_COMPONENTS = 100
 
 
 @section
 class Config:
     max_samples: PositiveInt = 10000
-    """At most so many samples of each set."""
+    """Largest number of samples per set."""
     num_chains: PositiveInt = 2000
-    """Of these, at most so many start a chain, for the fall of the energy."""
+    """Largest number of samples per set that start a chain, for the drop of the energy."""
     num_bootstrap: PositiveInt = 1000
-    """Resamples of both sets behind each 95 % interval."""
+    """Bootstrap resamples of both sets for each 95 % interval."""
     mean_of: tuple[str, ...] = ()
-    """Sets whose mean is reported as ``mean_auroc``; all if none is named."""
+    """Sets to average in ``mean_auroc``; all sets if empty."""
 
 
 def evaluate(config: Config, subject: Subject) -> Report:
@@ -62,30 +65,30 @@ def evaluate(config: Config, subject: Subject) -> Report:
         blank = subject.model._replace(energy=untrained.eval().requires_grad_(False))
         scorers[_UNTRAINED] = lambda x: -blank.energies(x).double().numpy()
     scorers |= _baselines(train)
-    known = {name: score(inside) for name, score in scorers.items()}
+    inside_scores = {name: score(inside) for name, score in scorers.items()}
     rows: list[dict[str, Any]] = []
     for set_name, x in sets.items():
         for name, score in scorers.items():
-            found = score(x)
-            value, low, high = auroc(known[name], found, config.num_bootstrap)
+            outside_scores = score(x)
+            value, low, high = auroc(inside_scores[name], outside_scores, config.num_bootstrap)
             rows.append(
                 {
                     "set": set_name,
-                    "count": len(found),
+                    "count": len(outside_scores),
                     "score": name,
                     "auroc": value,
                     "low": low,
                     "high": high,
                 }
             )
-    ours = {row["set"]: row for row in rows if row["score"] == _MODEL}
+    model_rows = {row["set"]: row for row in rows if row["score"] == _MODEL}
     best = {
         name: max(
             r["auroc"]
             for r in rows
             if r["set"] == name and r["score"] not in (_MODEL, _FALL, _UNTRAINED)
         )
-        for name in ours
+        for name in model_rows
     }
     metrics: dict[str, Any] = {
         name: {
@@ -94,29 +97,32 @@ def evaluate(config: Config, subject: Subject) -> Report:
             "high": row["high"],
             "best_baseline": best[name],
         }
-        for name, row in ours.items()
+        for name, row in model_rows.items()
     }
     for row in rows:
         if row["score"] == _FALL:
             metrics[row["set"]] |= {f"{key}_by_fall": row[key] for key in ("auroc", "low", "high")}
     if unknown := set(config.mean_of) - set(sets):
         raise ConfigError(
-            f"evaluation.ood.mean_of: no set {', '.join(sorted(unknown))}; there: {', '.join(sets)}"
+            f"evaluation.ood.mean_of: no set {', '.join(sorted(unknown))}; "
+            f"choose of {', '.join(sets)}"
         )
-    chosen = config.mean_of or tuple(sets)
+    averaged = config.mean_of or tuple(sets)
     means = {
         name: float(
-            np.mean([row["auroc"] for row in rows if row["score"] == name and row["set"] in chosen])
+            np.mean(
+                [row["auroc"] for row in rows if row["score"] == name and row["set"] in averaged]
+            )
         )
         for name in scorers
     }
     metrics["mean_auroc"] = means.pop(_MODEL)
     metrics["mean_auroc_of"] = means
     shown = {
-        f"{name} ({ours[name]['count']:,})": {
+        f"{name} ({model_rows[name]['count']:,})": {
             r["score"]: (r["auroc"], r["low"], r["high"]) for r in rows if r["set"] == name
         }
-        for name in ours
+        for name in model_rows
     }
     title = f"{subject.data.dataset}: test images ({len(inside):,}) against other images"
     picture = figures.intervals(shown, "AUROC, 95 % interval (dashed: chance)", title, 0.5)
@@ -127,8 +133,11 @@ def evaluate(config: Config, subject: Subject) -> Report:
 
 
 def auroc(inside: Array, outside: Array, num_bootstrap: int) -> tuple[float, float, float]:
-    """P(inside scores above outside), ties counting half, with the 2.5 % and 97.5 % bootstrap quantiles over both sets."""
-    # resampling counts instead of values: one sort serves all resamples
+    """Return P(inside scores above outside) and its 2.5 % and 97.5 % bootstrap quantiles.
+
+    Ties count half. Both sets are resampled.
+    """
+    # resampled ranks instead of values: all resamples need one sort only
     n, m = len(inside), len(outside)
     ranks = rankdata(np.concatenate([inside, outside]), method="dense") - 1
     generator = numpy_stream(0, "ood/bootstrap")
@@ -138,36 +147,35 @@ def auroc(inside: Array, outside: Array, num_bootstrap: int) -> tuple[float, flo
         a, b = ranks[:n], ranks[n:]
         if i:
             a, b = a[generator.integers(n, size=n)], b[generator.integers(m, size=m)]
-        ours, theirs = np.bincount(a, minlength=width), np.bincount(b, minlength=width)
-        below = np.cumsum(theirs) - theirs
-        values.append(float((ours * (below + theirs / 2)).sum() / (n * m)))
+        counts_in, counts_out = np.bincount(a, minlength=width), np.bincount(b, minlength=width)
+        below = np.cumsum(counts_out) - counts_out
+        values.append(float((counts_in * (below + counts_out / 2)).sum() / (n * m)))
     low, high = np.quantile(values[1:], [0.025, 0.975])
     return values[0], float(low), float(high)
 
 
 @torch.no_grad()
 def energy_drop(model: TrainedModel, x: Tensor) -> Tensor:
-    """``E(x) - E(x_K)`` of each sample ``(n, *shape)``, ``(n,)``: ``x_K`` is where ``K`` steps of the model's sampler lead from it.
+    """Return the drop ``E(x) - E(x_K)``, ``(n,)``, for samples ``x (n, *shape)``.
 
-    ``K`` is that of training. Of a conditional model under the likeliest label, in standard deviations of that class's energies.
+    ``x_K`` is the end of a chain from ``x``, with the sampler and the number of steps of the
+    training. For a conditional model the energy is that under the likeliest label, and the drop is
+    in standard deviations of the energies of that class.
     """
-    kernel, num_steps, generator = (
-        model.kernel(),
-        model.params.sampler.num_steps,
-        stream(0, "ood/fall"),
-    )
-    falls = []
+    kernel, num_steps = model.kernel(), model.params.sampler.num_steps
+    generator = stream(0, "ood/fall")
+    drops = []
     for start in x.split(_BATCH):
         labels = model.likeliest(start) if is_conditional(model.params) else None
         target = given(model.energy, labels)
         end, _ = run_chain(kernel, target, start, num_steps, generator)
         scale = torch.tensor(1.0) if labels is None else model.class_energies[1][labels]
-        falls.append((target(start) - target(end)) / scale)
-    return torch.cat(falls)
+        drops.append((target(start) - target(end)) / scale)
+    return torch.cat(drops)
 
 
 def _baselines(train: Tensor) -> dict[str, Any]:
-    """Scores that no energy model made; where a sign would have to be chosen they are two-sided."""
+    """Return scores without an energy model, two-sided where the sign would be a choice."""
     gaussian = FittedGaussian(train)
     size = len(gaussian.mean)
     ridge = 1e-3 * np.trace(gaussian.covariance) / size
@@ -177,10 +185,12 @@ def _baselines(train: Tensor) -> dict[str, Any]:
         return lambda x: -np.abs(statistic(x) - middle)
 
     def residual(x: Tensor) -> Array:
-        return np.log(gaussian.residual(x, min(_NUM_COMPONENTS, size // 4)) + 1e-6)  # type: ignore[no-any-return]
+        squared = gaussian.residual(x, min(_NUM_COMPONENTS, size // 4))
+        return np.log(squared + 1e-6)  # type: ignore[no-any-return]
 
     def variation(x: Tensor) -> Array:
-        return sum(x.diff(dim=dim).abs().flatten(1).sum(dim=1) for dim in (2, 3)).double().numpy()  # type: ignore[union-attr]
+        total = sum(x.diff(dim=dim).abs().flatten(1).sum(dim=1) for dim in (2, 3))
+        return total.double().numpy()  # type: ignore[union-attr]
 
     def saturation(x: Tensor) -> Array:
         return (x.amax(dim=1) - x.amin(dim=1)).flatten(1).mean(dim=1).double().numpy()

@@ -1,7 +1,8 @@
-"""Samples: what chains from noise look like, how far they are from held-out data, whether they copy the training data.
+"""Sample quality of chains from noise: distance to held-out data, and copies of training data.
 
-FID-clf and IS-clf are in the features of the pipeline's own classifier (see :mod:`ebm_dist.metrics.features`); the floor and the plain
-baselines are scored in the same way, with as many samples.
+FID-clf and IS-clf use the features of the pipeline's own classifier (see
+:mod:`ebm_dist.metrics.features`). The floor and the plain baselines are scored in the same way,
+with the same number of samples.
 """
 
 from typing import Any
@@ -19,27 +20,27 @@ from ebm_dist.report import figures
 from ebm_dist.rng import numpy_stream, stream
 from ebm_dist.samplers import Info, State, noise, run_chain
 
-_SEED = 0  # of the evaluation, the same for all models, so that pictures and scores can be compared
+_SEED = 0  # of the evaluation, the same for all models, so that scores can be compared
 _COLUMNS = 10
 
 
 @section
 class Config:
     num_samples: PositiveInt = 1000
-    """Chains from noise; the floor and the baselines have as many samples."""
+    """Chains from noise; the floor and the baselines have the same number of samples."""
     num_steps: PositiveInt = 200
-    """Steps of the chains from noise, of the sampler that the model was trained with."""
+    """Steps of the chains from noise, with the sampler of the training."""
     num_frames: PositiveInt = 20
-    """Frames of the animated chains."""
+    """Frames of the animation of the chains."""
     split: str = "test"
-    """The real images to compare with: ``val`` to choose settings by, ``test`` to report."""
+    """The split of real data to compare with: ``val`` to choose settings, ``test`` to report."""
 
 
 def evaluate(config: Config, subject: Subject) -> Report:
     samples, trace, frames = sample(config, subject)
     train, _ = shards.read_split(subject.data, "train")
     real, _ = shards.read_split(subject.data, config.split)
-    chosen = torch.from_numpy(
+    rows = torch.from_numpy(
         numpy_stream(_SEED, "samples/real").permutation(len(train))[: config.num_samples]
     )
     chains = subject.model.chains[: config.num_samples]
@@ -49,26 +50,26 @@ def evaluate(config: Config, subject: Subject) -> Report:
         sets = {
             "model, from noise": samples,
             "model, replay buffer": chains,
-            "real training images (floor)": train[chosen],
+            "real training images (floor)": train[rows],
             "Gaussian fitted to training images": _gaussian(train, config.num_samples),
-            "pixels shuffled": _shuffled(train[chosen]),
+            "pixels shuffled": _shuffled(train[rows]),
             "uniform noise": noise(
                 tuple(samples.shape), subject.model.bounds, stream(_SEED, "samples/uniform")
             ),
         }
         scores = {name: _scores(subject, x, real) for name, x in sets.items()}
         tables["quality"] = [{"set": name, **row} for name, row in scores.items()]
-        ours, replay, floor, gaussian = list(scores.values())[:4]
+        model, replay, floor, gaussian = list(scores.values())[:4]
         metrics |= {
-            "fid_clf": ours["fid_clf"],
+            "fid_clf": model["fid_clf"],
             "fid_clf_floor": floor["fid_clf"],
-            "fid_clf_over_floor": ours["fid_clf"] / floor["fid_clf"],
+            "fid_clf_over_floor": model["fid_clf"] / floor["fid_clf"],
             "fid_clf_gaussian": gaussian["fid_clf"],
-            "fid_clf_over_gaussian": ours["fid_clf"] / gaussian["fid_clf"],
+            "fid_clf_over_gaussian": model["fid_clf"] / gaussian["fid_clf"],
             "fid_clf_replay": replay["fid_clf"],
-            "is_clf": ours["is_clf"],
+            "is_clf": model["is_clf"],
             "is_clf_floor": floor["is_clf"],
-            "smallest_class_share": ours["smallest_class_share"],
+            "smallest_class_share": model["smallest_class_share"],
             "smallest_class_share_floor": floor["smallest_class_share"],
         }
     distance, nearest = nearest_neighbours(samples, train)
@@ -87,7 +88,11 @@ def evaluate(config: Config, subject: Subject) -> Report:
 def sample(
     config: Config, subject: Subject
 ) -> tuple[Tensor, list[dict[str, Any]], list[tuple[int, Tensor]]]:
-    """Chains from the same noise every time: their ends ``(n, *shape)``, energies on the way, frames of the first hundred."""
+    """Run chains from noise, the same noise for every model.
+
+    Returns their ends ``(n, *shape)``, quantiles of the energy along the chains, and frames
+    ``(step, positions)`` of the first hundred chains.
+    """
     model = subject.model
     size = (config.num_samples, *model.card["shape"])
     start = noise(size, model.bounds, stream(_SEED, "samples/noise"))
@@ -121,25 +126,33 @@ def sample(
 
 
 def nearest_neighbours(x: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
-    """Euclidean distance ``(n,)`` of each sample to the nearest training sample, and which that is ``(n,)``."""
-    found = [torch.cdist(part.flatten(1), train.flatten(1)).min(dim=1) for part in x.split(500)]
-    return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
+    """Return Euclidean distance and index, ``(n,)`` each, of the nearest training sample.
+
+    ``x (n, *shape)`` are the samples, ``train (num_train, *shape)`` the training samples.
+    """
+    nearest = [torch.cdist(part.flatten(1), train.flatten(1)).min(dim=1) for part in x.split(500)]
+    return torch.cat([part.values for part in nearest]), torch.cat(
+        [part.indices for part in nearest]
+    )
 
 
 def _scores(subject: Subject, x: Tensor, real: Tensor) -> dict[str, float]:
     assert subject.classifier is not None
-    seen = features.classify(subject.classifier, x)
+    scored = features.classify(subject.classifier, x)
     return {
         "fid_clf": features.frechet_distance(
-            seen.features, features.classify(subject.classifier, real).features
+            scored.features, features.classify(subject.classifier, real).features
         ),
-        "is_clf": features.inception_score(seen.probabilities),
-        "smallest_class_share": float(features.class_shares(seen.probabilities).min()),
+        "is_clf": features.inception_score(scored.probabilities),
+        "smallest_class_share": float(features.class_shares(scored.probabilities).min()),
     }
 
 
 def _gaussian(train: Tensor, n: int) -> Tensor:
-    """Samples of the full-covariance Gaussian fitted to the training data, clamped to its range: easy to lose to."""
+    """Return samples of the Gaussian fitted to the training data, clamped to the data's range.
+
+    The Gaussian has full covariance and is a strong baseline.
+    """
     flat = train.flatten(1).double().numpy()
     values, vectors = np.linalg.eigh(np.cov(flat, rowvar=False))
     white = numpy_stream(_SEED, "samples/gaussian").standard_normal((n, flat.shape[1]))

@@ -1,6 +1,7 @@
-"""Transposed convolutions from latent to image (DCGAN, Radford et al. 2016), with layer instead of batch normalisation.
+"""Transposed convolutions from latent to image (DCGAN, Radford et al. 2016).
 
-A batch's statistics would make a sample depend on the others, and on how the batch is dealt to workers.
+Layer normalisation replaces batch normalisation. With batch statistics a sample would depend on the
+other samples and on how the batch is divided among workers.
 """
 
 import math
@@ -17,20 +18,21 @@ from ebm_dist.generators import GeneratorModel
 @section
 class Config:
     latent_size: PositiveInt = 128
-    """Numbers of ``z ~ N(0, I)``."""
+    """Dimensions of ``z ~ N(0, I)``."""
     channels: tuple[PositiveInt, ...] = (256, 128, 64)
-    """Of each layer before the image; the side doubles with each, from the image's own divided as often."""
+    """Channels of each layer before the image. Each layer doubles height and width; the first
+    starts at those of the image divided by 2 per layer."""
 
 
 class DCGAN(GeneratorModel):
-    """``z -> channels[0] x s x s -> ... -> image``, its pixels in [0, 1] by a sigmoid."""
+    """``z -> channels[0] x s x s -> ... -> image``; a sigmoid keeps the pixels in [0, 1]."""
 
     def __init__(self, config: Config, shape: tuple[int, ...]) -> None:
         super().__init__()
         channels, height, width = shape
         self.latent_size, self.shape = config.latent_size, shape
-        first, times = config.channels[0], len(config.channels)
-        self.start = (first, *(math.ceil(side / 2**times) for side in (height, width)))
+        first, num_layers = config.channels[0], len(config.channels)
+        self.start = (first, *(math.ceil(side / 2**num_layers) for side in (height, width)))
         layers: list[nn.Module] = [
             nn.Linear(config.latent_size, math.prod(self.start)),
             nn.Unflatten(1, self.start),
@@ -51,6 +53,6 @@ class DCGAN(GeneratorModel):
 def build(config: Config, *, shape: tuple[int, ...]) -> GeneratorModel:
     if len(shape) != 3:
         raise ConfigError(
-            f"objective.generator: dcgan draws images, the data have shape {shape}; use mlp"
+            f"objective.generator: dcgan draws images, the data have shape {shape}", "use mlp"
         )
     return DCGAN(config, shape)

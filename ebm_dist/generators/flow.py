@@ -1,4 +1,8 @@
-"""A normalising flow for vectors: affine couplings (RealNVP, Dinh et al. 2017) or rational splines (Durkan et al. 2019)."""
+"""A normalising flow for vectors.
+
+The transformations are affine couplings (RealNVP, Dinh et al. 2017) or rational splines (Durkan et
+al. 2019).
+"""
 
 import math
 from functools import partial
@@ -15,30 +19,31 @@ HAS_DENSITY = True
 @section
 class Config:
     kind: Literal["affine", "spline"] = "affine"
-    """Of each coupling: ``affine``: one half of the numbers is scaled and shifted by functions of the other; ``spline``: monotone
-    piecewise rational functions, one number after the other, which fit more and cost more."""
+    """Kind of each transformation. ``affine``: one half of the dimensions is scaled and shifted by
+    functions of the other half. ``spline``: monotone piecewise rational functions, one dimension
+    after the other, which are more flexible and slower."""
     num_couplings: PositiveInt = 8
-    """Transformations, one after the other."""
+    """Number of transformations, applied in sequence."""
     hidden: tuple[PositiveInt, ...] = (64, 64)
-    """Width of each hidden layer of each transformation's network."""
+    """Width of each hidden layer in the network of each transformation."""
 
 
 class Flow(FlowModel):
-    """``z = f_n(... f_1(x))``, each ``f`` one to one with a triangular Jacobian."""
+    """``z = f_n(... f_1(x))``; each ``f`` is invertible with a triangular Jacobian."""
 
     def __init__(self, config: Config, shape: tuple[int, ...]) -> None:
         super().__init__()
         import zuko  # imported here, so that reading settings costs nothing
 
         self.shape, self.latent_size = shape, math.prod(shape)
-        # each scales by a factor of at most 5: unbounded ones leave densities of exp(-10,000) between the modes
+        # scales are at most 5: unbounded ones give densities of exp(-10,000) between the modes
         affine = partial(zuko.transforms.MonotonicAffineTransform, slope=0.2)
-        make: Any = (
+        make_flow: Any = (
             partial(zuko.flows.RealNVP, univariate=affine)
             if config.kind == "affine"
             else zuko.flows.NSF
         )
-        flow = make(
+        flow = make_flow(
             self.latent_size,
             transforms=config.num_couplings,
             hidden_features=config.hidden,

@@ -1,4 +1,7 @@
-"""A Gaussian of any mean and covariance: the simplest flow, and the noise that needs the least (Gutmann & Hyvarinen 2010)."""
+"""A Gaussian with a learnt mean and covariance: the simplest flow.
+
+It is the simplest noise for noise contrastive estimation (Gutmann & Hyvarinen 2010).
+"""
 
 import math
 
@@ -17,7 +20,7 @@ class Config:
 
 
 class Gaussian(FlowModel):
-    """``x = mean + L z``, with ``L`` lower triangular and ``log_diagonal`` the logarithms of its diagonal."""
+    """``x = mean + L z``, ``L`` lower triangular; ``log_diagonal`` is the log of its diagonal."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()

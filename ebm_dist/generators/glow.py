@@ -1,6 +1,7 @@
-"""A normalising flow for images: Glow (Kingma & Dhariwal 2018), of several scales, each at half the side of the one before.
+"""A normalising flow for images: Glow (Kingma & Dhariwal 2018).
 
-The library of the other flow has none for images. Positions are unbounded: give it data with noise added, not grey levels.
+Each level has half the height and width of the level before. zuko, which ``flow`` uses, has no flow
+for images. The samples are unbounded: train it on data with added noise, not on grey levels.
 """
 
 import math
@@ -21,15 +22,20 @@ HAS_DENSITY = True
 @section
 class Config:
     num_levels: PositiveInt = 2
-    """Scales; each halves the image, and all but the last give off half of their channels."""
+    """Number of levels. Each halves the image; each except the last splits off half of its
+    channels."""
     num_steps: PositiveInt = 4
-    """Steps of flow at each."""
+    """Flow steps per level."""
     hidden: PositiveInt = 32
-    """Channels between the three convolutions of each coupling."""
+    """Channels of the hidden layers in each coupling's three convolutions."""
 
 
 class Step(nn.Module):
-    """``h (B, c, h, w)``: scaled and shifted (actnorm), channels mixed, one half scaled and shifted by functions of the other."""
+    """One flow step on ``h (B, c, h, w)``.
+
+    Scale and shift each channel (actnorm), mix the channels, then scale and shift one half of them
+    by functions of the other half.
+    """
 
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
@@ -47,28 +53,27 @@ class Step(nn.Module):
             nn.init.normal_(last, std=0.01)  # starts close to the identity
 
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """To the latent; also ``log |det|``."""
+        """Map ``h (B, c, h, w)`` towards the latent; return it and ``log |det| (B,)``."""
         h = torch.einsum("ij,bjhw->bihw", self.mix, h * self.log_scale.exp() + self.shift)
-        seen, rest = self._halves(h)
-        log_scale, shift = self._coupling(seen)
+        kept, changed = self._halves(h)
+        log_scale, shift = self._coupling(kept)
         fixed = math.prod(h.shape[2:]) * (
             self.log_scale.sum() + torch.linalg.slogdet(self.mix).logabsdet
         )
-        return torch.cat([seen, rest * log_scale.exp() + shift], dim=1), fixed + log_scale.flatten(
-            1
-        ).sum(dim=1)
+        h = torch.cat([kept, changed * log_scale.exp() + shift], dim=1)
+        return h, fixed + log_scale.flatten(1).sum(dim=1)
 
     def inverse(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """From the latent; also ``log |det|`` of :meth:`forward` there."""
-        seen, rest = self._halves(h)
-        log_scale, shift = self._coupling(seen)
+        """Invert :meth:`forward` for ``h (B, c, h, w)``; return its ``log |det| (B,)`` too."""
+        kept, changed = self._halves(h)
+        log_scale, shift = self._coupling(kept)
         fixed = math.prod(h.shape[2:]) * (
             self.log_scale.sum() + torch.linalg.slogdet(self.mix).logabsdet
         )
         h = torch.einsum(
             "ij,bjhw->bihw",
             torch.linalg.inv(self.mix),
-            torch.cat([seen, (rest - shift) * (-log_scale).exp()], dim=1),
+            torch.cat([kept, (changed - shift) * (-log_scale).exp()], dim=1),
         )
         return (h - self.shift) * (-self.log_scale).exp(), fixed + log_scale.flatten(1).sum(dim=1)
 
@@ -76,19 +81,19 @@ class Step(nn.Module):
         count = h.shape[1] // 2
         return h[:, :count], h[:, count:]
 
-    def _coupling(self, seen: Tensor) -> tuple[Tensor, Tensor]:
-        log_scale, shift = self.coupling(seen).chunk(2, dim=1)
+    def _coupling(self, kept: Tensor) -> tuple[Tensor, Tensor]:
+        log_scale, shift = self.coupling(kept).chunk(2, dim=1)
         return torch.tanh(log_scale), shift
 
 
 class Glow(FlowModel):
-    """``z`` is the halves that each level gives off, the largest first, and what the last one leaves."""
+    """``z`` is the halves that the levels split off, the largest first, and the rest."""
 
     def __init__(self, config: Config, shape: tuple[int, ...]) -> None:
         super().__init__()
         self.shape, self.latent_size = shape, math.prod(shape)
         channels, height, width = shape
-        levels, self.given_off = [], []
+        levels, self.latent_shapes = [], []
         for level in range(config.num_levels):
             channels, height, width = 4 * channels, height // 2, width // 2
             levels.append(
@@ -96,7 +101,7 @@ class Glow(FlowModel):
             )
             if level < config.num_levels - 1:
                 channels //= 2
-            self.given_off.append((channels, height, width))
+            self.latent_shapes.append((channels, height, width))
         self.levels = nn.ModuleList(levels)
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -104,22 +109,24 @@ class Glow(FlowModel):
         for level, steps in enumerate(self.levels):
             h = F.pixel_unshuffle(h, 2)
             for step in cast(nn.ModuleList, steps):
-                h, own = step(h)
-                log_det = log_det + own
+                h, step_log_det = step(h)
+                log_det = log_det + step_log_det
             if level < len(self.levels) - 1:
-                off, h = h.chunk(2, dim=1)
-                latents.append(off.flatten(1))
+                half, h = h.chunk(2, dim=1)
+                latents.append(half.flatten(1))
         return standard_normal(torch.cat([*latents, h.flatten(1)], dim=1)) + log_det
 
     def draw(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        parts = z.split([math.prod(size) for size in self.given_off], dim=1)
-        *offs, h = (part.view(-1, *size) for part, size in zip(parts, self.given_off, strict=True))
+        parts = z.split([math.prod(shape) for shape in self.latent_shapes], dim=1)
+        *halves, h = (
+            part.view(-1, *shape) for part, shape in zip(parts, self.latent_shapes, strict=True)
+        )
         log_det = torch.zeros(len(z), device=z.device, dtype=z.dtype)
         for level in reversed(range(len(self.levels))):
-            h = torch.cat([offs[level], h], dim=1) if level < len(offs) else h
+            h = torch.cat([halves[level], h], dim=1) if level < len(halves) else h
             for step in reversed(list(cast(nn.ModuleList, self.levels[level]))):
-                h, own = cast(Step, step).inverse(h)
-                log_det = log_det + own
+                h, step_log_det = cast(Step, step).inverse(h)
+                log_det = log_det + step_log_det
             h = F.pixel_shuffle(h, 2)
         return h, standard_normal(z) + log_det
 
@@ -127,7 +134,8 @@ class Glow(FlowModel):
 def build(config: Config, *, shape: tuple[int, ...]) -> FlowModel:
     if len(shape) != 3 or any(side % 2**config.num_levels for side in shape[1:]):
         raise ConfigError(
-            f"objective.generator: glow halves images {config.num_levels} times, the data have shape {shape}; use flow, or another"
-            " num_levels"
+            f"objective.generator: glow halves images {config.num_levels} times,"
+            f" the data have shape {shape}",
+            "use flow, or another num_levels",
         )
     return Glow(config, shape)

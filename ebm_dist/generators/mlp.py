@@ -1,4 +1,7 @@
-"""A multilayer perceptron from latent to sample, with ReLU units (Kumar et al. 2019, appendix: the toy densities and KDD99)."""
+"""A multilayer perceptron from latent to sample, with ReLU units.
+
+Kumar et al. (2019), appendix: the toy densities and KDD99.
+"""
 
 import math
 from itertools import pairwise
@@ -12,7 +15,7 @@ from ebm_dist.generators import GeneratorModel
 @section
 class Config:
     latent_size: PositiveInt = 2
-    """Numbers of ``z ~ N(0, I)``."""
+    """Dimensions of ``z ~ N(0, I)``."""
     hidden: tuple[PositiveInt, ...] = (128, 128, 128)
     """Width of each hidden layer."""
 
@@ -27,9 +30,9 @@ class MLP(GeneratorModel):
         hidden = [layer for i, o in pairwise(widths) for layer in (nn.Linear(i, o), nn.ReLU())]
         self.layers = nn.Sequential(*hidden, nn.Linear(widths[-1], math.prod(shape)))
         for layer in self.layers:
-            if isinstance(
-                layer, nn.Linear
-            ):  # samples spread out at once (He et al. 2015), where torch's own would start as a point
+            if isinstance(layer, nn.Linear):
+                # samples spread out from the start (He et al. 2015); with torch's default
+                # initialisation they would all be at one point
                 nn.init.kaiming_normal_(layer.weight)
                 nn.init.zeros_(layer.bias)
 

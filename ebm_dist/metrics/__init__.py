@@ -1,1 +1,1 @@
-"""Metrics that several evaluations share: classifier features, out-of-distribution image sets, the partition function."""
+"""Metrics that several evaluations share: classifier features, other image sets, AIS."""

@@ -1,11 +1,14 @@
-"""Likelihood of a restricted Boltzmann machine: exact, or by annealed importance sampling (Salakhutdinov & Murray 2008).
+"""Likelihood of a restricted Boltzmann machine: exact, or by annealed importance sampling (AIS).
 
-    p*_beta(v) = exp((1 - beta) a.v + beta b.v) prod_j (1 + exp(beta (c_j + v'W_j)))      a: biases of the machine without weights
-    log w = sum_t log p*_t+1(v_t) - log p*_t(v_t),   v_t+1 ~ one sweep that leaves p_t+1 as it is
+Salakhutdinov & Murray (2008), with ``a`` the biases of a base machine without weights:
+
+    p*_beta(v) = exp((1 - beta) a.v + beta b.v) prod_j (1 + exp(beta (c_j + v'W_j)))
+    log w = sum_t log p*_t+1(v_t) - log p*_t(v_t),   v_t+1 ~ one sweep that keeps p_t+1
     log Z = log Z_0 + log mean w,   log Z_0 = sum_i softplus(a_i) + num_hidden log 2
 
-The mean of w is right for any temperatures, but its logarithm is too small on average, and the log-likelihood so computed too
-large. The reverse run, from draws of the machine (:func:`reverse_ais`), errs the other way.
+The mean of w is unbiased for any temperatures, but its logarithm is too small on average, so the
+log-likelihood is too large. The reverse run, from draws of the machine (:func:`reverse_ais`), has
+the opposite bias.
 """
 
 import math
@@ -23,44 +26,50 @@ from ebm_dist.rng import bernoulli
 
 _CHUNK = 1 << 14
 _MOST = 25
-"""Units that can be summed over."""
+"""Largest number of units that can be summed over."""
 
 
 class Estimate(NamedTuple):
-    """Of log Z, in nats."""
+    """An estimate of log Z, in nats."""
 
     log_z: float
     low: float
-    """log of the mean weight less three standard errors; minus infinity if that is negative"""
+    """log Z at the mean weight minus three standard errors; minus infinity if that is negative"""
     high: float
-    """log of the mean weight plus three standard errors"""
+    """log Z at the mean weight plus three standard errors"""
     ess: float
-    """(sum w)^2 / sum w^2: of this many chains the answer is made. If few, neither it nor the interval can be trusted"""
+    """Effective number of chains, (sum w)^2 / sum w^2. If it is small, do not trust the estimate or
+    the interval"""
 
 
 @torch.no_grad()
 def exact_log_z(weights: Weights) -> float:
-    """The sum over the states of the smaller layer, in float64. Raises :class:`ValueError` beyond 25 units.
+    """Return log Z by summing over the states of the smaller layer, in float64.
 
     log Z = logsumexp_h [c.h + sum_i softplus(b_i + W_i h)]
+
+    Raises :class:`ValueError` if that layer has more than 25 units.
     """
     weight, visible_bias, hidden_bias = (value.double() for value in weights)
     if weight.shape[0] < weight.shape[1]:
         weight, visible_bias, hidden_bias = weight.T, hidden_bias, visible_bias
-    num = weight.shape[1]
-    if num > _MOST:
-        raise ValueError(f"2^{num} states are too many to sum over; use ais")
+    num_units = weight.shape[1]
+    if num_units > _MOST:
+        raise ValueError(f"2^{num_units} states are too many to sum over; use ais")
     total = torch.tensor(-math.inf, dtype=torch.float64, device=weight.device)
-    for start in range(0, 1 << num, _CHUNK):
-        index = torch.arange(start, min(start + _CHUNK, 1 << num), device=weight.device)
-        h = (index[:, None] >> torch.arange(num, device=weight.device) & 1).double()
+    for start in range(0, 1 << num_units, _CHUNK):
+        index = torch.arange(start, min(start + _CHUNK, 1 << num_units), device=weight.device)
+        h = (index[:, None] >> torch.arange(num_units, device=weight.device) & 1).double()
         terms = h @ hidden_bias + F.softplus(visible_bias + h @ weight.T).sum(1)
         total = torch.logaddexp(total, terms.logsumexp(0))
     return total.item()
 
 
 def schedule(num_betas: int = 14_500) -> list[float]:
-    """Inverse temperatures from 0 to 1, of which 1/29 up to 0.5, 8/29 up to 0.9, 20/29 beyond (Salakhutdinov & Murray 2008)."""
+    """Return inverse temperatures from 0 to 1 (Salakhutdinov & Murray 2008).
+
+    1/29 of them are below 0.5, 8/29 between 0.5 and 0.9, and 20/29 above.
+    """
     first, second = round(num_betas / 29), round(num_betas * 8 / 29)
     parts = (0.0, 0.5, first), (0.5, 0.9, second), (0.9, 1.0, num_betas - first - second)
     return [a + (b - a) * i / n for a, b, n in parts for i in range(n)] + [1.0]
@@ -69,9 +78,10 @@ def schedule(num_betas: int = 14_500) -> list[float]:
 def ais(
     weights: Weights, base: Tensor, betas: Sequence[float], num_chains: int, generator: Generator
 ) -> Estimate:
-    """log Z from ``num_chains`` chains that go from the machine without weights to this one.
+    """Estimate log Z from ``num_chains`` chains annealed from a base machine to this one.
 
-    ``base (num_visible,)`` are its biases; the logits of the data's mean are the best.
+    ``base (num_visible,)`` are the biases of the base machine, which has no weights. The logits of
+    the data's mean are a good choice.
     """
     v = bernoulli(base.sigmoid().expand(num_chains, -1), generator)
     log_mean, low, high, ess = _mean(_anneal(weights, base, betas, v, generator))
@@ -82,9 +92,10 @@ def ais(
 def reverse_ais(
     weights: Weights, base: Tensor, betas: Sequence[float], v: Tensor, generator: Generator
 ) -> Estimate:
-    """log Z from chains that go from draws ``v (num_chains, num_visible)`` of the machine to ``base``; too large on average.
+    """Estimate log Z from chains annealed from draws of the machine to ``base (num_visible,)``.
 
-    That holds for exact draws. From those of a long chain it holds as far as the chain has forgotten its start.
+    The draws are ``v (num_chains, num_visible)``. For exact draws the estimate is too large on
+    average. For draws of a long chain this requires that the chain has forgotten its start.
     """
     log_mean, low, high, ess = _mean(_anneal(weights, base, betas[::-1], v, generator))
     start = _log_z_of_base(weights, base)
@@ -99,11 +110,11 @@ def _log_z_of_base(weights: Weights, base: Tensor) -> float:
 def _anneal(
     weights: Weights, base: Tensor, betas: Sequence[float], v: Tensor, generator: Generator
 ) -> Tensor:
-    """log w ``(num_chains,)`` in float64, of chains that start at ``v``, which are draws at ``betas[0]``."""
+    """Return log w ``(num_chains,)`` in float64, from ``v``, which are draws at ``betas[0]``."""
     log_w = torch.zeros(len(v), dtype=torch.float64, device=v.device)
     for old, new in pairwise(betas):
         hidden = weights.hidden_input(v)
-        # of each unit by itself: the difference of the sums would be lost in their rounding
+        # subtract unit by unit: the difference of the sums would be lost in their rounding
         log_w += (new - old) * (v @ (weights.visible_bias - base))
         log_w += (F.softplus(new * hidden) - F.softplus(old * hidden)).sum(1)
         h = bernoulli((new * hidden).sigmoid(), generator)
@@ -112,7 +123,7 @@ def _anneal(
 
 
 def _mean(log_w: Tensor) -> tuple[float, float, float, float]:
-    """log of the mean of w, of it less and plus three standard errors, and the effective number of weights."""
+    """Return log of the mean of w, of it minus and plus three standard errors, and the ESS of w."""
     top = log_w.max()
     w = (log_w - top).exp()
     error = 3 * w.std() / len(w) ** 0.5
@@ -130,25 +141,32 @@ def _mean(log_w: Tensor) -> tuple[float, float, float, float]:
 def pseudo_log_likelihood(
     energy: EnergyFn, v: Tensor, generator: Generator | None = None
 ) -> Tensor:
-    """``sum_i log p(v_i | all others)`` of binary rows: ``(B, *shape) -> (B,)`` (Besag 1975).
+    """Return ``sum_i log p(v_i | all others) (B,)`` of binary ``v (B, *shape)`` (Besag 1975).
 
-    With a generator from one random unit of each row, times their number; without from all, one evaluation each.
+    With a generator, estimate it from one random unit of each row, times the number of units.
+    Without, use all units, with one evaluation of the energy for each.
     """
-    flat, here = v.flatten(1), energy(v)
-    num = flat.shape[1]
+    flat, energy_of_v = v.flatten(1), energy(v)
+    num_units = flat.shape[1]
 
     def term(unit: Tensor) -> Tensor:
         flipped = flat.scatter(1, unit[:, None], 1 - flat.gather(1, unit[:, None]))
-        return F.logsigmoid(energy(flipped.view_as(v)) - here)
+        return F.logsigmoid(energy(flipped.view_as(v)) - energy_of_v)
 
     if generator is not None:
-        return num * term(torch.randint(num, (len(v),), generator=generator, device=v.device))
-    return torch.stack([term(torch.full((len(v),), i, device=v.device)) for i in range(num)]).sum(0)
+        units = torch.randint(num_units, (len(v),), generator=generator, device=v.device)
+        return num_units * term(units)
+    return torch.stack(
+        [term(torch.full((len(v),), i, device=v.device)) for i in range(num_units)]
+    ).sum(0)
 
 
 @torch.no_grad()
 def reconstruction_error(weights: Weights, v: Tensor) -> float:
-    """Mean square of ``v - p(v | p(h | v))``. A smoke signal only: it may fall while the likelihood does."""
+    """Return the mean square of ``v - p(v | p(h | v))``, for rows ``v (B, num_visible)``.
+
+    It can decrease while the likelihood decreases, so do not select models by it.
+    """
     return (
         ((v - weights.visible_input(weights.hidden_input(v).sigmoid()).sigmoid()) ** 2)
         .mean()

@@ -1,8 +1,9 @@
-"""A small classifier trained in the pipeline, whose features stand in for Inception's, and the scores computed from them.
+"""A small classifier trained in the pipeline, and scores computed from its features.
 
-The weights behind the published FID and IS cannot be had everywhere, so scores here are named **FID-clf** and **IS-clf** and never
-stand beside published FID or IS as if they were comparable. Each comes with its scale: the same score of real images (the floor)
-and of plain baselines.
+The features replace those of Inception, because the weights behind published FID and IS are not
+available everywhere. The scores are named **FID-clf** and **IS-clf** and are not comparable with
+published FID or IS. Read each against the same score of real images (the floor) and of plain
+baselines.
 """
 
 from collections.abc import Iterator
@@ -32,28 +33,32 @@ class Config:
     num_steps: PositiveInt = 600
     """Updates of the classifier."""
     batch_size: PositiveInt = 128
-    """Images of each update."""
+    """Images per update."""
     lr: Positive = 2e-3
-    """Learning rate of Adam, falling linearly to 0."""
+    """Initial learning rate of Adam; it decreases linearly to 0."""
     dataset: str | None = None
-    """Which of ``others`` it learns; the data set itself if absent."""
+    """Name of the comparison data set to learn; the data set itself if absent."""
     dim: PositiveInt = 64
-    """Width of the penultimate layer: the features."""
+    """Width of the penultimate layer, which gives the features."""
     seed: int = 0
-    """Not the seed of the parameter file: replicates are scored in the same features."""
+    """Seed of the classifier. It differs from that of the file: replicates share the features."""
     num_threads: PositiveInt = 2
-    """CPU threads; another number gives slightly other weights."""
+    """CPU threads; another number gives slightly different weights."""
 
     def check(self, params: Params) -> None:
         if self.dataset is not None and self.dataset not in params.comparison_datasets:
             raise Mismatch(
                 "features.dataset",
-                f"no data set {self.dataset!r} among others; there: {', '.join(params.comparison_datasets) or 'none'}",
+                f"no comparison data set {self.dataset!r}, only "
+                f"{', '.join(params.comparison_datasets) or 'none'}; choose one of them",
             )
 
 
 class Classifier(nn.Module):
-    """3x3 convolutions, each but the first halving the image until its side is at most 4, then features, then classes."""
+    """3x3 convolutions, then a layer of features, then classes.
+
+    Each convolution except the first halves the side of the image, until it is at most 4.
+    """
 
     def __init__(self, shape: tuple[int, ...], num_classes: int, dim: int) -> None:
         super().__init__()
@@ -69,7 +74,7 @@ class Classifier(nn.Module):
         self(torch.zeros(1, *shape))
 
     def features(self, x: Tensor) -> Tensor:
-        """``(B, *shape)`` to ``(B, dim)``."""
+        """Return the features ``(B, dim)`` of images ``(B, *shape)``."""
         for convolution in self.convolutions:
             x = F.silu(convolution(x))
         return F.silu(self.features_layer(x.flatten(1)))  # type: ignore[no-any-return]
@@ -79,13 +84,16 @@ class Classifier(nn.Module):
 
 
 def is_possible(index: shards.Index) -> bool:
-    """Whether a classifier can be trained on this data: images of more than one class."""
+    """Return whether the data can train a classifier: images of more than one class."""
     counts = index.statistics["train"]["class_counts"] or []
     return sum(count > 0 for count in counts) > 1 and len(index.shape) == 3
 
 
 def train(config: Config, index: shards.Index, folder: Path) -> dict[str, Any]:
-    """Train on the training split, write weights and card, return the card (accuracy on the test split, digests)."""
+    """Train on the training split, write weights and card to ``folder``, and return the card.
+
+    The card has the accuracy on the test split and digests of data and weights.
+    """
     x, y = shards.read_split(index, "train")
     with seeded(config.seed, "classifier"):
         model = Classifier(index.shape, index.num_classes, config.dim)
@@ -120,9 +128,9 @@ def _batches(count: int, config: Config) -> Iterator[Tensor]:
 
 
 def load(folder: Path) -> Classifier | None:
-    """The classifier of a folder, checked against its card; None where the data had no labelled images.
+    """Load the classifier of a folder; return None where the data had no labelled images.
 
-    Raises :class:`DataError` if it is altered.
+    Raises :class:`DataError` if the weights do not match the card.
     """
     card = read_json(folder / CARD, "classifier")
     if card is None:
@@ -137,7 +145,7 @@ def load(folder: Path) -> Classifier | None:
 
 
 class Scored(NamedTuple):
-    """What the classifier sees in a set of images, as float64."""
+    """Output of the classifier for a set of images, in float64."""
 
     features: Array
     """``(n, dim)``"""
@@ -147,7 +155,7 @@ class Scored(NamedTuple):
 
 @torch.no_grad()
 def classify(model: Classifier, x: Tensor) -> Scored:
-    """Features and class probabilities of images ``(n, *shape)``."""
+    """Return features and class probabilities of images ``(n, *shape)``."""
     pieces = [model.features(part) for part in x.split(1000)]
     features = torch.cat(pieces)
     return Scored(
@@ -156,9 +164,10 @@ def classify(model: Classifier, x: Tensor) -> Scored:
 
 
 def frechet_distance(a: Array, b: Array) -> float:
-    """Squared Frechet distance of the Gaussians fitted to two sets of features (Heusel et al. 2017, eq. 6).
+    """Return the squared Frechet distance of Gaussians fitted to two sets of features.
 
-    ``|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a^1/2 S_b S_a^1/2)^1/2)``; it falls with the number of samples, so keep that equal.
+    ``|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a^1/2 S_b S_a^1/2)^1/2)`` (Heusel et al. 2017, eq. 6).
+    It decreases with the number of samples, so compare equal numbers only.
     """
     covariances = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     values, vectors = np.linalg.eigh(covariances[0])
@@ -169,13 +178,16 @@ def frechet_distance(a: Array, b: Array) -> float:
 
 
 def inception_score(probabilities: Array) -> float:
-    """``exp(mean KL(p(y|x) || p(y)))`` (Salimans et al. 2016), over one split; between 1 and the number of classes."""
+    """Return ``exp(mean KL(p(y|x) || p(y)))`` (Salimans et al. 2016), over one split.
+
+    It is between 1 and the number of classes.
+    """
     p = probabilities.clip(min=1e-12)
     return float(np.exp((p * (np.log(p) - np.log(p.mean(axis=0)))).sum(axis=1).mean()))
 
 
 def class_shares(probabilities: Array) -> Array:
-    """Share of the samples that fall to each class, ``(num_classes,)``."""
+    """Return the share of the samples in each class, ``(num_classes,)``."""
     return np.bincount(probabilities.argmax(axis=1), minlength=probabilities.shape[1]) / len(
         probabilities
     )

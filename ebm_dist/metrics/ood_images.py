@@ -1,4 +1,4 @@
-"""Images that are not from the data's distribution, prepared like the data: same shape, same range, same grey levels."""
+"""Out-of-distribution images with the shape, range and grey levels of the data."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,10 @@ from ebm_dist.rng import numpy_stream, stream
 
 
 def synthetic(real: Tensor, index: shards.Index) -> dict[str, Tensor]:
-    """The sets that can be made from test images ``(n, channels, h, w)`` and noise (Du & Mordatch 2019, Figure 9)."""
+    """Return sets made from test images ``(n, channels, h, w)`` and from noise.
+
+    They are those of Du & Mordatch 2019, Figure 9.
+    """
     n, channels = real.shape[:2]
     low, high = index.bounds or (float(real.min()), float(real.max()))
     uniform = torch.rand(real.shape, generator=stream(0, "ood/uniform")) * (high - low) + low
@@ -21,11 +24,10 @@ def synthetic(real: Tensor, index: shards.Index) -> dict[str, Tensor]:
     shuffled = numpy_stream(0, "ood/shuffled").permuted(real.flatten(1).numpy(), axis=1)
     sets = {
         "uniform": uniform,  # every pixel of every image U(low, high)
-        "constant": colours.expand_as(real),  # one colour an image
+        "constant": colours.expand_as(real),  # one colour per image
         "interpolation": (real + real.roll(1, dims=0)) / 2,  # the mean of two different test images
-        "shuffled": torch.from_numpy(shuffled).view_as(
-            real
-        ),  # the pixels of a test image in random order
+        # the values of a test image in random order
+        "shuffled": torch.from_numpy(shuffled).view_as(real),
     }
     return {name: _rounded(x, index.scale) for name, x in sets.items()}
 
@@ -33,7 +35,10 @@ def synthetic(real: Tensor, index: shards.Index) -> dict[str, Tensor]:
 def others_like(
     index: shards.Index, others: Mapping[str, shards.Index], max_samples: int
 ) -> dict[str, Tensor]:
-    """Test images of other data sets, resized by area averaging, their channels averaged or repeated; ``(n, *shape)`` each."""
+    """Return test images ``(n, *shape)`` of other data sets, by name.
+
+    They are resized by area averaging, and their channels are averaged or repeated.
+    """
     channels, height, width = index.shape
     sets = {}
     for name, other in others.items():

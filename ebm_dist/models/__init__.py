@@ -1,4 +1,4 @@
-"""Trained models: load, export, latent chains, requests to a served model."""
+"""Trained models: export, load, chains in latent space, requests to a served model."""
 
 from ebm_dist.models.trained import TrainedModel, export, from_checkpoint, load
 

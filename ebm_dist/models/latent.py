@@ -1,4 +1,7 @@
-"""Samples of a model with a generator: drawn at once, or moved by chains in its latent space (Kumar et al. 2019, section 3.3)."""
+"""Samples of a model with a generator, with or without chains in its latent space.
+
+The chains are those of Kumar et al. 2019, section 3.3.
+"""
 
 from typing import NamedTuple
 
@@ -13,23 +16,24 @@ from ebm_dist.samplers import run_chain
 
 
 class Draws(NamedTuple):
-    """Samples, and what the chains behind them did."""
+    """Samples, with statistics of their chains."""
 
     x: Tensor
     """``(n, *shape)``"""
     acceptance_rate: float
-    """of their proposals; 1 without any"""
+    """Acceptance rate of the proposals; 1 without chains"""
     squared_norm: float
-    """mean of ``|z|^2 / latent_size``: 1 where chains have stayed with the prior"""
+    """Mean of ``|z|^2 / latent_size``; 1 under the prior"""
 
 
 @torch.no_grad()
 def draw(
     model: TrainedModel, count: int, purpose: str, *, num_steps: int = 0, with_prior: bool = False
 ) -> Draws:
-    """``count`` samples, always the same for a purpose: ``z ~ N(0, I)``, then ``num_steps`` of the model's sampler, then ``G(z)``.
+    """Draw ``count`` samples: ``z ~ N(0, I)``, then ``num_steps`` of the sampler, then ``G(z)``.
 
-    The chains' target is ``exp(-E(G(z)) / T)``, times the prior if asked, with the temperature of the sampler's settings.
+    They are a function of the purpose. The target of the chains is ``exp(-E(G(z)) / T)``, times the
+    prior if ``with_prior``, with the temperature of the sampler's settings.
     """
     generator, config = model.generator, model.params.sampler
     z = torch.randn(count, generator.latent_size, generator=stream(0, f"{purpose}/latents"))
@@ -38,7 +42,7 @@ def draw(
         target = LatentEnergy(
             model.energy, generator, getattr(config, "temperature", 1.0) if with_prior else 0.0
         )
-        kernel = module_of(config).build(config, bounds=None)  # of the latent space, which has none
+        kernel = module_of(config).build(config, bounds=None)  # the latent space has none
         z, stats = run_chain(kernel, target, z, num_steps, stream(0, f"{purpose}/chain"))
         acceptance = stats.acceptance_rate.item()
     x = torch.cat([generator(part) for part in z.split(1000)])

@@ -1,4 +1,4 @@
-"""What a trained model can be asked: arrays in, arrays out. MLflow and Ray Serve answer with these."""
+"""Requests to a trained model, arrays in and arrays out. MLflow and Ray Serve use them."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -18,48 +18,49 @@ MAX_SAMPLES, MAX_STEPS = 1000, 10000
 
 
 class Options(NamedTuple):
-    """What a request may say beside its samples. The defaults are those of the registered signature."""
+    """Parameters of a request. The defaults are those of the registered signature."""
 
     task: str = "energy"
     """``energy``, ``classify``, ``sample`` or ``complete``"""
     num_steps: int = 100
-    """of the chains of ``sample`` and ``complete``"""
+    """Steps of the chains of ``sample`` and ``complete``"""
     seed: int = 0
-    """of those: the same seed, the same answer"""
+    """Seed of the chains: equal seeds give equal answers"""
     label: int = -1
-    """the class to sample or complete, of a conditional model; -1: each in turn"""
+    """Class to sample or complete, of a conditional model; -1: each in turn"""
     hidden_rows: int = 0
-    """lower rows of each image that ``complete`` is to find; 0: half of them"""
+    """Lower rows of each image that ``complete`` replaces; 0: half of the rows"""
 
 
 def answer(
     model: TrainedModel, samples: Any, options: Mapping[str, Any] | None = None
 ) -> npt.NDArray[np.float32]:
-    """The answer to a request about samples ``(n, *shape)``.
+    """Answer a request about samples ``(n, *shape)``.
 
-    ``energy``: ``(n,)``; ``classify``: ``(n, num_classes)`` probabilities; ``sample``: ``(n, *shape)`` chains from noise, of the
-    samples only the number counts; ``complete``: the samples, their lower rows found by chains. Raises :class:`RequestError`.
+    ``energy`` returns ``(n,)`` energies; ``classify`` ``(n, num_classes)`` probabilities;
+    ``sample`` the ends ``(n, *shape)`` of chains from noise, as many as there are samples;
+    ``complete`` the samples, with their lower rows drawn by chains. Raises :class:`RequestError`.
     """
     unknown = set(options or {}) - set(Options._fields)
     if unknown:
         raise RequestError(
-            f"no parameter {', '.join(sorted(unknown))}; there: {', '.join(Options._fields)}"
+            f"unknown parameter {', '.join(sorted(unknown))}; use {', '.join(Options._fields)}"
         )
-    chosen = Options(**(options or {}))
+    request = Options(**(options or {}))
     for name, default in Options._field_defaults.items():
-        value = getattr(chosen, name)
+        value = getattr(request, name)
         if not isinstance(value, type(default)) or isinstance(value, bool):
             raise RequestError(f"{name} must be of type {type(default).__name__}, found {value!r}")
-    if not 1 <= chosen.num_steps <= MAX_STEPS:
-        raise RequestError(f"num_steps must be from 1 to {MAX_STEPS}, found {chosen.num_steps}")
-    if chosen.task not in TASKS:
-        raise RequestError(f"no task {chosen.task!r}; there: {', '.join(TASKS)}")
+    if not 1 <= request.num_steps <= MAX_STEPS:
+        raise RequestError(f"num_steps must be from 1 to {MAX_STEPS}, found {request.num_steps}")
+    if request.task not in TASKS:
+        raise RequestError(f"unknown task {request.task!r}; use {', '.join(TASKS)}")
     x = _checked(samples, tuple(model.card["shape"]))
-    if chosen.task in ("sample", "complete") and len(x) > MAX_SAMPLES:
-        raise RequestError(f"at most {MAX_SAMPLES} samples a request, found {len(x)}")
+    if request.task in ("sample", "complete") and len(x) > MAX_SAMPLES:
+        raise RequestError(f"at most {MAX_SAMPLES} samples per request, found {len(x)}")
     try:
-        return TASKS[chosen.task](model, x, chosen).float().numpy()
-    except DataError as failed:  # the model cannot do this
+        return TASKS[request.task](model, x, request).float().numpy()
+    except DataError as failed:  # this model does not support the task
         raise RequestError(str(failed)) from None
 
 
@@ -112,25 +113,25 @@ def _sample(model: TrainedModel, x: Tensor, options: Options) -> Tensor:
 def _complete(model: TrainedModel, x: Tensor, options: Options) -> Tensor:
     if x.ndim != 4:
         raise RequestError(
-            f"only images can be completed, this model's samples have shape {tuple(x.shape[1:])}"
+            f"only images can be completed; samples of this model have shape {tuple(x.shape[1:])}"
         )
     count = options.hidden_rows or x.shape[2] // 2
     if not 0 < count < x.shape[2]:
         raise RequestError(
             f"hidden_rows must be from 1 to {x.shape[2] - 1}, found {options.hidden_rows}"
         )
-    known, hidden = x[:, :, :-count], x[:, :, -count:]
+    visible, hidden = x[:, :, :-count], x[:, :, -count:]
     start = noise(tuple(hidden.shape), model.bounds, stream(options.seed, "complete/start"))
     with frozen(model.energy):
         energy = given(model.energy, _labels(model, len(x), options))
 
         def target(rows: Tensor) -> Tensor:
-            return energy(torch.cat([known, rows], dim=2))
+            return energy(torch.cat([visible, rows], dim=2))
 
         end, _ = run_chain(
             model.kernel(), target, start, options.num_steps, stream(options.seed, "complete/chain")
         )
-    return torch.cat([known, end], dim=2)
+    return torch.cat([visible, end], dim=2)
 
 
 TASKS: Mapping[str, Callable[[TrainedModel, Tensor, Options], Tensor]] = {

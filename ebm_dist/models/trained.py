@@ -1,8 +1,9 @@
-"""A trained model as a folder: what training exports and what evaluation, registry and serving load.
+"""A trained model as a folder: training exports it; evaluation, registry and serving load it.
 
-``energy.safetensors`` has the weights (moving averages), ``generator.safetensors`` and the like those of the other players,
-``energy-00.safetensors`` those at the end of an earlier task, ``chains.safetensors`` the replayed chains, ``model.json`` everything
-needed to build the networks again, and the lineage. Nothing in it can run code.
+``energy.safetensors`` has the weights (moving averages), ``generator.safetensors`` and similar
+files those of the other players, ``energy-00.safetensors`` those at the end of an earlier task,
+``chains.safetensors`` the replayed chains, and ``model.json`` all that is needed to build the
+networks, and the lineage. Nothing in the folder can run code.
 """
 
 import copy
@@ -35,13 +36,15 @@ _CARD, _CHAINS, _PLAYER, _EARLIER = (
     "{}.safetensors",
     "energy-{:02d}.safetensors",
 )
-_POWER_ITERATIONS = (
-    15  # the average's own largest singular values; the buffers come from the last weights
-)
+# The averages have other largest singular values than the last weights, which set the buffers.
+_POWER_ITERATIONS = 15
 
 
 class OnGpu(EnergyModel):
-    """An energy that is computed on a GPU, for positions and labels on the CPU: who judges a model or walks on it need not know."""
+    """An energy computed on a GPU, for positions ``(n, *shape)`` and labels on the CPU.
+
+    Evaluations and chains use it like any other energy.
+    """
 
     def __init__(self, network: EnergyModel) -> None:
         super().__init__()
@@ -64,84 +67,100 @@ class TrainedModel(NamedTuple):
     """A model loaded from its folder."""
 
     energy: EnergyModel
-    """frozen, in evaluation mode; where there is a GPU, computed there (:class:`OnGpu`)"""
+    """Frozen, in evaluation mode; computed on the GPU if there is one (:class:`OnGpu`)"""
     chains: Tensor
-    """``(capacity, *shape)`` positions of the replay buffer at the end of training"""
+    """Positions ``(capacity, *shape)`` of the replay buffer at the end of training"""
     labels: Tensor
-    """``(capacity,)`` their classes"""
+    """Labels ``(capacity,)`` of the chains"""
     params: Params
-    """the settings that it was trained with"""
+    """Settings of the training"""
     card: dict[str, Any]
-    """shape, bounds, number of classes, digests, steps"""
+    """Shape, bounds, number of classes, digests, steps"""
     previous_tasks: tuple[EnergyModel, ...] = ()
-    """as it was at the end of each earlier task, where classes were learnt in tasks"""
+    """The energy at the end of each earlier task, where classes were learnt in tasks"""
     other_players: Mapping[str, nn.Module] = MappingProxyType({})
-    """the players besides the energy, frozen"""
+    """The players besides the energy, frozen"""
 
     @property
     def generator(self) -> GeneratorModel:
-        """Raises :class:`DataError` where the objective trains none."""
+        """The generator. Raises :class:`DataError` where the objective trains none."""
         if "generator" not in self.other_players:
             raise DataError(
-                f"this model has no generator, only {', '.join(['energy', *self.other_players])}; train one with objective meg"
+                f"this model has no generator, only {', '.join(['energy', *self.other_players])};"
+                " train one with objective meg"
             )
         return cast(GeneratorModel, self.other_players["generator"])
 
     @property
     def bounds(self) -> tuple[float, float] | None:
-        """Of the data, hence of chains; None where there are none."""
+        """Bounds of the data and of chains; None where there are none."""
         return None if self.card["bounds"] is None else tuple(self.card["bounds"])
 
     @torch.no_grad()
     def energies(self, x: Tensor) -> Tensor:
-        """Energies ``(n,)`` of samples ``(n, *shape)``; of a conditional model ``(E(x, y) - m_y) / s_y`` for the likeliest ``y``.
+        """Return energies ``(n,)`` of samples ``(n, *shape)``.
 
-        Chains that keep their label leave the energies of each class free by a constant and alike in no scale; ``m_y`` and ``s_y``
-        are mean and standard deviation of the class's own training data. The likeliest class is that of ``p(y | x)`` where the
-        model has learnt it, else the one that gives the least.
+        For a conditional model, they are ``(E(x, y) - m_y) / s_y`` of the likeliest ``y``, where
+        ``m_y`` and ``s_y`` are mean and standard deviation of the energies of the training data of
+        class y. Chains that keep their label determine neither the constant nor the scale of each
+        class's energies. The likeliest class is that of ``p(y | x)`` where the model has learnt
+        it, else the one with the lowest normalised energy.
         """
         if not is_conditional(self.params):
             return _energies(self.energy, x)
-        chosen = self.likeliest(x)
+        labels = self.likeliest(x)
         mean, sd = self.class_energies
-        return (_energies(self.energy, x, chosen) - mean[chosen]) / sd[chosen]
+        return (_energies(self.energy, x, labels) - mean[labels]) / sd[labels]
 
     @property
     def class_energies(self) -> tuple[Tensor, Tensor]:
-        """Of a conditional model, mean and standard deviation ``(num_classes,)`` of the energies of each class's training data."""
+        """Mean and standard deviation ``(num_classes,)`` of the energies of each class.
+
+        They are of the training data under their labels, for a conditional model.
+        """
         mean, sd = (torch.tensor(self.card["class_energies"][name]) for name in ("mean", "sd"))
         return mean, sd
 
     @torch.no_grad()
     def likeliest(self, x: Tensor) -> Tensor:
-        """The class ``(n,)`` of each sample of a conditional model: that of ``p(y | x)`` where it has learnt it, else the one
-        among whose energies that of the sample is the lowest."""
+        """Return the likeliest class ``(n,)`` of each sample, for a conditional model.
+
+        It is that of ``p(y | x)`` where the model has learnt it, else the one with the lowest
+        energy, normalised by mean and standard deviation of the class.
+        """
         energies, (mean, sd) = self.energies_by_class(x), self.class_energies
         return (energies if self.knows_labels else (energies - mean) / sd).argmin(dim=1)
 
     @property
     def knows_labels(self) -> bool:
-        """Whether it has learnt ``p(y | x) = softmax(-E(x, y) / T)``, with ``T = objective.label_temperature``."""
-        return getattr(self.params.objective, "label_temperature", None) is not None
+        """Whether the model has learnt ``p(y | x) = softmax(-E(x, y) / T)``.
+
+        T is ``objective.label_temperature``.
+        """
+        return self.params.objective.label_temperature is not None
 
     @torch.no_grad()
     def energies_by_class(self, x: Tensor) -> Tensor:
-        """``E(x, y)`` of a conditional model, ``(n, num_classes)``."""
+        """Return ``E(x, y)`` of each class ``(n, num_classes)``, for a conditional model."""
         labels = (torch.full((len(x),), k) for k in range(self.card["num_classes"]))
         return torch.stack([_energies(self.energy, x, y) for y in labels], dim=1)
 
     @torch.no_grad()
     def classify(self, x: Tensor) -> Tensor:
-        """``p(y | x) = softmax(-E(x, y) / T)``, ``(n, num_classes)``. Raises :class:`DataError` where it has not been learnt."""
+        """Return ``p(y | x) = softmax(-E(x, y) / T)``, ``(n, num_classes)``.
+
+        Raises :class:`DataError` where the model has not learnt it.
+        """
         if not self.knows_labels:
             raise DataError(
-                "this model has learnt no p(y | x); train one with objective semi_supervised, or with objective.label_temperature"
+                "this model has learnt no p(y | x); train one with objective semi_supervised, or"
+                " with objective.label_temperature"
             )
         logits: Tensor = -self.energies_by_class(x) / self.params.objective.label_temperature
         return logits.softmax(dim=1)
 
     def kernel(self) -> Kernel:
-        """The sampler that the model was trained with."""
+        """Return the sampler that the model was trained with."""
         kernel: Kernel = module_of(self.params.sampler).build(
             self.params.sampler, bounds=self.bounds
         )
@@ -157,12 +176,12 @@ def _energies(energy: EnergyModel, x: Tensor, y: Tensor | None = None) -> Tensor
 def _class_energies(
     energy: EnergyModel, x: Tensor, y: Tensor, num_classes: int
 ) -> dict[str, list[float]]:
-    """Mean and standard deviation of the energies of the data of each class, under its own label."""
+    """Return mean and standard deviation of the energies of each class's data, by its label."""
     energies = _energies(_placed(energy), x, y).double()
-    own = [energies[y == k] for k in range(num_classes)]
+    by_class = [energies[y == k] for k in range(num_classes)]
     return {
-        "mean": [e.mean().item() for e in own],
-        "sd": [max(e.std(correction=0).item(), 1e-12) for e in own],
+        "mean": [e.mean().item() for e in by_class],
+        "sd": [max(e.std(correction=0).item(), 1e-12) for e in by_class],
     }
 
 
@@ -174,10 +193,11 @@ def export(
     train: tuple[Tensor, Tensor],
     digest: str,
 ) -> dict[str, Any]:
-    """Write the model of a finished run: bitwise a function of its last checkpoint and the training data ``(n, *shape)``, labels.
+    """Write the model of a finished run.
 
-    Returns the history of metrics and the seconds of training.
-    Raises :class:`DataError` for a run that has not ended.
+    Its bits are a function of the last checkpoint and the training data ``(n, *shape)`` with
+    labels ``(n,)``. Returns the history of metrics and the seconds of training. Raises
+    :class:`DataError` for a run that has not ended.
     """
     final = checkpoint.latest(run, digest)
     if final is None or checkpoint.verify(final, digest) < params.train.num_steps:
@@ -188,8 +208,8 @@ def export(
         _CHAINS: chains
     }
     files |= {
-        _EARLIER.format(i): one.state_dict()
-        for i, one in enumerate(_read_previous_tasks(final, params, index))
+        _EARLIER.format(task): network.state_dict()
+        for task, network in enumerate(_read_previous_tasks(final, params, index))
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, tensors in files.items():
@@ -211,9 +231,9 @@ def export(
 
 
 def from_checkpoint(folder: Path, params: Params, index: "Index") -> TrainedModel:
-    """The model that a checkpoint of these settings holds: the averages of the weights, and the chains.
+    """Load the model of a checkpoint: the averages of the weights, and the chains.
 
-    Without the training data at hand, the energies of a conditional model stay as they are.
+    The energies of a conditional model are not normalised: that needs the training data.
     """
     players, chains = _read(folder, params, index)
     card = _about(index) | {
@@ -268,7 +288,10 @@ def _about(index: "Index") -> dict[str, Any]:
 
 
 def load(folder: Path) -> TrainedModel:
-    """Load a model; its files are checked against the hashes in ``model.json``. Raises :class:`DataError` where they differ."""
+    """Load a model. Its files are checked against the hashes in ``model.json``.
+
+    Raises :class:`DataError` where they differ.
+    """
     try:
         card = json.loads((folder / _CARD).read_bytes())
         for name, digest in card["sha256"].items():
@@ -276,12 +299,13 @@ def load(folder: Path) -> TrainedModel:
                 raise DataError(
                     f"{folder / name}: differs from {_CARD}: altered; run 'dvc repro -f train'"
                 )
-        # not how many workers it had: by default there are two, too many for one logical shard
+        # the default of two workers would be too many for one logical shard
         params = config.from_values(card["params"] | {"cluster": {"workers": 1}}, folder / _CARD)
         players = build_players(params, tuple(card["shape"]), card["num_classes"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as failed:
         raise DataError(
-            f"{folder}: not a model of ours ({type(failed).__name__}: {failed}); run 'dvc repro train'"
+            f"{folder}: is not an exported model ({type(failed).__name__}: {failed}); run"
+            " 'dvc repro train'"
         ) from None
     earlier = []
     try:

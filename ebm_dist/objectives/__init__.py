@@ -1,21 +1,23 @@
-"""Learning algorithms. One file, one paper; each has a ``Config`` and a ``build(config, ...) -> Objective``.
+"""Learning algorithms. One file, one paper: a ``Config`` and ``build(params, ...) -> Objective``.
 
-One whose energy does not learn alone also has ``PLAYERS``, the names of the others, and ``networks(config, *, shape)``, which makes
-them by name. One in which a step decides about the next has ``observe(step, means)``: the trainer calls it after each step with the
-means over all shards of what the turns reported, equal on all ranks; what it decides it keeps in buffers of its players, which
-checkpoints have.
+``Config`` derives from :class:`ObjectiveConfig`, which makes the networks of the players besides
+the energy. ``build(params, *, networks, kernel, bounds)`` gets the networks of all players by name.
 
-The objective says *what*: which player's loss comes next. The trainer says *when*: it takes the gradient of each turn's loss,
-reduces it over the logical shards, guards it and updates that player, and then lets the objective go on.
+The objective says *what*: which player's loss comes next. The trainer says *when*: it takes the
+gradient of each turn's loss, reduces it over the logical shards, checks that nothing diverges,
+updates that player and asks for the next turn.
 """
 
+import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from types import MappingProxyType
+from typing import Any, NamedTuple, cast
 
 from torch import Generator, Tensor, nn
 
 from ebm_dist.chains.replay import ReplayShard
-from ebm_dist.config import Params, module_of
+from ebm_dist.config import Params
 from ebm_dist.energies import EnergyModel, build_energy
 from ebm_dist.rng import seeded
 
@@ -26,47 +28,146 @@ class Batch(NamedTuple):
     x: Tensor
     """``(B, *shape)`` float32"""
     y: Tensor
-    """``(B,)`` int64 labels; zeros where the data has none"""
+    """``(B,)`` int64 labels; zeros where the data have none"""
 
 
 class StepContext(NamedTuple):
-    """What a step of one logical shard may use."""
+    """What a step of one logical shard may use besides its batch."""
 
     step: int
     replay: ReplayShard
     players: Mapping[str, Callable[..., Any]]
-    """The networks to call in a loss: under DDP they are wrapped. Sampling uses the objective's own, unwrapped ones."""
+    """Networks to call in a loss; wrapped under DDP. Sampling uses the objective's own ones."""
     stream: Callable[[str], Generator]
     """``stream(purpose)``: the random stream of this purpose, shard and step."""
     labelled: Batch | None = None
-    """The few samples whose labels are known, whole, where the data are for semi-supervised learning."""
+    """All labelled samples, where the data are for semi-supervised learning."""
 
 
 class Turn(NamedTuple):
-    """One player's loss on one logical shard, a mean over its batch."""
+    """One player's loss on one logical shard, a mean over its batch.
+
+    Energies and metrics are scalars, reported as means over the shards.
+    """
 
     player: str
     loss: Tensor
     metrics: dict[str, Tensor]
-    """Scalars; reported as means over the shards."""
+    energies: Mapping[str, Tensor] = MappingProxyType({})
+    """Training diverges where one exceeds ``train.max_energy``; without any, where the loss does"""
 
 
-class Objective(Protocol):
+class Objective(ABC):
     """A learning algorithm."""
 
     players: Mapping[str, nn.Module]
     """The networks that learn; each has its optimizer and its moving average."""
+    observes: bool = False
+    """Whether the trainer calls :meth:`observe`: it costs a collective operation in each step."""
 
+    @abstractmethod
     def turns(self, batch: Batch, context: StepContext) -> Iterator[Turn]:
-        """The turns of one training step; reads like the algorithm box of its paper."""
+        """Yield the turns of one training step; reads like the algorithm box of its paper."""
 
     def export(self, players: Mapping[str, nn.Module]) -> EnergyModel:
-        """The energy that evaluation and serving load, of these weights (the averages, as a rule)."""
+        """Return the energy that evaluation and serving load, of these weights (the averages)."""
+        return cast(EnergyModel, players["energy"])
+
+    def observe(self, step: int, means: Mapping[str, float]) -> None:  # noqa: B027 (a default)
+        """Decide about the next step, after a step with these means over all shards.
+
+        The means are equal on all ranks. Keep decisions in buffers of the players: checkpoints
+        save them.
+        """
+
+
+class Wrapped(Objective):
+    """An objective that adds terms to the loss of the energy in another objective, ``inner``."""
+
+    def __init__(self, inner: Objective) -> None:
+        self.inner, self.players, self.observes = inner, inner.players, inner.observes
+
+    @abstractmethod
+    def with_more(self, turn: Turn, batch: Batch, context: StepContext) -> Turn:
+        """Return a turn of the energy with the terms added."""
+
+    def turns(self, batch: Batch, context: StepContext) -> Iterator[Turn]:
+        for turn in self.inner.turns(batch, context):
+            yield self.with_more(turn, batch, context) if turn.player == "energy" else turn
+
+    def export(self, players: Mapping[str, nn.Module]) -> EnergyModel:
+        return self.inner.export(players)
+
+    def observe(self, step: int, means: Mapping[str, float]) -> None:
+        self.inner.observe(step, means)
+
+
+class ObjectiveConfig:
+    """Base of each ``Config``. The defaults are those of an energy of x that learns alone."""
+
+    __slots__ = ()
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the energy takes labels, E(x, y)."""
+        return False
+
+    @property
+    def label_temperature(self) -> float | None:
+        """T of ``p(y | x) = softmax(-E(x, y) / T)``; None where that is not learnt."""
+        return None
+
+    @property
+    def other_players(self) -> tuple[str, ...]:
+        """Names of the players besides the energy."""
+        return ()
+
+    def networks(self, *, shape: tuple[int, ...]) -> dict[str, nn.Module]:
+        """Make the networks of the other players, by name, for samples of this shape."""
+        return {}
+
+    def check(self, params: Params) -> None:
+        """Raise :class:`Mismatch` where the values do not fit each other or another section."""
+
+
+class WrappedConfig(ObjectiveConfig):
+    """Base of the ``Config`` of a :class:`Wrapped` objective. Defaults are those of ``inner``."""
+
+    __slots__ = ()
+
+    @property
+    def inner(self) -> ObjectiveConfig:
+        """Settings of the inner objective."""
+        raise NotImplementedError
+
+    @property
+    def conditional(self) -> bool:
+        return self.inner.conditional
+
+    @property
+    def label_temperature(self) -> float | None:
+        return self.inner.label_temperature
+
+    @property
+    def other_players(self) -> tuple[str, ...]:
+        return self.inner.other_players
+
+    def networks(self, *, shape: tuple[int, ...]) -> dict[str, nn.Module]:
+        return self.inner.networks(shape=shape)
+
+    def check(self, params: Params) -> None:
+        self.inner.check(self.inner_params(params))
+
+    def inner_params(self, params: Params) -> Params:
+        """Return the parameters with the inner objective in place of this one."""
+        return dataclasses.replace(params, objective=self.inner)
 
 
 def build_players(params: Params, shape: tuple[int, ...], num_classes: int) -> dict[str, nn.Module]:
-    """Every network that a parameter file's objective trains, with the initial weights of its seed; one is the ``energy``."""
-    networks = getattr(module_of(params.objective), "networks", None)
+    """Build the networks that an objective trains, with the initial weights of the seed.
+
+    One of them is the ``energy``.
+    """
     with seeded(params.seed, "players"):
-        others: dict[str, nn.Module] = networks(params.objective, shape=shape) if networks else {}
+        others: dict[str, nn.Module] = params.objective.networks(shape=shape)
     return {"energy": build_energy(params, shape, num_classes), **others}

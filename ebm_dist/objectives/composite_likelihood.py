@@ -1,15 +1,16 @@
-"""Maximum composite likelihood (Lindsay 1988): beside p(x), learn the conditionals p(hidden pixels | the others).
+"""Maximum composite likelihood (Lindsay 1988): p(x), and p(hidden pixels | visible pixels).
 
-Another objective learns p(x); to the loss of its energy this one adds, for a random half of each image as the hidden pixels,
+Another objective learns p(x). For a random half of each image as the hidden pixels h, and the other
+half as the visible pixels v, this one adds to the loss of its energy
 
-    grad -log p(x_h | x_k) = grad E(x_h, x_k) - E_{x_h' ~ p(. | x_k)}[grad E(x_h', x_k)].
+    grad -log p(x_h | x_v) = grad E(x_h, x_v) - E_{x_h' ~ p(. | x_v)}[grad E(x_h', x_v)].
 
-The negatives are completions: chains from noise that move the hidden half and keep the other, as those of the suite ``completion``.
-What the chains of p(x) never visit, half an image that is right beside one that is not, is learnt by them.
+The negatives are completions: chains from noise that move the hidden half and keep the visible one,
+as in the suite ``completion``. They visit what chains of p(x) never do: images of which one half is
+right and the other wrong.
 """
 
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -18,71 +19,55 @@ from torch import Tensor, nn
 from ebm_dist.config import NonNegative, Params, PositiveInt, module_of, plugin, section
 from ebm_dist.energies import EnergyModel, frozen, given
 from ebm_dist.errors import ConfigError
-from ebm_dist.objectives import Batch, Objective, StepContext, Turn
+from ebm_dist.objectives import (
+    Batch,
+    Objective,
+    ObjectiveConfig,
+    StepContext,
+    Turn,
+    Wrapped,
+    WrappedConfig,
+)
 from ebm_dist.samplers import Bounds, Kernel, noise, run_chain
 
 
 @section
-class Config:
+class Config(WrappedConfig):
     joint: Any = plugin("objectives")
-    """What learns p(x)."""
+    """The objective that learns p(x)."""
     weight: NonNegative = 1.0
-    """Of the conditionals in the loss."""
+    """Weight of the conditionals in the loss of the energy."""
     num_completions: PositiveInt = 64
-    """Images of each logical shard that are completed in a step; at most all of its batch."""
+    """Images of each logical shard to complete in a step; at most its whole batch."""
     num_steps: PositiveInt = 40
-    """Steps of their chains."""
+    """Steps of the chains that complete images."""
     energy_penalty: NonNegative = 0.1
-    """Weight of their ``E(x)^2``."""
+    """Weight of ``E(x)^2`` of the images and their completions."""
 
     @property
-    def conditional(self) -> bool:
-        """Whether the energy takes labels, and completions are of the images' own."""
-        return bool(getattr(self.joint, "conditional", False))
-
-    @property
-    def label_temperature(self) -> float | None:
-        """Of p(y | x), if that is learnt."""
-        temperature: float | None = getattr(self.joint, "label_temperature", None)
-        return temperature
-
-    def check(self, params: Params) -> None:
-        if check := getattr(self.joint, "check", None):
-            check(dataclasses.replace(params, objective=self.joint))
+    def inner(self) -> ObjectiveConfig:
+        return cast(ObjectiveConfig, self.joint)
 
 
-class CompositeLikelihood:
-    """The players of the objective that learns p(x)."""
+class CompositeLikelihood(Wrapped):
+    """The players are those of the objective that learns p(x)."""
 
     def __init__(self, config: Config, inner: Objective, kernel: Kernel, bounds: Bounds) -> None:
-        self.players, self.config, self.inner, self.kernel, self.bounds = (
-            inner.players,
-            config,
-            inner,
-            kernel,
-            bounds,
-        )
-        if observe := getattr(inner, "observe", None):
-            self.observe: Callable[[int, Mapping[str, float]], None] = observe
+        super().__init__(inner)
+        self.config, self.kernel, self.bounds = config, kernel, bounds
 
     def turns(self, batch: Batch, context: StepContext) -> Iterator[Turn]:
         if batch.x.ndim != 4:
-            shape = tuple(batch.x.shape[1:])
             raise ConfigError(
-                f"objective: samples of shape {shape} are no images, of which a half could be hidden"
+                "objective: composite_likelihood hides halves of images, found samples of shape"
+                f" {tuple(batch.x.shape[1:])}; use the objective under joint alone"
             )
-        for turn in self.inner.turns(batch, context):
-            yield self._with_conditionals(turn, batch, context) if turn.player == "energy" else turn
+        yield from super().turns(batch, context)
 
-    def export(self, players: Mapping[str, nn.Module]) -> EnergyModel:
-        return self.inner.export(players)
-
-    def _with_conditionals(self, turn: Turn, batch: Batch, context: StepContext) -> Turn:
-        x, n = (
-            batch.x[: self.config.num_completions],
-            min(self.config.num_completions, len(batch.x)),
-        )
-        y = batch.y[:n] if self.config.conditional else None
+    def with_more(self, turn: Turn, batch: Batch, context: StepContext) -> Turn:
+        """Add the loss of the conditionals."""
+        n = min(self.config.num_completions, len(batch.x))
+        x, y = batch.x[:n], batch.y[:n] if self.config.conditional else None
         completed = self.complete(x, y, context)
         energy = context.players["energy"](
             torch.cat([x, completed]), None if y is None else torch.cat([y, y])
@@ -96,7 +81,10 @@ class CompositeLikelihood:
         )
 
     def complete(self, x: Tensor, y: Tensor | None, context: StepContext) -> Tensor:
-        """``x (n, C, H, W)`` with one of its four halves, which is random, drawn anew given the other and the labels ``(n,)``."""
+        """Return images ``x (n, C, H, W)`` with a random half of each replaced.
+
+        The half is drawn from p(hidden | visible), or p(hidden | visible, y) with labels ``(n,)``.
+        """
         generator, energy = context.stream("completion"), cast(EnergyModel, self.players["energy"])
         hidden, target = halves(x, generator), given(energy, y)
         start = noise(tuple(x.shape), self.bounds, generator)
@@ -112,7 +100,10 @@ class CompositeLikelihood:
 
 
 def halves(x: Tensor, generator: torch.Generator) -> Tensor:
-    """For each image ``(n, C, H, W)`` one of its upper, lower, left and right halves, at random: ``(n, 1, H, W)`` bool."""
+    """Draw the upper, lower, left or right half of each image ``(n, C, H, W)``.
+
+    Returns masks ``(n, 1, H, W)`` bool.
+    """
     (height, width), device = x.shape[2:], x.device
     above = (torch.arange(height, device=device) < height // 2)[:, None].expand(height, width)
     left = (torch.arange(width, device=device) < width // 2).expand(height, width)
@@ -121,18 +112,11 @@ def halves(x: Tensor, generator: torch.Generator) -> Tensor:
     ]
 
 
-def networks(config: Config, *, shape: tuple[int, ...]) -> dict[str, nn.Module]:
-    make = getattr(module_of(config.joint), "networks", None)
-    made: dict[str, nn.Module] = make(config.joint, shape=shape) if make else {}
-    return made
-
-
 def build(
     params: Params, *, networks: Mapping[str, nn.Module], kernel: Kernel, bounds: Bounds
 ) -> Objective:
     config: Config = params.objective
-    inner = dataclasses.replace(params, objective=config.joint)
-    objective = module_of(inner.objective).build(
-        inner, networks=networks, kernel=kernel, bounds=bounds
+    inner = module_of(config.inner).build(
+        config.inner_params(params), networks=networks, kernel=kernel, bounds=bounds
     )
-    return CompositeLikelihood(config, objective, kernel, bounds)
+    return CompositeLikelihood(config, inner, kernel, bounds)

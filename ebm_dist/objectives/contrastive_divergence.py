@@ -1,15 +1,17 @@
-"""Maximum likelihood with negatives from a chain: Algorithm 1 of Du & Mordatch 2019, persistent and k-step contrastive divergence.
+"""Maximum likelihood with negatives from chains: persistent, k-step and short-run.
 
-They are one gradient (Hinton 2002; Tieleman 2008),
+Algorithm 1 of Du & Mordatch 2019 (persistent contrastive divergence), k-step contrastive divergence
+and short-run chains follow one gradient (Hinton 2002; Tieleman 2008),
 
     grad  E_data[E(x+)] - E_model[E(x-)],
 
-and differ in where the chains of the negatives start: at replayed chains, at the data or at noise. The energy penalty
-``energy_penalty * (E(x+)^2 + E(x-)^2)`` (Du & Mordatch 2019, section 3.3) keeps energies, which are known only up to a constant,
-from drifting away.
+and differ in where the chains of the negatives start: at replayed chains, at the data or at noise.
+The energy penalty ``energy_penalty * (E(x+)^2 + E(x-)^2)`` (Du & Mordatch 2019, section 3.3) keeps
+energies, which are defined only up to a constant, from drifting.
 
-A conditional energy E(x, y) may learn the labels too, as the factor p(y | x) of p(x, y) (Grathwohl et al. 2020, section 3): chains
-that keep their labels never compare the energies of one image under two labels, so without it they are arbitrary.
+A conditional energy E(x, y) can learn the labels too, as the factor p(y | x) of p(x, y) (Grathwohl
+et al. 2020, section 3). Without it, the energies of an image under two labels are not comparable,
+because chains keep their labels.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,8 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ebm_dist.chains.augmentation import AUGMENTATIONS, Augmentation
+from ebm_dist.chains.build import build_chains
 from ebm_dist.chains.replay import Draw
-from ebm_dist.chains.run import Chains, build_chains
+from ebm_dist.chains.run import Chains
 from ebm_dist.config import (
     Mismatch,
     NonNegative,
@@ -33,39 +36,47 @@ from ebm_dist.config import (
     section,
 )
 from ebm_dist.energies import EnergyModel, frozen, given
-from ebm_dist.objectives import Batch, Objective, StepContext, Turn
+from ebm_dist.objectives import Batch, Objective, ObjectiveConfig, StepContext, Turn
 from ebm_dist.rng import bernoulli
 from ebm_dist.samplers import Bounds, Kernel, noise
 
 
 @section
-class Config:
+class Config(ObjectiveConfig):
     energy_penalty: NonNegative = 0.1
-    """Weight of ``E(x+)^2 + E(x-)^2`` (alpha of Algorithm 1). Energies can differ by about 1 / (2 alpha) at most."""
+    """Weight of ``E(x+)^2 + E(x-)^2`` (alpha of Algorithm 1). Mean energies of data and negatives
+    can differ by about 1 / (2 alpha) at most."""
     start: Literal["replay", "data", "noise"] = "replay"
-    """Where chains start: ``replay`` is persistent (PCD, Algorithm 1), ``data`` is CD-k, ``noise`` is short-run."""
+    """Where chains start: ``replay`` is persistent (PCD, Algorithm 1), ``data`` is CD-k, ``noise``
+    is short-run."""
     binarise: bool = False
-    """Data are drawn anew at each visit, 1 with the grey level as probability, else 0 (Salakhutdinov & Murray 2008)."""
+    """Draw the data as 0 or 1 at each visit, 1 with the grey level as probability (Salakhutdinov &
+    Murray 2008)."""
     data_noise: NonNegative = 0.0
     """Standard deviation of the noise added to the data, clamped like a chain's positions."""
     augment_prob: Probability = 0.0
-    """Probability that the image at which a chain starts, from the buffer or the data, is changed at random first."""
+    """Probability that the image at which a chain starts, from the buffer or the data, is augmented
+    first."""
     augmentation: Augmentation = "affine"
-    """How: ``affine``: turned, mirrored, scaled, sheared; ``crop``: mirrored, a part of it enlarged, its colours changed."""
+    """``affine``: rotate, mirror, scale and shear; ``crop``: mirror, enlarge a part and change the
+    colours."""
     burn_in: NonNegativeInt = 0
-    """Draws for which a chain that started afresh only runs; after them it counts as a negative."""
+    """Draws for which a restarted chain only runs; after them it counts as a negative."""
     conditional: bool = False
-    """Learn E(x, y): data come with their labels, and each chain keeps the label that it was started with."""
+    """Learn E(x, y): data come with their labels, and each chain keeps its first label."""
     chain_labels: Literal["own", "data"] = "own"
-    """Labels of a conditional energy's chains: ``own``: kept with each chain; ``data``: those of other data, whatever class the
-    chain or the image at its start is of, as in the code of Du & Mordatch 2019."""
+    """Labels of a conditional energy's chains. ``own``: each chain keeps its label; ``data``: the
+    labels of other data, whatever the class of the chain or of the image at its start, as in the
+    code of Du & Mordatch 2019."""
     label_temperature: Positive | None = None
-    """Of a conditional energy, learn ``p(y | x) = softmax(-E(x, y) / T)`` too, at this T; the cross-entropy's weight is T."""
+    """Temperature T at which a conditional energy learns ``p(y | x) = softmax(-E(x, y) / T)`` too.
+    The weight of the cross-entropy is T."""
     kl_weight: NonNegative = 0.0
-    """Weight of the term that contrastive divergence leaves out, the gradient through the chains (Du et al. 2021, eq. 8): through
-    one more step of them."""
+    """Weight of the term that contrastive divergence leaves out, the gradient through the chains
+    (Du et al. 2021, eq. 8), here through one more step of them."""
     entropy_weight: NonNegative = 0.0
-    """Part of that term: weight of ``-mean log`` of a chain's distance to the nearest of the others (Du et al. 2021, eq. 10)."""
+    """Within that term, weight of ``-mean log`` of a chain's distance to the nearest other chain
+    (Du et al. 2021, eq. 10)."""
 
     def check(self, params: Params) -> None:
         if self.label_temperature and not self.conditional:
@@ -90,7 +101,7 @@ class Config:
         if self.entropy_weight and not self.kl_weight:
             raise Mismatch(
                 "objective.entropy_weight",
-                "is part of the term that objective.kl_weight weighs; set that too",
+                "is part of the term of objective.kl_weight; set that too",
             )
         if self.conditional and self.start == "data" and params.replay.reinit_prob:
             raise Mismatch(
@@ -100,7 +111,7 @@ class Config:
         if self.augment_prob and self.start == "noise":
             raise Mismatch(
                 "objective.augment_prob",
-                "chains start at noise, in which nothing can be turned; set it to 0",
+                "chains start at noise, which has nothing to augment; set it to 0",
             )
         if self.binarise and self.data_noise:
             raise Mismatch(
@@ -115,12 +126,13 @@ class Config:
         if params.replay.max_age is not None and self.burn_in >= params.replay.max_age:
             raise Mismatch(
                 "objective.burn_in",
-                f"no chain would ever count: they end at replay.max_age = {params.replay.max_age}",
+                f"must be below replay.max_age = {params.replay.max_age}, found {self.burn_in}: no"
+                " chain would count as a negative",
             )
 
 
-class ContrastiveDivergence:
-    """One player, the energy."""
+class ContrastiveDivergence(Objective):
+    """The energy is the only player."""
 
     def __init__(
         self,
@@ -130,29 +142,25 @@ class ContrastiveDivergence:
         reinit_prob: float,
         bounds: Bounds,
     ) -> None:
-        self.players: Mapping[str, nn.Module] = {"energy": energy}
-        self.config, self.chains, self.reinit_prob, self.bounds = (
-            config,
-            chains,
-            reinit_prob,
-            bounds,
-        )
+        self.players = {"energy": energy}
+        self.config, self.chains = config, chains
+        self.reinit_prob, self.bounds = reinit_prob, bounds
 
     def turns(self, batch: Batch, context: StepContext) -> Iterator[Turn]:
         """Algorithm 1 of Du & Mordatch 2019."""
         if self.config.binarise:
             batch = batch._replace(x=bernoulli(batch.x, context.stream("binarise")))
         n = len(batch.x)
-        draw = self._start(
-            batch, context
-        )  # x~0 from the buffer with probability 1 - reinit_prob, else from noise
+        # x~0, from the buffer with probability 1 - reinit_prob, else from noise
+        draw = self._start(batch, context)
         labels = draw.label if self.config.conditional else None
         negative, chains = self.chains(draw.position, labels, context.stream("chain"))
         if self.config.start == "replay":
             context.replay.put(draw, negative)
         positive = self._perturb(batch.x, context)
 
-        # one forward pass for all: DDP allows one a backward pass. The data come under their own labels, then under each other
+        # One forward pass: DDP allows one per backward pass. The data come first under their own
+        # labels, then under each other label.
         first, num_classes = context.replay.classes.start, len(context.replay.classes)
         shifts = range(num_classes if self.config.label_temperature else 1)
         x = torch.cat([*[positive] * len(shifts), negative])
@@ -169,19 +177,20 @@ class ContrastiveDivergence:
         penalty = (energy_pos**2).mean() + weight @ energy_neg**2
         loss = mean_pos - mean_neg + self.config.energy_penalty * penalty
         if temperature := self.config.label_temperature:
-            logits = (
-                -energy_data.view(len(shifts), n).T / temperature
-            )  # the first is that of the right label
+            # the right label is the first
+            logits = -energy_data.view(len(shifts), n).T / temperature
             loss = loss + temperature * F.cross_entropy(logits, torch.zeros_like(batch.y))
         if self.config.kl_weight:
             loss = loss + self.config.kl_weight * self._kl(negative, labels, context)
 
-        metrics = {
+        energies = {
             "energy_pos": mean_pos,
             "energy_neg": mean_neg,
             "energy_gap": mean_pos - mean_neg,
             "energy_pos_sd": energy_pos.std(correction=0),
             "energy_neg_sd": (weight @ (energy_neg - mean_neg) ** 2).sqrt(),
+        }
+        metrics = {
             "chain_score_norm": chains.score_norm,
             "chain_distance": chains.distance,
             "chain_acceptance": chains.acceptance_rate,
@@ -191,10 +200,7 @@ class ContrastiveDivergence:
         if self.bounds is not None:
             low, high = self.bounds
             metrics["chain_at_bounds"] = ((negative <= low) | (negative >= high)).float().mean()
-        yield Turn("energy", loss, metrics)
-
-    def export(self, players: Mapping[str, nn.Module]) -> EnergyModel:
-        return cast(EnergyModel, players["energy"])
+        yield Turn("energy", loss, metrics, energies)
 
     def _start(self, batch: Batch, context: StepContext) -> Draw:
         if self.config.start == "replay":
@@ -208,9 +214,8 @@ class ContrastiveDivergence:
             )
             draw = Draw(x, batch.y, torch.zeros_like(order), order, order)
         if self.config.chain_labels == "data":
-            draw = draw._replace(
-                label=batch.y.roll(1)
-            )  # of the next sample, should the chain start at the data
+            # of the next sample, where the chain starts at the data
+            draw = draw._replace(label=batch.y.roll(1))
         if prob := self.config.augment_prob:
             generator = context.stream("augment")
             draw = draw._replace(
@@ -221,22 +226,23 @@ class ContrastiveDivergence:
         return draw
 
     def _kl(self, x: Tensor, labels: Tensor | None, context: StepContext) -> Tensor:
-        """``E(x') - entropy_weight * log(distance to the nearest other chain)``; the weights enter by the step to ``x'`` alone."""
-        energy, step = (
-            cast(EnergyModel, self.players["energy"]),
-            self.chains.kernel.differentiable_step,
-        )
+        """Mean of ``E(x') - entropy_weight * log(distance to the nearest other chain)``.
+
+        Gradients reach the weights only through the step from ``x (B, *shape)`` to ``x'``.
+        """
+        energy = cast(EnergyModel, self.players["energy"])
+        step = self.chains.kernel.differentiable_step
         assert step is not None
-        noise = torch.randn(x.shape, generator=context.stream("kl"), device=x.device)
-        moved = step(given(energy, labels), x, noise)
+        step_noise = torch.randn(x.shape, generator=context.stream("kl"), device=x.device)
+        moved = step(given(energy, labels), x, step_noise)
         with frozen(energy):
             term = given(energy, labels)(moved).mean()
         if not self.config.entropy_weight:
             return term
-        apart = torch.cdist(moved.flatten(1), x.flatten(1)) + torch.diag(
+        distances = torch.cdist(moved.flatten(1), x.flatten(1)) + torch.diag(
             torch.full_like(x.flatten(1)[:, 0], float("inf"))
         )
-        return term - self.config.entropy_weight * apart.amin(dim=1).log().mean()
+        return term - self.config.entropy_weight * distances.amin(dim=1).log().mean()
 
     def _perturb(self, x: Tensor, context: StepContext) -> Tensor:
         if not self.config.data_noise:

@@ -1,15 +1,17 @@
 """Maximum entropy generators for energy-based models (Kumar et al. 2019, Algorithm 1).
 
-Three players: the energy E, a generator G that draws its negatives in place of a Markov chain, and a statistics network T that
-measures how much G(z) tells about z, which stands for the entropy of what G draws (section 3.1):
+Three players: the energy E; a generator G that draws the negatives in place of a Markov chain; and
+a statistics network T that estimates the mutual information of G(z) and z, which stands for the
+entropy of the generator's samples (section 3.1):
 
     E:    E(x+) - E(G(z)) + gradient_penalty * |dE/dx (x+)|^2                          (eq. 3)
     G:    E(G(z)) - mi_weight * I(G(z); z)                                             (eq. 6)
-    T:    -I(G(z); z),   I = -mean softplus(-T(G(z), z)) - mean softplus(T(G(z), z'))  (Hjelm et al. 2019, eq. 4)
+    T:    -I(G(z); z),   I = -mean softplus(-T(G(z), z)) - mean softplus(T(G(z), z'))
 
-with z' another latent of the batch. At its best T makes I twice the Jensen-Shannon divergence of p(x, z) and p(x) p(z), less
-2 log 2: between -2 log 2, where G(z) tells nothing about z, and 0. The authors' code takes the mean over both halves, so that its
-weight of 1 is ``mi_weight`` 0.5 here.
+with z' another latent of the batch (Hjelm et al. 2019, eq. 4). At the best T, I is twice the
+Jensen-Shannon divergence of p(x, z) and p(x) p(z), less 2 log 2: between -2 log 2, where G(z) is
+independent of z, and 0.
+The authors' code takes the mean over both halves, so its weight of 1 is ``mi_weight`` 0.5 here.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -21,43 +23,55 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ebm_dist.config import Mismatch, NonNegative, Params, PositiveInt, module_of, plugin, section
-from ebm_dist.energies import EnergyModel, frozen
+from ebm_dist.energies import frozen
 from ebm_dist.generators import GeneratorModel
-from ebm_dist.objectives import Batch, Objective, StepContext, Turn
+from ebm_dist.objectives import Batch, Objective, ObjectiveConfig, StepContext, Turn
 from ebm_dist.samplers import Bounds, Kernel
-
-PLAYERS = ("generator", "statistics")
 
 
 @section
-class Config:
+class Config(ObjectiveConfig):
     generator: Any = plugin("generators")
-    """The network that draws."""
+    """The network that draws the negatives."""
     num_energy_steps: PositiveInt = 5
-    """Updates of the energy for each of the other two."""
+    """Updates of the energy for each update of the generator and the statistics network."""
     loss: Literal["linear", "logistic", "relativistic"] = "linear"
-    """``linear``: ``E(x+) - E(x-)`` as published; ``logistic``: ``softplus(E(x+)) + softplus(-E(x-))``, which samples that are told
-    apart already do not move; ``relativistic``: ``softplus(E(x+) - E(x-))`` of pairs, and for the generator ``softplus(E(x-) -
-    E(x+))`` in place of the energy, so that no mode is forgotten (Jolicoeur-Martineau 2019; Huang et al. 2024)."""
+    """``linear``: ``E(x+) - E(x-)`` as published; ``logistic``: ``softplus(E(x+)) +
+    softplus(-E(x-))``, which saturates for samples that are told apart already; ``relativistic``:
+    ``softplus(E(x+) - E(x-))`` of pairs, and for the generator ``softplus(E(x-) - E(x+))`` in place
+    of the energy, so that no mode is forgotten (Jolicoeur-Martineau 2019; Huang et al. 2024)."""
     gradient_penalty: NonNegative = 0.1
     """Weight of the squared norm of the energy's gradient at the data."""
     negative_penalty: NonNegative = 0.0
-    """And at what the generator draws, which is not in the paper (Huang et al. 2024)."""
+    """Weight of the squared norm of the energy's gradient at the generator's samples, which is not
+    in the paper (Huang et al. 2024)."""
     mi_weight: NonNegative = 0.5
-    """Of the mutual information in the generator's loss."""
+    """Weight of the mutual information in the generator's loss."""
     final_mi_weight: NonNegative | None = None
-    """At the end of training; in between the weight changes linearly."""
+    """That weight at the end of training; by default ``mi_weight``.
+    In between the weight changes linearly."""
     statistics_channels: tuple[PositiveInt, ...] = ()
-    """Of images, 4x4 convolutions with stride 2 of the statistics network; without any it sees all pixels at once."""
+    """Channels of the 4x4 convolutions with stride 2 in the statistics network of images; empty: a
+    network of all pixels."""
     statistics_hidden: tuple[PositiveInt, ...] = (128, 128, 128)
-    """Width of each of its hidden layers, of which the first also sees the latent."""
+    """Width of each hidden layer of the statistics network; the first also gets the latent."""
+
+    @property
+    def other_players(self) -> tuple[str, ...]:
+        return "generator", "statistics"
+
+    def networks(self, *, shape: tuple[int, ...]) -> dict[str, nn.Module]:
+        return {
+            "generator": module_of(self.generator).build(self.generator, shape=shape),
+            "statistics": Statistics(self, shape),
+        }
 
     def check(self, params: Params) -> None:
         if params.train.log_every % self.num_energy_steps:
             raise Mismatch(
                 "train.log_every",
-                f"{params.train.log_every} is no multiple of objective.num_energy_steps = {self.num_energy_steps}: the generator"
-                " would be missing in rows of metrics",
+                f"must be a multiple of objective.num_energy_steps = {self.num_energy_steps}, found"
+                f" {params.train.log_every}: rows of metrics would lack the generator",
             )
 
 
@@ -67,15 +81,17 @@ class Statistics(nn.Module):
     def __init__(self, config: Config, shape: tuple[int, ...]) -> None:
         super().__init__()
         trunk: list[nn.Module] = []
-        for i, o in pairwise((shape[0], *config.statistics_channels)):
-            trunk += [nn.Conv2d(i, o, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        for size_in, size_out in pairwise((shape[0], *config.statistics_channels)):
+            trunk += [nn.Conv2d(size_in, size_out, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         self.trunk = nn.Sequential(*trunk, nn.Flatten())
         widths = (
             self.trunk(torch.zeros(1, *shape)).shape[1] + config.generator.latent_size,
             *config.statistics_hidden,
         )
         hidden = [
-            layer for i, o in pairwise(widths) for layer in (nn.Linear(i, o), nn.LeakyReLU(0.2))
+            layer
+            for size_in, size_out in pairwise(widths)
+            for layer in (nn.Linear(size_in, size_out), nn.LeakyReLU(0.2))
         ]
         self.head = nn.Sequential(*hidden, nn.Linear(widths[-1], 1))
 
@@ -84,20 +100,23 @@ class Statistics(nn.Module):
 
 
 def mutual_information(statistics: Callable[..., Any], x: Tensor, z: Tensor) -> Tensor:
-    """The estimate of ``I(x; z)``, one number, with every latent set against its own sample and that of its neighbour."""
-    joint, apart = statistics(torch.cat([x, x]), torch.cat([z, z.roll(1, dims=0)])).chunk(2)
-    return -F.softplus(-joint).mean() - F.softplus(apart).mean()
+    """Estimate ``I(x; z)``, one number, from samples ``(B, *shape)`` and their latents ``(B, k)``.
+
+    Each sample is paired with its own latent, for p(x, z), and with the next one, for p(x) p(z).
+    """
+    joint, product = statistics(torch.cat([x, x]), torch.cat([z, z.roll(1, dims=0)])).chunk(2)
+    return -F.softplus(-joint).mean() - F.softplus(product).mean()
 
 
-class MaximumEntropyGenerator:
-    """Three players in turns."""
+class MaximumEntropyGenerator(Objective):
+    """Three players: energy, generator and statistics network."""
 
     def __init__(self, config: Config, networks: Mapping[str, nn.Module], num_steps: int) -> None:
         self.players, self.config, self.num_steps = networks, config, num_steps
         self.generator = cast(GeneratorModel, networks["generator"])
 
     def turns(self, batch: Batch, context: StepContext) -> Iterator[Turn]:
-        """Algorithm 1 of Kumar et al. 2019, an update of the energy in each step."""
+        """Algorithm 1 of Kumar et al. 2019; each step updates the energy."""
         with torch.no_grad():
             negative = self.generator(self._latents(batch, context, "energy"))
         yield self._energy_turn(batch.x, negative, context)
@@ -133,18 +152,14 @@ class MaximumEntropyGenerator:
         loss = loss + self.config.gradient_penalty * squared_norm_pos
         if self.config.negative_penalty:
             loss = loss + self.config.negative_penalty * squared_norm_neg
-        metrics = {
+        energies = {
             "energy_pos": energy_pos.mean(),
             "energy_neg": energy_neg.mean(),
             "energy_gap": energy_pos.mean() - energy_neg.mean(),
             "energy_pos_sd": energy_pos.std(correction=0),
             "energy_neg_sd": energy_neg.std(correction=0),
-            "score_norm_pos": squared_norm_pos.sqrt(),
         }
-        return Turn("energy", loss, metrics)
-
-    def export(self, players: Mapping[str, nn.Module]) -> EnergyModel:
-        return cast(EnergyModel, players["energy"])
+        return Turn("energy", loss, {"score_norm_pos": squared_norm_pos.sqrt()}, energies)
 
     def _latents(self, batch: Batch, context: StepContext, purpose: str) -> Tensor:
         stream = context.stream(f"latents/{purpose}")
@@ -155,13 +170,6 @@ class MaximumEntropyGenerator:
     def _mi_weight(self, step: int) -> float:
         first, last = self.config.mi_weight, self.config.final_mi_weight
         return first if last is None else first + (last - first) * step / self.num_steps
-
-
-def networks(config: Config, *, shape: tuple[int, ...]) -> dict[str, nn.Module]:
-    return {
-        "generator": module_of(config.generator).build(config.generator, shape=shape),
-        "statistics": Statistics(config, shape),
-    }
 
 
 def build(

@@ -1,16 +1,18 @@
-"""Semi-supervised learning with an energy that is a classifier (Gao et al. 2020, section 3.4; Grathwohl et al. 2020).
+"""Semi-supervised learning with an energy that is also a classifier (Gao et al. 2020, section 3.4).
 
-One output a class gives both ``p(k | x) = softmax(-E(x, k))`` and ``p(x)``, of energy ``-log mean_k exp(-E(x, k))``. Another
-objective learns p(x) from all samples; to each loss of its energy this one adds that of the labels,
+One output per class gives both ``p(k | x) = softmax(-E(x, k))`` and ``p(x)``, of energy
+``-log mean_k exp(-E(x, k))`` (Grathwohl et al. 2020). Another objective learns p(x) from all
+samples; to each loss of its energy this one adds
 
-    label_weight * cross-entropy(labelled) + consistency_weight * KL(p(k | x) || p(k | x + r)) + entropy_weight * H(p(k | x))
+    label_weight * cross-entropy(labelled) + consistency_weight * KL(p(k | x) || p(k | x + r))
+        + entropy_weight * H(p(k | x))
 
-where ``r``, of norm ``radius``, changes the prediction most: virtual adversarial training (Miyato et al. 2018, eq. 5 to 8).
+where ``r``, of norm ``radius``, changes the prediction most: virtual adversarial training (Miyato
+et al. 2018, eq. 5 to 8).
 """
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -27,34 +29,51 @@ from ebm_dist.config import (
     plugin,
     section,
 )
-from ebm_dist.energies import EnergyModel, frozen, is_classifier
+from ebm_dist.energies import frozen, is_classifier
 from ebm_dist.errors import ConfigError
-from ebm_dist.objectives import Batch, Objective, StepContext, Turn
+from ebm_dist.objectives import (
+    Batch,
+    Objective,
+    ObjectiveConfig,
+    StepContext,
+    Turn,
+    Wrapped,
+    WrappedConfig,
+)
 from ebm_dist.samplers import Bounds, Kernel
 
 
 @section
-class Config:
+class Config(WrappedConfig):
     unsupervised: Any = plugin("objectives")
-    """What learns p(x)."""
+    """The objective that learns p(x)."""
     unsupervised_weight: NonNegative = 1.0
-    """Of its loss; with 0 the classifier is all that is learnt, to compare with."""
+    """Weight of its loss; 0: only the classifier learns, for comparison."""
     label_weight: NonNegative = 1.0
-    """Of the cross-entropy of the labelled samples."""
+    """Weight of the cross-entropy of the labelled samples."""
     label_batch: PositiveInt = 256
-    """How many of them are seen in each step: all, if there are no more."""
+    """Labelled samples of each step; at most all of them."""
     label_temperature: Positive = 1.0
-    """``p(k | x) = softmax(-E(x, k) / T)``"""
+    """Temperature T of ``p(k | x) = softmax(-E(x, k) / T)``."""
     consistency_weight: NonNegative = 0.0
-    """Of the divergence of predictions at a sample and close to it."""
+    """Weight of the divergence between predictions at a sample and close to it."""
     radius: Positive = 0.3
-    """How close: the Euclidean norm of ``r``."""
+    """Euclidean norm of the change ``r`` of a sample."""
     probe: Positive = 1e-2
-    """Norm of the random step from which ``r`` is found (xi)."""
+    """Norm of the random step from which ``r`` is computed (xi)."""
     entropy_weight: NonNegative = 0.0
-    """Of the entropy of predictions at samples without a label."""
+    """Weight of the entropy of predictions at samples without a label."""
     label_ramp: Probability = 0.0
-    """Share of the training over which the last two weights rise linearly from 0."""
+    """Share of the training over which ``consistency_weight`` and ``entropy_weight`` rise linearly
+    from 0."""
+
+    @property
+    def inner(self) -> ObjectiveConfig:
+        return cast(ObjectiveConfig, self.unsupervised)
+
+    @property
+    def conditional(self) -> bool:
+        return False
 
     def check(self, params: Params) -> None:
         if not is_classifier(params):
@@ -62,58 +81,49 @@ class Config:
                 "energy.name",
                 "semi-supervised learning needs one output for each class; use classifier",
             )
-        if getattr(self.unsupervised, "label_temperature", None) is not None:
+        if self.inner.label_temperature is not None:
             raise Mismatch(
-                "objective.unsupervised", "is to learn p(x) alone; drop label_temperature"
+                "objective.unsupervised", "must learn p(x) alone; drop label_temperature"
             )
-        if check := getattr(self.unsupervised, "check", None):
-            check(dataclasses.replace(params, objective=self.unsupervised))
+        WrappedConfig.check(self, params)  # super() does not work in a dataclass with slots
 
 
-class SemiSupervised:
-    """The players of the unsupervised objective."""
+class SemiSupervised(Wrapped):
+    """The players are those of the unsupervised objective."""
 
     def __init__(self, config: Config, inner: Objective, num_steps: int) -> None:
-        self.players, self.config, self.inner, self.num_steps = (
-            inner.players,
-            config,
-            inner,
-            num_steps,
-        )
-        if observe := getattr(inner, "observe", None):
-            self.observe: Callable[[int, Mapping[str, float]], None] = observe
+        super().__init__(inner)
+        self.config, self.num_steps = config, num_steps
 
     def turns(self, batch: Batch, context: StepContext) -> Iterator[Turn]:
         if context.labelled is None:
             raise ConfigError(
-                "objective: semi-supervised learning needs samples with labels; use dataset few_labels"
+                "objective: semi-supervised learning needs samples with labels; use dataset"
+                " few_labels"
             )
-        for turn in self.inner.turns(batch, context):
-            yield (
-                self._with_labels(turn, batch.x, context.labelled, context)
-                if turn.player == "energy"
-                else turn
-            )
+        yield from super().turns(batch, context)
 
-    def export(self, players: Mapping[str, nn.Module]) -> EnergyModel:
-        return self.inner.export(players)
-
-    def _with_labels(self, turn: Turn, x: Tensor, labelled: Batch, context: StepContext) -> Turn:
-        config = self.config
+    def with_more(self, turn: Turn, batch: Batch, context: StepContext) -> Turn:
+        """Add the loss of the labels."""
+        config, x, labelled = self.config, batch.x, context.labelled
+        assert labelled is not None
         num_classes = int(labelled.y.max()) + 1
         order = torch.randperm(
             len(labelled.x), generator=context.stream("labels"), device=x.device
         )[: config.label_batch]
         x_labelled, y = labelled.x[order], labelled.y[order]
-        near = x + self._adversary(x, num_classes, context) if config.consistency_weight else x[:0]
-        sizes = [len(x_labelled), len(x), len(near)]
+        x_near = x[:0]
+        if config.consistency_weight:
+            x_near = x + self._adversary(x, num_classes, context)
+        sizes = [len(x_labelled), len(x), len(x_near)]
         logits = self._logits(
-            context.players["energy"], torch.cat([x_labelled, x, near]), num_classes
+            context.players["energy"], torch.cat([x_labelled, x, x_near]), num_classes
         )
-        of_labelled, of_data, of_near = logits.split(sizes)
-        cross_entropy = F.cross_entropy(of_labelled, y)
-        entropy = -(of_data.softmax(dim=1) * of_data.log_softmax(dim=1)).sum(dim=1).mean()
-        rise = (
+        logits_labelled, logits_data, logits_near = logits.split(sizes)
+        cross_entropy = F.cross_entropy(logits_labelled, y)
+        probabilities = logits_data.softmax(dim=1)
+        entropy = -(probabilities * logits_data.log_softmax(dim=1)).sum(dim=1).mean()
+        ramp = (
             min(1.0, (context.step + 1) / (config.label_ramp * self.num_steps))
             if config.label_ramp
             else 1.0
@@ -121,18 +131,18 @@ class SemiSupervised:
         loss = (
             config.unsupervised_weight * turn.loss
             + config.label_weight * cross_entropy
-            + rise * config.entropy_weight * entropy
+            + ramp * config.entropy_weight * entropy
         )
         metrics = {
             "cross_entropy": cross_entropy,
-            "label_accuracy": (of_labelled.argmax(dim=1) == y).float().mean(),
+            "label_accuracy": (logits_labelled.argmax(dim=1) == y).float().mean(),
             "label_entropy": entropy,
-            # below the logarithm of the number of classes where one of them takes all
-            "class_entropy": torch.special.entr(of_data.softmax(dim=1).mean(dim=0)).sum(),
+            # log(num_classes) where the mean prediction is uniform, less where classes dominate
+            "class_entropy": torch.special.entr(probabilities.mean(dim=0)).sum(),
         }
         if config.consistency_weight:
-            divergence = _divergence(of_data.detach(), of_near)
-            loss = loss + rise * config.consistency_weight * divergence
+            divergence = _divergence(logits_data.detach(), logits_near)
+            loss = loss + ramp * config.consistency_weight * divergence
             metrics["label_divergence"] = divergence
         return turn._replace(loss=loss, metrics=turn.metrics | metrics)
 
@@ -143,22 +153,22 @@ class SemiSupervised:
         return logits
 
     def _adversary(self, x: Tensor, num_classes: int, context: StepContext) -> Tensor:
-        """One power iteration towards the direction in which the predictions change most (Miyato et al. 2018, section 3.3)."""
+        """Return ``r (B, *shape)``, by one power iteration (Miyato et al. 2018, section 3.3)."""
         step = torch.randn(x.shape, generator=context.stream("consistency"), device=x.device)
         with frozen(self.players["energy"]) as energy:
             with torch.no_grad():
-                here = self._logits(energy, x, num_classes)
+                logits = self._logits(energy, x, num_classes)
             step = _of_norm(step, self.config.probe).requires_grad_()
             (gradient,) = torch.autograd.grad(
-                _divergence(here, self._logits(energy, x + step, num_classes)), step
+                _divergence(logits, self._logits(energy, x + step, num_classes)), step
             )
         return _of_norm(gradient, self.config.radius)
 
 
-def _divergence(of: Tensor, to: Tensor) -> Tensor:
-    """Mean ``KL(softmax(of) || softmax(to))``, a scalar."""
-    log_of, log_to = of.log_softmax(dim=1), to.log_softmax(dim=1)
-    return (log_of.exp() * (log_of - log_to)).sum(dim=1).mean()
+def _divergence(logits_p: Tensor, logits_q: Tensor) -> Tensor:
+    """Mean ``KL(p || q)`` of logits ``(B, num_classes)``, a scalar."""
+    log_p, log_q = logits_p.log_softmax(dim=1), logits_q.log_softmax(dim=1)
+    return (log_p.exp() * (log_p - log_q)).sum(dim=1).mean()
 
 
 def _of_norm(x: Tensor, norm: float) -> Tensor:
@@ -166,18 +176,11 @@ def _of_norm(x: Tensor, norm: float) -> Tensor:
     return norm * x / lengths.view(-1, *[1] * (x.dim() - 1))
 
 
-def networks(config: Config, *, shape: tuple[int, ...]) -> dict[str, nn.Module]:
-    make = getattr(module_of(config.unsupervised), "networks", None)
-    made: dict[str, nn.Module] = make(config.unsupervised, shape=shape) if make else {}
-    return made
-
-
 def build(
     params: Params, *, networks: Mapping[str, nn.Module], kernel: Kernel, bounds: Bounds
 ) -> Objective:
     config: Config = params.objective
-    inner = dataclasses.replace(params, objective=config.unsupervised)
-    objective = module_of(inner.objective).build(
-        inner, networks=networks, kernel=kernel, bounds=bounds
+    inner = module_of(config.inner).build(
+        config.inner_params(params), networks=networks, kernel=kernel, bounds=bounds
     )
-    return SemiSupervised(config, objective, params.train.num_steps)
+    return SemiSupervised(config, inner, params.train.num_steps)

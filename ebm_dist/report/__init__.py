@@ -1,1 +1,1 @@
-"""What people look at: figures, the table of results, the page of a run."""
+"""Reports: figures, the table of results, the page of a run."""

@@ -1,4 +1,4 @@
-"""Arrays to pictures: PNG and GIF as bytes, the same bytes for the same arrays."""
+"""Figures from arrays: PNG and GIF as bytes, the same bytes for the same arrays."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -46,7 +46,10 @@ def _figure(width: float, height: float) -> tuple[Figure, Any]:
 
 
 def tile(images: Array, columns: int) -> Array:
-    """Images ``(n, channels, h, w)`` in [0, 1] to one ``(H, W, 3)`` array of bytes, one grey pixel between neighbours."""
+    """Tile images ``(n, channels, h, w)`` in [0, 1] into one array of bytes ``(H, W, 3)``.
+
+    One grey pixel separates neighbours.
+    """
     n, channels, h, w = images.shape
     rows = -(-n // columns)
     sheet = np.full((rows * (h + 1) + 1, columns * (w + 1) + 1, 3), 0.5)
@@ -65,12 +68,15 @@ def _enlarged(sheet: Array, pixels: int = 640) -> Image.Image:
 
 
 def image_grid(images: Array, columns: int, title: str) -> bytes:
-    """A sheet of images with a title above."""
+    """Draw a sheet of images ``(n, channels, h, w)`` with a title."""
     return titled(tile(images, columns), title)
 
 
 def titled(sheet: Array, title: str, rows: Sequence[str] = ()) -> bytes:
-    """An array of bytes ``(H, W, 3)`` with a title above; rows of equal height may have names."""
+    """Draw an array of bytes ``(H, W, 3)`` with a title.
+
+    ``rows`` are names of rows of equal height, from the top.
+    """
     figure = Figure(
         figsize=(6, 6 * sheet.shape[0] / sheet.shape[1] + 0.35), dpi=_DPI, layout="constrained"
     )
@@ -88,16 +94,15 @@ def titled(sheet: Array, title: str, rows: Sequence[str] = ()) -> bytes:
 def animation(
     frames: Sequence[Array], labels: Sequence[str], columns: int, milliseconds: int = 120
 ) -> bytes:
-    """Sheets of images one after another, each with a line of text below; the last stays for two seconds."""
+    """Animate sheets of images, each with a line of text below; the last stays for two seconds."""
     pictures = []
     for frame, label in zip(frames, labels, strict=True):
         sheet = _enlarged(tile(frame, columns), 360)
         picture = Image.new("RGB", (sheet.width, sheet.height + 22), "white")
         picture.paste(sheet, (0, 0))
         ImageDraw.Draw(picture).text((6, sheet.height + 4), label, fill="black", font_size=13)
-        pictures.append(
-            picture.quantize(32, dither=Image.Dither.NONE)
-        )  # few flat colours: a tenth of the size
+        # few flat colours: a tenth of the size
+        pictures.append(picture.quantize(32, dither=Image.Dither.NONE))
     out = io.BytesIO()
     durations = [milliseconds] * (len(pictures) - 1) + [2000]
     pictures[0].save(
@@ -107,14 +112,17 @@ def animation(
 
 
 def histogram(values: Mapping[str, Array], xlabel: str, title: str, num_bins: int = 80) -> bytes:
-    """Shares of each set in common bins. The axis is linear around the first set and logarithmic far from it (asinh)."""
+    """Draw the shares of each set in common bins.
+
+    The axis is linear around the first set and logarithmic far from it (asinh).
+    """
     figure, axes = _figure(7.5, 4.4)
     first = next(iter(values.values()))
     width = 4 * float(first.std()) or 1.0
     ends = np.arcsinh(np.concatenate(list(values.values()))[:, None] / width)
     bins = np.sinh(np.linspace(ends.min() - 1e-6, ends.max() + 1e-6, num_bins + 1)) * width
     for i, (name, v) in enumerate(values.items()):
-        is_filled = i < 2  # train and test are what the others are compared with
+        is_filled = i < 2  # train and test: the others are compared with them
         style = (
             {"histtype": "stepfilled", "alpha": 0.35}
             if is_filled
@@ -136,17 +144,20 @@ def intervals(
     title: str,
     chance: float,
 ) -> bytes:
-    """Values with intervals: a line a row, a mark a series; dashed: chance. ``{row: {series: (value, low, high)}}``."""
+    """Draw values with intervals, ``{row: {series: (value, low, high)}}``, and chance (dashed).
+
+    Each row is a line of the figure, each series a marker.
+    """
     series = list(dict.fromkeys(name for row in rows.values() for name in row))
     figure, axes = _figure(7.5, 1.3 + len(rows) * max(0.55, 0.13 * len(series)))
     for i, name in enumerate(series):
         offset = 0.8 * ((i + 0.5) / len(series) - 0.5)
-        found = [(y + offset, row[name]) for y, row in enumerate(rows.values()) if name in row]
-        centre = np.array([value[0] for _, value in found])
-        spread = np.abs(np.array([value[1:] for _, value in found]).T - centre)
+        points = [(y + offset, row[name]) for y, row in enumerate(rows.values()) if name in row]
+        centre = np.array([value[0] for _, value in points])
+        spread = np.abs(np.array([value[1:] for _, value in points]).T - centre)
         style = {"fmt": "o", "ms": 6} if i == 0 else {"fmt": "|", "ms": 9}
         axes.errorbar(
-            centre, [y for y, _ in found], xerr=spread, label=name, capsize=2, lw=1.2, **style
+            centre, [y for y, _ in points], xerr=spread, label=name, capsize=2, lw=1.2, **style
         )
     axes.axvline(chance, color="#6b7280", ls="--", lw=1)
     axes.set_yticks(range(len(rows)), list(rows))
@@ -158,7 +169,7 @@ def intervals(
 
 
 def bars(values: Mapping[str, float], interval: tuple[float, float] | None, title: str) -> bytes:
-    """A bar for each value, with its number; the first, which may have an interval, stands out."""
+    """Draw a bar with its number for each value; the first is coloured and may have an interval."""
     figure, axes = _figure(7.5, 1.0 + 0.32 * len(values))
     places, numbers = np.arange(len(values)), list(values.values())
     axes.barh(places, numbers, color=[_CYCLE[0], *["#b8c0c8"] * (len(values) - 1)], height=0.7)
@@ -191,10 +202,10 @@ def bars(values: Mapping[str, float], interval: tuple[float, float] | None, titl
 def curves(
     lines: Mapping[str, tuple[Sequence[float], ...]], xlabel: str, ylabel: str, title: str
 ) -> bytes:
-    """Negative values with intervals along a line each: ``{name: (x, value, low, high)}``; the last value stands in the legend.
+    """Draw negative values with intervals, one line per name: ``{name: (x, value, low, high)}``.
 
-    An infinite end of an interval is not drawn. The axis is logarithmic in the distance from 0, so that close ones stay apart where
-    others are far away.
+    The legend has the last value. An infinite end of an interval is not drawn. The axis is
+    logarithmic in the distance from 0, so close values remain distinct where others are far away.
     """
     figure, axes = _figure(7.0, 4.2)
     for name, (x, value, low, high) in lines.items():
@@ -220,7 +231,10 @@ def bands(
     *,
     log_x: bool = False,
 ) -> bytes:
-    """Lines in a band each: ``{name: (x, middle, low, high)}``; linear around the last line and logarithmic far from it (asinh)."""
+    """Draw a line in a band per name: ``{name: (x, middle, low, high)}``.
+
+    The axis is linear around the last line and logarithmic far from it (asinh).
+    """
     figure, axes = _figure(7.0, 4.2)
     for name, (x, middle, low, high) in lines.items():
         axes.plot(x, middle, lw=1.8, label=name)
@@ -238,14 +252,17 @@ def bands(
 
 
 def paths(sets: Mapping[str, Array], dots: Array, labels: tuple[str, str], title: str) -> bytes:
-    """Ways ``(n, length, 2)`` in a plane over dots ``(m, 2)``; a ring where each begins, a disc where it ends."""
+    """Draw paths ``(n, length, 2)`` in a plane over dots ``(m, 2)``.
+
+    A ring marks the start of each path, a disc its end.
+    """
     figure, axes = _figure(6.4, 5.6)
     axes.scatter(*dots.T, s=4, color="#c3c8d0", label="data")
-    for colour, (name, ways) in zip(_CYCLE, sets.items(), strict=False):
-        for i, way in enumerate(ways):
-            axes.plot(*way.T, lw=0.8, alpha=0.7, color=colour, label="" if i else name)
-        axes.scatter(*ways[:, 0].T, s=40, fc="white", ec=colour, zorder=3)
-        axes.scatter(*ways[:, -1].T, s=40, color=colour, zorder=3)
+    for colour, (name, group) in zip(_CYCLE, sets.items(), strict=False):
+        for i, path in enumerate(group):
+            axes.plot(*path.T, lw=0.8, alpha=0.7, color=colour, label="" if i else name)
+        axes.scatter(*group[:, 0].T, s=40, fc="white", ec=colour, zorder=3)
+        axes.scatter(*group[:, -1].T, s=40, color=colour, zorder=3)
     axes.set(xlabel=labels[0], ylabel=labels[1], title=title)
     axes.legend(frameon=False, fontsize=9, loc="upper right")
     return _png(figure)
@@ -254,9 +271,10 @@ def paths(sets: Mapping[str, Array], dots: Array, labels: tuple[str, str], title
 def planes(
     points: Mapping[str, Array], log_densities: Mapping[str, Array], extent: float, title: str
 ) -> bytes:
-    """Points ``(n, 2)`` in a panel each, then densities over the square from -extent to extent, ``(side, side)`` each.
+    """Draw sets of points ``(n, 2)``, then densities ``(side, side)``, one panel each.
 
-    The colours of each density end at a ten-thousandth of its largest value.
+    The densities cover the square from -extent to extent. The colours of each end at 1e-4 of its
+    largest value.
     """
     count = len(points) + len(log_densities)
     figure = Figure(figsize=(3.0 * count + 0.6, 3.5), dpi=_DPI, layout="constrained")
@@ -279,7 +297,10 @@ def planes(
 def regions(
     maps: Mapping[str, Array], points: Mapping[str, Array], extent: float, title: str
 ) -> bytes:
-    """Values between 0 and 1 over the square from -extent to extent, ``(side, side)`` a panel, and points ``(n, 2)`` on all."""
+    """Draw maps ``(side, side)`` of values in [0, 1], one panel each, with points ``(n, 2)``.
+
+    The maps cover the square from -extent to extent. Every panel has all points.
+    """
     figure = Figure(figsize=(3.4 * len(maps) + 0.6, 3.8), dpi=_DPI, layout="constrained")
     panels = list(figure.subplots(1, len(maps), sharex=True, sharey=True, squeeze=False)[0])
     for axes, (name, values) in zip(panels, maps.items(), strict=True):
@@ -317,7 +338,7 @@ def regions(
 def matrix(
     values: Array, columns: Sequence[str], rows: Sequence[str], xlabel: str, title: str
 ) -> bytes:
-    """Shares between 0 and 1 as a table of shaded cells ``(rows, columns)``; where a value is NaN the cell stays empty."""
+    """Draw shares ``(rows, columns)`` in [0, 1] as shaded cells; the cell of a NaN is empty."""
     figure, axes = _figure(6.4, 0.55 * len(rows) + 1.3)
     axes.imshow(values, vmin=0, vmax=1, cmap="Blues", aspect="auto")
     axes.set_xticks(range(len(columns)), columns)
@@ -338,11 +359,11 @@ def matrix(
 
 
 def calibration(bins: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str) -> bytes:
-    """How often a classifier is right by how sure it is: ``{name: (mean probability, share right)}``, and the diagonal."""
+    """Draw accuracy by confidence, ``{name: (mean probability, accuracy)}``, and the diagonal."""
     figure, axes = _figure(5.2, 4.2)
-    axes.plot([0, 1], [0, 1], color=_CYCLE[5], lw=1, ls=":", label="as often as sure")
-    for marker, (name, (sure, right)) in zip("os^D", bins.items(), strict=False):
-        axes.plot(sure, right, marker=marker, ms=5, lw=1.5, label=name)
+    axes.plot([0, 1], [0, 1], color=_CYCLE[5], lw=1, ls=":", label="perfectly calibrated")
+    for marker, (name, (confidence, right)) in zip("os^D", bins.items(), strict=False):
+        axes.plot(confidence, right, marker=marker, ms=5, lw=1.5, label=name)
     axes.set(
         xlim=(0, 1.02),
         ylim=(0, 1.02),
@@ -360,7 +381,7 @@ def best_so_far(
     ylabel: str,
     title: str,
 ) -> bytes:
-    """Steps down: the best value found until each x. ``{name: (x, best)}``; the vertical axis is logarithmic."""
+    """Draw the best value up to each x as steps, ``{name: (x, best)}``, on a logarithmic axis."""
     figure, axes = _figure(7.0, 4.2)
     end = max((max(x) for x, _ in lines.values() if len(x)), default=1.0)
     for style, (name, (x, best)) in zip(("-", "--", "-.", ":"), lines.items(), strict=False):
@@ -376,20 +397,21 @@ def best_so_far(
 
 
 class Column(NamedTuple):
-    """One value of each trial."""
+    """One setting, or the score, of all trials."""
 
     values: Sequence[Any]
     is_log: bool
     ends: tuple[float, float] | None
-    """of the range that it was searched in; those of the values if absent"""
+    """ends of the searched range; those of the values if absent"""
 
 
 def parallel_coordinates(
     columns: Mapping[str, Column], scores: Array, score_name: str, title: str
 ) -> bytes:
-    """A line a trial through its values, coloured by score; dashed: without a score (NaN). The last axis is the score.
+    """Draw one line per trial through its values, coloured by score, dashed without one (NaN).
 
-    An axis runs over the range of its value; values that are no numbers stand at equal distances.
+    The last axis is the score. Each axis covers the range of its value. Values that are not numbers
+    have equal distances.
     """
     figure = Figure(figsize=(8.0, 4.6), dpi=_DPI, layout="constrained")
     axes = figure.add_subplot()
@@ -431,7 +453,7 @@ def parallel_coordinates(
 
 
 def _flat(png: bytes) -> bytes:
-    """The picture in 128 colours: a third of the size where there are many thin lines."""
+    """Reduce a PNG to 128 colours: a third of the size for many thin lines."""
     out = io.BytesIO()
     Image.open(io.BytesIO(png)).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(
         out, "PNG", optimize=True
@@ -440,7 +462,10 @@ def _flat(png: bytes) -> bytes:
 
 
 def surface(x: Column, y: Column, scores: Array, labels: tuple[str, str, str], title: str) -> bytes:
-    """Scores over two values on logarithmic axes: a point a trial, between them a linear interpolation; crosses: no score (NaN)."""
+    """Draw scores over two values on logarithmic axes, one point per trial.
+
+    Between the points the score is interpolated linearly. Crosses are trials without a score (NaN).
+    """
     figure = Figure(figsize=(7.0, 4.8), dpi=_DPI, layout="constrained")
     axes = figure.add_subplot()
     across, up, scored = np.array(x.values, float), np.array(y.values, float), np.isfinite(scores)
@@ -451,9 +476,8 @@ def surface(x: Column, y: Column, scores: Array, labels: tuple[str, str, str], t
         scored.sum() >= 4
         and np.linalg.matrix_rank(logs - logs.mean(axis=1, keepdims=True), tol=1e-6) == 2
     ):
-        mesh = Triangulation(
-            across[scored], up[scored], Triangulation(*logs).triangles
-        )  # neighbours are so on the axes as shown
+        # neighbours by the distance on the logarithmic axes
+        mesh = Triangulation(across[scored], up[scored], Triangulation(*logs).triangles)
         levels = np.geomspace(low, high, 12)
         axes.tricontourf(mesh, scores[scored], levels=levels, norm=norm, cmap="viridis", alpha=0.35)
     points = axes.scatter(
@@ -492,7 +516,7 @@ def surface(x: Column, y: Column, scores: Array, labels: tuple[str, str, str], t
 
 
 def _places(column: Column) -> tuple[Array, list[tuple[float, str]]]:
-    """Positions of values on an axis from 0 to 1, and its labels."""
+    """Return positions of the values on an axis from 0 to 1, and the labels of the axis."""
     values = column.values
     if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         names = list(dict.fromkeys(map(str, values)))
@@ -512,13 +536,13 @@ def _places(column: Column) -> tuple[Array, list[tuple[float, str]]]:
 
 
 def _ends(values: Array) -> tuple[float, float]:
-    """Smallest and largest value, apart from each other also where there is one or none."""
+    """Return the smallest and the largest value, moved apart where they are equal."""
     low, high = (float(values.min()), float(values.max())) if len(values) else (1.0, 2.0)
     return (low, high) if high > low else (low, low + abs(low) + 1e-9)
 
 
 def _plain_ticks(axis: Any) -> None:
-    """1, 2, 5 of each decade, written out: few scores span whole decades."""
+    """Label 1, 2 and 5 of each decade as plain numbers, because few scores span whole decades."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())

@@ -1,4 +1,4 @@
-"""The metrics that evaluation suites have written: the one reader of ``<reports>/<suite>/metrics.json``."""
+"""Metrics of evaluation suites: the only reader of ``<reports>/<suite>/metrics.json``."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,10 @@ _METRICS = "metrics.json"
 
 
 def read_suites(reports: Path) -> dict[str, dict[str, Any]]:
-    """Return the metrics of every suite of a folder of reports, by suite. Raises :class:`DataError` for a broken file."""
+    """Return the metrics of every suite of a folder of reports, by suite.
+
+    Raises :class:`DataError` for a broken file.
+    """
     return {
         path.parent.name: read_json(path, "evaluate")
         for path in sorted(reports.glob(f"*/{_METRICS}"))
@@ -17,11 +20,14 @@ def read_suites(reports: Path) -> dict[str, dict[str, Any]]:
 
 
 def read_suite(reports: Path, suite: str, made_by: str = "evaluate") -> dict[str, Any]:
-    """Return the metrics of one suite. Raises :class:`DataError` that names the stage to run where there are none."""
+    """Return the metrics of one suite.
+
+    Raises :class:`DataError` without them; the message names the stage to run.
+    """
     metrics: dict[str, Any] = read_json(reports / suite / _METRICS, made_by)
     return metrics
 
 
 def has_suites(reports: Path) -> bool:
-    """Whether any suite has written its metrics."""
+    """Return whether any suite has written its metrics."""
     return any(reports.glob(f"*/{_METRICS}"))

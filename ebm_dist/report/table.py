@@ -1,4 +1,4 @@
-"""The table of results: committed metrics against published figures, a row an id, made by no hand."""
+"""The table of results: committed metrics against published figures, one generated row per id."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,8 +18,9 @@ _COLUMNS = (
     "reached",
     "95 % interval",
     "seeds",
-    "beside it",
+    "read it against",
     "time",
+    "code",
     "command",
 )
 
@@ -27,18 +28,18 @@ _MARK, _END = "<!-- python -m pipelines.results -->", "<!-- end -->"
 
 
 class Recipe(NamedTuple):
-    """A recipe, and whether there is anything to see of it."""
+    """A recipe, and whether it has results."""
 
     name: str
     title: str
     """the first line of its file"""
     is_run: bool
-    """whether its metrics are here"""
+    """whether the folder of reports has its metrics"""
 
 
 def recipes(folder: Path, reports: Path) -> list[Recipe]:
-    """Every recipe of a folder of parameter files."""
-    found = [
+    """Return every recipe of a folder of parameter files."""
+    paths = [
         path for path in sorted(folder.glob("*.yaml")) if path.name not in ("dvc.yaml", "rows.yaml")
     ]
     return [
@@ -47,17 +48,20 @@ def recipes(folder: Path, reports: Path) -> list[Recipe]:
             path.read_text().partition("\n")[0].lstrip("# "),
             has_suites(reports / path.stem),
         )
-        for path in found
+        for path in paths
     ]
 
 
 def compare(a: Path, b: Path) -> list[tuple[str, float, float]]:
-    """The metrics ``<suite>.<key>`` that two folders of reports share. Raises :class:`DataError` where there is none."""
-    ours, theirs = (flat(read_suites(x)) for x in (a, b))
+    """Return the metrics ``<suite>.<key>`` that two folders of reports share.
+
+    Raises :class:`DataError` where they share none.
+    """
+    first, second = (flat(read_suites(x)) for x in (a, b))
     rows = [
-        (key, float(value), float(theirs[key]))
-        for key, value in ours.items()
-        if key in theirs and ".seeds." not in key
+        (key, float(value), float(second[key]))
+        for key, value in first.items()
+        if key in second and ".seeds." not in key
     ]
     if not rows:
         raise DataError(
@@ -67,17 +71,17 @@ def compare(a: Path, b: Path) -> list[tuple[str, float, float]]:
 
 
 def value_at(metrics: Mapping[str, Any], key: str) -> float:
-    """The number under a dotted key. Raises KeyError."""
+    """Return the number under a dotted key. Raises KeyError."""
     for part in key.split("."):
         metrics = metrics[part]
     return float(metrics)  # type: ignore[arg-type]
 
 
 def row(name: str, entry: Mapping[str, Any], reports: Path) -> dict[str, Any]:
-    """One row: mean over the seeds with its 95 % t-interval, the numbers to read it by, and where it comes from."""
+    """Return one row: the mean over seeds, its 95 % t-interval, its references and its origin."""
     recipes = [entry["recipe"]] if isinstance(entry["recipe"], str) else entry["recipe"]
-    each = _replicates(entry["metric"], recipes, reports)
-    values = list(each.values())
+    replicates = _replicates(entry["metric"], recipes, reports)
+    values = list(replicates.values())
     runs = [
         read_json(path, "train")
         for recipe in recipes
@@ -88,9 +92,10 @@ def row(name: str, entry: Mapping[str, Any], reports: Path) -> dict[str, Any]:
         **{field: entry[field] for field in ("system", "source", "what", "metric", "published")},
         "reached": float(np.mean(values)),
         "interval": interval(values),
-        "seeds": each if len(each) > 1 else {},
-        "beside": {
-            label: _beside(beside, recipes, reports) for label, beside in entry["beside"].items()
+        "seeds": replicates if len(replicates) > 1 else {},
+        "reference": {
+            label: _reference(reference, recipes, reports)
+            for label, reference in entry["reference"].items()
         },
         "hardware": runs[0]["hardware"],
         "workers": runs[0]["workers"],
@@ -98,6 +103,9 @@ def row(name: str, entry: Mapping[str, Any], reports: Path) -> dict[str, Any]:
         "data": {key: runs[0][key] for key in ("dataset", "is_official", "data_digest")},
         "recipes": recipes,
         "command": _command(recipes),
+        "headline": entry.get("headline", {}),
+        "commit": "",
+        "stale": [],
     }
 
 
@@ -108,33 +116,35 @@ def _command(recipes: list[str]) -> str:
 
 
 def _replicates(metric: str, recipes: list[str], reports: Path) -> dict[str, float]:
-    """The values of ``<suite>.<key>``: of each seed, or of each of several recipes."""
+    """Return the values of ``<suite>.<key>``: by seed, or by recipe where there are several."""
     suite, key = metric.split(".", 1)
-    every = {
+    by_recipe = {
         r: read_suite(reports / r, suite, f"pipelines/recipes/dvc.yaml:results@{r}")
         for r in recipes
     }
     if len(recipes) > 1:
-        return {recipe: value_at(metrics, key) for recipe, metrics in every.items()}
-    (metrics,) = every.values()
-    return {seed: value_at(one, key) for seed, one in metrics.get("seeds", {"0": metrics}).items()}
+        return {recipe: value_at(metrics, key) for recipe, metrics in by_recipe.items()}
+    (metrics,) = by_recipe.values()
+    by_seed = metrics.get("seeds", {"0": metrics})
+    return {seed: value_at(replicate, key) for seed, replicate in by_seed.items()}
 
 
-def _beside(beside: float | str, recipes: list[str], reports: Path) -> float:
-    if not isinstance(beside, str):
-        return float(beside)
-    other, slash, metric = beside.partition("/")
-    is_of_another = slash and "." not in other  # else a stroke in the key itself
-    found = (
+def _reference(reference: float | str, recipes: list[str], reports: Path) -> float:
+    """Return a constant, or the mean of ``<suite>.<key>`` or ``<recipe>/<suite>.<key>``."""
+    if not isinstance(reference, str):
+        return float(reference)
+    other, slash, metric = reference.partition("/")
+    is_of_another = slash and "." not in other  # else the slash is part of the key
+    replicates = (
         _replicates(metric, [other], reports)
         if is_of_another
-        else _replicates(beside, recipes, reports)
+        else _replicates(reference, recipes, reports)
     )
-    return float(np.mean(list(found.values())))
+    return float(np.mean(list(replicates.values())))
 
 
 def interval(values: list[float]) -> tuple[float, float] | None:
-    """95 % interval of the mean by Student's t; None for a single value."""
+    """Return the 95 % interval of the mean by Student's t, or None for a single value."""
     if len(values) < 2:
         return None
     half = t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
@@ -142,18 +152,33 @@ def interval(values: list[float]) -> tuple[float, float] | None:
 
 
 def systems(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """The rows of each system, by the name of its page; the first is the one that speaks for it."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    """Group rows by system, under the name of its page. The first row of a system heads it."""
+    by_system: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        found.setdefault(row["system"], []).append(row)
-    return {own[0]["recipes"][0].removesuffix("-0"): own for own in found.values()}
+        by_system.setdefault(row["system"], []).append(row)
+    return {
+        system_rows[0]["recipes"][0].removesuffix("-0"): system_rows
+        for system_rows in by_system.values()
+    }
 
 
 def summary(rows: list[dict[str, Any]], place: str) -> str:
-    """A line a system, published beside reached. ``place``: where its name leads, such as ``systems/{}.md``."""
+    """Return a table with one line per system.
+
+    ``place`` is the pattern of the link of a system's name, such as ``systems/{}.md``.
+    """
     lines = [
-        _line("system", "source", "figure", "published", "reached", "beside it", "made by"),
-        "|" + "---|" * 7,
+        _line(
+            "system",
+            "source",
+            "figure",
+            "published",
+            "reached",
+            "read it against",
+            "code",
+            "command",
+        ),
+        "|" + "---|" * 8,
     ]
     for name, (first, *_) in systems(rows).items():
         reached = f"**{first['reached']:.4g}**" + (
@@ -167,41 +192,90 @@ def summary(rows: list[dict[str, Any]], place: str) -> str:
                 first["what"],
                 _published(first),
                 reached,
-                _beside_it(first, 2),
+                _references(first, 2),
+                _code(first),
                 f"`{first['command']}`",
             )
         )
     return "\n".join(lines)
 
 
+def headlines(rows: list[dict[str, Any]], place: str) -> str:
+    """Return a table of the rows that have a ``headline``, each with its strongest baseline.
+
+    ``headline`` names the row, the baseline among its references, and which direction is better.
+    """
+    lines = [
+        _line("figure", "published", "reached", "strongest baseline", "verdict", "code"),
+        "|" + "---|" * 6,
+    ]
+    pages = {row["system"]: name for name, rows_ in systems(rows).items() for row in rows_}
+    for row in rows:
+        if not (headline := row["headline"]):
+            continue
+        label = headline["baseline"]
+        reached = f"**{row['reached']:.4g}**" + (f" ({_range(row)})" if row["interval"] else "")
+        lines.append(
+            _line(
+                f"[{headline['name']}]({place.format(pages[row['system']])})",
+                _published(row),
+                reached,
+                f"{row['reference'][label]:.4g} ({label})",
+                _verdict(row),
+                _code(row),
+            )
+        )
+    return "\n".join(lines)
+
+
+def _verdict(row: dict[str, Any]) -> str:
+    """Say whether a row is ahead of the published figure and of its strongest baseline."""
+    headline = row["headline"]
+    sign = {"higher": 1, "lower": -1}[headline["better"]]
+    rivals = {"published": row["published"], "baseline": row["reference"][headline["baseline"]]}
+    places: dict[str, list[str]] = {}
+    for name, value in rivals.items():
+        if value is not None:
+            place = "ahead of" if sign * row["reached"] > sign * value else "**behind**"
+            places.setdefault(place, []).append(name)
+    return ", ".join(f"{place} {' and '.join(names)}" for place, names in places.items())
+
+
 def renewed(page: str, rows: list[dict[str, Any]]) -> str:
-    """The README with its table made anew. Raises :class:`DataError` where its marks are gone."""
-    before, found, rest = page.partition(_MARK)
-    _, ends, after = rest.partition(_END)
-    if not (found and ends):
+    """Return the README with its table replaced. Raises :class:`DataError` without its marks."""
+    before, mark, rest = page.partition(_MARK)
+    _, end, after = rest.partition(_END)
+    if not (mark and end):
         raise DataError(
             f"README.md: no place for the table; put {_MARK!r} and {_END!r} where it belongs"
         )
-    return f"{before}{_MARK}\n{summary(rows, 'docs/results.md#{}')}\n{_END}{after}"
+    return f"{before}{_MARK}\n{headlines(rows, 'docs/results.md#{}')}\n{_END}{after}"
 
 
 def markdown(rows: list[dict[str, Any]], unmeasured: Mapping[str, Mapping[str, Any]]) -> str:
-    """The table as a page: the summary, a section a system, and the entries that nobody has run, with the reason."""
+    """Return the page of results: summary, a section per system, and what was not measured."""
     lines = [
         "# Results",
         "",
-        "Made by `python -m pipelines.results` from the committed `reports/<recipe>/*/metrics.json`; nothing is typed by hand.",
-        "Means over seeds with 95 % t-intervals. FID-clf is in the features of the pipeline's own classifier and is not comparable",
-        "with published FID: read it against real images (the floor) and the Gaussian beside it.",
+        "`python -m pipelines.results` writes this page from the committed",
+        "`reports/<recipe>/*/metrics.json`. Values are means over seeds with 95 % t-intervals.",
+        "FID-clf uses the features of the pipeline's own classifier and is not comparable with",
+        "published FID: compare it with real images (the floor) and with the fitted Gaussian.",
+        "",
+        "*code* is the commit that made a row. A row is *stale* where code or settings that it",
+        "depends on have changed since, and no `python -m pipelines.verify` shows equal bits;",
+        "`ebm-dist results --status` gives the reason. Rows made before the commit was recorded",
+        "have the commit that added the figures.",
         "",
         summary(rows, "#{}"),
     ]
-    for name, own in systems(rows).items():
-        lines += ["", f'<a id="{name}"></a>', "", f"## {own[0]['system']}", "", _origin(own[0]), ""]
+    for name, system_rows in systems(rows).items():
+        first = system_rows[0]
+        lines += ["", f'<a id="{name}"></a>', "", f"## {first['system']}", "", _origin(first), ""]
         lines += [
             _line(*_COLUMNS),
             "|" + "---|" * len(_COLUMNS),
-            *(_line(*_cells(row)) for row in own),
+            *(_line(*_cells(row)) for row in system_rows),
         ]
     if unmeasured:
         lines += [
@@ -221,13 +295,16 @@ def markdown(rows: list[dict[str, Any]], unmeasured: Mapping[str, Mapping[str, A
 
 
 def system_page(
-    own: list[dict[str, Any]], pictures: Sequence[str], heads: Mapping[str, str]
+    rows: list[dict[str, Any]], pictures: Sequence[str], heads: Mapping[str, str]
 ) -> str:
-    """A page for one system: its pictures, by link, its figures, and the parameter files that made them, by recipe."""
-    lines = [f"# {own[0]['system']}", "", _origin(own[0]), ""]
+    """Return the page of one system: linked pictures, its rows, and its parameter files.
+
+    ``heads`` has the text of the parameter file of each recipe.
+    """
+    lines = [f"# {rows[0]['system']}", "", _origin(rows[0]), ""]
     for link in pictures:
-        lines += [f"![{own[0]['system']}]({link})", ""]
-    for row in own:
+        lines += [f"![{rows[0]['system']}]({link})", ""]
+    for row in rows:
         facts = {
             "reached": f"**{row['reached']:.4g}**",
             **(
@@ -236,7 +313,7 @@ def system_page(
                 else {"seeds": "one"}
             ),
             "published": f"{_published(row)} ({row['source']})",
-            **{label: f"{value:.4g}" for label, value in row["beside"].items()},
+            **{label: f"{value:.4g}" for label, value in row["reference"].items()},
         }
         lines += [
             f"## {row['id']}",
@@ -261,7 +338,8 @@ def _origin(row: dict[str, Any]) -> str:
     data, cpu = row["data"], row["hardware"]
     mark = "" if data["is_official"] else ", own files"
     return (
-        f"Source: {row['source']}. Data: {data['dataset']}{mark}, index SHA-256 `{data['data_digest'][:16]}`.\n"
+        f"Source: {row['source']}. Data: {data['dataset']}{mark}, "
+        f"index SHA-256 `{data['data_digest'][:16]}`.\n"
         f"Trained on {row['workers']} workers ({cpu['cpu']}, {cpu['cores']} cores)."
     )
 
@@ -274,8 +352,9 @@ def _range(row: dict[str, Any]) -> str:
     return " to ".join(f"{end:.4g}" for end in row["interval"])
 
 
-def _beside_it(row: dict[str, Any], most: int | None) -> str:
-    return "; ".join(f"{label} {value:.4g}" for label, value in list(row["beside"].items())[:most])
+def _references(row: dict[str, Any], most: int | None) -> str:
+    shown = list(row["reference"].items())[:most]
+    return "; ".join(f"{label} {value:.4g}" for label, value in shown)
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
@@ -286,7 +365,12 @@ def _cells(row: dict[str, Any]) -> list[str]:
         f"**{row['reached']:.4g}**",
         _range(row) if row["interval"] else "-",
         ", ".join(f"{value:.4g}" for value in row["seeds"].values()) or "1",
-        _beside_it(row, None),
+        _references(row, None),
         f"{np.mean(row['seconds']):.0f} s a seed",
+        _code(row),
         f"`{row['command']}`",
     ]
+
+
+def _code(row: dict[str, Any]) -> str:
+    return (row["commit"][:10] or "unknown") + (", stale" if row["stale"] else "")

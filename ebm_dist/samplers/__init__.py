@@ -1,7 +1,8 @@
-"""Markov chain kernels. One file, one algorithm; each has a ``Config`` and a ``build(config, *, bounds) -> Kernel``.
+"""Markov chain kernels. One file, one algorithm.
 
-A kernel is a pair of pure functions on batches of chains. *State* is what the next step needs, *Info* what a human needs.
-Randomness is an argument. There is no loop over chains.
+Each has a ``Config`` and a ``build(config, *, bounds) -> Kernel``. A kernel is a pair of pure
+functions on batches of chains. *State* is what the next step needs, *Info* what a person reads.
+Random numbers come from a generator argument. There is no loop over chains.
 """
 
 from collections.abc import Callable
@@ -17,24 +18,25 @@ Bounds = tuple[float, float] | None
 
 
 class State(Protocol):
-    """What a kernel carries from step to step; each kernel has its own, and all have the chains' positions."""
+    """What a kernel carries from step to step; each kernel's state has the chains' positions."""
 
     @property
     def position(self) -> Tensor:
-        """``(B, *shape)``"""
+        """Positions ``(B, *shape)``."""
 
 
 class Info(NamedTuple):
-    """What one step did to each chain; all ``(B,)``."""
+    """Facts about one step of each chain; all ``(B,)``."""
 
     energy: Tensor
-    """Energy where the step's gradient was taken."""
+    """Energy at the position where the kernel took the gradient."""
     score_norm: Tensor
-    """Euclidean norm of the score ``-dE/dx`` there, before any clamp."""
+    """Euclidean norm of the score ``-dE/dx`` at that position, before any clamp."""
     is_accepted: Tensor
-    """Whether the proposal was taken; always true for unadjusted samplers."""
+    """Whether the proposal was accepted; always true for unadjusted samplers."""
     is_finite: Tensor | None = None
-    """Whether energy and score of the proposal were finite, without which it is rejected; None if the sampler does not look."""
+    """Whether energy and score of the proposal were finite; otherwise it is rejected. None if the
+    sampler does not check."""
 
 
 class Kernel(NamedTuple):
@@ -43,14 +45,16 @@ class Kernel(NamedTuple):
     init: Callable[[EnergyFn, Tensor], State]
     step: Callable[[EnergyFn, Any, Generator], tuple[State, Info]]
     step_many: Callable[[EnergyFn, Any, Tensor], tuple[State, Info]] | None = None
-    """``step_many(target, state, noise)``: one step for each of ``noise (n, B, *shape)``, standard normal, and the info of the last.
-    For kernels that have no other randomness: such code can be compiled."""
+    """``step_many(target, state, noise)``: one step for each row of standard normal ``noise (n, B,
+    *shape)``; returns the last state and info. Only for kernels without other random numbers; this
+    code can be compiled."""
     differentiable_step: Callable[[EnergyFn, Tensor, Tensor], Tensor] | None = None
-    """``differentiable_step(target, x, noise)``: where one step leads, as a function of the target's parameters, with its graph."""
+    """``differentiable_step(target, x, noise)``: position after one step, with the graph of its
+    gradient with respect to the target's parameters."""
 
 
 class ChainStats(NamedTuple):
-    """What a run of chains did, averaged over chains: scalars."""
+    """Statistics of a run of chains, averaged over chains: scalars."""
 
     energy: Tensor
     """Mean energy at the last step."""
@@ -63,7 +67,7 @@ class ChainStats(NamedTuple):
 
 
 def noise(size: tuple[int, ...], bounds: Bounds, generator: Generator) -> Tensor:
-    """Positions ``(*size,)`` without knowledge, where fresh chains start: uniform within bounds, else standard normal."""
+    """Draw initial positions ``(*size,)``: uniform within bounds, else standard normal."""
     if bounds is None:
         return torch.randn(size, generator=generator, device=generator.device)
     low, high = bounds
@@ -71,20 +75,25 @@ def noise(size: tuple[int, ...], bounds: Bounds, generator: Generator) -> Tensor
 
 
 def accept_mask(log_ratio: Tensor, is_finite: Tensor, generator: Generator) -> Tensor:
-    """Which chains take their proposals ``(B,)``: each with probability ``min(1, exp(log_ratio))``, none that is not finite."""
+    """Draw which chains ``(B,)`` accept, with probability ``min(1, exp(log_ratio))``.
+
+    Proposals that are not finite are rejected.
+    """
     uniform = torch.rand(log_ratio.shape, generator=generator, device=log_ratio.device)
     return is_finite & (uniform.log() < log_ratio)  # false if the ratio is NaN
 
 
 def where_accepted(is_accepted: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    """``(B, *shape)``: of each chain the new where ``is_accepted (B,)``, else the old."""
+    """Return ``(B, *shape)``: ``new`` for chains with ``is_accepted (B,)``, else ``old``."""
     return torch.where(is_accepted.view(-1, *[1] * (new.ndim - 1)), new, old)
 
 
 def reflect(x: Tensor, bounds: tuple[float, float]) -> tuple[Tensor, Tensor]:
-    """Where a straight path to ``x (B, *shape)`` ends that is mirrored at the bounds, and whether it comes back reversed.
+    """Mirror a straight path to ``x (B, *shape)`` at the bounds.
 
-    Lengths and volumes are kept and the path can be gone backwards: symmetric proposals stay symmetric (Neal 2011, section 5.5.1).
+    Return its end and whether its direction is reversed there, both ``(B, *shape)``. The map keeps
+    lengths and volumes and is reversible, so symmetric proposals stay symmetric (Neal 2011, section
+    5.5.1).
     """
     low, high = bounds
     width = high - low
@@ -92,7 +101,7 @@ def reflect(x: Tensor, bounds: tuple[float, float]) -> tuple[Tensor, Tensor]:
     turned = folded > width
     mirrored = (low + torch.where(turned, 2 * width - folded, folded)).clamp(
         low, high
-    )  # for the last bit of rounding
+    )  # rounding may exceed a bound by one bit
     return torch.where((x < low) | (x > high), mirrored, x), turned
 
 
@@ -108,9 +117,10 @@ def run_chain(
     *,
     observe: Observer | None = None,
 ) -> tuple[Tensor, ChainStats]:
-    """Run a batch of chains ``(B, *shape)`` for ``num_steps`` steps; ``observe(step, state, info)`` sees each.
+    """Run a batch of chains ``(B, *shape)``; return their positions and statistics.
 
-    Parameters of the target should be frozen (:func:`ebm_dist.energies.frozen`), else each step builds gradients for them in vain.
+    ``observe(step, state, info)`` is called after each step. Freeze the target's parameters
+    (:func:`ebm_dist.energies.frozen`), otherwise each step also computes their gradients.
     """
     with torch.no_grad():
         start, state, accepted = position, kernel.init(target, position), torch.zeros(())
@@ -120,7 +130,7 @@ def run_chain(
             accepted = accepted + info.is_accepted.float().mean()
             if observe is not None:
                 observe(step, state, info)
-        moved = (state.position - start).flatten(1).norm(dim=1).mean()
+        distance = (state.position - start).flatten(1).norm(dim=1).mean()
         return state.position, ChainStats(
-            info.energy.mean(), info.score_norm.mean(), accepted / num_steps, moved
+            info.energy.mean(), info.score_norm.mean(), accepted / num_steps, distance
         )

@@ -1,4 +1,4 @@
-"""The state of exact samplers that use the gradient: energy and score are kept with the position."""
+"""State of exact samplers that use the gradient: position, energy and score."""
 
 from typing import NamedTuple
 
@@ -9,18 +9,18 @@ from ebm_dist.samplers import where_accepted
 
 
 class State(NamedTuple):
-    """Chains, and what the next step needs of the target at their positions."""
+    """Positions of the chains, and the target's energy and score there."""
 
     position: Tensor
     """``(B, *shape)``"""
     energy: Tensor
-    """``(B,)`` at the position"""
+    """``(B,)`` at the positions"""
     score: Tensor
-    """``(B, *shape)`` at the position"""
+    """``(B, *shape)`` at the positions"""
 
     @property
     def is_finite(self) -> Tensor:
-        """Whether energy and score are finite, ``(B,)``."""
+        """``(B,)``: whether energy and score are finite."""
         return self.energy.isfinite() & self.score.isfinite().flatten(1).all(1)
 
 

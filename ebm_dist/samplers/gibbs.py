@@ -1,9 +1,10 @@
-"""Block Gibbs sampling (Geman & Geman 1984), for targets with conditionals (:class:`ebm_dist.energies.HasConditionals`).
+"""Block Gibbs sampling (Geman & Geman 1984).
 
     for each block b:  x_b ~ p(x_b | x_-b)
 
-What the blocks are is the target's affair: all hidden and then all visible units of an RBM, the two colours of a checkerboard, one
-site after the other.
+The target must have conditionals (:class:`ebm_dist.energies.HasConditionals`), and it defines the
+blocks: all hidden and then all visible units of an RBM, the two colours of a checkerboard, or
+single sites.
 """
 
 from typing import Literal, NamedTuple
@@ -19,17 +20,20 @@ from ebm_dist.samplers import Bounds, Info, Kernel
 @section
 class Config:
     num_steps: PositiveInt = 1
-    """Steps of the chains for each training step: k of CD-k and PCD-k."""
+    """Steps of the chains per training step: k of CD-k and PCD-k."""
     num_sweeps: PositiveInt = 1
-    """Sweeps over all blocks in a step; the energy, for the record only, is computed once a step."""
+    """Sweeps over all blocks per step. The energy, which is only recorded, is computed once per
+    step."""
     scan: Literal["systematic", "random"] = "systematic"
-    """``systematic``: the blocks in turn. ``random``: as many blocks, drawn with replacement, the same for all chains."""
+    """``systematic``: all blocks in order. ``random``: the same number of blocks, drawn with
+    replacement, the same for all chains."""
 
     def check(self, params: Params) -> None:
         if not getattr(params.energy, "has_conditionals", False):
             raise Mismatch(
                 "sampler.name",
-                f"gibbs needs an energy with conditionals, such as rbm; not {plugin_name(params.energy)}",
+                f"gibbs needs an energy with conditionals, found {plugin_name(params.energy)}",
+                "set energy.name: rbm, or choose another sampler",
             )
 
 
@@ -38,24 +42,29 @@ class State(NamedTuple):
 
 
 def build(config: Config, *, bounds: Bounds) -> Kernel:
-    """``bounds`` change nothing: positions are where the target's conditionals put them. There is no temperature but 1, since the
-    conditionals are those of ``exp(-E)``. A target without conditionals raises TypeError at ``init``.
+    """Build the kernel of ``exp(-E)``, at temperature 1.
+
+    ``bounds`` have no effect: the target's conditionals decide the positions. ``init`` raises
+    TypeError for a target without conditionals.
     """
 
     def init(target: EnergyFn, position: Tensor) -> State:
         if not isinstance(target, HasConditionals):
             raise TypeError(
-                "gibbs needs an energy with conditionals (num_blocks, resample); choose another sampler for this one"
+                "gibbs needs an energy with conditionals (num_blocks, resample);"
+                " choose another sampler for this energy"
             )
         return State(position)
 
     def step(target: EnergyFn, state: State, generator: Generator) -> tuple[State, Info]:
         assert isinstance(target, HasConditionals)
-        x, num = state.position, target.num_blocks
+        x, num_blocks = state.position, target.num_blocks
         for _ in range(config.num_sweeps):
-            blocks = torch.arange(num)
+            blocks = torch.arange(num_blocks)
             if config.scan == "random":
-                blocks = torch.randint(num, (num,), generator=generator, device=generator.device)
+                blocks = torch.randint(
+                    num_blocks, (num_blocks,), generator=generator, device=generator.device
+                )
             for block in blocks.tolist():
                 x = target.resample(block, x, generator)
         energy = target(x)

@@ -1,10 +1,11 @@
 """Hamiltonian Monte Carlo (Duane et al. 1987; Neal 2011, section 5.3.2).
 
-    p ~ N(0, I);  num_leapfrog times:  p <- p + e/2 s(x) / T;  x <- reflect(x + e p);  p <- p + e/2 s(x) / T      s = -dE/dx
+    p ~ N(0, I);  num_leapfrog times:
+        p <- p + e/2 s(x) / T;  x <- reflect(x + e p);  p <- p + e/2 s(x) / T          s = -dE/dx
     x <- x' with probability min(1, exp(H(x, p) - H(x', p'))),  H = E / T + ||p||^2 / 2
 
-It samples ``exp(-E / T)`` exactly. Each chain draws its own ``e`` in each step, so the length ``num_leapfrog * e`` of its
-trajectory varies and none is caught in a period of the target.
+It samples ``exp(-E / T)`` exactly. Each chain draws its own ``e`` in each step. The trajectory
+length ``num_leapfrog * e`` then varies, so no chain is trapped by a period of the target.
 """
 
 import torch
@@ -16,25 +17,29 @@ from ebm_dist.samplers import Bounds, Info, Kernel, accept_mask, reflect
 from ebm_dist.samplers._gradient_state import State, init, select
 
 ACCEPTANCE = 0.8
-"""Somewhat more than the best for a known length, 0.651 (Beskos et al. 2013), since too large a step costs more than too small."""
+"""Acceptance rate to adapt to. It is above the optimum for a known length, 0.651 (Beskos et al.
+2013), because a step that is too large costs more than one that is too small."""
 
 
 @section
 class Config:
     num_steps: PositiveInt = 10
-    """Trajectories of the chains for each training step."""
+    """Trajectories of the chains per training step."""
     step_size: Positive = 0.1
-    """Length of the longest leapfrog step."""
+    """Largest leapfrog step size ``e``."""
     num_leapfrog: PositiveInt = 10
-    """Leapfrog steps, hence gradients, of a trajectory."""
+    """Leapfrog steps per trajectory; each computes one gradient."""
     jitter: Probability = 0.5
-    """``e`` is uniform in ``step_size * (1 - jitter, 1)``."""
+    """Relative range of the step size: ``e`` is uniform in ``step_size * (1 - jitter, 1)``."""
     temperature: Positive = 1.0
-    """T of the ``exp(-E / T)`` that is sampled."""
+    """T of the sampled density ``exp(-E / T)``."""
 
 
 def build(config: Config, *, bounds: Bounds) -> Kernel:
-    """``bounds``: the target is restricted to this interval; trajectories are mirrored there. Info is of the end of the step."""
+    """Build the kernel of ``exp(-E / T)`` within ``bounds``, where trajectories are mirrored.
+
+    Info describes the position after the step.
+    """
     temperature = config.temperature
 
     def kinetic(momentum: Tensor) -> Tensor:

@@ -2,8 +2,9 @@
 
     x <- clamp(x + step_size * clip(-dE/dx) + noise_scale * N(0, I))
 
-Its noise matches a temperature ``T = noise_scale^2 / (2 step_size)``: without clip and clamp, and for small steps, it samples
-``exp(-E / T)``. Published settings are nearly cold (T about 1e-6), so there energy differences are not nats.
+The noise corresponds to a temperature ``T = noise_scale^2 / (2 step_size)``: without clip and
+clamp, and for small steps, it samples ``exp(-E / T)``. Published settings have T of about 1e-6, so
+their energy differences are not in nats.
 """
 
 from typing import NamedTuple
@@ -19,17 +20,17 @@ from ebm_dist.samplers import Bounds, Info, Kernel
 @section
 class Config:
     num_steps: PositiveInt = 60
-    """Steps of the chains for each training step (K of Algorithm 1)."""
+    """Steps of the chains per training step (K of Algorithm 1)."""
     step_size: Positive = 10.0
     """Factor of the score."""
     noise_scale: NonNegative = 0.005
-    """Standard deviation of the noise added in each step."""
+    """Standard deviation of the noise that is added in each step."""
     score_clip: Positive | None = None
-    """Each component of the score is clamped to plus or minus this before the step; none if absent."""
+    """Clamp each component of the score to plus or minus this value; no clamp if absent."""
 
     @property
     def temperature(self) -> float:
-        """``noise_scale^2 / (2 step_size)``: the T of the ``exp(-E / T)`` that the noise and step sizes belong to."""
+        """``noise_scale^2 / (2 step_size)``: T of the sampled density ``exp(-E / T)``."""
         return self.noise_scale**2 / (2 * self.step_size)
 
 
@@ -38,7 +39,7 @@ class State(NamedTuple):
 
 
 def build(config: Config, *, bounds: Bounds) -> Kernel:
-    """``bounds``: positions are clamped to this interval after each step; None for unbounded data."""
+    """Build the kernel. Positions are clamped to ``bounds`` after each step; None for no bounds."""
 
     def init(target: EnergyFn, position: Tensor) -> State:
         return State(position)

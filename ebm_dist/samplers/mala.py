@@ -4,8 +4,8 @@
     log q(x' | x) = -||x' - x - step_size * s(x)||^2 / (4 step_size T)      the norm is squared
     x <- x' with probability min(1, exp((E(x) - E(x')) / T) q(x | x') / q(x' | x))
 
-It is the ``langevin`` sampler with ``noise_scale = sqrt(2 step_size T)``, made exact for ``exp(-E / T)``. Energy and score are kept
-with the position, so a step takes one gradient.
+It is the ``langevin`` sampler with ``noise_scale = sqrt(2 step_size T)``, made exact for
+``exp(-E / T)``. The state holds energy and score, so a step computes one gradient.
 """
 
 import torch
@@ -17,23 +17,25 @@ from ebm_dist.samplers import Bounds, Info, Kernel, accept_mask
 from ebm_dist.samplers._gradient_state import State, init, select
 
 ACCEPTANCE = 0.574
-"""The best in many dimensions (Roberts & Rosenthal 1998)."""
+"""Acceptance rate to adapt to, optimal in many dimensions (Roberts & Rosenthal 1998)."""
 
 
 @section
 class Config:
     num_steps: PositiveInt = 60
-    """Steps of the chains for each training step."""
+    """Steps of the chains per training step."""
     step_size: Positive = 0.1
     """Factor of the score."""
     temperature: Positive = 1.0
-    """T of the ``exp(-E / T)`` that is sampled."""
+    """T of the sampled density ``exp(-E / T)``."""
 
 
 def build(config: Config, *, bounds: Bounds) -> Kernel:
-    """``bounds``: the target is restricted to this interval, so proposals outside are rejected. Where most positions are near a
-    bound nearly all would be; ``hmc`` with one leapfrog step of ``sqrt(2 step_size)`` is this sampler mirrored at the bounds.
-    Info's energy and score are those after the step.
+    """Build the kernel of ``exp(-E / T)`` restricted to ``bounds``: proposals outside are rejected.
+
+    If most positions are near a bound, nearly all proposals are rejected. Use ``hmc`` with one
+    leapfrog step of ``sqrt(2 step_size)`` then: it is this sampler with mirrored proposals. Info
+    has energy and score after the step.
     """
     a, temperature = config.step_size, config.temperature
 

@@ -1,10 +1,12 @@
-"""Metropolis-Hastings with a random walk or with independent proposals (Metropolis et al. 1953; Hastings 1970, section 2).
+"""Metropolis-Hastings with a random walk or independent proposals.
+
+Metropolis et al. (1953); Hastings (1970), section 2.
 
     walk:   x' = reflect(x + step_size * N(0, I))
     noise:  x' ~ q, which is N(0, step_size^2 I), or uniform within bounds
     x <- x' with probability min(1, exp((E(x) - E(x')) / T) q(x) / q(x'));  a walk's q cancels
 
-It samples ``exp(-E / T)`` exactly, also within bounds: a walk that is mirrored there is symmetric still.
+It samples ``exp(-E / T)`` exactly, also within bounds: a mirrored walk is still symmetric.
 """
 
 from typing import Literal, NamedTuple
@@ -17,38 +19,43 @@ from ebm_dist.energies import EnergyFn
 from ebm_dist.samplers import Bounds, Info, Kernel, accept_mask, noise, reflect, where_accepted
 
 ACCEPTANCE = 0.234
-"""The best for a walk in many dimensions (Roberts, Gelman & Gilks 1997)."""
+"""Acceptance rate to adapt to, optimal for a walk in many dimensions (Roberts, Gelman & Gilks
+1997)."""
 
 
 @section
 class Config:
     num_steps: PositiveInt = 60
-    """Steps of the chains for each training step."""
+    """Steps of the chains per training step."""
     step_size: Positive = 0.1
-    """Standard deviation of the walk, or of the noise if there are no bounds."""
+    """Standard deviation of the walk's step, or of independent proposals without bounds."""
     proposal: Literal["walk", "noise"] = "walk"
-    """``walk``: from where the chain is. ``noise``: from where chains start; it must have heavier tails than the target."""
+    """``walk``: a random step from the chain's position. ``noise``: a draw from the distribution of
+    initial positions, independent of the chain; its tails must be heavier than the target's."""
     temperature: Positive = 1.0
-    """T of the ``exp(-E / T)`` that is sampled."""
+    """T of the sampled density ``exp(-E / T)``."""
 
 
 class State(NamedTuple):
     position: Tensor
     energy: Tensor
-    """``(B,)`` at the position"""
+    """``(B,)`` at the positions"""
 
 
 def build(config: Config, *, bounds: Bounds) -> Kernel:
-    """``bounds``: the target is restricted to this interval; a walk is mirrored there. Info's energy is that after the step."""
+    """Build the kernel of ``exp(-E / T)`` restricted to ``bounds``, where a walk is mirrored.
+
+    Info has the energy after the step.
+    """
 
     def propose(x: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-        """``x'`` and ``log q(x) - log q(x')``."""
+        """Return ``x' (B, *shape)`` and ``log q(x) - log q(x') (B,)``."""
         symmetric = x.new_zeros(len(x))
         if config.proposal == "walk":
-            moved = x + config.step_size * torch.randn(
+            proposal = x + config.step_size * torch.randn(
                 x.shape, generator=generator, device=x.device, dtype=x.dtype
             )
-            return (moved if bounds is None else reflect(moved, bounds)[0]), symmetric
+            return (proposal if bounds is None else reflect(proposal, bounds)[0]), symmetric
         drawn = noise(tuple(x.shape), bounds, generator).to(x.dtype)
         if bounds is not None:
             return drawn, symmetric

@@ -1,7 +1,8 @@
-"""Checkpoints that are whole or not there, verified by hash, and independent of how many workers wrote them.
+"""Checkpoints: complete or absent, verified by hash, independent of the number of workers.
 
-A checkpoint is a folder ``step-00001000`` of safetensors and JSON. ``manifest.json`` holds the SHA-256 of every other file; it is
-written last and deleted first, so a folder without it is not a checkpoint, whenever and wherever the writer died.
+A checkpoint is a folder ``step-00001000`` of safetensors and JSON. ``manifest.json`` holds the
+SHA-256 of every other file. It is written last and deleted first, so a folder without it is not a
+checkpoint, whenever the writer died.
 """
 
 import hashlib
@@ -27,32 +28,32 @@ log = logging.getLogger(__name__)
 def save(
     root: Path, step: int, files: Mapping[str, bytes], comm: Comm, *, digest: str, keep: int
 ) -> Path:
-    """Write a checkpoint together: every rank gives its own files. Then delete all but the newest ``keep``."""
+    """Write a checkpoint, each rank its own files. Then delete all but the newest ``keep``."""
     folder = root / f"{_PREFIX}{step:08d}"
     faults.point("checkpoint.begin")
     if comm.rank == 0:
-        _delete(folder)  # the remains of a save that was cut off, perhaps by other workers
+        _delete(folder)  # may be left from a save that was interrupted
         folder.mkdir(parents=True, exist_ok=True)
     comm.agree(0)  # wait for all
     for name, content in files.items():
         write_whole(folder / name, content)
-    own = {
+    entries = {
         name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
         for name, content in files.items()
     }
     part = f"part-{comm.rank:05d}.json"
-    write_whole(folder / part, encode(own))
+    write_whole(folder / part, encode(entries))
     faults.point("checkpoint.parts")
     comm.agree(0)  # wait for all
     if comm.rank == 0:
-        listed: dict[str, Any] = {}
+        all_entries: dict[str, Any] = {}
         for path in sorted(folder.glob("part-*.json")):
-            listed |= json.loads(read_bytes(path))
+            all_entries |= json.loads(read_bytes(path))
             path.unlink()
         faults.point("checkpoint.manifest")
         write_whole(
             folder / MANIFEST,
-            encode({"schema": SCHEMA, "digest": digest, "step": step, "files": listed}),
+            encode({"schema": SCHEMA, "digest": digest, "step": step, "files": all_entries}),
         )
         for old in _folders(root)[keep:]:
             _delete(old)
@@ -60,16 +61,21 @@ def save(
 
 
 def verify(folder: Path, digest: str | None = None) -> int:
-    """Check every file of a checkpoint against its manifest and return its step. Raises :class:`CheckpointError`."""
+    """Check every file of a checkpoint against its manifest. Return its step.
+
+    Raises :class:`CheckpointError`.
+    """
     try:
         manifest = json.loads(read_bytes(folder / MANIFEST))
         if manifest["schema"] != SCHEMA:
             raise CheckpointError(
-                f"{folder}: schema {manifest['schema']}, this version reads {SCHEMA}"
+                f"{folder}: schema {manifest['schema']}, this version reads {SCHEMA}; use the"
+                " version that wrote it, or remove the folder"
             )
         if digest is not None and manifest["digest"] != digest:
             raise CheckpointError(
-                f"{folder}: of run {manifest['digest'][:12]}, not {digest[:12]}: settings, data or code differ"
+                f"{folder}: is of run {manifest['digest'][:12]}, not {digest[:12]}: settings, data"
+                " or code differ"
             )
         for name, entry in manifest["files"].items():
             content = read_bytes(folder / Path(name).name)
@@ -83,38 +89,39 @@ def verify(folder: Path, digest: str | None = None) -> int:
         return int(manifest["step"])
     except FileNotFoundError as missing:
         raise CheckpointError(
-            f"{missing.filename or missing}: missing, so this checkpoint is not whole"
+            f"{missing.filename or missing}: missing, so this checkpoint is not complete"
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as failed:
         raise CheckpointError(
-            f"{folder / MANIFEST}: not readable ({type(failed).__name__}: {failed})"
+            f"{folder / MANIFEST}: cannot be read ({type(failed).__name__}: {failed})"
         ) from None
 
 
 def latest(root: Path, digest: str | None = None) -> Path | None:
-    """The newest whole checkpoint; None if there is none yet.
+    """Return the newest complete checkpoint, or None if there is none yet.
 
-    One that is broken is named in the log and passed over, never deleted. Raises :class:`CheckpointError` if all are broken.
+    A broken one is logged and skipped, never deleted. Raises :class:`CheckpointError` if all are
+    broken.
     """
-    complaints = []
+    errors = []
     for folder in _folders(root):
         try:
             verify(folder, digest)
             return folder
         except CheckpointError as broken:
-            complaints.append(str(broken))
-            log.warning("checkpoint passed over: %s", broken)
-    if complaints and any((folder / MANIFEST).exists() for folder in _folders(root)):
+            errors.append(str(broken))
+            log.warning("checkpoint skipped: %s", broken)
+    if errors and any((folder / MANIFEST).exists() for folder in _folders(root)):
         raise CheckpointError(
             "no whole checkpoint: "
-            + "; ".join(complaints)
+            + "; ".join(errors)
             + f"; remove {root} to start from the beginning"
         )
     return None
 
 
 def whole(root: Path) -> dict[int, Path]:
-    """Checkpoint folders that have a manifest, by step, the newest first; their files are not verified."""
+    """Return checkpoint folders with a manifest by step, newest first, without a check of files."""
     return {
         int(folder.name.removeprefix(_PREFIX)): folder
         for folder in _folders(root)
@@ -123,7 +130,7 @@ def whole(root: Path) -> dict[int, Path]:
 
 
 def _folders(root: Path) -> list[Path]:
-    """Checkpoint folders, the newest first."""
+    """Return checkpoint folders, newest first."""
     return sorted((folder for folder in root.glob(_PREFIX + "*") if folder.is_dir()), reverse=True)
 
 

@@ -1,6 +1,6 @@
-"""Adam or gradient descent, its learning rate as a function of the step, and the moving average of the weights.
+"""Adam or gradient descent, the learning rate of each step, and the moving average of weights.
 
-Nothing here has a state besides the moments, so nothing else is in a checkpoint.
+The only state is the moments and averages, which checkpoints save.
 """
 
 import copy
@@ -16,7 +16,6 @@ from ebm_dist.config import (
     Params,
     Positive,
     Probability,
-    modules_of,
     section,
 )
 
@@ -26,13 +25,14 @@ class Config:
     method: Literal["adam", "sgd"] = "adam"
     """``adam`` (Kingma & Ba 2015), or ``sgd``: gradient descent with momentum."""
     lr: Positive = 1e-4
-    """Learning rate."""
+    """Learning rate on the plateau."""
     lr_factors: dict[str, Positive] = field(default_factory=dict)
-    """Of players that learn at another: ``{generator: 0.5}``."""
+    """Factors of the learning rate by player: ``{generator: 0.5}``."""
     momentum: Probability = 0.0
-    """Of ``sgd``: the velocity that is kept from one step to the next; ``adam`` has ``betas``."""
+    """Momentum of ``sgd``, the share of the velocity kept per step; ``adam`` has ``betas``."""
     betas: tuple[Probability, Probability] = (0.0, 0.999)
-    """Decay of Adam's two moments. Du & Mordatch use no momentum (0.0): persistent chains and momentum oscillate."""
+    """Decay of Adam's two moments. Du & Mordatch 2019 use no momentum (0.0): persistent chains
+    oscillate with momentum."""
     weight_decay: NonNegative = 0.0
     """L2 penalty on the weights, added to the gradient."""
     warmup: Probability = 0.0
@@ -40,28 +40,24 @@ class Config:
     decay: Probability = 0.5
     """Share of the training, at its end, over which the learning rate falls linearly to 0."""
     max_grad_norm: Positive | None = None
-    """Gradients of a larger Euclidean norm, over all weights of a player, are scaled down to it."""
+    """Maximum Euclidean norm of a gradient, over all weights of a player; null: no clipping."""
     ema_decay: Probability = 0.99
-    """Decay of the moving average of the weights, which samples and evaluations use; 0 to use the last weights."""
+    """Decay of the moving average of the weights, which samples and evaluations use; 0: the last
+    weights."""
 
     def check(self, params: Params) -> None:
-        of_objective = [
-            name
-            for module in modules_of(params.objective)
-            for name in getattr(module, "PLAYERS", ())
-        ]
-        players = ["energy", *of_objective]
+        players = ["energy", *params.objective.other_players]
         if unknown := set(self.lr_factors) - set(players):
             raise Mismatch(
                 "optimizer.lr_factors",
-                f"no player {', '.join(sorted(unknown))}; there: {', '.join(players)}",
+                f"no player {', '.join(sorted(unknown))}; players: {', '.join(players)}",
             )
         if self.momentum and self.method == "adam":
             raise Mismatch("optimizer.momentum", "adam has betas; set method: sgd, or momentum: 0")
 
 
 def learning_rate(config: Config, step: int, num_steps: int) -> float:
-    """Trapezium: linear warm-up, plateau, linear decay to 0 at ``num_steps``."""
+    """Return the rate of a step: linear warm-up, plateau, linear decay to 0 at ``num_steps``."""
     done = (step + 0.5) / num_steps
     rise = done / config.warmup if config.warmup else 1.0
     fall = (1.0 - done) / config.decay if config.decay else 1.0
@@ -69,7 +65,7 @@ def learning_rate(config: Config, step: int, num_steps: int) -> float:
 
 
 def optimizer(config: Config, player: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of a player; its rate is set anew in each step, by :func:`learning_rate`."""
+    """Return the optimizer of a player. The trainer sets its learning rate in each step."""
     if config.method == "sgd":
         return torch.optim.SGD(
             player.parameters(),
@@ -87,7 +83,7 @@ def optimizer(config: Config, player: nn.Module) -> torch.optim.Optimizer:
 
 
 def assign_gradient(player: nn.Module, gradient: Tensor) -> None:
-    """Give each parameter its slice of a flat gradient. ``(num_parameters,)``."""
+    """Assign each parameter its slice of a flat gradient ``(num_parameters,)``."""
     parameters = list(player.parameters())
     for parameter, piece in zip(
         parameters, gradient.split([p.numel() for p in parameters]), strict=True
@@ -96,23 +92,29 @@ def assign_gradient(player: nn.Module, gradient: Tensor) -> None:
 
 
 def laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
-    """A value of the parameter's shape with its strides: fused Adam goes through the memory of both, on a CPU without a look."""
+    """Return a value, of the parameter's shape, with its strides.
+
+    Fused Adam iterates over the memory of both, and on a CPU it does not check their strides.
+    """
     return (
         value if value.stride() == parameter.stride() else torch.empty_like(parameter).copy_(value)
     )
 
 
 def average_of(player: nn.Module) -> nn.Module:
-    """A copy of the player to hold the moving average of its weights."""
+    """Copy a player, to hold the moving average of its weights."""
     return copy.deepcopy(player).requires_grad_(False)
 
 
 @torch.no_grad()
 def update_average(average: nn.Module, player: nn.Module, decay: float, step: int) -> None:
-    """``average <- d average + (1 - d) weights``; ``d`` rises to ``decay``, so that the first weights are soon forgotten."""
+    """Update ``average <- d average + (1 - d) weights``.
+
+    ``d`` rises to ``decay`` over the first steps, so that the initial weights lose influence fast.
+    """
     d = min(decay, (1 + step) / (10 + step))
-    ours: list[Tensor] = list(average.parameters())
-    theirs: list[Tensor] = list(player.parameters())
-    torch._foreach_lerp_(ours, theirs, 1.0 - d)
-    for own, new in zip(average.buffers(), player.buffers(), strict=True):
-        own.copy_(new)
+    average_weights: list[Tensor] = list(average.parameters())
+    weights: list[Tensor] = list(player.parameters())
+    torch._foreach_lerp_(average_weights, weights, 1.0 - d)
+    for average_buffer, buffer in zip(average.buffers(), player.buffers(), strict=True):
+        average_buffer.copy_(buffer)

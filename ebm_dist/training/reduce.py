@@ -1,4 +1,4 @@
-"""What the ranks of a training job say to each other, and the two ways to reduce gradients over the logical shards."""
+"""Collectives between the ranks of a training job, and gradients reduced over logical shards."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -14,20 +14,20 @@ from ebm_dist.chains.replay import deal
 
 
 class Comm(Protocol):
-    """The collectives that training needs. Every rank calls each equally often."""
+    """Collectives of training. Every rank must call each of them equally often."""
 
     rank: int
     world_size: int
 
     def agree(self, value: int) -> int:
-        """The largest of what the ranks say."""
+        """Return the largest value of all ranks."""
 
     def gather(self, rows: Tensor, num_shards: int) -> Tensor:
-        """Rows of my shards ``(n, *)`` to rows of all shards ``(num_shards, *)``, in shard order."""
+        """Gather rows ``(n, *)`` of this rank's shards to ``(num_shards, *)``, in shard order."""
 
 
 class LocalComm:
-    """One process alone."""
+    """A single process."""
 
     rank, world_size = 0, 1
 
@@ -63,21 +63,22 @@ class TorchComm:
 
 
 class Reduction(Protocol):
-    """Losses of my shards to the gradient of the mean loss over all shards."""
+    """Turns the losses of this rank's shards into the gradient of the mean loss of all shards."""
 
     @property
     def players(self) -> Mapping[str, Callable[..., Any]]:
-        """What a loss must call instead of the network itself."""
+        """The callables that a loss must use instead of the networks."""
 
     def gradient(self, player: str, losses: list[Tensor]) -> Tensor:
-        """``(num_parameters,)``, the same on every rank."""
+        """Return the gradient ``(num_parameters,)`` of a player, equal on every rank."""
 
 
 class Ordered:
     """Sums the shards' gradients in shard order.
 
-    Floating-point sums depend on their order; with this one fixed, the result is bitwise the same for any number of workers. It
-    moves the gradients of all shards to all workers, so it costs about twice the traffic of DDP for two shards a worker.
+    Floating-point sums depend on their order. With a fixed order the result is bitwise the same for
+    any number of workers. All workers receive the gradients of all shards: with two shards per
+    worker this is about twice the traffic of DDP.
     """
 
     def __init__(self, players: Mapping[str, nn.Module], comm: Comm, num_shards: int) -> None:
@@ -97,11 +98,11 @@ class Ordered:
 
 
 class DDP:
-    """``DistributedDataParallel``: the mean over ranks, overlapped with the backward pass, in whatever order it comes."""
+    """``DistributedDataParallel``: overlaps the backward pass; the order of sums is not fixed."""
 
     def __init__(self, players: Mapping[str, nn.Module], comm: Comm, num_shards: int) -> None:
         self.networks = players
-        # default flags: static_graph is silently wrong with double backward; buffers are equal on all ranks already
+        # static_graph is silently wrong with double backward; buffers are equal on all ranks
         self.players = {
             name: DistributedDataParallel(p, broadcast_buffers=False) for name, p in players.items()
         }

@@ -1,4 +1,4 @@
-"""What the training loop tells its platform, and what a platform may ask of it."""
+"""The interface between the training loop and the platform that it runs on."""
 
 from enum import IntEnum
 from typing import Protocol
@@ -7,26 +7,32 @@ Row = dict[str, float]
 
 
 class Request(IntEnum):
-    """What a platform may ask of training between two steps."""
+    """Requests of a platform to training, between two steps."""
 
     NOTHING = 0
     SAVE = 1
-    """a checkpoint, because this machine is about to go"""
+    """Write a checkpoint: this machine is about to go"""
     STOP = 2
-    """a checkpoint, and to end"""
+    """Write a checkpoint and end"""
 
 
 class Reporter(Protocol):
-    """What a platform does with news from training; called on every rank at the same steps."""
+    """Receives the events of training. Every rank calls it at the same steps."""
 
     def started(self, step: int, history: list[Row], rollbacks: int, reason: str) -> None:
-        """Training starts, goes on or goes back to after this step, with the metrics up to it, and why."""
+        """Report that training starts, resumes or rolls back after ``step``, and the reason.
+
+        ``history`` has the metrics up to this step.
+        """
 
     def metrics(self, row: Row, seconds: float) -> None:
-        """A row of metrics, equal on all ranks and in every repetition; ``seconds`` of training so far are not."""
+        """Report a row of metrics, which is equal on all ranks and in every repetition.
+
+        ``seconds`` of training so far are not.
+        """
 
     def saved(self, row: Row) -> None:
-        """A checkpoint is on disk; ``row`` has the latest metrics, if any yet."""
+        """Report that a checkpoint is on disk; ``row`` has the latest metrics, if any."""
 
     def requested(self) -> Request:
-        """What this rank has been asked to do at the next step boundary."""
+        """Return the request to this rank for the next step boundary."""

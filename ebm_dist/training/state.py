@@ -1,6 +1,7 @@
-"""The state of a training run as the files of a checkpoint: the one place that knows their names.
+"""The state of a training run as the files of a checkpoint; only this module knows their names.
 
-Rank 0 writes weights, averages, moments, previous tasks, history and progress; every rank writes the chains of its shards.
+Rank 0 writes weights, averages, moments, previous tasks, history and progress. Every rank writes
+the chains of its shards.
 """
 
 from collections.abc import Iterable, Mapping
@@ -28,11 +29,11 @@ Tensors = dict[str, Tensor]
 
 
 class Progress(NamedTuple):
-    """How far a run has come."""
+    """Progress of a run."""
 
     step: int
     seconds: float
-    """of training so far"""
+    """Seconds of training so far"""
     rollbacks: int
 
 
@@ -69,7 +70,10 @@ def encode_networks(
 def load_networks(
     folder: Path, players: Mapping[str, nn.Module], averages: Mapping[str, nn.Module]
 ) -> None:
-    """Load weights and averages into networks. Raises KeyError or RuntimeError where they do not fit."""
+    """Load weights and averages into networks.
+
+    Raises KeyError or RuntimeError where they do not fit.
+    """
     for name, networks in ((_WEIGHTS, players), (_AVERAGES, averages)):
         tensors = read_tensors(folder / name, _STAGE)
         for player, network in networks.items():
@@ -77,7 +81,7 @@ def load_networks(
 
 
 def load_moments(folder: Path, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
-    """Load the moments of optimizers, laid out in memory as the weights are."""
+    """Load the moments of optimizers, with the memory layout of the weights."""
     moments = read_tensors(folder / _MOMENTS, _STAGE)
     for player, optimizer in optimizers.items():
         state: dict[int, Tensors] = {}
@@ -116,13 +120,16 @@ def chain_files(folder: Path) -> list[Path]:
 
 
 def read_chains(folder: Path) -> Tensors:
-    """Return the chains of all logical shards: ``position (capacity, *shape)``, ``label``, ``age``, ``count``."""
+    """Return the chains of all logical shards.
+
+    They are ``position (capacity, *shape)``, ``label``, ``age`` and ``count``.
+    """
     shards = [read_tensors(path, _STAGE) for path in chain_files(folder)]
     return {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
 
 
 def read_progress(folder: Path) -> Progress:
-    """Return how far the run had come."""
+    """Return the progress of the run."""
     progress = read_json(folder / _PROGRESS, _STAGE)
     return Progress(int(progress["step"]), float(progress["seconds"]), int(progress["rollbacks"]))
 

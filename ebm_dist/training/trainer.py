@@ -1,4 +1,8 @@
-"""The training loop: when things happen. What happens is the objective's; how ranks talk is :mod:`ebm_dist.training.reduce`'s."""
+"""The training loop.
+
+The objective decides what a step computes, and :mod:`ebm_dist.training.reduce` how ranks
+communicate.
+"""
 
 import time
 from collections.abc import Callable, Mapping
@@ -38,32 +42,39 @@ from ebm_dist.training.reporter import Reporter, Request, Row
 @section
 class Config:
     num_steps: PositiveInt = 2000
-    """Training steps: updates of the energy, and of the other players where the objective has any, as often as it says."""
+    """Training steps. The objective decides which players learn in each."""
     batch_size: PositiveInt = 128
     """Samples of each step, over all logical shards."""
     num_shards: PositiveInt = 4
-    """Logical shards of batch, replay buffer and random streams; at most so many workers can share them. 1, 2, 4, 8 or 16."""
+    """Logical shards of batch, replay buffer and random streams: 1, 2, 4, 8 or 16. The maximum
+    number of workers."""
     num_tasks: PositiveInt = 1
-    """Groups of classes to learn one after the other, in equal shares of the steps, each without data, chains and moments of the
-    earlier ones: class-incremental learning (van de Ven & Tolias 2019)."""
+    """Groups of classes to learn in sequence, in equal shares of the steps, each without the data,
+    chains and moments of earlier groups: class-incremental learning (van de Ven & Tolias 2019)."""
     reduce: Literal["ordered", "ddp"] = "ordered"
-    """``ordered``: bitwise the same result for any number of workers; ``ddp``: DistributedDataParallel, for GPUs."""
+    """``ordered``: bitwise the same result for any number of workers; ``ddp``:
+    DistributedDataParallel, for GPUs."""
     log_every: PositiveInt = 20
     """Steps between two rows of metrics."""
     checkpoint_every: PositiveInt = 200
-    """Steps between two checkpoints: what an interruption can cost."""
+    """Steps between two checkpoints: the maximum that an interruption loses."""
     num_threads: PositiveInt = 1
-    """CPU threads of each worker. Not with the cluster's settings, because another number gives other bits."""
+    """CPU threads of each worker. Another number gives other bits, so this is no setting of the
+    cluster."""
     compile: bool = False
-    """Langevin chains run in code made by torch.compile: faster, after some seconds to a minute at each start; other last bits."""
+    """Run Langevin chains in code of torch.compile: faster, but each start takes seconds to a
+    minute more, and the last bits differ."""
     precision: Precision = "float32"
-    """Of the network while chains run; their positions, noise and steps are float32 always. bfloat16 is for GPUs."""
+    """Precision of the network while chains run. Positions, noise and steps are always float32.
+    bfloat16 is for GPUs."""
     max_energy: Positive = 1e4
-    """Energies of a shard's batch whose mean, gap or standard deviation is beyond plus or minus this diverge, as NaN does."""
+    """Training diverges where the mean, the gap or the standard deviation of a shard's energies
+    exceeds this in absolute value, or is NaN."""
     max_rollbacks: NonNegativeInt = 0
-    """How often a divergence leads back to the last checkpoint, to go on with other random streams and a smaller learning rate."""
+    """Number of divergences after which training rolls back to the last checkpoint and continues
+    with other random streams and a smaller learning rate."""
     rollback_lr: Probability = 0.5
-    """Factor of the learning rate at each of them."""
+    """Factor of the learning rate for each rollback."""
 
     def check(self, params: Params) -> None:
         if shards.NUM_TARS % self.num_shards:
@@ -79,26 +90,28 @@ class Config:
         if self.num_steps % self.num_tasks:
             raise Mismatch(
                 "train.num_tasks",
-                f"train.num_steps = {self.num_steps} cannot be shared evenly by {self.num_tasks} tasks",
+                f"train.num_steps = {self.num_steps} cannot be shared evenly by {self.num_tasks}"
+                " tasks",
             )
-        asked = [
+        compiled_keys = [
             f"train.{key}"
-            for key, is_asked in (
+            for key, is_set in (
                 ("compile", self.compile),
                 ("precision", self.precision != "float32"),
             )
-            if is_asked
+            if is_set
         ]
-        if asked and module_of(params.sampler).build(params.sampler, bounds=None).step_many is None:
+        sampler = module_of(params.sampler)
+        if compiled_keys and sampler.build(params.sampler, bounds=None).step_many is None:
             raise Mismatch(
-                asked[0],
-                f"{module_of(params.sampler).__name__.rpartition('.')[2]} has no steps to compile; use langevin",
+                compiled_keys[0],
+                f"{sampler.__name__.rpartition('.')[2]} has no steps to compile; use langevin",
             )
 
 
 @dataclass
 class Trainer:
-    """Everything that a run of training needs and changes. Build it with :func:`build`."""
+    """The state and the steps of a training run. Build it with :func:`build`."""
 
     params: Params
     objective: Objective
@@ -109,7 +122,7 @@ class Trainer:
     num_classes: int
     labelled: Batch | None
     digest: str
-    """Names settings, data and code: a checkpoint of another digest is refused."""
+    """Digest of settings, data and code: a checkpoint of another digest is refused."""
     clock: Callable[[], float] = time.perf_counter
 
     def __post_init__(self) -> None:
@@ -120,19 +133,20 @@ class Trainer:
         self.optimizers = self.new_optimizers()
         self.steps_per_task = self.config.num_steps // self.config.num_tasks
         self.task_data, self.task = self.data, -1
-        self.observe: Callable[[int, Row], None] | None = getattr(self.objective, "observe", None)
-        self.previous_task_averages = list[
-            dict[str, Tensor]
-        ]()  # the averages of the weights at the end of each earlier task
+        # averages of the weights at the end of each earlier task
+        self.previous_task_averages = list[dict[str, Tensor]]()
         self.reduction = REDUCTIONS[self.config.reduce](players, self.comm, self.config.num_shards)
 
     def fit(self, folder: Path, reporter: Reporter) -> int:
-        """Train until the last step or an agreed stop, from the latest checkpoint in the folder; return the step reached."""
+        """Train from the latest checkpoint in a folder to the last step, or to an agreed stop.
+
+        Returns the step reached.
+        """
         self.resume_or_init(folder)
         reporter.started(
             self.step, self.history, self.rollbacks, "resumed" if self.step else "start"
         )
-        began = self.clock() - self.seconds
+        start_time = self.clock() - self.seconds
         while (
             self.step < self.config.num_steps
             and (request := self.comm.agree(reporter.requested())) < Request.STOP
@@ -142,7 +156,7 @@ class Trainer:
             except DivergedError as diverged:
                 self.roll_back(folder, reporter, diverged)
                 continue
-            self.step, self.seconds = self.step + 1, self.clock() - began
+            self.step, self.seconds = self.step + 1, self.clock() - start_time
             if self.is_due(self.config.log_every):
                 self.report(row, reporter)
             if self.is_due(self.config.checkpoint_every) or request == Request.SAVE:
@@ -152,7 +166,10 @@ class Trainer:
         return self.step
 
     def advance(self) -> dict[str, Tensor]:
-        """One training step: the player turns of all my shards in lock-step. Returns metrics, ``(my shards,)`` each."""
+        """Run one training step: the turns of this rank's shards, in lock-step.
+
+        Returns metrics, each of shape ``(shards of this rank,)``.
+        """
         if self.config.num_tasks > 1:
             self.start_task()
         turns_of = [
@@ -168,17 +185,18 @@ class Trainer:
             faults.point("update.after")
             row |= {f"loss_{player}": torch.stack([turn.loss.detach() for turn in turns])}
             row |= {f"grad_norm_{player}": gradient.norm().expand(len(turns))}
+            scalars = [{**turn.energies, **turn.metrics} for turn in turns]
             row |= {
-                name: torch.stack([turn.metrics[name].detach() for turn in turns])
-                for name in turns[0].metrics
+                name: torch.stack([values[name].detach() for values in scalars])
+                for name in scalars[0]
             }
-        if self.observe:
-            self.observe(self.step, self.mean_over_shards(row))
+        if self.objective.observes:
+            self.objective.observe(self.step, self.mean_over_shards(row))
         return row
 
     @record_function("update")
     def update(self, player: str, gradient: Tensor) -> None:
-        """Clip the gradient ``(num_parameters,)``, step, and move the average of the weights."""
+        """Clip the gradient ``(num_parameters,)``, step, and update the average of the weights."""
         config, network, optimizer = (
             self.params.optimizer,
             self.objective.players[player],
@@ -199,38 +217,44 @@ class Trainer:
         optim.update_average(self.averages[player], network, config.ema_decay, step)
 
     def check_divergence(self, player: str, turns: tuple[Turn, ...], gradient: Tensor) -> None:
-        """Stop all ranks together, before the update, where one of them diverges. Raises :class:`DivergedError`."""
+        """Stop all ranks before the update if one of them diverges.
+
+        ``gradient`` has shape ``(num_parameters,)``. Raises :class:`DivergedError`.
+        """
         losses = torch.stack([turn.loss.detach() for turn in turns])
         energies = torch.stack([_largest_energy(turn) for turn in turns])
-        is_sound = (
-            torch.isfinite(gradient).all() and (energies <= self.config.max_energy).all()
-        )  # NaN is not smaller
+        max_energy = self.config.max_energy
+        # a comparison with NaN is false
+        is_sound = torch.isfinite(gradient).all() and (energies <= max_energy).all()
         if not self.comm.agree(not is_sound):
             return
         losses, energies = self.comm.gather(
             torch.stack([losses, energies], dim=1), self.config.num_shards
         ).T
-        for complaint, is_bad in (
+        for message, is_bad in (
             ("loss of logical shard {} is not finite", ~torch.isfinite(losses)),
             (
-                f"energies of logical shard {{}} are beyond train.max_energy = {self.config.max_energy:g}",
-                energies > self.config.max_energy,
+                f"energies of logical shard {{}} exceed train.max_energy = {max_energy:g}",
+                energies > max_energy,
             ),
         ):
             if is_bad.any():
-                where = complaint.format(
-                    ", ".join(str(shard) for shard in is_bad.nonzero().flatten().tolist())
-                )
+                bad_shards = ", ".join(map(str, is_bad.nonzero().flatten().tolist()))
+                cause = message.format(bad_shards)
                 break
         else:
-            where = "gradient is not finite, with finite losses"
+            cause = "gradient is not finite, with finite losses"
         raise DivergedError(
-            f"step {self.step + 1}, player {player}: {where}; no weight was changed. Try a smaller optimizer.lr or"
-            " sampler.step_size, more sampler.num_steps, or a larger objective.energy_penalty; or allow train.max_rollbacks"
+            f"step {self.step + 1}, player {player}: {cause}; no weight was changed. Try a smaller"
+            " optimizer.lr or sampler.step_size, more sampler.num_steps, or a larger"
+            " objective.energy_penalty; or allow train.max_rollbacks"
         )
 
     def roll_back(self, folder: Path, reporter: Reporter, diverged: DivergedError) -> None:
-        """Go back to the last checkpoint, with other random streams and a smaller step; give up after ``max_rollbacks``."""
+        """Restore the last checkpoint, with other random streams and a smaller learning rate.
+
+        Raises the divergence after ``max_rollbacks``.
+        """
         count = self.rollbacks + 1
         if count > self.config.max_rollbacks:
             raise diverged
@@ -239,24 +263,26 @@ class Trainer:
         reporter.started(self.step, self.history, self.rollbacks, f"rolled back: {diverged}")
 
     def is_due(self, every: int) -> bool:
-        """Whether something that happens every so many steps happens now; at the last step all does."""
+        """Whether an event of every ``every`` steps is due now; at the last step each one is."""
         return self.step % every == 0 or self.step == self.config.num_steps
 
     def start_task(self) -> None:
-        """Data and chains of the classes of this step's task; at its first step all begins anew but the weights: their averages."""
+        """Take the data and chains of the classes of this step's task.
+
+        At its first step chains and moments are reset, and the weights are set to their averages.
+        """
         task, done = divmod(self.step, self.steps_per_task)
         if task == self.task and done:
             return
-        each = self.num_classes // self.config.num_tasks
-        self.task, classes = task, range(task * each, (task + 1) * each)
+        num_task_classes = self.num_classes // self.config.num_tasks
+        classes = range(task * num_task_classes, (task + 1) * num_task_classes)
+        self.task = task
         self.task_data = {shard: data.only(classes) for shard, data in self.data.items()}
         for shard, chains in self.replay.items():
             chains.classes = classes
             if not done:
-                chains.restart(
-                    classes,
-                    stream(self.params.seed, "chains", shard, self.step, device=self.device),
-                )
+                generator = stream(self.params.seed, "chains", shard, self.step, device=self.device)
+                chains.restart(classes, generator)
         if task and not done:
             for name, network in self.objective.players.items():
                 network.load_state_dict(self.averages[name].state_dict())
@@ -266,7 +292,7 @@ class Trainer:
             self.optimizers = self.new_optimizers()
 
     def new_optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """An optimizer for each player, without a past."""
+        """Return a new optimizer for each player."""
         return {
             name: optim.optimizer(self.params.optimizer, player)
             for name, player in self.objective.players.items()
@@ -278,11 +304,11 @@ class Trainer:
         return Batch(x.to(self.device), y.to(self.device))
 
     def context(self, shard: int) -> StepContext:
-        """What the objective gets beside its batch, for one logical shard."""
-        again = f"/rollback-{self.rollbacks}" if self.rollbacks else ""
+        """Return what the objective gets besides its batch, for one logical shard."""
+        suffix = f"/rollback-{self.rollbacks}" if self.rollbacks else ""
 
         def streams(purpose: str) -> torch.Generator:
-            return stream(self.params.seed, purpose + again, shard, self.step, device=self.device)
+            return stream(self.params.seed, purpose + suffix, shard, self.step, device=self.device)
 
         return StepContext(
             self.step, self.replay[shard], self.reduction.players, streams, self.labelled
@@ -290,24 +316,27 @@ class Trainer:
 
     @record_function("report")
     def report(self, row: dict[str, Tensor], reporter: Reporter) -> None:
-        """Keep a row of metrics, each ``(shards of mine,)``, as their means over all shards."""
+        """Record means over all shards of metrics, each of shape ``(shards of this rank,)``."""
         self.history.append({"step": self.step, **self.mean_over_shards(row)})
         reporter.metrics(self.history[-1], self.seconds)
 
     def mean_over_shards(self, row: dict[str, Tensor]) -> Row:
-        """Means of values ``(shards of mine,)`` over all shards, equal on every rank."""
-        mine = torch.stack([value.float() for value in row.values()], dim=1)
-        means = self.comm.gather(mine, self.config.num_shards).double().mean(dim=0)
+        """Return means over all shards of values ``(shards of this rank,)``; equal on all ranks."""
+        rows = torch.stack([value.float() for value in row.values()], dim=1)
+        means = self.comm.gather(rows, self.config.num_shards).double().mean(dim=0)
         return dict(zip(row, means.tolist(), strict=True))
 
     def resume_or_init(self, folder: Path) -> None:
-        """Go on from the latest checkpoint, if there is one; else write one to go back to, if that may be needed."""
+        """Resume from the latest checkpoint, if there is one.
+
+        Otherwise write one where rollbacks may need it.
+        """
         if not self.restore(folder) and self.config.max_rollbacks:
             self.save(folder)
 
     @record_function("checkpoint")
     def save(self, folder: Path, reporter: Reporter | None = None) -> None:
-        """Write a checkpoint; rank 0 gives weights and state, every rank the chains of its shards."""
+        """Write a checkpoint: rank 0 the weights and state, every rank the chains of its shards."""
         files = state.encode_chains(self.replay)
         if self.comm.rank == 0:
             progress = state.Progress(self.step, self.seconds, self.rollbacks)
@@ -319,13 +348,13 @@ class Trainer:
             files |= state.encode_networks(
                 players, averages, self.optimizers, previous, self.history, progress
             )
-        keep = 2  # the newest, and one to fall back on should its disk block go bad
+        keep = 2  # the newest, and one to fall back on if it is corrupted on disk
         checkpoint.save(folder, self.step, files, self.comm, digest=self.digest, keep=keep)
         if reporter:
             reporter.saved(self.history[-1] if self.history else {})
 
     def restore(self, root: Path) -> bool:
-        """Load the latest whole checkpoint of this run; False if there is none.
+        """Load the latest complete checkpoint of this run. Return False if there is none.
 
         Raises :class:`CheckpointError` if it does not fit.
         """
@@ -341,28 +370,26 @@ class Trainer:
             self.history = state.read_history(folder)
         except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as failed:
             raise CheckpointError(
-                f"{folder}: does not fit this model ({failed}); remove {root} to start anew"
+                f"{folder}: does not fit this model ({failed}); remove {root} to start again"
             ) from None
         return True
 
 
 def _largest_energy(turn: Turn) -> Tensor:
-    """The largest absolute value among a turn's metrics of energies; of its loss if it has none."""
-    energies = [
-        value.detach().abs() for name, value in turn.metrics.items() if name.startswith("energy")
-    ]
+    """Return the largest absolute energy of a turn, or its absolute loss if it has no energies."""
+    energies = [value.detach().abs() for value in turn.energies.values()]
     return torch.stack(energies).max() if energies else turn.loss.detach().abs()
 
 
 def build(
     params: Params, index: shards.Index, comm: Comm, device: torch.device, digest: str
 ) -> Trainer:
-    """A trainer at step 0, with the logical shards that are this rank's.
+    """Build a trainer at step 0, with the logical shards of this rank.
 
     Raises :class:`ConfigError` where the classes cannot be shared evenly by the tasks.
     """
     config: Config = params.train
-    mine = deal(config.num_shards, comm.world_size, comm.rank)
+    rank_shards = deal(config.num_shards, comm.world_size, comm.rank)
     networks = {
         name: player.to(device)
         for name, player in build_players(params, index.shape, index.num_classes).items()
@@ -377,20 +404,21 @@ def build(
     )
     if index.num_classes % config.num_tasks:
         raise ConfigError(
-            f"train.num_tasks: {index.num_classes} classes cannot be shared evenly by {config.num_tasks} tasks"
+            f"train.num_tasks: {index.num_classes} classes cannot be shared evenly by"
+            f" {config.num_tasks} tasks"
         )
-    own = params.replay
-    chains = partial(
+    new_chains = partial(
         ReplayShard,
         capacity,
         index.shape,
         index.bounds,
         range(index.num_classes),
-        max_age=own.max_age,
-        policy=own.policy,
+        max_age=params.replay.max_age,
+        policy=params.replay.policy,
     )
     data = {
-        s: LogicalShard(index, "train", s, config.num_shards, batch_size, params.seed) for s in mine
+        shard: LogicalShard(index, "train", shard, config.num_shards, batch_size, params.seed)
+        for shard in rank_shards
     }
     labelled = shards.read_labelled(index, params.seed)
     cast(EnergyModel, networks["energy"]).initialise(
@@ -400,7 +428,10 @@ def build(
         params=params,
         objective=objective,
         data=data,
-        replay={s: chains(stream(params.seed, "chains", s, device=device)) for s in mine},
+        replay={
+            shard: new_chains(stream(params.seed, "chains", shard, device=device))
+            for shard in rank_shards
+        },
         comm=comm,
         device=device,
         num_classes=index.num_classes,
@@ -412,7 +443,7 @@ def build(
 def _average(
     data: Mapping[int, LogicalShard], comm: Comm, num_shards: int, of: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Over all training samples, bitwise the same for any number of workers."""
+    """Mean of a function over all training samples, bitwise the same for any number of workers."""
     sums = comm.gather(torch.stack([shard.sum(of) for shard in data.values()]), num_shards)
     counts = comm.gather(torch.tensor([len(shard.x) for shard in data.values()]), num_shards)
     return sums.sum(dim=0) / counts.sum()

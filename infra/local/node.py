@@ -1,8 +1,9 @@
-"""``ray start`` that keeps to loopback: ``python infra/local/node.py start --head ...``.
+"""Run ``ray start`` on loopback only: ``python infra/local/node.py start --head ...``.
 
-Ray replaces 127.0.0.1 by the machine's outer address and then listens on every interface. With its setting for desktops
-(``RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0``, see :meth:`infra.local.Stack.settings`) it keeps 127.0.0.1, but then refuses to let a
-second node join; so here that one refusal is lifted.
+Ray replaces 127.0.0.1 by the outer address of the machine and then listens on every interface. With
+its setting for desktops (``RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0``, see
+:meth:`infra.local.Stack.settings`) it keeps 127.0.0.1, but refuses a second node. This script lifts
+that refusal.
 """
 
 from ray._private import ray_constants, services

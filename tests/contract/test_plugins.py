@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from ebm_dist import config
 from ebm_dist.config import plugins
-from ebm_dist.data import shards
 from ebm_dist.energies import frozen, score
 from ebm_dist.errors import ConfigError, DataError
+from ebm_dist.objectives import Objective, ObjectiveConfig, Turn, Wrapped
 from ebm_dist.rng import stream
 from ebm_dist.samplers import noise, run_chain
 from tests import helpers
@@ -167,6 +166,52 @@ def test_objectives_train_their_players_and_export_an_energy(name, digits_data, 
     energy = trainer.objective.export(trainer.averages)
     assert energy(torch.rand(3, 1, 8, 8)).shape == (3,)
 
+    objective, settings = trainer.objective, trainer.params.objective
+    assert isinstance(objective, Objective) and isinstance(settings, ObjectiveConfig)
+    assert set(objective.players) == {"energy", *settings.other_players}
+    assert settings.conditional in (False, True) and (settings.label_temperature is None or settings.label_temperature > 0)
+    observer = objective.inner if isinstance(objective, Wrapped) else objective
+    assert objective.observes == (type(observer).observe is not Objective.observe)
+    for turn in objective.turns(trainer.batch(0), trainer.context(0)):
+        assert not any(metric.startswith("energy") for metric in turn.metrics)  # the guard of the trainer sees all energies
+        assert ("energy_pos" in turn.energies) or turn.player != "energy"
+
+
+class Players(Objective):
+    """Two players, of which the energy has two turns."""
+
+    def __init__(self, observes):
+        self.players = {"energy": torch.nn.Linear(1, 1), "other": torch.nn.Linear(1, 1)}
+        self.observes, self.observed = observes, []
+
+    def turns(self, batch, context):
+        for player in ("energy", "other", "energy"):
+            yield Turn(player, torch.tensor(1.0), {"metric": torch.tensor(2.0)}, {"energy_pos": torch.tensor(3.0)})
+
+    def export(self, players):
+        return players["other"]
+
+    def observe(self, step, means):
+        self.observed.append((step, means))
+
+
+class Doubled(Wrapped):
+    def with_more(self, turn, batch, context):
+        return turn._replace(loss=turn.loss * 2)
+
+
+@pytest.mark.parametrize("observes", [False, True])
+def test_a_wrapped_objective_adds_to_the_turns_of_the_energy_and_leaves_the_rest_to_the_inner_one(observes):
+    inner = Players(observes)
+    objective = Doubled(inner)
+    assert objective.players is inner.players and objective.observes == observes
+    turns = list(objective.turns(None, None))
+    assert [(turn.player, turn.loss.item()) for turn in turns] == [("energy", 2.0), ("other", 1.0), ("energy", 2.0)]
+    assert all(turn.energies["energy_pos"] == 3.0 for turn in turns)
+    assert objective.export(inner.players) is inner.players["other"]
+    objective.observe(4, {"metric": 2.0})
+    assert inner.observed == [(4, {"metric": 2.0})]
+
 
 @pytest.mark.parametrize("name", plugins("ebm_dist.datasets"))
 def test_datasets_are_well_formed_or_say_what_is_missing(name, tmp_path, monkeypatch):
@@ -193,9 +238,3 @@ def test_datasets_are_well_formed_or_say_what_is_missing(name, tmp_path, monkeyp
         assert not set.intersection(*rows), "a sample is in two splits"
     again = plugin.load(chosen)
     assert all(np.array_equal(data.splits[s].x, again.splits[s].x) for s in data.splits)
-
-
-def test_the_catalogue_is_the_folder():
-    assert "langevin" in SAMPLERS and "__init__" not in SAMPLERS
-    assert isinstance(config.plugins("ebm_dist.evaluation"), list)
-    assert shards.NUM_TARS == 16

@@ -101,12 +101,8 @@ def contents(run: Path) -> dict[str, object]:
     return {**helpers.state_of(run), "metrics": rows}
 
 
-def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--kills", type=int, default=200)
-    options.add_argument("--seed", type=int, default=7)
-    given = options.parse_args()
-    chance, kills, lost = random.Random(given.seed), collections.Counter(), list[str]()
+def storm(num_kills: int, seed: int) -> None:
+    chance, kills, lost = random.Random(seed), collections.Counter(), list[str]()
     since, recovery, runs, began = None, [0.0], 0, time.monotonic()
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
@@ -116,12 +112,12 @@ def main() -> None:
     helpers.build(helpers.config.from_values(SETTINGS, Path("storm")), data)  # imports what each rank would import again
     group(data, work / "golden", 1, 0, None)  # in a process of its own: a process that has used autograd must not fork
     golden, world_sizes = contents(work / "golden"), itertools.cycle(WORLD_SIZES)
-    while kills.total() < given.kills:
+    while kills.total() < num_kills:
         run, plans, ended = work / f"run-{runs}", list[str](), False
         while not ended:
             world_size = next(world_sizes)
             name = chance.choice(list(PASSES))
-            enough = kills.total() >= given.kills
+            enough = kills.total() >= num_kills
             fault = None if enough else f"{name}:{chance.randint(1, PASSES[name])}:kill"
             victim = 0 if name in ("checkpoint.manifest", "checkpoint.delete", "record.append") else chance.randrange(world_size)
             (run / "alive").unlink(missing_ok=True)
@@ -132,7 +128,7 @@ def main() -> None:
                 since = time.time()
                 kills[name] += 1
                 plans.append(f"{fault} in rank {victim} of {world_size}")
-                print(f"\r{kills.total()} of {given.kills} kills, {runs} runs ended", end="", file=sys.stderr, flush=True)
+                print(f"\r{kills.total()} of {num_kills} kills, {runs} runs ended", end="", file=sys.stderr, flush=True)
         since, runs = None, runs + 1
         if contents(run) != golden:
             lost.append(f"{run}: differs from the undisturbed run after " + ", ".join(plans))
@@ -142,7 +138,7 @@ def main() -> None:
     for name in PASSES:
         print(f"  {name:20} {kills[name]:4}")
     print(
-        f"{kills.total()} SIGKILLs (seed {given.seed}) in {runs} runs, worlds {' -> '.join(map(str, WORLD_SIZES))} and over:"
+        f"{kills.total()} SIGKILLs (seed {seed}) in {runs} runs, worlds {' -> '.join(map(str, WORLD_SIZES))} and over:"
         f" {runs - len(lost)} of {runs} runs bitwise equal; slowest first step after a kill {max(recovery):.1f} s;"
         f" {time.monotonic() - began:.0f} s in all"
     )
@@ -152,4 +148,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--kills", type=int, default=200)
+    options.add_argument("--seed", type=int, default=7)
+    given = options.parse_args()
+    storm(given.kills, given.seed)

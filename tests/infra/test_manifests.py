@@ -4,11 +4,13 @@ import json
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import jsonschema
 import kubernetes_validate
 import pytest
+from packaging.utils import canonicalize_name
 from ruamel.yaml import YAML
 
 from ebm_dist import errors
@@ -133,10 +135,8 @@ def test_compose_file_fits_the_compose_specification():
 
 
 def test_ray_up_file_fits_ray_s_own_schema():
-    import ray.autoscaler
-
     (cluster,) = documents(INFRA / "ray-up/cluster.yaml")
-    schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
+    schema = json.loads((Path(find_spec("ray").origin).parent / "autoscaler/ray-schema.json").read_text())
     jsonschema.validate(cluster, schema)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(cluster | {"max_worker": 2}, schema)
@@ -150,3 +150,13 @@ def test_dockerfile_has_no_faults_that_hadolint_knows():
     assert done.returncode == 0, done.stdout
     text = (INFRA / "docker/Dockerfile").read_text()
     assert text.rindex("USER 1000") > text.rindex("RUN ") and "RAY_AUTH_MODE=token" in text
+    installs = re.findall(r"pip install (.*(?:\\\n.*)*)", text)
+    assert all("--require-hashes" in line or "--no-build-isolation ." in line for line in installs) and len(installs) == 4
+
+
+def test_the_lock_has_hashes_of_every_package_and_the_sections_of_the_image():
+    lock = (ROOT / "requirements-lock.txt").read_text()
+    for line in (ROOT / "constraints.txt").read_text().splitlines()[1:]:
+        name, version = line.split("==")
+        assert f"\n{canonicalize_name(name)}=={version} \\\n    --hash=sha256:" in lock, f"{line}: run python -m infra.lock"
+    assert re.findall(r"^# (\w+)$", lock, re.MULTILINE) == ["build", "torch", "image", "development"]

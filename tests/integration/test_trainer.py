@@ -2,7 +2,6 @@
 
 import json
 import random
-import signal
 import time
 
 import pytest
@@ -11,6 +10,7 @@ import torch
 from ebm_dist import files, models
 from ebm_dist.energies import iterate_power
 from ebm_dist.errors import CheckpointError, DivergedError
+from ebm_dist.objectives import Turn
 from ebm_dist.runs.record import EVENTS, METRICS, FileReporter, read_lines
 from ebm_dist.training import checkpoint
 from ebm_dist.training.reporter import Request
@@ -53,13 +53,13 @@ def test_killed_and_resumed_with_other_numbers_of_workers(digits_data, tmp_path,
         group = spawn(world_size, run, digits_data, settings, wait=False)
         deadline = time.monotonic() + 60
         seen = len(list(run.glob("step-*")))
-        while len(list(run.glob("step-*"))) <= min(seen, 1) and time.monotonic() < deadline and group[0].poll() is None:
+        while len(list(run.glob("step-*"))) <= min(seen, 1) and time.monotonic() < deadline and group[0].exitcode is None:
             time.sleep(0.01)
         time.sleep(chance.random() * 0.05)
         for process in group:
-            process.send_signal(signal.SIGKILL)
+            process.kill()
         for process in group:
-            process.wait()
+            process.join()
     spawn(3, run, digits_data, settings)
     assert state_of(run) == state_of(tmp_path / "reference")
     rows = [row["step"] for row in read_lines(run / METRICS)]
@@ -90,8 +90,33 @@ def test_a_non_finite_gradient_stops_before_the_update_and_names_step_player_and
 
 def test_energies_that_run_away_stop_before_the_update(digits_data):
     trainer = helpers.build(helpers.params(train={"max_energy": 1e-6}), digits_data)
-    with pytest.raises(DivergedError, match="step 1, player energy: energies of logical shard 0, 1, 2, 3 are beyond"):
+    with pytest.raises(DivergedError, match="step 1, player energy: energies of logical shard 0, 1, 2, 3 exceed"):
         trainer.advance()
+
+
+@pytest.mark.parametrize(
+    ("loss", "energies", "metrics", "diverges"),
+    [
+        (1.0, {"energy_pos": 1.0, "energy_neg": -2e4}, {}, True),
+        (1.0, {"energy_pos": 1.0, "energy_pos_sd": float("nan")}, {}, True),
+        (2e4, {"energy_pos": 1.0}, {}, False),
+        (-2e4, {}, {}, True),
+        (1.0, {}, {"energy_reported_only": 2e4}, False),
+    ],
+)
+def test_the_guard_takes_the_energies_of_a_turn_else_its_loss(digits_data, loss, energies, metrics, diverges):
+    trainer = helpers.build(helpers.params(), digits_data)
+
+    def turn(loss, energies, metrics):
+        scalars = ({name: torch.tensor(value) for name, value in values.items()} for values in (metrics, energies))
+        return Turn("energy", torch.tensor(loss), *scalars)
+
+    turns = (*(turn(1.0, {}, {}) for _ in range(3)), turn(loss, energies, metrics))
+    if diverges:
+        with pytest.raises(DivergedError, match=r"logical shard 3|gradient is not finite"):
+            trainer.check_divergence("energy", turns, torch.zeros(5))
+    else:
+        trainer.check_divergence("energy", turns, torch.zeros(5))
 
 
 def diverge_at(trainer, step, times):

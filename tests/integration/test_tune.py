@@ -71,7 +71,7 @@ def fresh(prepared: Path, folder: Path, **sections: dict) -> Path:
 
 @pytest.fixture(scope="module")
 def searched(prepared, tmp_path_factory):
-    """A search, two of whose five trials must diverge, and what it printed."""
+    """A search in which two of five trials must diverge, and what it printed."""
     space = TUNE["space"] | {"optimizer.lr": {"choice": [1e-3, 1e-3, 1e30]}}
     folder = fresh(prepared, tmp_path_factory.mktemp("searched"), tune={"space": space})
     code, output = finish(folder, *COMMAND)

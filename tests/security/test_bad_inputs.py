@@ -97,7 +97,7 @@ def bytes_changed(draw, content):
 
 
 def reject(kind, share, strategy, read, *allowed):
-    """So many inputs are rejected, each with an error of ours; hypothesis looks for others where one is accepted."""
+    """So many inputs are rejected, each with an EbmError; hypothesis looks for others where one is accepted."""
 
     @settings(max_examples=COUNTS[kind] // share, deadline=5000, database=None, suppress_health_check=list(HealthCheck))
     @given(strategy)

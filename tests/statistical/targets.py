@@ -1,4 +1,4 @@
-"""Distributions whose moments are known: energies, exact draws, and a map to what they look like when they are right."""
+"""Distributions with known moments: energies, exact draws, and a map to what they look like when they are right."""
 
 import itertools
 import math

@@ -112,12 +112,12 @@ def test_moments_and_training_have_the_same_bits_on_one_worker_and_two(digits_da
 
 
 def test_a_classifier_has_no_place_for_it():
-    with pytest.raises(ConfigError, match=r"energy.network: a classifier's energies"):
+    with pytest.raises(ConfigError, match=r"energy.network: a classifier has one energy per class"):
         helpers.params(energy={"name": "band_power", "network": {"name": "classifier"}})
 
 
 def test_what_does_not_suit_is_said_in_one_message():
-    with pytest.raises(ConfigError, match=r"gates: opens units by class"):  # the check of the network within
+    with pytest.raises(ConfigError, match=r"gates: selects units by class"):  # the check of the network within
         helpers.params(energy={"name": "band_power", "network": {"name": "mlp", "gates": True}})
-    with pytest.raises(ConfigError, match=r"samples of shape \(2,\) are no images"):
+    with pytest.raises(ConfigError, match=r"needs images, found samples of shape \(2,\)"):
         band_power.build(band_power.Config(network=mlp.Config()), shape=(2,), num_classes=0)

@@ -6,6 +6,7 @@ from torch import nn
 
 from ebm_dist import evaluation
 from ebm_dist.data import shards
+from ebm_dist.datasets import toy2d
 from ebm_dist.errors import ConfigError
 from ebm_dist.evaluation import chains, long_run
 from ebm_dist.models.trained import TrainedModel
@@ -33,11 +34,15 @@ class WellsOfClasses(nn.Module):
         return 50 * ((x.flatten(1) - 0.1 - 0.08 * y[:, None]) ** 2).sum(1)
 
 
-def metrics(digits_data, energy: nn.Module, chains_at: torch.Tensor, **objective) -> dict:
+LANGEVIN = {"name": "langevin", "step_size": 2e-3, "noise_scale": 0.0632}
+MALA = {"name": "mala", "step_size": 0.03}
+
+
+def metrics(digits_data, energy: nn.Module, chains_at: torch.Tensor, suite: dict | None = None, **objective) -> dict:
     params = helpers.params(
-        sampler={"name": "langevin", "step_size": 2e-3, "noise_scale": 0.0632},
+        sampler=LANGEVIN,
         objective=objective,
-        evaluation={"chains": {"num_chains": 40, "num_draws": 400, "thin": 4}},
+        evaluation={"chains": {"num_chains": 40, "num_draws": 400, "thin": 4} | (suite or {})},
     )
     index = shards.read_index(digits_data)
     card = {"shape": index.shape, "bounds": index.bounds, "num_classes": index.num_classes}
@@ -98,6 +103,73 @@ def test_only_chains_of_the_same_class_are_compared(digits_data):
     found = metrics(digits_data, WellsOfClasses(), at(0.5), conditional=True)
     assert all(found[name]["rhat"] < 1.1 for name in ("noise", "replay", "both")), found
     assert found["both"]["ess_bulk"] > 1500
+
+
+class TwoModes(nn.Module):
+    """Gaussians in the plane, 15 standard deviations apart: a barrier of 28 nats."""
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
+        return -torch.logsumexp(torch.stack([-12.5 * ((x - torch.tensor([at, 0.0])) ** 2).sum(1) for at in (-1.5, 1.5)]), dim=0)
+
+
+@pytest.fixture(scope="module")
+def plane_data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "plane"
+    shards.write(folder, "toy2d", toy2d.load(toy2d.Config(density="8gaussians", num_train=512, num_test=64)))
+    return folder
+
+
+def plane_metrics(plane_data, sampler: dict, **suite) -> dict:
+    """Chains from noise start on both sides, those of the replay buffer in the left mode."""
+    options = {"num_chains": 100, "num_draws": 200, "thin": 3, "num_components": 2} | suite
+    params = helpers.params(dataset={"name": "toy2d"}, sampler=sampler, evaluation={"chains": options})
+    card = {"shape": [2], "bounds": None, "num_classes": 0}
+    left = torch.tensor([-1.5, 0.0]).repeat(100, 1)
+    model = TrainedModel(TwoModes().eval(), left, torch.zeros(100, dtype=torch.long), params, card)
+    subject = evaluation.Subject(model, shards.read_index(plane_data), {}, None)
+    return chains.evaluate(params.evaluation["chains"], subject).metrics
+
+
+def test_tempered_chains_mix_between_modes_that_plain_chains_do_not_leave(plane_data):
+    plain = plane_metrics(plane_data, MALA)
+    assert plain["noise"]["rhat"] > 1.5 and plain["both"]["rhat"] > 1.5, plain
+    assert not {"step_size", "swap_rates"} & plain["noise"].keys()
+    tempered = plane_metrics(plane_data, MALA, temperatures=[1.0, 3.0, 9.0, 27.0])
+    assert all(tempered[name]["rhat"] < 1.1 for name in ("noise", "replay", "both")), tempered
+    assert tempered["both"]["ess_bulk"] > 400 and "step_size" not in tempered["noise"]
+    for name in ("noise", "replay"):
+        assert tempered[name]["swap_rates"].keys() == {"pair_1", "pair_2", "pair_3"}
+        assert all(0.1 < rate < 0.9 for rate in tempered[name]["swap_rates"].values()), tempered
+
+
+def test_a_warm_up_adapts_the_step_size(plane_data):
+    slow = MALA | {"step_size": 1e-5}
+    assert plane_metrics(plane_data, slow)["noise"]["acceptance_rate"] > 0.99
+    adapted = plane_metrics(plane_data, slow, warm_up=300)
+    for name in ("noise", "replay"):
+        assert abs(adapted[name]["acceptance_rate"] - 0.574) < 0.08 and 0.01 < adapted[name]["step_size"] < 0.3, adapted
+        assert "swap_rates" not in adapted[name]
+    both = plane_metrics(plane_data, slow, warm_up=300, temperatures=[1.0, 3.0, 9.0, 27.0])
+    assert both["both"]["rhat"] < 1.1 and both["noise"].keys() >= {"step_size", "swap_rates"}, both
+
+
+def test_replicas_of_a_chain_keep_its_class(digits_data):
+    found = metrics(digits_data, WellsOfClasses(), at(0.5), {"temperatures": [1.0, 1.1, 1.21]}, conditional=True)
+    assert all(found[name]["rhat"] < 1.1 for name in ("noise", "replay", "both")), found
+
+
+@pytest.mark.parametrize(
+    ("sampler", "suite", "message"),
+    [
+        (LANGEVIN, {"warm_up": 10}, "needs a sampler that accepts or rejects, not langevin"),
+        (MALA, {"temperatures": [2.0, 4.0]}, "temperatures must start at 1 and grow"),
+        (MALA, {"temperatures": [1.0, 1.0]}, "temperatures must start at 1 and grow"),
+        (MALA | {"temperature": 0.5}, {"temperatures": [1.0, 2.0]}, "needs a sampler at temperature 1, mala has 0.5"),
+    ],
+)
+def test_samplers_that_cannot_be_adapted_or_tempered_are_refused(sampler, suite, message):
+    with pytest.raises(ConfigError, match=message):
+        helpers.params(sampler=sampler, evaluation={"chains": suite})
 
 
 def test_components_are_those_of_the_data(digits_data):

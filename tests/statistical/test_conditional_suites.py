@@ -1,4 +1,4 @@
-"""Completion and cross-class sampling, on energies whose samples are known."""
+"""Completion and cross-class sampling, on energies with known samples."""
 
 import pytest
 import torch

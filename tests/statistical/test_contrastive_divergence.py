@@ -152,7 +152,7 @@ def test_only_images_have_halves(tmp_path):
         tmp_path / "toy", "random", Dataset({"train": Arrays(np.zeros((64, 2), np.float32), None)}, 1.0, None, 0, "zeros", False)
     )
     trainer = helpers.build(composite(False)[0], toy.folder)
-    with pytest.raises(ConfigError, match=r"samples of shape \(2,\) are no images, of which a half could be hidden"):
+    with pytest.raises(ConfigError, match=r"hides halves of images, found samples of shape \(2,\)"):
         list(trainer.objective.turns(trainer.batch(0), trainer.context(0)))
 
 
@@ -222,7 +222,7 @@ def test_chains_may_take_the_labels_of_other_data(digits_data, start):
         assert sorted(chains.label[moved].tolist()) == sorted(y.tolist()) and torch.equal(chains.position, position)
     else:
         with torch.no_grad():
-            assert turn.metrics["energy_neg"] == pytest.approx(energy(x, y.roll(1)).mean().item(), rel=1e-4)
+            assert turn.energies["energy_neg"] == pytest.approx(energy(x, y.roll(1)).mean().item(), rel=1e-4)
 
 
 def test_chains_may_start_at_changed_data(digits_data):
@@ -234,8 +234,8 @@ def test_chains_may_start_at_changed_data(digits_data):
         (x, _), energy = trainer.data[0].batch(0), trainer.objective.players["energy"]
         start = AUGMENTATIONS[augmentation](x, prob, (0.0, 1.0), trainer.context(0).stream("augment"))
         with torch.no_grad():
-            assert turn.metrics["energy_neg"] == pytest.approx(energy(start).mean().item(), abs=1e-6)
-            assert (turn.metrics["energy_gap"].abs() > 1e-5) == bool(prob)
+            assert turn.energies["energy_neg"] == pytest.approx(energy(start).mean().item(), abs=1e-6)
+            assert (turn.energies["energy_gap"].abs() > 1e-5) == bool(prob)
 
 
 def test_a_conditional_model_keeps_each_chain_s_label(digits_data):

@@ -1,4 +1,4 @@
-"""R-hat and effective sample sizes against arviz, and against chains whose worth is known."""
+"""R-hat and effective sample sizes against arviz, and against chains of known worth."""
 
 import arviz
 import numpy as np

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch._dynamo.exc import TorchDynamoException
 from torch.nn.utils import parametrize
 
-from ebm_dist.chains import cpu_layers, run
+from ebm_dist.chains import compiled, cpu_layers
+from ebm_dist.chains.build import build_chains
 from ebm_dist.chains.compiled import CompiledChains
-from ebm_dist.chains.run import Chains, build_chains
+from ebm_dist.chains.run import Chains
 from ebm_dist.energies import convnet, frozen, given, mlp, resnet, score
 from ebm_dist.errors import ConfigError
 from ebm_dist.rng import stream
@@ -62,7 +63,7 @@ def test_several_steps_at_once_are_bitwise_the_steps_one_by_one(name, num_steps)
 @pytest.mark.parametrize("at_once", [1, 4, 5])
 def test_chains_in_parts_are_the_chains_all_at_once(monkeypatch, at_once, num_classes):
     own = network("mlp", num_classes)
-    monkeypatch.setattr(run, "_MOST_CHAINS", at_once)
+    monkeypatch.setattr(compiled, "_MOST_CHAINS", at_once)
     (a, told), (b, told_too) = ends(plain(own, 20), num_classes), ends(fast(own, 20), num_classes)
     torch.testing.assert_close(a, b)
     torch.testing.assert_close(torch.stack(told), torch.stack(told_too))

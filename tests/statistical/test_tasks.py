@@ -34,7 +34,7 @@ def test_a_task_sees_only_its_classes_and_begins_anew(digits_data):
                 assert kept.any() == bool(step or not task)  # no chain of an earlier task is left
             (moments,) = {int(state["step"]) for state in trainer.optimizers["energy"].state_dict()["state"].values()}
             assert moments == step + 1
-    assert len(trainer.earlier) == 4
+    assert len(trainer.previous_task_averages) == 4
 
 
 def test_with_gates_what_was_learnt_stays_to_the_bit_and_without_it_does_not(digits_data):
@@ -136,7 +136,7 @@ def test_what_cannot_be_is_refused(digits_data, tmp_path):
         helpers.build(helpers.params(objective=OBJECTIVE, train={"num_steps": 12, "num_tasks": 3}), digits_data)
     with pytest.raises(ConfigError, match=r"train\.num_tasks: train\.num_steps = 12 cannot be shared evenly by 5 tasks"):
         helpers.params(objective=OBJECTIVE, train={"num_steps": 12, "num_tasks": 5})
-    with pytest.raises(ConfigError, match=r"energy\.gates: opens units by class"):
+    with pytest.raises(ConfigError, match=r"energy\.gates: selects units by class"):
         helpers.params(energy=ENERGY)
     with pytest.raises(ConfigError, match=r"energy\.hidden: 16 units cannot be shared evenly by 10 classes"):
         mlp.build(mlp.Config(hidden=(20, 16), gates=True), shape=(4,), num_classes=10)

@@ -72,7 +72,7 @@ def test_crops_have_areas_log_uniform_from_8_percent_inside_the_image_and_half_a
     assert ((across.abs() - 1).abs() < 0.15).all()  # half a pixel at the edge is flat
     assert abs((across < 0).float().mean() - 0.5) < 4 * (0.25 / 4000) ** 0.5
     plain = crop(torch.rand(1, 1, 32, 32, generator=stream(0, "x")).expand(4000, 1, 32, 32), 1.0, None, stream(0, "augment"))
-    assert plain.flatten(1).std(dim=1).min() > 0.05  # parts of the image, not what lies beside it
+    assert plain.flatten(1).std(dim=1).min() > 0.05  # parts of the image, not what is outside it
 
 
 def test_the_part_that_a_crop_enlarges(monkeypatch):
@@ -106,5 +106,5 @@ def test_colours_change_each_in_its_range_and_stay_within_bounds(monkeypatch):
 
 @pytest.mark.parametrize("change", [affine, crop])
 def test_vectors_are_refused(change):
-    with pytest.raises(ConfigError, match=r"objective\.augment_prob: samples of shape \(5,\) are no images"):
+    with pytest.raises(ConfigError, match=r"objective\.augment_prob: needs images, found samples of shape \(5,\)"):
         change(torch.zeros(3, 5), 0.5, None, stream(0, "augment"))

@@ -13,12 +13,17 @@ from tests.helpers import Silent
 
 
 @pytest.fixture(scope="module")
-def mlflow(tmp_path_factory):
+def database(tmp_path_factory):
+    return f"sqlite:///{tmp_path_factory.mktemp('database')}/mlflow.db"
+
+
+@pytest.fixture(scope="module")
+def mlflow(database, tmp_path_factory):
     """A registry with four versions: the first two passed their gates, the others did not."""
     from mlflow import MlflowClient
 
     folder = tmp_path_factory.mktemp("registry")
-    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    client = MlflowClient(database)
     for name in ("ebm", "bare"):
         client.create_registered_model(name)
     written = ["0.9 >= 0.8 pass"]  # registered before verdicts were JSON
@@ -73,8 +78,8 @@ def test_a_verdict_is_json_and_no_text_passes_by_its_end():
         assert promotion.passes(gate) == expected, text
 
 
-def test_what_the_registry_says_is_one_message(monkeypatch, tmp_path):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/none.db")
+def test_what_the_registry_says_is_one_message(monkeypatch, database):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
     with pytest.raises(RegistryError, match=r"MLflow at sqlite.*: .*nothing.* not found; see ebm-dist doctor"):
         promotion.ask(lambda client: promotion.log(client, "nothing"))
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from ebm_dist import config
-from ebm_dist.cli import doctor, plan, scaffold
+from ebm_dist.cli import commands, doctor, plan, scaffold
 from ebm_dist.errors import ConfigError, DataError
 from ebm_dist.report import table
 from tests import helpers, pages
@@ -61,7 +61,7 @@ def server(status, body, header="", value=""):
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as own:
-        threading.Thread(target=own.serve_forever, daemon=True).start()
+        threading.Thread(target=own.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{own.server_port}"
         own.shutdown()
 
@@ -74,7 +74,7 @@ def run(capsys, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["ebm-dist", *arguments])
         before = signal.getsignal(signal.SIGTERM)
         try:
-            cli.main()
+            commands.main()
             code = 0
         except SystemExit as ended:
             code = int(ended.code or 0)
@@ -87,7 +87,7 @@ def run(capsys, monkeypatch):
 
 def test_all_is_well(healthy):
     found = healthy("")
-    assert len(found) == 9 and not [one for one in found.values() if one.mend]
+    assert len(found) == 9 and not [one for one in found.values() if one.fix]
     assert "digits: " in found["data"].seen and "train" in found["data"].seen
 
 
@@ -95,12 +95,12 @@ def test_no_shards(healthy):
     (healthy.data / "train-000003.tar").unlink()
     assert "1 shards are missing, such as train-000003.tar" in healthy("data").seen
     (healthy.data / "index.json").unlink()
-    assert "index.json" in healthy("data").seen and healthy("data").mend == "dvc repro prepare"
+    assert "index.json" in healthy("data").seen and healthy("data").fix == "dvc repro prepare"
 
 
 def test_no_cpus_and_no_gpu(healthy):
     assert healthy("CPUs", cluster={"workers": 4}).seen == "2 here, 4 workers ask for 4"
-    assert "cluster.workers" in healthy("CPUs", cluster={"workers": 2, "cpus_per_worker": 2.0}).mend
+    assert "cluster.workers" in healthy("CPUs", cluster={"workers": 2, "cpus_per_worker": 2.0}).fix
     import torch
 
     if not torch.cuda.is_available():
@@ -111,7 +111,7 @@ def test_a_package_of_the_wrong_version_or_none(healthy, monkeypatch):
     version = importlib.metadata.version
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.9.0" if name == "ray" else version(name))
     found = healthy("packages")
-    assert found.seen.startswith("ray 2.9.0 is outside") and found.mend.startswith("pip install 'ray")
+    assert found.seen.startswith("ray 2.9.0 is outside") and found.fix.startswith("pip install 'ray")
 
     def missing(name):
         raise importlib.metadata.PackageNotFoundError(name)
@@ -124,7 +124,7 @@ def test_a_cluster_that_is_away_of_another_version_or_closed(healthy, monkeypatc
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     assert "127.0.0.1:1 cannot be reached" in healthy("Ray cluster").seen
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    assert healthy("Ray cluster").mend.startswith("set RAY_AUTH_TOKEN")
+    assert healthy("Ray cluster").fix.startswith("set RAY_AUTH_TOKEN")
     monkeypatch.delenv("RAY_ADDRESS")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "right")
     ours = importlib.metadata.version("ray")
@@ -143,7 +143,7 @@ def test_a_tracking_server_that_is_away_or_closed(healthy, monkeypatch):
     assert "cannot be reached" in healthy("tracking").seen
     with server(401, {}, "Authorization", "Basic dTpw") as address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-        assert "MLFLOW_TRACKING_USERNAME" in healthy("tracking").mend
+        assert "MLFLOW_TRACKING_USERNAME" in healthy("tracking").fix
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "u")
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "p")
         assert healthy("tracking").seen == f"{address} answers"
@@ -156,7 +156,7 @@ def test_little_room_and_a_store_that_is_none(healthy, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage(64 << 20, 0, 64 << 20))
     assert healthy("shared memory").seen == "0.1 GiB free of 0.1, at least 1 are needed"
-    assert "shm-size" in healthy("shared memory").mend and "dvc gc" in healthy("disk").mend
+    assert "shm-size" in healthy("shared memory").fix and "dvc gc" in healthy("disk").fix
     monkeypatch.setenv("EBM_STORE", "ftp://somewhere")
     assert "ftp:// is not supported" in healthy("store").seen
 
@@ -188,7 +188,7 @@ def test_names_of_plugins(name, like, expected, tmp_path):
 def test_recipes_and_their_comparison(tmp_path):
     found = {recipe.name: recipe for recipe in table.recipes(ROOT / "pipelines/recipes", ROOT / "reports")}
     assert found["digits"].is_run and found["digits"].title.startswith("Implicit generation on 8x8 digits")
-    assert set(found) == {path.stem for path in (ROOT / "pipelines/recipes").glob("*.yaml")} - {"dvc"}
+    assert set(found) == {path.stem for path in (ROOT / "pipelines/recipes").glob("*.yaml")} - {"dvc", "rows"}
     assert all(config.load(ROOT / f"pipelines/recipes/{name}.yaml") for name in found)
     rows = {key: (a, b) for key, a, b in table.compare(ROOT / "reports/meg-25gaussians", ROOT / "reports/meg-8gaussians")}
     assert rows["density.num_modes"] == (25, 8)
@@ -237,7 +237,7 @@ def test_the_command_speaks_plainly(run, tmp_path):
     code, out, _ = run("--completion", "bash")
     assert code == 0 and "meg" not in out and "rollback" in out and "complete -o" in out
     code, out, _ = run("doctor", "--data", str(tmp_path))
-    assert code == 1 and "MEND  data:" in out and "-> dvc repro prepare" in out
+    assert code == 1 and "FIX   data:" in out and "-> dvc repro prepare" in out
     code, _, err = run("doctor", "--params", "nothing.yaml")
     assert (
         code == 2

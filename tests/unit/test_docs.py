@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ebm_dist import config
-from ebm_dist.cli import commands
+from ebm_dist.cli.commands import parser
 from tests.helpers import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "infra/README.md"]
@@ -43,7 +43,7 @@ def test_every_command_on_a_page_exists(page):
         words = shlex.split(line) if line and "'" not in line and "(" not in line else []
         if words[:1] == ["ebm-dist"]:
             wanted = words[1 : words.index("||")] if "||" in words else words[1:]
-            commands.parser().parse_args(wanted)
+            parser().parse_args(wanted)
         elif words[:2] == ["python", "-m"] and words[2].startswith(("pipelines", "benchmarks", "infra")):
             place = ROOT / words[2].replace(".", "/")
             assert place.with_suffix(".py").exists() or (place / "__main__.py").exists(), line

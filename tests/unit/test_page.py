@@ -95,12 +95,12 @@ def test_a_keyboard_reaches_all_that_can_be_used(reports):
     assert ":focus-visible { outline: 3px" in text and "outline: none" not in text
 
 
-def test_another_run_stands_beside(reports, tmp_path):
+def test_another_run_is_a_second_column(reports, tmp_path):
     other = tmp_path / "other"
     (other / "ood").mkdir(parents=True)
     (other / "ood/metrics.json").write_text(json.dumps({"auroc": 0.75}))
     text = page.build(reports, other)
-    assert "<td class=n>0.75</td>" in text and "beside it" in text and "beside it" not in page.build(reports)
+    assert "<td class=n>0.75</td>" in text and "reference</th>" in text and "reference</th>" not in page.build(reports)
 
 
 def test_a_folder_without_reports_says_so(tmp_path):

@@ -28,14 +28,14 @@ def reports(tmp_path):
     return tmp_path
 
 
-ENTRY = {"recipe": "r", "system": "S", "source": "P", "what": "w", "metric": "samples.fid", "published": None, "beside": {"floor": "samples.floor", "chance": 0.5}}  # fmt: skip
+ENTRY = {"recipe": "r", "system": "S", "source": "P", "what": "w", "metric": "samples.fid", "published": None, "reference": {"floor": "samples.floor", "chance": 0.5}}  # fmt: skip
 
 
 def test_a_row_is_the_mean_with_a_t_interval_and_what_to_read_it_by(reports):
     row = table.row("id", ENTRY, reports)
     expected = stats.t.interval(0.95, 2, 12.0, stats.sem([10, 12, 14]))
     assert row["reached"] == 12.0 and row["interval"] == pytest.approx(expected)
-    assert row["seeds"] == {"0": 10.0, "1": 12.0, "2": 14.0} and row["beside"] == {"floor": 4.0, "chance": 0.5}
+    assert row["seeds"] == {"0": 10.0, "1": 12.0, "2": 14.0} and row["reference"] == {"floor": 4.0, "chance": 0.5}
     page = table.markdown([row], {"b-fid": {"recipe": "b", "what": "FID", "unmeasured": "needs a GPU"}})
     assert (
         "## Not measured" in page and "| `b-fid` | FID | needs a GPU | `dvc repro pipelines/recipes/dvc.yaml:results@b` |" in page
@@ -44,11 +44,11 @@ def test_a_row_is_the_mean_with_a_t_interval_and_what_to_read_it_by(reports):
     assert "own files" in page and "| `id` | w | none | **12** |" in page and "floor 4; chance 0.5" in page
 
 
-def test_replicates_may_be_recipes_and_what_stands_beside_may_be_of_another(reports):
-    entry = ENTRY | {"recipe": ["split-0", "split-1"], "beside": {"floor": "samples.floor", "other": "r/samples.fid"}}
+def test_replicates_may_be_recipes_and_references_may_be_of_another(reports):
+    entry = ENTRY | {"recipe": ["split-0", "split-1"], "reference": {"floor": "samples.floor", "other": "r/samples.fid"}}
     row = table.row("id", entry, reports)
     assert row["reached"] == 2.0 and row["seeds"] == {"split-0": 1.0, "split-1": 3.0} and len(row["seconds"]) == 2
-    assert row["beside"] == {"floor": 1.0, "other": 12.0}
+    assert row["reference"] == {"floor": 1.0, "other": 12.0}
     assert row["command"].split()[2:] == [f"pipelines/recipes/dvc.yaml:results@split-{i}" for i in (0, 1)]
 
 

@@ -67,8 +67,8 @@ def test_a_class_can_be_asked_for_and_is_recognised(conditional):
 @pytest.mark.parametrize(
     ("samples", "options", "expected"),
     [
-        (X, {"task": "sampel"}, "no task 'sampel'; there: energy, classify, sample, complete"),
-        (X, {"steps": 3}, "no parameter steps; there: task, num_steps"),
+        (X, {"task": "sampel"}, "unknown task 'sampel'; use energy, classify, sample, complete"),
+        (X, {"steps": 3}, "unknown parameter steps; use task, num_steps"),
         (X, {"task": "sample", "num_steps": 0}, "num_steps must be from 1 to 10000, found 0"),
         (X, {"task": "sample", "num_steps": "3"}, "num_steps must be of type int, found '3'"),
         (X, {"task": 3}, "task must be of type str, found 3"),
@@ -77,7 +77,7 @@ def test_a_class_can_be_asked_for_and_is_recognised(conditional):
         (X[:, :, :4], {}, r"expected samples of shape \(n, 1, 8, 8\), found \(4, 1, 4, 8\)"),
         (np.full_like(X, np.nan), {}, "must be finite"),
         ([["a"]], {}, "not an array of numbers"),
-        (np.zeros((requests.MAX_SAMPLES + 1, 1, 8, 8), np.float32), {"task": "sample"}, "at most 1000 samples a request, found 1001"),
+        (np.zeros((requests.MAX_SAMPLES + 1, 1, 8, 8), np.float32), {"task": "sample"}, "at most 1000 samples per request, found 1001"),
     ],
 )  # fmt: skip
 def test_what_is_refused(plain, samples, options, expected):

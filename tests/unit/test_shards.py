@@ -116,7 +116,7 @@ def test_bad_shards_are_named_with_what_to_do(folder):
         "broken index": (lambda c: (c / "index.json").write_text("{"), "not readable as JSON"),
         "HTML index": (lambda c: (c / "index.json").write_text("<html>"), "not readable as JSON"),
         "other schema": (lambda c: edit(c / "index.json", lambda v: v.update(schema=99)), "schema 99"),
-        "key gone": (lambda c: edit(c / "index.json", lambda v: v.pop("scale")), "not an index of ours"),
+        "key gone": (lambda c: edit(c / "index.json", lambda v: v.pop("scale")), "not an index of a prepared data set"),
         "path outside": (lambda c: edit(c / "index.json", lambda v: v["splits"]["train"][3].update(file="../x.tar")), "shard name"),
         "wrong shape": (lambda c: edit(c / "index.json", lambda v: v.update(shape=[1, 2, 3])), "not a shard of this data set"),
         "wrong offset": (
