@@ -164,7 +164,7 @@ def test_the_tuned_file_is_whole_and_reads_back(tmp_path):
     assert (
         text.startswith("# from a search\n#\n# of 3 trials\n\n") and "recipe" not in text.partition("seed:")[0].partition("\n\n")[2]
     )
-    assert "# other real data, for the histogram" in text
+    assert "# real data of another kind" in text
     again = tmp_path / "again.yaml"
     again.write_text(study.tuned(path, {}, "head"))
     assert config.load(again) == after and "from a search" not in again.read_text()
