@@ -69,12 +69,12 @@ def recipe_paths(root: Path, names: Sequence[str]) -> list[Path]:
 
 def choose_suites(paths: Sequence[Path]) -> dict[Path, list[str]]:
     """Choose one suite per recipe, so that together they cover as many suites as possible."""
-    chosen: dict[Path, str] = {}
+    suite_of: dict[Path, str] = {}
     for path in paths:
         suites = list(config.load(path).evaluation)
-        uncovered = [suite for suite in suites if suite not in chosen.values()]
-        chosen[path] = next(iter([*uncovered, *suites]), "")
-    return {path: [suite] if suite else [] for path, suite in chosen.items()}
+        uncovered = [suite for suite in suites if suite not in suite_of.values()]
+        suite_of[path] = next(iter([*uncovered, *suites]), "")
+    return {path: [suite] if suite else [] for path, suite in suite_of.items()}
 
 
 def all_suites(paths: Sequence[Path]) -> dict[Path, list[str]]:

@@ -229,9 +229,9 @@ def _store() -> str:
     try:
         storage.check(storage.store("runs"))
     except DataError as failed:
-        what, _, fix = str(failed).partition("; ")
         raise Trouble(
-            what, fix or "set EBM_STORE to s3://bucket/prefix, and AWS_ACCESS_KEY_ID and the like"
+            failed.what,
+            failed.fix or "set EBM_STORE to s3://bucket/prefix, and AWS_ACCESS_KEY_ID and the like",
         ) from None
     return f"{os.environ['EBM_STORE']} takes files"
 

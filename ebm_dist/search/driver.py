@@ -321,7 +321,7 @@ def run(job: Job, phase: str, store: TrialStore, slots: Callable[[], int]) -> No
         ),
     )
     with warnings.catch_warnings():
-        # the advice is to let actors outlive a trial, whose process must end with it
+        # its advice would let actors outlive a trial, but their process must end with it
         warnings.filterwarnings("ignore", "Consider boosting PBT")
         tuner.fit()
 

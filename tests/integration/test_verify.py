@@ -96,6 +96,7 @@ def test_a_tree_of_another_layout_is_not_recorded(clone):
     folder, commit, verify = clone
     git(folder, "mv", "ebm_dist/training/reduce.py", "ebm_dist/training/comm.py")
     commit("training/trainer.py", r"ebm_dist\.training\.reduce", "ebm_dist.training.comm")
+    git(folder, "-c", "user.name=t", "-c", "user.email=t@t", "revert", "--no-edit", "HEAD")
     exit_code, output = verify("--record")
     assert exit_code == 2 and "Traceback" not in output, output
     assert "error: --record: the code at" in output and "another layout" in output and "training.reduce" in output

@@ -91,7 +91,7 @@ def test_combinations_that_the_settings_refuse_are_drawn_again():
         ("{num_steps: 100}", ["tune.num_steps", "not divisible"]),
         ("{scheduler: hyper}", ["tune.scheduler", "'asha', 'pbt' or 'none'"]),
         ("{scheduler: pbt, search: optuna}", ["tune.search"]),
-        ("{scheduler: pbt, space: {energy.hidden: {choice: [[8], [16]]}}}", ["pbt hands on weights and chains"]),
+        ("{scheduler: pbt, space: {energy.hidden: {choice: [[8], [16]]}}}", ["pbt copies weights and chains"]),
         ("{metric: test_fid}", ["tune.metric"]),
         ("{num_trial: 3}", ["did you mean 'num_trials'?"]),
         ("{workers: 5}", ["5 workers cannot share train.num_shards = 4"]),
