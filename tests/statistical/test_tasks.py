@@ -138,7 +138,7 @@ def test_what_cannot_be_is_refused(digits_data, tmp_path):
         helpers.params(objective=OBJECTIVE, train={"num_steps": 12, "num_tasks": 5})
     with pytest.raises(ConfigError, match=r"energy\.gates: selects units by class"):
         helpers.params(energy=ENERGY)
-    with pytest.raises(ConfigError, match=r"energy\.hidden: 16 units cannot be shared evenly by 10 classes"):
+    with pytest.raises(ConfigError, match=r"energy\.hidden: 16 units cannot be divided among 10 classes"):
         mlp.build(mlp.Config(hidden=(20, 16), gates=True), shape=(4,), num_classes=10)
     chosen = helpers.params(objective=OBJECTIVE)
     subject = evaluation.Subject(
