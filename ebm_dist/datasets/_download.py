@@ -71,7 +71,9 @@ def _download(file: RawFile, path: Path) -> None:
         pooch.retrieve(file.url, file.sha256, path.name, path.parent, downloader=download)
         path.chmod(0o644)  # pooch keeps the private mode of its temporary file
     except OSError as error:
-        raise DataError(f"{file.url}: download failed ({error}); {fix}") from None
+        # requests wraps the reason into urllib3's text about retries
+        reason = getattr(error.args[0] if error.args else error, "reason", error)
+        raise DataError(f"{file.url}: download failed ({reason}); {fix}") from None
     except ValueError:  # from the comparison of hashes
         raise DataError(
             f"{file.url}: the download ({size} bytes) is not the published file (SHA-256 differs"
