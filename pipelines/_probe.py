@@ -17,6 +17,7 @@ import torch
 
 _BATCH = 8  # samples per step, at least two per logical shard
 _MAX_CHAIN_STEPS = 3
+_CHAINS = 100  # in the replay buffer
 _MAX_COUNT = 40  # of anything that a suite counts: samples, chains, draws
 _MAX_TRAIN = 400  # samples behind the class energies of an export
 _CAPS = {"num_steps": 10, "steps_per_round": 5, "num_rounds": 2}
@@ -71,7 +72,9 @@ def reduced(values: dict[str, Any], steps: int) -> dict[str, Any]:
         "precision": "float32",
     }
     train["batch_size"] = train["num_shards"] * max(2, _BATCH // train["num_shards"])
-    replay["capacity"] = 2 * train["batch_size"]
+    # small, so that chains are drawn again; the likelihood suite needs 100 chains
+    num_shards = train["num_shards"]
+    replay["capacity"] = max(2 * train["batch_size"], -(-_CHAINS // num_shards) * num_shards)
     values["sampler"]["num_steps"] = min(values["sampler"]["num_steps"], _MAX_CHAIN_STEPS)
     caps = {
         "pretraining": steps // 5,

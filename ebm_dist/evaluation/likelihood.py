@@ -53,7 +53,7 @@ class Config:
                 "evaluation.likelihood",
                 f"needs energy rbm, not {plugin_name(params.energy)}; leave this suite out",
             )
-        if getattr(params.objective, "conditional", False):
+        if params.objective.conditional:
             raise Mismatch(
                 "evaluation.likelihood",
                 "is that of p(x), and a conditional machine has none; leave this suite out",
