@@ -29,7 +29,13 @@ SMALL: dict[str, Any] = {
     "objective": {"name": "contrastive_divergence", "energy_penalty": 0.01, "data_noise": 0.1},
     "replay": {"capacity": 64, "reinit_prob": 0.1},
     "optimizer": {"lr": 1e-3},
-    "train": {"num_steps": 12, "batch_size": 16, "num_shards": 4, "log_every": 2, "checkpoint_every": 4},
+    "train": {
+        "num_steps": 12,
+        "batch_size": 16,
+        "num_shards": 4,
+        "log_every": 2,
+        "checkpoint_every": 4,
+    },
 }
 
 
@@ -49,7 +55,12 @@ class Silent:
     """A reporter that keeps what it hears; stops after a number of steps, or asks for a checkpoint then, if told to."""
 
     def __init__(self, stop_after: int | None = None, asks: Request = Request.STOP) -> None:
-        self.starts, self.rollbacks, self.rows, self.saves = list[int](), list[int](), list[Row](), 0
+        self.starts, self.rollbacks, self.rows, self.saves = (
+            list[int](),
+            list[int](),
+            list[Row](),
+            0,
+        )
         self.stop_after, self.asks, self.count = stop_after, asks, 0
 
     def started(self, step: int, history: list[Row], rollbacks: int, reason: str) -> None:
@@ -64,12 +75,20 @@ class Silent:
 
     def requested(self) -> Request:
         self.count += 1
-        return self.asks if self.stop_after is not None and self.count > self.stop_after else Request.NOTHING
+        return (
+            self.asks
+            if self.stop_after is not None and self.count > self.stop_after
+            else Request.NOTHING
+        )
 
 
-def build(chosen: config.Params, data: Path, comm: Comm | None = None, digest: str = "digest") -> trainer.Trainer:
+def build(
+    chosen: config.Params, data: Path, comm: Comm | None = None, digest: str = "digest"
+) -> trainer.Trainer:
     torch.set_num_threads(1)
-    return trainer.build(chosen, shards.read_index(data), comm or LocalComm(), torch.device("cpu"), digest)
+    return trainer.build(
+        chosen, shards.read_index(data), comm or LocalComm(), torch.device("cpu"), digest
+    )
 
 
 def export(run: Path, folder: Path, chosen: config.Params, data: Path) -> None:
@@ -81,17 +100,26 @@ def state_of(run: Path) -> dict[str, bytes]:
     """The bytes of everything in the latest checkpoint that must not depend on how the run went."""
     folder = checkpoint.latest(run)
     assert folder is not None
-    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name not in ("manifest.json", "state.json")}
+    return {
+        p.name: p.read_bytes()
+        for p in folder.iterdir()
+        if p.name not in ("manifest.json", "state.json")
+    }
 
 
-def spawn(world_size: int, run: Path, data: Path, settings: dict[str, Any], wait: bool = True) -> list[Any]:
+def spawn(
+    world_size: int, run: Path, data: Path, settings: dict[str, Any], wait: bool = True
+) -> list[Any]:
     """Train with a group of gloo processes; each is ``tests/worker.py``. They find each other through a file, not a port."""
     from tests import worker
 
     rendezvous = run.parent / f"rendezvous-{os.urandom(4).hex()}"
     run.parent.mkdir(parents=True, exist_ok=True)
     job = (world_size, rendezvous, run, data, settings)
-    group = [PROCESSES.Process(target=worker.train, args=(rank, *job), daemon=True) for rank in range(world_size)]
+    group = [
+        PROCESSES.Process(target=worker.train, args=(rank, *job), daemon=True)
+        for rank in range(world_size)
+    ]
     for process in group:
         process.start()
     if wait:
@@ -102,7 +130,13 @@ def spawn(world_size: int, run: Path, data: Path, settings: dict[str, Any], wait
 
 
 SMALL_PIPELINE = {
-    "train": {"num_steps": 200, "batch_size": 32, "num_shards": 4, "log_every": 10, "checkpoint_every": 20},
+    "train": {
+        "num_steps": 200,
+        "batch_size": 32,
+        "num_shards": 4,
+        "log_every": 10,
+        "checkpoint_every": 20,
+    },
     "energy": {"name": "mlp", "hidden": [64, 32]},
     "replay": {"capacity": 128},
     "features": {"num_steps": 100, "num_threads": 1},
@@ -112,13 +146,18 @@ SMALL_PIPELINE = {
         "ood": {"num_bootstrap": 50},
         "chains": {"num_draws": 20},
     },
-    "register": {"model": "ebm-digits", "gates": [{"metric": "ood.uniform.auroc", "at_least": 0.5}]},
+    "register": {
+        "model": "ebm-digits",
+        "gates": [{"metric": "ood.uniform.auroc", "at_least": 0.5}],
+    },
 }
 
 
 def copy_project(folder: Path) -> Path:
     """The tracked files, as they are now, with the small settings: what a fresh clone is (dvc.lock included: its order stays)."""
-    for name in subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0"):
+    for name in subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split("\0"):
         if name and (ROOT / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
@@ -129,5 +168,9 @@ def copy_project(folder: Path) -> Path:
     shutil.rmtree(folder / "reports", ignore_errors=True)
     for command in (["git", "init", "-q"], ["git", "add", "-A"]):
         subprocess.run(command, cwd=folder, check=True)
-    subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "copy"], cwd=folder, check=True)
+    subprocess.run(
+        ["git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "copy"],
+        cwd=folder,
+        check=True,
+    )
     return folder

@@ -15,7 +15,11 @@ import pytest
 
 def browser() -> str:
     """A headless Chromium; without one the test is skipped."""
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    found = (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
     return found or pytest.skip("no Chromium here: apt-get install chromium")
 
 
@@ -43,14 +47,19 @@ def wait_for(what, seconds=240.0):
 
 
 def answers(address: str) -> bool:
-    with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=2) as reply:
+    with (
+        contextlib.suppress(OSError),
+        urllib.request.urlopen(f"{address}/health", timeout=2) as reply,
+    ):
         return reply.status == 200
     return False
 
 
 def post(address: str, call: str, body: dict) -> dict:
     request = urllib.request.Request(
-        f"{address}/api/2.0/mlflow/{call}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        f"{address}/api/2.0/mlflow/{call}",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
     )
     with urllib.request.urlopen(request, timeout=20) as reply:
         return json.loads(reply.read())

@@ -17,10 +17,20 @@ from tests import helpers
 helpers.params()  # it, and optimizers with torch._dynamo, import what each rank would import again
 
 
-def train(rank: int, world_size: int, rendezvous: Path, run: Path, data: Path, settings: dict[str, Any]) -> None:
-    dist.init_process_group("gloo", f"file://{rendezvous}", rank=rank, world_size=world_size, timeout=timedelta(seconds=60))
+def train(
+    rank: int, world_size: int, rendezvous: Path, run: Path, data: Path, settings: dict[str, Any]
+) -> None:
+    dist.init_process_group(
+        "gloo",
+        f"file://{rendezvous}",
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=60),
+    )
     chosen = config.from_values(settings, Path("job"))
     trainer = helpers.build(chosen, data, TorchComm(torch.device("cpu")))
     trainer.fit(run, FileReporter(run, rank, {"world_size": world_size}))
     dist.destroy_process_group()
-    os._exit(0)  # without destructors: DDP's can wait, with the GIL, for a thread of gloo that waits for the GIL
+    os._exit(
+        0
+    )  # without destructors: DDP's can wait, with the GIL, for a thread of gloo that waits for the GIL

@@ -41,7 +41,11 @@ def test_a_plugin_has_a_documented_config_and_an_entry(folder, name):
 def energy_of(name, num_classes=0):
     plugin = module("energies", name)
     torch.manual_seed(0)
-    parts = {"network": module("energies", "mlp").Config()} if "network" in plugin.Config.__pydantic_fields__ else {}
+    parts = (
+        {"network": module("energies", "mlp").Config()}
+        if "network" in plugin.Config.__pydantic_fields__
+        else {}
+    )
     energy = plugin.build(plugin.Config(**parts), shape=SHAPE, num_classes=num_classes)
     energy.initialise(lambda of: of(torch.rand(20, *SHAPE, dtype=torch.float64)).mean(dim=0))
     return energy
@@ -61,10 +65,16 @@ class TestEnergies:
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
     def test_rows_do_not_see_each_other_and_nothing_changes(self, name, num_classes):
-        model, x, y = energy_of(name, num_classes), torch.rand(6, *SHAPE), self.labels(6, num_classes)
+        model, x, y = (
+            energy_of(name, num_classes),
+            torch.rand(6, *SHAPE),
+            self.labels(6, num_classes),
+        )
         before = {k: v.clone() for k, v in model.state_dict().items()}
         whole = model(x, y)
-        apart = torch.cat([model(x[i : i + 1], None if y is None else y[i : i + 1]) for i in range(6)])
+        apart = torch.cat(
+            [model(x[i : i + 1], None if y is None else y[i : i + 1]) for i in range(6)]
+        )
         torch.testing.assert_close(whole, apart, rtol=1e-4, atol=1e-5)
         assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
@@ -98,7 +108,9 @@ def test_generators_draw_samples_of_the_data_s_shape_row_by_row(name, shape):
     z = torch.randn(4, generator.latent_size)
     x = generator(z)
     assert x.shape == (4, *shape) and x.dtype == torch.float32
-    torch.testing.assert_close(x, torch.cat([generator(row[None]) for row in z]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        x, torch.cat([generator(row[None]) for row in z]), rtol=1e-4, atol=1e-5
+    )
     x.square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in generator.parameters())
 
@@ -116,7 +128,9 @@ class StandardNormal:
 
     def resample(self, block, x, generator):
         return torch.special.ndtri(
-            self.low + (self.high - self.low) * torch.rand(x.shape, generator=generator).clamp(1e-6, 1 - 1e-6)
+            self.low
+            + (self.high - self.low)
+            * torch.rand(x.shape, generator=generator).clamp(1e-6, 1 - 1e-6)
         )
 
 
@@ -154,13 +168,18 @@ def test_objectives_train_their_players_and_export_an_energy(name, digits_data, 
     trainer = helpers.build(helpers.params(objective={**own, "name": name}, **few), digits_data)
     if few:
         trainer.labelled = trainer.batch(0)
-    before = {player: [p.clone() for p in net.parameters()] for player, net in trainer.objective.players.items()}
+    before = {
+        player: [p.clone() for p in net.parameters()]
+        for player, net in trainer.objective.players.items()
+    }
     row = {}
     for trainer.step in range(2):  # a player may wait for the others
         row |= trainer.mean_over_shards(trainer.advance())
     for player, net in trainer.objective.players.items():
         pairs = zip(before[player], net.parameters(), strict=True)
-        assert all(not torch.equal(a, b) for a, b in pairs if a.numel() > 1)  # no loss of differences moves a constant
+        assert all(
+            not torch.equal(a, b) for a, b in pairs if a.numel() > 1
+        )  # no loss of differences moves a constant
         assert f"loss_{player}" in row
     assert all(np.isfinite(value) for value in row.values())
     energy = trainer.objective.export(trainer.averages)
@@ -169,11 +188,15 @@ def test_objectives_train_their_players_and_export_an_energy(name, digits_data, 
     objective, settings = trainer.objective, trainer.params.objective
     assert isinstance(objective, Objective) and isinstance(settings, ObjectiveConfig)
     assert set(objective.players) == {"energy", *settings.other_players}
-    assert settings.conditional in (False, True) and (settings.label_temperature is None or settings.label_temperature > 0)
+    assert settings.conditional in (False, True) and (
+        settings.label_temperature is None or settings.label_temperature > 0
+    )
     observer = objective.inner if isinstance(objective, Wrapped) else objective
     assert objective.observes == (type(observer).observe is not Objective.observe)
     for turn in objective.turns(trainer.batch(0), trainer.context(0)):
-        assert not any(metric.startswith("energy") for metric in turn.metrics)  # the guard of the trainer sees all energies
+        assert not any(
+            metric.startswith("energy") for metric in turn.metrics
+        )  # the guard of the trainer sees all energies
         assert ("energy_pos" in turn.energies) or turn.player != "energy"
 
 
@@ -186,7 +209,12 @@ class Players(Objective):
 
     def turns(self, batch, context):
         for player in ("energy", "other", "energy"):
-            yield Turn(player, torch.tensor(1.0), {"metric": torch.tensor(2.0)}, {"energy_pos": torch.tensor(3.0)})
+            yield Turn(
+                player,
+                torch.tensor(1.0),
+                {"metric": torch.tensor(2.0)},
+                {"energy_pos": torch.tensor(3.0)},
+            )
 
     def export(self, players):
         return players["other"]
@@ -201,12 +229,18 @@ class Doubled(Wrapped):
 
 
 @pytest.mark.parametrize("observes", [False, True])
-def test_a_wrapped_objective_adds_to_the_turns_of_the_energy_and_leaves_the_rest_to_the_inner_one(observes):
+def test_a_wrapped_objective_adds_to_the_turns_of_the_energy_and_leaves_the_rest_to_the_inner_one(
+    observes,
+):
     inner = Players(observes)
     objective = Doubled(inner)
     assert objective.players is inner.players and objective.observes == observes
     turns = list(objective.turns(None, None))
-    assert [(turn.player, turn.loss.item()) for turn in turns] == [("energy", 2.0), ("other", 1.0), ("energy", 2.0)]
+    assert [(turn.player, turn.loss.item()) for turn in turns] == [
+        ("energy", 2.0),
+        ("other", 1.0),
+        ("energy", 2.0),
+    ]
     assert all(turn.energies["energy_pos"] == 3.0 for turn in turns)
     assert objective.export(inner.players) is inner.players["other"]
     objective.observe(4, {"metric": 2.0})
@@ -218,7 +252,10 @@ def test_datasets_are_well_formed_or_say_what_is_missing(name, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     np.savez(tmp_path / "own.npz", images=np.zeros((20, 5, 5), np.uint8), labels=np.arange(20) % 2)
     plugin = module("datasets", name)
-    needed = {"arrays": {"path": str(tmp_path / "own.npz")}, "few_labels": {"of": module("datasets", "digits").Config()}}
+    needed = {
+        "arrays": {"path": str(tmp_path / "own.npz")},
+        "few_labels": {"of": module("datasets", "digits").Config()},
+    }
     chosen = plugin.Config(**needed.get(name, {}))
     try:
         data = plugin.load(chosen)
@@ -228,11 +265,20 @@ def test_datasets_are_well_formed_or_say_what_is_missing(name, tmp_path, monkeyp
     for split, arrays in data.splits.items():
         assert split in ("train", "val", "test") or (name == "few_labels" and split == "labelled-0")
         assert arrays.x.shape[1:] == shape and arrays.x.dtype in (np.uint8, np.float32)
-        assert (arrays.y is None) == (data.num_classes == 0 or (name, split) == ("few_labels", "train"))
+        assert (arrays.y is None) == (
+            data.num_classes == 0 or (name, split) == ("few_labels", "train")
+        )
         if arrays.y is not None:
-            assert arrays.y.dtype == np.int64 and arrays.y.min() >= 0 and arrays.y.max() < data.num_classes
+            assert (
+                arrays.y.dtype == np.int64
+                and arrays.y.min() >= 0
+                and arrays.y.max() < data.num_classes
+            )
         if data.bounds:
-            assert data.bounds[0] <= arrays.x.min() / data.scale and arrays.x.max() / data.scale <= data.bounds[1]
+            assert (
+                data.bounds[0] <= arrays.x.min() / data.scale
+                and arrays.x.max() / data.scale <= data.bounds[1]
+            )
     rows = [set(map(bytes, arrays.x)) for arrays in data.splits.values()]
     if name in ("digits", "mnist", "fashion_mnist"):
         assert not set.intersection(*rows), "a sample is in two splits"

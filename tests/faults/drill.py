@@ -74,16 +74,25 @@ class Drill:
 
     def submit(self, name: str, **environment: str) -> str:
         variables = {"EBM_STORE": f"{self.stack.settings()['EBM_STORE']}/{name}"} | environment
-        entrypoint, runtime = f"sh -c '{PREPARE} && exec {TRAIN}'", {"working_dir": str(self.project), "env_vars": variables}
+        entrypoint, runtime = (
+            f"sh -c '{PREPARE} && exec {TRAIN}'",
+            {"working_dir": str(self.project), "env_vars": variables},
+        )
         for _ in range(20):
-            with contextlib.suppress(RuntimeError):  # the job server answers before the agent that starts jobs is there
+            with contextlib.suppress(
+                RuntimeError
+            ):  # the job server answers before the agent that starts jobs is there
                 return str(self.client.submit_job(entrypoint=entrypoint, runtime_env=runtime))
             time.sleep(1)
         raise AssertionError(f"{name}: the job server takes no job")
 
     def run_folder(self, name: str) -> Path:
         """The run in the store's own folder on this host."""
-        found = [p for p in (self.stack.folder / "store/ebm" / name / "runs").glob("*") if p.name != "ray" and p.is_dir()]
+        found = [
+            p
+            for p in (self.stack.folder / "store/ebm" / name / "runs").glob("*")
+            if p.name != "ray" and p.is_dir()
+        ]
         return found[0] if found else Path("none yet")
 
     def rows(self, name: str) -> list[dict[str, Any]]:
@@ -95,8 +104,12 @@ class Drill:
     def await_step(self, name: str, step: int, job: str, limit: float = 150) -> None:
         deadline = time.monotonic() + limit
         while self.step(name) < step:
-            assert time.monotonic() < deadline, f"{name}: step {step} not reached\n{self.client.get_job_logs(job)[-3000:]}"
-            assert self.client.get_job_status(job).name in ("PENDING", "RUNNING"), self.client.get_job_logs(job)[-3000:]
+            assert time.monotonic() < deadline, (
+                f"{name}: step {step} not reached\n{self.client.get_job_logs(job)[-3000:]}"
+            )
+            assert self.client.get_job_status(job).name in ("PENDING", "RUNNING"), (
+                self.client.get_job_logs(job)[-3000:]
+            )
             time.sleep(0.3)
 
     def await_nodes(self, count: int) -> None:
@@ -128,9 +141,13 @@ class Drill:
         self.golden = self.golden or result
         assert result == self.golden, f"{name}: weights or chains differ from the undisturbed run's"
         steps = [row["step"] for row in self.rows(name)]
-        assert steps == list(range(LOG_EVERY, NUM_STEPS + 1, LOG_EVERY)), f"{name}: steps in the record: {steps}"
+        assert steps == list(range(LOG_EVERY, NUM_STEPS + 1, LOG_EVERY)), (
+            f"{name}: steps in the record: {steps}"
+        )
         events = list(read_lines(run / EVENTS))
-        assert len(events) >= min_starts, f"{name}: {len(events)} starts, expected at least {min_starts}"
+        assert len(events) >= min_starts, (
+            f"{name}: {len(events)} starts, expected at least {min_starts}"
+        )
         logged = self.logged_steps(name)
         assert logged == steps, f"{name}: steps in MLflow: {logged}"
         return "starts " + ", ".join(f"{e['step']} ({e['world_size']})" for e in events)
@@ -143,7 +160,9 @@ client = mlflow.MlflowClient()
 (run,) = client.search_runs([client.get_experiment_by_name({name!r}).experiment_id])
 print(json.dumps(sorted(m.step for m in client.get_metric_history(run.info.run_id, "energy_gap"))))
 """
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True
+        )
         return list(json.loads(done.stdout.splitlines()[-1]))
 
     def recovery(self, name: str, since: float, step: int) -> float:
@@ -184,7 +203,9 @@ def worker_stopped(d: Drill, name: str) -> Outcome:
     since, step = time.time(), d.step(name)
     os.kill(d.workers_of()[0], signal.SIGSTOP)
     d.finish(job)
-    return Outcome("training worker hangs (SIGSTOP)", 1, 1, d.recovery(name, since, step), d.check(name, 2))
+    return Outcome(
+        "training worker hangs (SIGSTOP)", 1, 1, d.recovery(name, since, step), d.check(name, 2)
+    )
 
 
 def node_killed(d: Drill, name: str) -> Outcome:
@@ -223,7 +244,9 @@ def node_cut_off(d: Drill, name: str) -> Outcome:
     d.stack.stop(service, signal.SIGKILL)
     d.stack.worker(d.next_worker)
     d.next_worker += 1
-    return Outcome("worker node cut off (all its processes stopped)", 1, 1, seconds, d.check(name, 2))
+    return Outcome(
+        "worker node cut off (all its processes stopped)", 1, 1, seconds, d.check(name, 2)
+    )
 
 
 def node_drained(d: Drill, name: str) -> Outcome:
@@ -239,7 +262,10 @@ def node_drained(d: Drill, name: str) -> Outcome:
                "--deadline-remaining-seconds", "20"]  # fmt: skip
     before = d.step(name)
     subprocess.run([str(part) for part in command], check=True, capture_output=True)
-    steps = lambda: [int(p.parent.name.removeprefix("step-")) for p in d.run_folder(name).glob("step-*/manifest.json")]  # noqa: E731
+    steps = lambda: [
+        int(p.parent.name.removeprefix("step-"))
+        for p in d.run_folder(name).glob("step-*/manifest.json")
+    ]  # noqa: E731
     deadline = time.monotonic() + 20
     while not (asked_for := [s for s in steps() if s % 25]) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -269,7 +295,13 @@ def driver_killed(d: Drill, name: str) -> Outcome:
     d.finish(job, "FAILED")
     again = d.submit(name)
     d.finish(again)
-    return Outcome("driver killed (SIGKILL), job submitted again", 1, 1, d.recovery(name, since, step), d.check(name, 2))
+    return Outcome(
+        "driver killed (SIGKILL), job submitted again",
+        1,
+        1,
+        d.recovery(name, since, step),
+        d.check(name, 2),
+    )
 
 
 def job_stopped(d: Drill, name: str) -> Outcome:
@@ -283,11 +315,15 @@ def job_stopped(d: Drill, name: str) -> Outcome:
     run = d.run_folder(name)
     stopped = checkpoint.verify(checkpoint.latest(run))
     seconds = time.time() - since
-    assert 100 <= stopped < NUM_STEPS and f"stopped at step {stopped} of" in logs, f"checkpoint at {stopped}\n{logs[-2000:]}"
+    assert 100 <= stopped < NUM_STEPS and f"stopped at step {stopped} of" in logs, (
+        f"checkpoint at {stopped}\n{logs[-2000:]}"
+    )
     d.finish(d.submit(name))
     starts = d.check(name, 2)
     assert f"{stopped} (2)" in starts, starts
-    return Outcome("SIGTERM (ray job stop), submitted again", 1, 1, seconds, f"stopped at {stopped}; {starts}")
+    return Outcome(
+        "SIGTERM (ray job stop), submitted again", 1, 1, seconds, f"stopped at {stopped}; {starts}"
+    )
 
 
 def submitted_twice(d: Drill, name: str) -> Outcome:
@@ -387,18 +423,28 @@ def drill() -> Iterator[Drill]:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(SCENARIOS)}; all if none is given")
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"of {', '.join(SCENARIOS)}; all if none is given"
+    )
     given = options.parse_args()
     chosen = dict.fromkeys(["undisturbed", *(given.names or SCENARIOS)])
     failed = []
     with drill() as ready:
-        print("| fault | injected | recovered | time to recover | how |\n|---|---|---|---|---|", flush=True)
+        print(
+            "| fault | injected | recovered | time to recover | how |\n|---|---|---|---|---|",
+            flush=True,
+        )
         for name in chosen:
             began = time.monotonic()
             try:
                 o = SCENARIOS[name](ready, name)
-                print(ROW.format(o.fault, o.injected, o.recovered, o.injected, o.seconds, o.note), flush=True)
+                print(
+                    ROW.format(o.fault, o.injected, o.recovered, o.injected, o.seconds, o.note),
+                    flush=True,
+                )
             except AssertionError as wrong:
                 failed.append(f"{name}: {wrong}")
                 print(f"| {name} | FAILED | | | {str(wrong).splitlines()[0]} |", flush=True)

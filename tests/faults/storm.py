@@ -51,11 +51,19 @@ class Timed(FileReporter):
         (self.run / "alive").touch()
 
 
-def rank(data: Path, run: Path, number: int, world_size: int, meeting: Path, fault: str | None) -> None:
+def rank(
+    data: Path, run: Path, number: int, world_size: int, meeting: Path, fault: str | None
+) -> None:
     torch.set_num_threads(1)
     comm = LocalComm()
     if world_size > 1:
-        dist.init_process_group("gloo", f"file://{meeting}", rank=number, world_size=world_size, timeout=timedelta(seconds=60))
+        dist.init_process_group(
+            "gloo",
+            f"file://{meeting}",
+            rank=number,
+            world_size=world_size,
+            timeout=timedelta(seconds=60),
+        )
         comm = TorchComm(torch.device("cpu"))
     faults.arm(fault)
     trainer = helpers.build(helpers.config.from_values(SETTINGS, Path("storm")), data, comm)
@@ -84,7 +92,9 @@ def group(data: Path, run: Path, world_size: int, victim: int, fault: str | None
         waiting.discard(child)
         if status and ended_well:
             ended_well = False
-            how = status if child == ranks[victim] else os.waitpid(ranks[victim], os.WNOHANG)[1]  # the others fail as they lose it
+            how = (
+                status if child == ranks[victim] else os.waitpid(ranks[victim], os.WNOHANG)[1]
+            )  # the others fail as they lose it
             if os.waitstatus_to_exitcode(how) != -signal.SIGKILL:
                 raise RuntimeError(
                     f"rank {ranks.index(child)} failed, though rank {victim} was not killed; see {run.parent}/rank-*.txt"
@@ -97,7 +107,10 @@ def group(data: Path, run: Path, world_size: int, victim: int, fault: str | None
 
 def contents(run: Path) -> dict[str, object]:
     """What must not depend on how the run went."""
-    rows = [{k: v for k, v in row.items() if k not in ("seconds", "time")} for row in read_lines(run / METRICS)]
+    rows = [
+        {k: v for k, v in row.items() if k not in ("seconds", "time")}
+        for row in read_lines(run / METRICS)
+    ]
     return {**helpers.state_of(run), "metrics": rows}
 
 
@@ -109,8 +122,12 @@ def storm(num_kills: int, seed: int) -> None:
     work = Path(tempfile.mkdtemp(prefix="ebm-storm-"))
     data = work / "data"
     shards.write(data, "digits", digits.load(digits.Config()))
-    helpers.build(helpers.config.from_values(SETTINGS, Path("storm")), data)  # imports what each rank would import again
-    group(data, work / "golden", 1, 0, None)  # in a process of its own: a process that has used autograd must not fork
+    helpers.build(
+        helpers.config.from_values(SETTINGS, Path("storm")), data
+    )  # imports what each rank would import again
+    group(
+        data, work / "golden", 1, 0, None
+    )  # in a process of its own: a process that has used autograd must not fork
     golden, world_sizes = contents(work / "golden"), itertools.cycle(WORLD_SIZES)
     while kills.total() < num_kills:
         run, plans, ended = work / f"run-{runs}", list[str](), False
@@ -119,7 +136,11 @@ def storm(num_kills: int, seed: int) -> None:
             name = chance.choice(list(PASSES))
             enough = kills.total() >= num_kills
             fault = None if enough else f"{name}:{chance.randint(1, PASSES[name])}:kill"
-            victim = 0 if name in ("checkpoint.manifest", "checkpoint.delete", "record.append") else chance.randrange(world_size)
+            victim = (
+                0
+                if name in ("checkpoint.manifest", "checkpoint.delete", "record.append")
+                else chance.randrange(world_size)
+            )
             (run / "alive").unlink(missing_ok=True)
             ended = group(data, run, world_size, victim, fault)
             if since is not None and (run / "alive").exists():
@@ -128,7 +149,12 @@ def storm(num_kills: int, seed: int) -> None:
                 since = time.time()
                 kills[name] += 1
                 plans.append(f"{fault} in rank {victim} of {world_size}")
-                print(f"\r{kills.total()} of {num_kills} kills, {runs} runs ended", end="", file=sys.stderr, flush=True)
+                print(
+                    f"\r{kills.total()} of {num_kills} kills, {runs} runs ended",
+                    end="",
+                    file=sys.stderr,
+                    flush=True,
+                )
         since, runs = None, runs + 1
         if contents(run) != golden:
             lost.append(f"{run}: differs from the undisturbed run after " + ", ".join(plans))
@@ -148,7 +174,9 @@ def storm(num_kills: int, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--kills", type=int, default=200)
     options.add_argument("--seed", type=int, default=7)
     given = options.parse_args()

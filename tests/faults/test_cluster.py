@@ -15,7 +15,8 @@ from tests.faults import drill
 pytestmark = [
     pytest.mark.timeout(900),
     pytest.mark.skipif(
-        not (shutil.which("postgres") and shutil.which("ss")), reason="needs PostgreSQL's programs and ss (iproute2)"
+        not (shutil.which("postgres") and shutil.which("ss")),
+        reason="needs PostgreSQL's programs and ss (iproute2)",
     ),
 ]
 ALWAYS = ("job_stopped",)
@@ -34,8 +35,14 @@ def cluster():
 def listeners(stack):
     """Addresses that processes of the stack listen on, and who does."""
     family = {member for pid in stack.pids.values() for member in (pid, *descendants(pid))}
-    lines = subprocess.run(["ss", "-Hltnp"], capture_output=True, text=True, check=True).stdout.splitlines()
-    return {line.split()[3]: line.split()[-1] for line in lines if any(f"pid={pid}," in line for pid in family)}
+    lines = subprocess.run(
+        ["ss", "-Hltnp"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    return {
+        line.split()[3]: line.split()[-1]
+        for line in lines
+        if any(f"pid={pid}," in line for pid in family)
+    }
 
 
 @pytest.mark.slow
@@ -43,7 +50,9 @@ def test_nothing_listens_on_anything_but_loopback(cluster):
     found = listeners(cluster.stack)
     assert len(found) > 10, "Ray, MLflow, PostgreSQL and the store were looked for"
     outside = {
-        address: who for address, who in found.items() if not address.startswith(("127.0.0.1:", "[::ffff:127.0.0.1]:", "[::1]:"))
+        address: who
+        for address, who in found.items()
+        if not address.startswith(("127.0.0.1:", "[::ffff:127.0.0.1]:", "[::1]:"))
     }
     assert not outside
 
@@ -64,7 +73,14 @@ def test_a_job_without_the_token_is_refused(cluster):
 def test_a_driver_without_the_token_is_refused(cluster):
     script = f"import ray; ray.init('{HOST}:{cluster.stack.ports['gcs']}')"
     wrong = cluster.stack.environment() | {"RAY_AUTH_TOKEN": "0" * 64}
-    done = subprocess.run([sys.executable, "-c", script], env=wrong, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=wrong,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
     assert done.returncode != 0
 
 
@@ -87,11 +103,17 @@ def test_no_secret_is_on_a_command_line_in_a_job_or_in_a_log(cluster):
     family = [member for pid in cluster.stack.pids.values() for member in (pid, *descendants(pid))]
     shown = "".join(drill.command_of(pid) for pid in family)
     shown += "".join(str(job) for job in cluster.client.list_jobs())
-    shown += "".join(cluster.client.get_job_logs(job.submission_id) for job in cluster.client.list_jobs())
-    shown += "".join(path.read_text(errors="replace") for path in cluster.stack.folder.glob("*.log"))
+    shown += "".join(
+        cluster.client.get_job_logs(job.submission_id) for job in cluster.client.list_jobs()
+    )
+    shown += "".join(
+        path.read_text(errors="replace") for path in cluster.stack.folder.glob("*.log")
+    )
     assert len(shown) > 1000 and not [secret for secret in secrets if secret in shown]
     private = [
-        p for p in cluster.stack.folder.iterdir() if p.is_file() and any(s in p.read_text(errors="replace") for s in secrets)
+        p
+        for p in cluster.stack.folder.iterdir()
+        if p.is_file() and any(s in p.read_text(errors="replace") for s in secrets)
     ]
     assert private and all(path.stat().st_mode & 0o077 == 0 for path in private), private
 
@@ -99,7 +121,9 @@ def test_no_secret_is_on_a_command_line_in_a_job_or_in_a_log(cluster):
 def submit(cluster, *command):
     """As a user does, from the project's folder."""
     own = [sys.executable, "infra/submit.py", "--", *command]
-    done = subprocess.run(own, cwd=cluster.project, capture_output=True, text=True, check=False, timeout=400)
+    done = subprocess.run(
+        own, cwd=cluster.project, capture_output=True, text=True, check=False, timeout=400
+    )
     return done.returncode, done.stdout + done.stderr
 
 
@@ -114,25 +138,52 @@ def test_the_whole_pipeline_as_a_job_twice(cluster):
     (first,) = results.iterdir()
     assert json.loads((first / "reports/main/train/metrics.json").read_text())["step"] == 100
     command = [sys.executable, "-c", "from ebm_dist.cli.commands import main; main()", "submit"]
-    done = subprocess.run(command, cwd=cluster.project, capture_output=True, text=True, check=False, timeout=400)
+    done = subprocess.run(
+        command, cwd=cluster.project, capture_output=True, text=True, check=False, timeout=400
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert list(results.iterdir()) == [first], "the same dvc.lock"
-    runs = [p for p in (cluster.stack.folder / "store/ebm/runs").iterdir() if p.is_dir() and p.name != "ray"]
-    assert len(runs) == 1 and len((runs[0] / "events.jsonl").read_text().splitlines()) == 1, "trained once"
+    runs = [
+        p
+        for p in (cluster.stack.folder / "store/ebm/runs").iterdir()
+        if p.is_dir() and p.name != "ray"
+    ]
+    assert len(runs) == 1 and len((runs[0] / "events.jsonl").read_text().splitlines()) == 1, (
+        "trained once"
+    )
 
 
 @pytest.mark.slow
 def test_the_exit_code_of_a_job_is_the_pipeline_s(cluster):
     (cluster.project / "wrong.yaml").write_text("sampler: {name: langevin, step_size: -1}\n")
     code, output = submit(
-        cluster, "python", "-m", "pipelines.train", "--params", "wrong.yaml", "--data", "d", "--out", "o", "--report", "r"
+        cluster,
+        "python",
+        "-m",
+        "pipelines.train",
+        "--params",
+        "wrong.yaml",
+        "--data",
+        "d",
+        "--out",
+        "o",
+        "--report",
+        "r",
     )
-    assert code == 2 and "wrong.yaml:1: dataset: a name is needed" in output and "Traceback" not in output, output
+    assert (
+        code == 2
+        and "wrong.yaml:1: dataset: a name is needed" in output
+        and "Traceback" not in output
+    ), output
 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=pytest.mark.slow if n in ALWAYS else pytest.mark.drill) for n in drill.SCENARIOS if n != "undisturbed"],
+    [
+        pytest.param(n, marks=pytest.mark.slow if n in ALWAYS else pytest.mark.drill)
+        for n in drill.SCENARIOS
+        if n != "undisturbed"
+    ],
 )
 def test_it_survives(cluster, name):
     outcome = drill.SCENARIOS[name](cluster, name)

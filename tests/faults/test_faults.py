@@ -28,7 +28,9 @@ def golden(digits_data, tmp_path_factory):
 
 def test_the_list_is_of_the_points_in_the_source_and_the_storm_passes_each():
     named = [
-        name for path in (ROOT / "ebm_dist").rglob("*.py") for name in re.findall(r'faults\.point\("(.+?)"\)', path.read_text())
+        name
+        for path in (ROOT / "ebm_dist").rglob("*.py")
+        for name in re.findall(r'faults\.point\("(.+?)"\)', path.read_text())
     ]
     assert set(named) == set(faults.POINTS)
     assert set(storm.PASSES) == set(faults.POINTS)
@@ -57,7 +59,9 @@ def test_a_plan_from_the_environment_is_for_its_rank_only(monkeypatch, caplog):
 @pytest.mark.parametrize("action", ["full", "broken"])
 @pytest.mark.parametrize("name", [name for name in faults.POINTS if name.startswith("write.")])
 @pytest.mark.parametrize("count", [1, 5, 10])
-def test_a_disk_that_fails_leaves_the_older_checkpoint_whole(digits_data, tmp_path, golden, name, action, count):
+def test_a_disk_that_fails_leaves_the_older_checkpoint_whole(
+    digits_data, tmp_path, golden, name, action, count
+):
     """At each system call of the second checkpoint's files, the manifest among them; then the disk works again."""
     trainer = helpers.build(helpers.params(), digits_data)
     assert trainer.fit(tmp_path, Silent(4)) == 4

@@ -9,7 +9,9 @@ from infra.repro import repro
 
 
 @pytest.mark.parametrize(("command", "code"), [("exit 3", 3), ("echo fine", 0)])
-def test_a_pipeline_ends_with_the_exit_code_of_its_stage(tmp_path, monkeypatch, capsys, command, code):
+def test_a_pipeline_ends_with_the_exit_code_of_its_stage(
+    tmp_path, monkeypatch, capsys, command, code
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=":")
     Path(".dvc").mkdir()

@@ -24,7 +24,10 @@ BIN = Path(sys.executable).parent
 
 
 def documents(path):
-    return [json.loads(json.dumps(document)) for document in YAML(typ="safe", pure=True).load_all(path.read_text())]
+    return [
+        json.loads(json.dumps(document))
+        for document in YAML(typ="safe", pure=True).load_all(path.read_text())
+    ]
 
 
 DOCUMENTS = [
@@ -90,14 +93,25 @@ def test_a_slip_is_noticed(right, wrong, tmp_path):
 def test_pods_are_locked_down_and_have_time_for_a_checkpoint(document):
     for template in pods(document):
         spec = template["spec"]
-        assert spec["securityContext"]["runAsNonRoot"] and spec["securityContext"]["runAsUser"] >= 1000
+        assert (
+            spec["securityContext"]["runAsNonRoot"] and spec["securityContext"]["runAsUser"] >= 1000
+        )
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         assert spec["terminationGracePeriodSeconds"] >= 60
         for container in spec["containers"]:
-            assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
-            assert {"requests", "limits"} <= container["resources"].keys() and not container["image"].endswith("latest")
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            assert {"requests", "limits"} <= container["resources"].keys() and not container[
+                "image"
+            ].endswith("latest")
             secret = re.compile("KEY|SECRET|PASSWORD|TOKEN")
-            plain = [e["name"] for e in container.get("env", []) if "value" in e and secret.search(e["name"])]
+            plain = [
+                e["name"]
+                for e in container.get("env", [])
+                if "value" in e and secret.search(e["name"])
+            ]
             assert not plain, f"secrets in plain text: {plain}"
 
 
@@ -105,7 +119,9 @@ def test_every_ray_cluster_asks_for_a_token_and_only_its_own_pods_reach_it():
     clusters = [d for path in MANIFESTS for d in documents(path) if d["apiVersion"] == "ray.io/v1"]
     specs = [d["spec"].get("rayClusterSpec", d["spec"]) for d in clusters]
     assert len(specs) == 2 and all(spec["authOptions"] == {"mode": "token"} for spec in specs)
-    (policy,) = [d for d in documents(INFRA / "kuberay/cluster.yaml") if d["kind"] == "NetworkPolicy"]
+    (policy,) = [
+        d for d in documents(INFRA / "kuberay/cluster.yaml") if d["kind"] == "NetworkPolicy"
+    ]
     labels = policy["spec"]["podSelector"]["matchLabels"]
     assert all(labels.items() <= t["metadata"]["labels"].items() for d in clusters for t in pods(d))
     inside, others = policy["spec"]["ingress"]
@@ -122,21 +138,36 @@ def test_exit_codes_tell_kubernetes_whether_to_try_again():
     final = {errors.ConfigError, errors.DivergedError, errors.DataError, errors.CheckpointError}
     assert set(rules["FailJob"]) == {error.exit_code for error in final}
     assert rules["Ignore"] == [errors.Stopped.exit_code]
-    assert not {errors.ClusterError.exit_code, errors.RegistryError.exit_code} & set(rules["FailJob"])
+    assert not {errors.ClusterError.exit_code, errors.RegistryError.exit_code} & set(
+        rules["FailJob"]
+    )
 
 
 def test_compose_file_fits_the_compose_specification():
-    command = [str(BIN / "check-jsonschema"), "--builtin-schema", "vendor.compose-spec", str(INFRA / "mlflow/compose.yaml")]
+    command = [
+        str(BIN / "check-jsonschema"),
+        "--builtin-schema",
+        "vendor.compose-spec",
+        str(INFRA / "mlflow/compose.yaml"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     (compose,) = documents(INFRA / "mlflow/compose.yaml")
-    assert compose["services"]["mlflow"]["ports"] == ["127.0.0.1:5000:5000"] and "ports" not in compose["services"]["postgres"]
-    assert all("no-new-privileges:true" in service["security_opt"] for service in compose["services"].values())
+    assert (
+        compose["services"]["mlflow"]["ports"] == ["127.0.0.1:5000:5000"]
+        and "ports" not in compose["services"]["postgres"]
+    )
+    assert all(
+        "no-new-privileges:true" in service["security_opt"]
+        for service in compose["services"].values()
+    )
 
 
 def test_ray_up_file_fits_ray_s_own_schema():
     (cluster,) = documents(INFRA / "ray-up/cluster.yaml")
-    schema = json.loads((Path(find_spec("ray").origin).parent / "autoscaler/ray-schema.json").read_text())
+    schema = json.loads(
+        (Path(find_spec("ray").origin).parent / "autoscaler/ray-schema.json").read_text()
+    )
     jsonschema.validate(cluster, schema)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(cluster | {"max_worker": 2}, schema)
@@ -146,17 +177,32 @@ def test_ray_up_file_fits_ray_s_own_schema():
 
 
 def test_dockerfile_has_no_faults_that_hadolint_knows():
-    done = subprocess.run([str(BIN / "hadolint"), str(INFRA / "docker/Dockerfile")], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [str(BIN / "hadolint"), str(INFRA / "docker/Dockerfile")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout
     text = (INFRA / "docker/Dockerfile").read_text()
     assert text.rindex("USER 1000") > text.rindex("RUN ") and "RAY_AUTH_MODE=token" in text
     installs = re.findall(r"pip install (.*(?:\\\n.*)*)", text)
-    assert all("--require-hashes" in line or "--no-build-isolation ." in line for line in installs) and len(installs) == 4
+    assert (
+        all("--require-hashes" in line or "--no-build-isolation ." in line for line in installs)
+        and len(installs) == 4
+    )
 
 
 def test_the_lock_has_hashes_of_every_package_and_the_sections_of_the_image():
     lock = (ROOT / "requirements-lock.txt").read_text()
     for line in (ROOT / "constraints.txt").read_text().splitlines()[1:]:
         name, version = line.split("==")
-        assert f"\n{canonicalize_name(name)}=={version} \\\n    --hash=sha256:" in lock, f"{line}: run python -m infra.lock"
-    assert re.findall(r"^# (\w+)$", lock, re.MULTILINE) == ["build", "torch", "image", "development"]
+        assert f"\n{canonicalize_name(name)}=={version} \\\n    --hash=sha256:" in lock, (
+            f"{line}: run python -m infra.lock"
+        )
+    assert re.findall(r"^# (\w+)$", lock, re.MULTILINE) == [
+        "build",
+        "torch",
+        "image",
+        "development",
+    ]

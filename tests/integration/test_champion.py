@@ -25,7 +25,9 @@ def done(tmp_path_factory):
 def test_the_champion_is_made_again_to_the_same_bits(done):
     folder, _ = done
     script = "from ebm_dist.cli.commands import main; main()"
-    code, output = finish(folder, sys.executable, "-c", script, "reproduce", "models:/ebm-digits@champion")
+    code, output = finish(
+        folder, sys.executable, "-c", script, "reproduce", "models:/ebm-digits@champion"
+    )
     assert code == 0 and "the same bytes" in output and "the same bits" in output, output
     code, output = finish(folder, sys.executable, "-c", script, "reproduce", "models:/ebm-digits/7")
     assert code == 7 and "Traceback" not in output and "see ebm-dist doctor" in output
@@ -40,7 +42,9 @@ def test_ray_serve_answers_as_mlflow_does(done):
 
     def ask(body: bytes) -> tuple[int, dict]:
         try:
-            with urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}/", body), timeout=60) as answer:
+            with urllib.request.urlopen(
+                urllib.request.Request(f"http://127.0.0.1:{port}/", body), timeout=60
+            ) as answer:
                 return answer.status, json.loads(answer.read())
         except urllib.error.HTTPError as refused:
             return refused.code, json.loads(refused.read())
@@ -52,7 +56,11 @@ def test_ray_serve_answers_as_mlflow_does(done):
         status, answer = ask(json.dumps({"inputs": x.tolist()}).encode())
         assert status == 200
         np.testing.assert_allclose(answer["predictions"], trained.energies(x).numpy(), rtol=1e-5)
-        status, answer = ask(json.dumps({"inputs": x.tolist(), "params": {"task": "sample", "num_steps": 5}}).encode())
+        status, answer = ask(
+            json.dumps(
+                {"inputs": x.tolist(), "params": {"task": "sample", "num_steps": 5}}
+            ).encode()
+        )
         assert status == 200 and np.shape(answer["predictions"]) == (3, 1, 8, 8)
         for wrong in (
             "x",

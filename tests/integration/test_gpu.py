@@ -35,8 +35,12 @@ FAMILY = (
 )  # fmt: skip
 NETWORKS = {
     "mlp": lambda: mlp.build(mlp.Config(hidden=(128, 128)), shape=(3, 16, 16), num_classes=5),
-    "convnet": lambda: convnet.build(convnet.Config(channels=(16, 32), hidden=16), shape=(3, 16, 16), num_classes=5),
-    "resnet": lambda: resnet.build(resnet.Config(channels=(32, 64)), shape=(3, 16, 16), num_classes=5),
+    "convnet": lambda: convnet.build(
+        convnet.Config(channels=(16, 32), hidden=16), shape=(3, 16, 16), num_classes=5
+    ),
+    "resnet": lambda: resnet.build(
+        resnet.Config(channels=(32, 64)), shape=(3, 16, 16), num_classes=5
+    ),
 }
 
 
@@ -48,7 +52,9 @@ def exact(monkeypatch):
 
 def settings(recipe, tmp_path):
     """A recipe on data that can be made here, small."""
-    values = YAML(typ="safe", pure=True).load((helpers.ROOT / f"pipelines/recipes/{recipe}.yaml").read_text())
+    values = YAML(typ="safe", pure=True).load(
+        (helpers.ROOT / f"pipelines/recipes/{recipe}.yaml").read_text()
+    )
     if values["dataset"]["name"] not in ("digits", "toy2d", "few_labels"):
         shape = (80, 32, 32, 3) if "cifar10" in recipe or "stacked" in recipe else (80, 28, 28)
         images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
@@ -57,7 +63,13 @@ def settings(recipe, tmp_path):
     values |= {"evaluation": {"histogram": {}}, "register": {"model": "ebm-test"}}
     values |= {"replay": values.get("replay", {}) | {"capacity": 32}, "cluster": {"workers": 1}}
     num_tasks = values["train"].get("num_tasks", 1)
-    values["train"] |= {"num_steps": 2 * num_tasks, "batch_size": 16, "num_shards": 2, "reduce": "ordered", "max_energy": 1e9}
+    values["train"] |= {
+        "num_steps": 2 * num_tasks,
+        "batch_size": 16,
+        "num_shards": 2,
+        "reduce": "ordered",
+        "max_energy": 1e9,
+    }
     values["train"] |= {"checkpoint_every": 1, "log_every": 1, "compile": False}
     return values
 
@@ -66,7 +78,10 @@ def settings(recipe, tmp_path):
 def test_every_family_trains_and_goes_on_from_its_checkpoint(recipe, tmp_path):
     params = config.from_values(settings(recipe, tmp_path), tmp_path)
     index = shards.write(tmp_path / "data", "data", module_of(params.dataset).load(params.dataset))
-    own, reporter = (trainer.build(params, index, LocalComm(), GPU, "digest") for _ in range(2)), helpers.Silent()
+    own, reporter = (
+        (trainer.build(params, index, LocalComm(), GPU, "digest") for _ in range(2)),
+        helpers.Silent(),
+    )
     first, second = own
     assert first.fit(tmp_path / "run", reporter) == params.train.num_steps == len(reporter.rows)
     assert second.restore(tmp_path / "run")
@@ -75,7 +90,9 @@ def test_every_family_trains_and_goes_on_from_its_checkpoint(recipe, tmp_path):
         for key, value in player.state_dict().items():
             assert torch.equal(value, second.objective.players[name].state_dict()[key]), key
     for shard, chains in first.replay.items():
-        assert chains.position.is_cuda and torch.equal(chains.position, second.replay[shard].position)
+        assert chains.position.is_cuda and torch.equal(
+            chains.position, second.replay[shard].position
+        )
     second.step = 0
     second.advance()
 
@@ -84,11 +101,17 @@ def test_every_family_trains_and_goes_on_from_its_checkpoint(recipe, tmp_path):
 def test_fast_chains_are_the_plain_ones(name):
     torch.manual_seed(1)
     own = NETWORKS[name]().to(GPU)
-    kernel = langevin.build(langevin.Config(step_size=2.0, noise_scale=0.02, score_clip=0.03), bounds=(0.0, 1.0))
+    kernel = langevin.build(
+        langevin.Config(step_size=2.0, noise_scale=0.02, score_clip=0.03), bounds=(0.0, 1.0)
+    )
     labels = torch.arange(8, device=GPU) % 5
 
     def ends(chains):
-        return chains(noise((8, 3, 16, 16), (0.0, 1.0), stream(0, "start", device=GPU)), labels, stream(0, "chain", device=GPU))
+        return chains(
+            noise((8, 3, 16, 16), (0.0, 1.0), stream(0, "start", device=GPU)),
+            labels,
+            stream(0, "chain", device=GPU),
+        )
 
     plain, told = ends(Chains(own, kernel, 20))
     for compiles in (False, True):
@@ -96,7 +119,9 @@ def test_fast_chains_are_the_plain_ones(name):
         for _ in range(2):  # at first a graph is recorded, then replayed
             end, told_too = ends(chains)
             torch.testing.assert_close(end, plain, rtol=0, atol=1e-4)
-            torch.testing.assert_close(torch.stack(told_too), torch.stack([t.to(GPU) for t in told]), rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(
+                torch.stack(told_too), torch.stack([t.to(GPU) for t in told]), rtol=1e-3, atol=1e-4
+            )
         assert chains.several is not chains._steps or not compiles, "was not compiled"
     half, _ = ends(CompiledChains(own, kernel, 20, compiles=True, precision="bfloat16"))
     assert half.dtype == torch.float32 and 0 < (half - plain).abs().mean() < 0.01
@@ -106,7 +131,10 @@ def test_compiled_chains_follow_the_weights():
     torch.manual_seed(1)
     own = NETWORKS["resnet"]().to(GPU)
     kernel = langevin.build(langevin.Config(step_size=2.0, noise_scale=0.0), bounds=(0.0, 1.0))
-    start, labels = noise((8, 3, 16, 16), (0.0, 1.0), stream(0, "start", device=GPU)), torch.zeros(8, dtype=torch.long, device=GPU)
+    start, labels = (
+        noise((8, 3, 16, 16), (0.0, 1.0), stream(0, "start", device=GPU)),
+        torch.zeros(8, dtype=torch.long, device=GPU),
+    )
     chains = CompiledChains(own, kernel, 6, compiles=True, precision="float32")
     before = chains(start, labels, stream(0, "chain", device=GPU))[0]
     with torch.no_grad():
@@ -128,7 +156,9 @@ def test_streams_are_addressed():
 
 
 def test_nccl_speaks_for_one_rank_and_both_reductions_have_the_same_gradient(tmp_path):
-    dist.init_process_group("nccl", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    dist.init_process_group(
+        "nccl", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
+    )
     try:
         comm = TorchComm(GPU)
         assert comm.agree(2) == 2 and comm.agree(True)
@@ -140,7 +170,12 @@ def test_nccl_speaks_for_one_rank_and_both_reductions_have_the_same_gradient(tmp
         found = []
         for way in (Ordered, DDP):
             reduction = way(players, comm, 2)
-            found.append(reduction.gradient("energy", [reduction.players["energy"](x[i::2], y[i::2]).mean() for i in range(2)]))
+            found.append(
+                reduction.gradient(
+                    "energy",
+                    [reduction.players["energy"](x[i::2], y[i::2]).mean() for i in range(2)],
+                )
+            )
         torch.testing.assert_close(*found)
     finally:
         dist.destroy_process_group()
@@ -156,10 +191,24 @@ def test_ray_trains_on_a_gpu_and_goes_on(tmp_path):
     environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
     where = {"data": "data", "out": "model", "report": "report", "runs": "runs"}
     for stage, names in (("prepare", {"out": "data"}), ("train", where), ("train", where)):
-        paths = [word for name, path in names.items() for word in (f"--{name}", str(tmp_path / path))]
-        command = [sys.executable, "-m", f"pipelines.{stage}", "--params", str(tmp_path / "params.yaml"), *paths]
+        paths = [
+            word for name, path in names.items() for word in (f"--{name}", str(tmp_path / path))
+        ]
+        command = [
+            sys.executable,
+            "-m",
+            f"pipelines.{stage}",
+            "--params",
+            str(tmp_path / "params.yaml"),
+            *paths,
+        ]
         subprocess.run(command, cwd=helpers.ROOT, env=environment, check=True, timeout=280)
     assert json.loads((tmp_path / "report/metrics.json").read_text())["step"] == 2
     trained, x, y = models.load(tmp_path / "model"), torch.rand(4, 3, 32, 32), torch.arange(4)
     assert trained.energy(x, y).device.type == "cpu"
-    torch.testing.assert_close(trained.energy(x, y), copy.deepcopy(trained.energy.network).cpu()(x, y), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        trained.energy(x, y),
+        copy.deepcopy(trained.energy.network).cpu()(x, y),
+        rtol=1e-3,
+        atol=1e-4,
+    )

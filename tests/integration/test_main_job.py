@@ -31,7 +31,9 @@ from tests.helpers import ROOT, SMALL_PIPELINE, copy_project
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 NUM_STEPS = SMALL_PIPELINE["train"]["num_steps"]
 
-ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW", "EBM", "RAY", "DVC"))} | {
+ENVIRONMENT = {
+    k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW", "EBM", "RAY", "DVC"))
+} | {
     "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     "OMP_NUM_THREADS": "1",
 }
@@ -82,7 +84,11 @@ def test_it_ends_and_says_where_to_look(done):
     assert "models:/ebm-digits/1  @candidate @champion" in output
     assert "mlflow ui" in output and "dvc plots show" in output
     assert "Traceback" not in output
-    noise = [line for line in output.splitlines() if "ray::" in line or "(pid=" in line or "WARNING" in line]
+    noise = [
+        line
+        for line in output.splitlines()
+        if "ray::" in line or "(pid=" in line or "WARNING" in line
+    ]
     noise = [line for line in noise if "stage: 'tune' is frozen" not in line]  # it is, on purpose
     assert not noise, noise
 
@@ -106,13 +112,21 @@ def test_killed_at_any_time_and_run_again_ends_with_the_same_lock(done, tmp_path
         deadline = time.monotonic() + 200
         if attempt < 2:  # after the next few checkpoints
             seen = max(reached, default=0)
-            while time.monotonic() < deadline and process.poll() is None and latest_step(folder) <= seen:
+            while (
+                time.monotonic() < deadline
+                and process.poll() is None
+                and latest_step(folder) <= seen
+            ):
                 time.sleep(0.05)
             time.sleep(chance.random())
             reached.append(latest_step(folder))
         else:  # in an evaluation or in register
             wanted = chance.choice(["reports/main/samples/metrics.json", "mlflow.db"])
-            while time.monotonic() < deadline and process.poll() is None and not (folder / wanted).exists():
+            while (
+                time.monotonic() < deadline
+                and process.poll() is None
+                and not (folder / wanted).exists()
+            ):
                 time.sleep(0.05)
             time.sleep(3 * chance.random())
         kill(process)
@@ -122,12 +136,17 @@ def test_killed_at_any_time_and_run_again_ends_with_the_same_lock(done, tmp_path
     assert (folder / "dvc.lock").read_text() == (golden / "dvc.lock").read_text()
     events = list(read_lines(run_folder(folder) / EVENTS))
     assert len(events) >= 2 and events[-1]["step"] > 0
-    assert [r["step"] for r in read_lines(run_folder(folder) / METRICS)] == list(range(10, NUM_STEPS + 1, 10))
+    assert [r["step"] for r in read_lines(run_folder(folder) / METRICS)] == list(
+        range(10, NUM_STEPS + 1, 10)
+    )
     check_tracking(folder, starts=len(events))
 
 
 def latest_step(folder: Path) -> int:
-    steps = [int(p.parent.name.removeprefix("step-")) for p in (folder / "runs").glob("*/step-*/manifest.json")]
+    steps = [
+        int(p.parent.name.removeprefix("step-"))
+        for p in (folder / "runs").glob("*/step-*/manifest.json")
+    ]
     return max(steps, default=0)
 
 
@@ -148,16 +167,24 @@ print(json.dumps(dict(steps=steps, speed=speed, params=run.data.params, tags=run
     code, output = finish(folder, sys.executable, "-c", script)
     assert code == 0, output
     found = json.loads(output.splitlines()[-1])
-    assert all(sorted(steps) == list(range(10, NUM_STEPS + 1, 10)) for steps in found["steps"].values()), found["steps"]
+    assert all(
+        sorted(steps) == list(range(10, NUM_STEPS + 1, 10)) for steps in found["steps"].values()
+    ), found["steps"]
     assert len(found["speed"]) > 15 and min(found["speed"]) > 0
     assert float(found["params"]["sampler.temperature"]) == pytest.approx(0.25)
     assert found["params"]["sampler.step_size"] == "0.02"
-    assert {name: str(version) for name, version in found["aliases"].items()} == {"candidate": "1", "champion": "1"} and found[
-        "status"
-    ] == "FINISHED"
-    assert "reports/samples/plots/samples.png" in found["files"] and "reports/samples/plots/chains.gif" in found["files"]
+    assert {name: str(version) for name, version in found["aliases"].items()} == {
+        "candidate": "1",
+        "champion": "1",
+    } and found["status"] == "FINISHED"
+    assert (
+        "reports/samples/plots/samples.png" in found["files"]
+        and "reports/samples/plots/chains.gif" in found["files"]
+    )
     assert "record/metrics.jsonl" in found["files"]
-    assert any("chains" in name and "step" in name for name in found["files"]), found["files"]  # chains over the training
+    assert any("chains" in name and "step" in name for name in found["files"]), found[
+        "files"
+    ]  # chains over the training
     for tags in (found["tags"], found["version_tags"]):
         assert tags["train.starts"] == str(starts)
         assert {
@@ -205,19 +232,35 @@ print("signature", loaded.metadata.signature.inputs, loaded.metadata.get_input_s
     assert process.stdout.count("refused:") == 2 and "(-1, 1, 8, 8)" in process.stdout
     expected = trained.energy(x).numpy()
     assert np.array_equal(np.load(tmp_path / "e.npy"), expected)
-    files = [p for p in (folder / "mlruns").rglob("*") if p.suffix in (".pkl", ".pickle", ".pth", ".pt", ".bin")]
+    files = [
+        p
+        for p in (folder / "mlruns").rglob("*")
+        if p.suffix in (".pkl", ".pickle", ".pth", ".pt", ".bin")
+    ]
     assert not files
 
 
 def test_the_champion_is_served_and_what_it_cannot_do_is_status_400(done):
     folder, _ = done
     port = pages.free_port()
-    command = ("mlflow", "models", "serve", "-m", "models:/ebm-digits@champion", "--env-manager", "local", "-p", port)
+    command = (
+        "mlflow",
+        "models",
+        "serve",
+        "-m",
+        "models:/ebm-digits@champion",
+        "--env-manager",
+        "local",
+        "-p",
+        port,
+    )
     process = start(folder, *command, MLFLOW_TRACKING_URI=f"sqlite:///{folder}/mlflow.db")
 
     def ask(x, **params):
         body = json.dumps({"inputs": x.tolist(), "params": params}).encode()
-        request = urllib.request.Request(f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"})
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"}
+        )
         with urllib.request.urlopen(request, timeout=60) as answer:
             return np.array(json.loads(answer.read())["predictions"], np.float32)
 
@@ -227,9 +270,16 @@ def test_the_champion_is_served_and_what_it_cannot_do_is_status_400(done):
         x = shards.read_split(shards.read_index(folder / "data/main/dataset"), "test")[0][:3]
         np.testing.assert_allclose(ask(x), trained.energies(x).numpy(), rtol=1e-5)
         drawn = ask(x, task="sample", num_steps=20)
-        assert drawn.shape == (3, 1, 8, 8) and np.array_equal(drawn, ask(x, task="sample", num_steps=20, seed=0))
+        assert drawn.shape == (3, 1, 8, 8) and np.array_equal(
+            drawn, ask(x, task="sample", num_steps=20, seed=0)
+        )
         assert np.array_equal(ask(x, task="complete", num_steps=2)[:, :, :4], x[:, :, :4].numpy())
-        for wrong, params in ((x, {"task": "classify"}), (x, {"task": "dream"}), (x, {"num_steps": "many"}), (x[:, :, :4], {})):
+        for wrong, params in (
+            (x, {"task": "classify"}),
+            (x, {"task": "dream"}),
+            (x, {"num_steps": "many"}),
+            (x[:, :, :4], {}),
+        ):
             with pytest.raises(urllib.error.HTTPError) as refused:
                 ask(wrong, **params)
             assert refused.value.code == 400, (params, refused.value.read())
@@ -247,7 +297,9 @@ def test_a_newcomer_finds_version_alias_card_and_pictures_in_the_pages_of_mlflow
     server = start(folder, *pages.mlflow_server(folder, port))
     try:
         pages.wait_for(lambda: pages.answers(address))
-        with urllib.request.urlopen(f"{address}/api/2.0/mlflow/model-versions/search", timeout=20) as reply:
+        with urllib.request.urlopen(
+            f"{address}/api/2.0/mlflow/model-versions/search", timeout=20
+        ) as reply:
             version = json.loads(reply.read())["model_versions"][0]
         run = f"{address}/#/experiments/1/runs/{version['run_id']}"
         texts = {
@@ -262,7 +314,16 @@ def test_a_newcomer_finds_version_alias_card_and_pictures_in_the_pages_of_mlflow
     finally:
         kill(server)
     assert "champion" in texts["models"] and "candidate" in texts["models"]
-    for section in ("Data", "Method", "Sampler", "Gates", "Metrics", "Limits", "Lineage", "Pictures"):
+    for section in (
+        "Data",
+        "Method",
+        "Sampler",
+        "Gates",
+        "Metrics",
+        "Limits",
+        "Lineage",
+        "Pictures",
+    ):
         assert section in texts["version"]
     assert "Optical Recognition of Handwritten Digits" in texts["version"]
     assert "samples.png" in texts["samples"] and "model-card.md" in texts["card"]
@@ -273,12 +334,21 @@ def test_a_newcomer_finds_version_alias_card_and_pictures_in_the_pages_of_mlflow
 def test_what_the_pages_let_a_newcomer_type_works(done):
     """Each line of a block of bash, and each block of Python, in a folder where the main job has run."""
     folder, _ = done
-    for recipe in ("meg-25gaussians", "meg-8gaussians"):  # two with committed results that the pages name
+    for recipe in (
+        "meg-25gaussians",
+        "meg-8gaussians",
+    ):  # two with committed results that the pages name
         shutil.copytree(ROOT / "reports" / recipe, folder / "reports" / recipe)
 
     def follow(page: str) -> int:
-        blocks = re.findall(r"^```(bash|python)\n(.*?)^```", (folder / page).read_text(), re.S | re.M)
-        lines = [line for kind, block in blocks for line in ([block] if kind == "python" else block.splitlines())]
+        blocks = re.findall(
+            r"^```(bash|python)\n(.*?)^```", (folder / page).read_text(), re.S | re.M
+        )
+        lines = [
+            line
+            for kind, block in blocks
+            for line in ([block] if kind == "python" else block.splitlines())
+        ]
         for line in lines:
             if line not in ("make install", "dvc repro"):  # what this folder came from
                 command = [sys.executable, "-c", line] if "\n" in line else ["bash", "-c", line]
@@ -287,17 +357,38 @@ def test_what_the_pages_let_a_newcomer_type_works(done):
         return len(lines)
 
     with ThreadPoolExecutor(2) as readers:
-        assert sum(readers.map(follow, ("docs/howto/extend.md", "docs/index.md", "docs/howto/run.md", "docs/howto/browse.md"))) > 15
+        assert (
+            sum(
+                readers.map(
+                    follow,
+                    (
+                        "docs/howto/extend.md",
+                        "docs/index.md",
+                        "docs/howto/run.md",
+                        "docs/howto/browse.md",
+                    ),
+                )
+            )
+            > 15
+        )
     assert "Chains over the training" in (folder / "report.html").read_text()
     assert "reference</th>" in (folder / "beside.html").read_text()
-    for made in ("samplers/my_langevin", "datasets/my_points", "evaluation/my_suite", "objectives/my_loss"):
+    for made in (
+        "samplers/my_langevin",
+        "datasets/my_points",
+        "evaluation/my_suite",
+        "objectives/my_loss",
+    ):
         (folder / "ebm_dist" / f"{made}.py").unlink()
 
 
 def test_the_plots_of_dvc_need_no_network(done, tmp_path):
     folder, _ = done
     browser = pages.browser()
-    for command in ((sys.executable, "-m", "infra.offline_plots"), ("dvc", "plots", "show", "-o", "dvc_plots")):
+    for command in (
+        (sys.executable, "-m", "infra.offline_plots"),
+        ("dvc", "plots", "show", "-o", "dvc_plots"),
+    ):
         code, output = finish(folder, *command)
         assert code == 0, output
     page = folder / "dvc_plots/index.html"
@@ -326,7 +417,9 @@ def variant(folder: Path, **sections: dict) -> Path:
 def test_ray_with_any_number_of_workers_gives_the_same_model(done, workers):
     folder, _ = done
     shutil.rmtree(folder / "other-runs", ignore_errors=True)
-    code, output = train(folder, variant(folder, cluster={"workers": workers, "cpus_per_worker": 0.5}))
+    code, output = train(
+        folder, variant(folder, cluster={"workers": workers, "cpus_per_worker": 0.5})
+    )
     assert code == 0, output
     for name in ("energy.safetensors", "chains.safetensors", "model.json"):
         assert (folder / "out" / name).read_bytes() == (folder / "model/energy" / name).read_bytes()
@@ -338,21 +431,32 @@ def test_a_killed_worker_is_restarted_and_the_model_is_the_same(done):
     process = start(folder, sys.executable, "-m", "pipelines.train", "--params", "params.yaml", "--data", "data/main",
                     "--out", "out", "--report", "report", "--runs", "other-runs")  # fmt: skip
     deadline = time.monotonic() + 120
-    while not list((folder / "other-runs").glob("*/step-0000004*/manifest.json")) and time.monotonic() < deadline:
+    while (
+        not list((folder / "other-runs").glob("*/step-0000004*/manifest.json"))
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.02)
     victims = [pid for pid in descendants(process.pid) if "RayTrainWorker" in command_of(pid)]
     assert victims, "no worker found"
     os.kill(victims[0], signal.SIGKILL)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
-    assert (folder / "out/energy.safetensors").read_bytes() == (folder / "model/energy/energy.safetensors").read_bytes()
+    assert (folder / "out/energy.safetensors").read_bytes() == (
+        folder / "model/energy/energy.safetensors"
+    ).read_bytes()
     (run,) = (p for p in (folder / "other-runs").iterdir() if p.name != "ray")
     events = list(read_lines(run / EVENTS))
     assert len(events) == 2 and events[1]["step"] >= 40
     assert "1 restarts" in output
 
 
-@pytest.mark.parametrize("whom", ["driver", *(pytest.param(whom, marks=pytest.mark.drill) for whom in ("group", "driver twice"))])
+@pytest.mark.parametrize(
+    "whom",
+    [
+        "driver",
+        *(pytest.param(whom, marks=pytest.mark.drill) for whom in ("group", "driver twice")),
+    ],
+)
 def test_sigterm_is_a_stop_with_a_checkpoint_and_the_same_command_goes_on(done, whom):
     """To the driver: all workers stop at the same step, exit code 143. To all processes, or twice: at once, from the last checkpoint."""
     folder, _ = done
@@ -360,7 +464,10 @@ def test_sigterm_is_a_stop_with_a_checkpoint_and_the_same_command_goes_on(done, 
     process = start(folder, sys.executable, "-m", "pipelines.train", "--params", "params.yaml", "--data", "data/main",
                     "--out", "out", "--report", "report", "--runs", "other-runs")  # fmt: skip
     deadline = time.monotonic() + 120
-    while not list((folder / "other-runs").glob("*/step-0000004*/manifest.json")) and time.monotonic() < deadline:
+    while (
+        not list((folder / "other-runs").glob("*/step-0000004*/manifest.json"))
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.02)
     began = time.monotonic()
     if whom == "group":
@@ -376,14 +483,20 @@ def test_sigterm_is_a_stop_with_a_checkpoint_and_the_same_command_goes_on(done, 
     stopped = checkpoint.verify(checkpoint.latest(run))
     assert 40 <= stopped < NUM_STEPS
     if whom == "driver":
-        assert process.returncode == 143 and f"stopped at step {stopped} of {NUM_STEPS}" in output, output
+        assert (
+            process.returncode == 143 and f"stopped at step {stopped} of {NUM_STEPS}" in output
+        ), output
         assert time.monotonic() - began < 20
     else:
         assert process.returncode != 0, output
     code, output = train(folder, folder / "params.yaml")
     assert code == 0, output
-    assert (folder / "out/energy.safetensors").read_bytes() == (folder / "model/energy/energy.safetensors").read_bytes()
-    assert (folder / "out/chains.safetensors").read_bytes() == (folder / "model/energy/chains.safetensors").read_bytes()
+    assert (folder / "out/energy.safetensors").read_bytes() == (
+        folder / "model/energy/energy.safetensors"
+    ).read_bytes()
+    assert (folder / "out/chains.safetensors").read_bytes() == (
+        folder / "model/energy/chains.safetensors"
+    ).read_bytes()
 
 
 def descendants(pid: int) -> list[int]:
@@ -408,7 +521,9 @@ def command_of(pid: int) -> str:
 
 
 @pytest.mark.drill
-def test_training_does_not_notice_that_the_tracking_server_is_away_and_register_brings_it_up_to_date(done):
+def test_training_does_not_notice_that_the_tracking_server_is_away_and_register_brings_it_up_to_date(
+    done,
+):
     """Nothing listens at the address; the record is complete, and goes to the database later."""
     folder, _ = done
     shutil.rmtree(folder / "other-runs", ignore_errors=True)
@@ -423,7 +538,9 @@ def test_training_does_not_notice_that_the_tracking_server_is_away_and_register_
     assert code == 7 and "cannot be reached" in output and "Traceback" not in output, output
     code, output = finish(folder, *register, MLFLOW_TRACKING_URI=f"sqlite:///{folder}/later.db")
     assert code == 0, output
-    assert json.loads((folder / "registered.json").read_text())["aliases"] == ["candidate"]  # no gates: no champion
+    assert json.loads((folder / "registered.json").read_text())["aliases"] == [
+        "candidate"
+    ]  # no gates: no champion
 
 
 def test_bad_input_is_one_message_and_an_exit_code_and_nothing_is_lost(done):
@@ -436,10 +553,23 @@ def test_bad_input_is_one_message_and_an_exit_code_and_nothing_is_lost(done):
         assert "Traceback" not in output and output.count("error: ") == 1, output
         assert all(text in output for text in texts), output
 
-    fails(2, "sampler.step_size", "greater than 0", params=variant(folder, sampler={"step_size": -1}))
-    fails(6, "need 64 CPUs", "lower cluster.workers", params=variant(folder, cluster={"workers": 4, "cpus_per_worker": 16.0}))
+    fails(
+        2, "sampler.step_size", "greater than 0", params=variant(folder, sampler={"step_size": -1})
+    )
+    fails(
+        6,
+        "need 64 CPUs",
+        "lower cluster.workers",
+        params=variant(folder, cluster={"workers": 4, "cpus_per_worker": 16.0}),
+    )
     fails(6, "GPUs", params=variant(folder, cluster={"use_gpu": True}))
-    fails(3, "is not finite", "no weight was changed", "optimizer.lr", params=variant(folder, optimizer={"lr": 1e30}))
+    fails(
+        3,
+        "is not finite",
+        "no weight was changed",
+        "optimizer.lr",
+        params=variant(folder, optimizer={"lr": 1e30}),
+    )
     tar = folder / "data/main/dataset/train-000002.tar"
     content = tar.read_bytes()
     tar.unlink()
@@ -455,6 +585,8 @@ def test_bad_input_is_one_message_and_an_exit_code_and_nothing_is_lost(done):
     run = folder / "other-runs" / lineage.run_digest(chosen, index.digest)[:16]
     for path in run.glob("step-*/weights.safetensors"):
         path.write_bytes(b"broken")
-    fails(5, "no whole checkpoint", "weights.safetensors", "start from the beginning", params=params)
+    fails(
+        5, "no whole checkpoint", "weights.safetensors", "start from the beginning", params=params
+    )
     assert len(list(run.glob("step-*"))) == 2, "broken checkpoints are kept for inspection"
     assert checkpoint.MANIFEST in [p.name for p in next(run.glob("step-*")).iterdir()]

@@ -45,7 +45,10 @@ def test_training_in_the_store_gives_the_same_bits_and_resumes(digits_data, tmp_
         trainer = helpers.build(helpers.params(), index.folder)
         trainer.fit(root / "run", reporter)
     assert state_of(root / "run") == state_of(tmp_path)
-    timeless = lambda run: [{k: v for k, v in row.items() if k not in ("seconds", "time")} for row in read_lines(run / METRICS)]  # noqa: E731
+    timeless = lambda run: [
+        {k: v for k, v in row.items() if k not in ("seconds", "time")}
+        for row in read_lines(run / METRICS)
+    ]  # noqa: E731
     assert timeless(root / "run") == timeless(tmp_path) and len(timeless(tmp_path)) == 6
     assert [event["step"] for event in read_lines(root / "run" / EVENTS)] == [8]
     assert len(list((root / "run").glob("step-*"))) == 2, "older ones are deleted"
@@ -84,7 +87,9 @@ def test_what_the_store_refuses_is_one_message(root, monkeypatch):
     assert storage.check(root) is None
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     monkeypatch.setattr("s3fs.S3FileSystem.cachable", False)
-    with pytest.raises(DataError, match=r"cannot be reached .*check AWS_ENDPOINT_URL, the credentials"):
+    with pytest.raises(
+        DataError, match=r"cannot be reached .*check AWS_ENDPOINT_URL, the credentials"
+    ):
         storage.check(storage.location(str(root)))
 
 

@@ -53,7 +53,11 @@ def test_killed_and_resumed_with_other_numbers_of_workers(digits_data, tmp_path,
         group = spawn(world_size, run, digits_data, settings, wait=False)
         deadline = time.monotonic() + 60
         seen = len(list(run.glob("step-*")))
-        while len(list(run.glob("step-*"))) <= min(seen, 1) and time.monotonic() < deadline and group[0].exitcode is None:
+        while (
+            len(list(run.glob("step-*"))) <= min(seen, 1)
+            and time.monotonic() < deadline
+            and group[0].exitcode is None
+        ):
             time.sleep(0.01)
         time.sleep(chance.random() * 0.05)
         for process in group:
@@ -69,28 +73,45 @@ def test_killed_and_resumed_with_other_numbers_of_workers(digits_data, tmp_path,
 def test_ddp_agrees_with_ordered(digits_data, tmp_path):
     """20 steps of real DistributedDataParallel on two gloo ranks, two logical shards each."""
     settings = helpers.values(train={"num_steps": 20, "checkpoint_every": 20})
-    spawn(2, tmp_path / "ddp", digits_data, settings | {"train": settings["train"] | {"reduce": "ddp"}})
+    spawn(
+        2,
+        tmp_path / "ddp",
+        digits_data,
+        settings | {"train": settings["train"] | {"reduce": "ddp"}},
+    )
     spawn(2, tmp_path / "ordered", digits_data, settings)
     folders = [checkpoint.latest(tmp_path / name) for name in ("ddp", "ordered")]
-    ours, theirs = (files.read_tensors(folder / "weights.safetensors", "train") for folder in folders)
+    ours, theirs = (
+        files.read_tensors(folder / "weights.safetensors", "train") for folder in folders
+    )
     for name, weight in ours.items():
         torch.testing.assert_close(weight, theirs[name], rtol=0, atol=1e-5)
 
 
-def test_a_non_finite_gradient_stops_before_the_update_and_names_step_player_and_shard(digits_data, tmp_path):
+def test_a_non_finite_gradient_stops_before_the_update_and_names_step_player_and_shard(
+    digits_data, tmp_path
+):
     trainer = helpers.build(helpers.params(), digits_data)
     trainer.advance()
     trainer.step += 1
     trainer.data[2].scale = float("nan")
     before = [p.clone() for p in trainer.objective.players["energy"].parameters()]
-    with pytest.raises(DivergedError, match="step 2, player energy: loss of logical shard 2 is not finite; no weight was changed"):
+    with pytest.raises(
+        DivergedError,
+        match="step 2, player energy: loss of logical shard 2 is not finite; no weight was changed",
+    ):
         trainer.advance()
-    assert all(torch.equal(a, b) for a, b in zip(before, trainer.objective.players["energy"].parameters(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(before, trainer.objective.players["energy"].parameters(), strict=True)
+    )
 
 
 def test_energies_that_run_away_stop_before_the_update(digits_data):
     trainer = helpers.build(helpers.params(train={"max_energy": 1e-6}), digits_data)
-    with pytest.raises(DivergedError, match="step 1, player energy: energies of logical shard 0, 1, 2, 3 exceed"):
+    with pytest.raises(
+        DivergedError, match="step 1, player energy: energies of logical shard 0, 1, 2, 3 exceed"
+    ):
         trainer.advance()
 
 
@@ -104,11 +125,16 @@ def test_energies_that_run_away_stop_before_the_update(digits_data):
         (1.0, {}, {"energy_reported_only": 2e4}, False),
     ],
 )
-def test_the_guard_takes_the_energies_of_a_turn_else_its_loss(digits_data, loss, energies, metrics, diverges):
+def test_the_guard_takes_the_energies_of_a_turn_else_its_loss(
+    digits_data, loss, energies, metrics, diverges
+):
     trainer = helpers.build(helpers.params(), digits_data)
 
     def turn(loss, energies, metrics):
-        scalars = ({name: torch.tensor(value) for name, value in values.items()} for values in (metrics, energies))
+        scalars = (
+            {name: torch.tensor(value) for name, value in values.items()}
+            for values in (metrics, energies)
+        )
         return Turn("energy", torch.tensor(loss), *scalars)
 
     turns = (*(turn(1.0, {}, {}) for _ in range(3)), turn(loss, energies, metrics))
@@ -123,7 +149,9 @@ def diverge_at(trainer, step, times):
     """The data of one shard are not finite at this step, so many times."""
     batch, left = trainer.data[2].batch, iter(range(times))
     trainer.data[2].batch = lambda at: (
-        (torch.full((4, 1, 8, 8), torch.nan), batch(at)[1]) if at == step and next(left, None) is not None else batch(at)
+        (torch.full((4, 1, 8, 8), torch.nan), batch(at)[1])
+        if at == step and next(left, None) is not None
+        else batch(at)
     )
     return trainer
 
@@ -136,7 +164,10 @@ def test_a_divergence_leads_back_to_the_last_checkpoint_with_other_streams_and_a
     trainer = diverge_at(helpers.build(chosen, digits_data), step, 2)
     rates = []
     update = trainer.optimizers["energy"].step
-    trainer.optimizers["energy"].step = lambda: (rates.append(trainer.optimizers["energy"].param_groups[0]["lr"]), update())
+    trainer.optimizers["energy"].step = lambda: (
+        rates.append(trainer.optimizers["energy"].param_groups[0]["lr"]),
+        update(),
+    )
     reporter = Silent()
     assert trainer.fit(tmp_path, reporter) == 12
     assert reporter.starts == [0, back_to, back_to] and reporter.rollbacks == [0, 1, 2]
@@ -153,7 +184,9 @@ def test_rollbacks_are_bounded_and_survive_a_restart(digits_data, tmp_path):
         trainer.fit(tmp_path, Silent())
     assert trainer.rollbacks == 2
     interrupted = tmp_path / "interrupted"
-    assert diverge_at(helpers.build(chosen, digits_data), 5, 1).fit(interrupted, Silent(8)) == 6  # at step 5 it went back to 4
+    assert (
+        diverge_at(helpers.build(chosen, digits_data), 5, 1).fit(interrupted, Silent(8)) == 6
+    )  # at step 5 it went back to 4
     reporter = Silent()
     helpers.build(chosen, digits_data).fit(interrupted, reporter)
     whole = tmp_path / "whole"
@@ -181,7 +214,9 @@ def test_logical_shards_differ(digits_data):
 def test_a_checkpoint_of_another_model_is_refused(digits_data, tmp_path):
     helpers.build(helpers.params(), digits_data).fit(tmp_path, Silent())
     with pytest.raises(CheckpointError, match="does not fit this model"):
-        helpers.build(helpers.params(energy={"name": "mlp", "hidden": [8]}), digits_data).restore(tmp_path)
+        helpers.build(helpers.params(energy={"name": "mlp", "hidden": [8]}), digits_data).restore(
+            tmp_path
+        )
     with pytest.raises(CheckpointError, match="settings, data or code differ"):
         helpers.build(helpers.params(), digits_data, digest="other").restore(tmp_path)
 
@@ -206,7 +241,9 @@ def test_the_average_trails_the_weights_and_learning_rate_falls(digits_data):
 
     config = optim.Config(lr=1.0, warmup=0.1, decay=0.5)
     rates = [optim.learning_rate(config, step, 100) for step in range(100)]
-    assert rates[0] == pytest.approx(0.05) and max(rates) == 1.0 and rates[-1] == pytest.approx(0.01)
+    assert (
+        rates[0] == pytest.approx(0.05) and max(rates) == 1.0 and rates[-1] == pytest.approx(0.01)
+    )
     assert rates[10:50] == [1.0] * 40
     trainer = helpers.build(helpers.params(optimizer={"ema_decay": 0.5}), digits_data)
     weight = lambda net: net.last.weight.clone()  # noqa: E731
@@ -222,19 +259,28 @@ def test_the_average_trails_the_weights_and_learning_rate_falls(digits_data):
 def test_gradients_are_clipped_to_their_norm(digits_data):
     trainer = helpers.build(helpers.params(optimizer={"max_grad_norm": 0.01}), digits_data)
     row = trainer.advance()
-    norm = torch.cat([p.grad.flatten() for p in trainer.objective.players["energy"].parameters()]).norm()
+    norm = torch.cat(
+        [p.grad.flatten() for p in trainer.objective.players["energy"].parameters()]
+    ).norm()
     assert norm.item() == pytest.approx(0.01, rel=1e-4)
     assert row["grad_norm_energy"][0] > 0.01
 
 
-def test_kernels_that_lie_channels_last_learn_as_adam_says_also_after_a_restart(digits_data, tmp_path):
+def test_kernels_that_lie_channels_last_learn_as_adam_says_also_after_a_restart(
+    digits_data, tmp_path
+):
     """Fused Adam goes through memory: gradient and moments must lie there as the weights do (Kingma & Ba 2015, Algorithm 1)."""
     chosen = helpers.params(
-        energy={"name": "convnet", "channels": [8, 8], "hidden": 16}, optimizer={"betas": [0.5, 0.9], "decay": 0.0}
+        energy={"name": "convnet", "channels": [8, 8], "hidden": 16},
+        optimizer={"betas": [0.5, 0.9], "decay": 0.0},
     )
     own = helpers.build(chosen, digits_data)
-    assert any(not parameter.is_contiguous() for parameter in own.objective.players["energy"].parameters())
-    weights = torch.cat([parameter.detach().flatten() for parameter in own.objective.players["energy"].parameters()])
+    assert any(
+        not parameter.is_contiguous() for parameter in own.objective.players["energy"].parameters()
+    )
+    weights = torch.cat(
+        [parameter.detach().flatten() for parameter in own.objective.players["energy"].parameters()]
+    )
     first, second = torch.randn(2, len(weights), generator=torch.Generator().manual_seed(0))
     own.update("energy", first)
     own.step = 1
@@ -245,7 +291,9 @@ def test_kernels_that_lie_channels_last_learn_as_adam_says_also_after_a_restart(
     weights = weights - 1e-3 * first / (first.abs() + 1e-8)
     mean, square = (0.25 * first + 0.5 * second) / 0.75, (0.09 * first**2 + 0.1 * second**2) / 0.19
     weights = weights - 1e-3 * mean / (square.sqrt() + 1e-8)
-    found = torch.cat([parameter.detach().flatten() for parameter in own.objective.players["energy"].parameters()])
+    found = torch.cat(
+        [parameter.detach().flatten() for parameter in own.objective.players["energy"].parameters()]
+    )
     torch.testing.assert_close(found, weights, rtol=0, atol=1e-6)
 
 
@@ -259,12 +307,17 @@ def test_a_model_of_one_logical_shard_is_exported_and_loaded(digits_data, tmp_pa
 def test_the_record_has_each_step_once_over_restarts(digits_data, tmp_path):
     for stop_after in (5, None):
         trainer = helpers.build(helpers.params(), digits_data)
-        trainer.fit(tmp_path, FileReporter(tmp_path) if stop_after is None else Stopping(tmp_path, stop_after))
+        trainer.fit(
+            tmp_path,
+            FileReporter(tmp_path) if stop_after is None else Stopping(tmp_path, stop_after),
+        )
     rows = list(read_lines(tmp_path / METRICS))
     assert [row["step"] for row in rows] == [2, 4, 6, 8, 10, 12]
     assert all(row["seconds"] > 0 and "energy_gap" in row for row in rows)
     assert [event["step"] for event in read_lines(tmp_path / EVENTS)] == [0, 5]
-    (tmp_path / METRICS).write_text("")  # a disk that lost the record: the checkpoint brings the rows back
+    (tmp_path / METRICS).write_text(
+        ""
+    )  # a disk that lost the record: the checkpoint brings the rows back
     helpers.build(helpers.params(), digits_data).fit(tmp_path, FileReporter(tmp_path))
     assert [row["step"] for row in read_lines(tmp_path / METRICS)] == [2, 4, 6, 8, 10, 12]
 

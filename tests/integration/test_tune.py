@@ -64,7 +64,12 @@ def prepared(tmp_path_factory):
 
 
 def fresh(prepared: Path, folder: Path, **sections: dict) -> Path:
-    shutil.copytree(prepared, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("runs", "mlruns", "mlflow.db"))
+    shutil.copytree(
+        prepared,
+        folder,
+        dirs_exist_ok=True,
+        ignore=shutil.ignore_patterns("runs", "mlruns", "mlflow.db"),
+    )
     change(folder, **sections)
     return folder
 
@@ -87,20 +92,36 @@ def trials_of(folder: Path, phase: str = "search") -> list[Trial]:
 @pytest.mark.slow
 def test_a_search_ends_with_a_verdict_and_nothing_else(searched):
     folder, output = searched
-    assert "Traceback" not in output and "(pid=" not in output and "WARNING" not in output and "╭" not in output, output
-    assert "FID-clf against the validation split, 60 steps, 2 seeds" in output and "dvc exp run -S recipe=tuned.yaml" in output
+    assert (
+        "Traceback" not in output
+        and "(pid=" not in output
+        and "WARNING" not in output
+        and "╭" not in output
+    ), output
+    assert (
+        "FID-clf against the validation split, 60 steps, 2 seeds" in output
+        and "dvc exp run -S recipe=tuned.yaml" in output
+    )
     metrics = json.loads((folder / "reports/tune/metrics.json").read_text())
     trials = trials_of(folder)
-    assert {t.state for t in trials} <= {"finished", "stopped", "diverged"} and metrics["num_trials"] == 5
+    assert {t.state for t in trials} <= {"finished", "stopped", "diverged"} and metrics[
+        "num_trials"
+    ] == 5
     wild = [t for t in trials if t.values["optimizer.lr"] > 1]
-    assert wild and all(t.state == "diverged" and "not finite" in t.reason and t.step == 10 for t in wild)
+    assert wild and all(
+        t.state == "diverged" and "not finite" in t.reason and t.step == 10 for t in wild
+    )
     assert all(t.state != "diverged" for t in trials if t not in wild)
     scores = {t.index: t.rows[-1]["fid_clf"] for t in trials if t not in wild}
-    assert metrics["best"]["trial"] == min(scores, key=scores.get) and metrics["num_diverged"] == len(wild)
+    assert metrics["best"]["trial"] == min(scores, key=scores.get) and metrics[
+        "num_diverged"
+    ] == len(wild)
     assert len((folder / "reports/tune/trials.csv").read_text().splitlines()) == 6
     for name in ("parallel.png", "surface.png", "best.png"):
         assert np.asarray(Image.open(folder / "reports/tune/plots" / name).convert("L")).std() > 15
-    assert not list((folder / "runs").glob("*/step-*")), "a search must not touch the runs of the pipeline"
+    assert not list((folder / "runs").glob("*/step-*")), (
+        "a search must not touch the runs of the pipeline"
+    )
 
 
 @pytest.mark.slow
@@ -135,8 +156,18 @@ print(json.dumps(dict(children=[[c.info.run_name, c.info.status, c.data.tags, c.
     trials, finals = trials_of(folder), trials_of(folder, "final")
     assert len(found["children"]) == len(trials) + len(finals) == 9
     assert found["wild"] == ["FAILED"] * sum(t.state == "diverged" for t in trials)
-    assert {"metrics.json", "trials.csv", "plots/parallel.png", "plots/surface.png", "plots/best.png"} <= set(found["files"])
-    assert found["parent"][0] == "FINISHED" and found["parent"][2]["best"] > 0 and found["parent"][1]["tune.scheduler"] == "asha"
+    assert {
+        "metrics.json",
+        "trials.csv",
+        "plots/parallel.png",
+        "plots/surface.png",
+        "plots/best.png",
+    } <= set(found["files"])
+    assert (
+        found["parent"][0] == "FINISHED"
+        and found["parent"][2]["best"] > 0
+        and found["parent"][1]["tune.scheduler"] == "asha"
+    )
     for trial in trials:
         rungs = [row["step"] for row in trial.rows if "fid_clf" in Trial.scores(row)]
         assert not rungs or sorted(found["steps"][f"search-{trial.index:04d}"]) == rungs
@@ -151,7 +182,11 @@ def test_one_command_adopts_what_was_found_and_retrains(searched, tmp_path):
     shutil.copytree(searched[0], folder, ignore=shutil.ignore_patterns("runs"))
     (folder / "dvc.lock").unlink()  # it knows of outputs that only the whole pipeline makes
     subprocess.run(["git", "add", "-A"], cwd=folder, check=True)
-    subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "searched"], cwd=folder, check=True)
+    subprocess.run(
+        ["git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "searched"],
+        cwd=folder,
+        check=True,
+    )
     code, output = finish(folder, "dvc", "exp", "run", "-S", "recipe=tuned.yaml", "train")
     assert code == 0, output
     trained = json.loads((folder / "model/energy/model.json").read_text())
@@ -193,9 +228,13 @@ def test_trials_that_crash_hang_and_are_killed_and_a_driver_that_is_killed(prepa
         crashed = pages.wait_for(lambda: pids(process, "RayTrainWorker"))[0]
         pages.wait_for(lambda: list(folder.glob("runs/tune/*/search/*/*/step-*")))
         os.kill(crashed, signal.SIGKILL)  # a trial crashes
-        hung = pages.wait_for(lambda: [pid for pid in pids(process, "RayTrainWorker") if pid != crashed])[0]
+        hung = pages.wait_for(
+            lambda: [pid for pid in pids(process, "RayTrainWorker") if pid != crashed]
+        )[0]
         os.kill(hung, signal.SIGSTOP)  # another hangs
-        pages.wait_for(lambda: [pid for pid in pids(process, "RayTrainWorker") if pid not in (crashed, hung)])
+        pages.wait_for(
+            lambda: [pid for pid in pids(process, "RayTrainWorker") if pid not in (crashed, hung)]
+        )
         os.kill(
             max(pids(process, "ImplicitFunc"), key=started_at), signal.SIGKILL
         )  # a third, as the kernel does when memory is short
@@ -207,23 +246,39 @@ def test_trials_that_crash_hang_and_are_killed_and_a_driver_that_is_killed(prepa
     code, output = finish(folder, *COMMAND)
     assert code == 0 and "Traceback" not in output, output
     after = trials_of(folder)
-    assert [t.state for t in after].count("failed") == 3 and [t.state for t in after].count("finished") == 6
+    assert [t.state for t in after].count("failed") == 3 and [t.state for t in after].count(
+        "finished"
+    ) == 6
     for old, new in zip(before, after, strict=True):
-        assert not old.is_over or (old.state, old.rows, old.reason) == (new.state, new.rows, new.reason)
+        assert not old.is_over or (old.state, old.rows, old.reason) == (
+            new.state,
+            new.rows,
+            new.reason,
+        )
     reasons = " ".join(t.reason for t in after)
     assert reasons.count("worker 0 failed") == 2 and "its process ended" in reasons
     scores = {t.index: t.rows[-1]["fid_clf"] for t in after if t.state == "finished"}
-    assert json.loads((folder / "reports/tune/metrics.json").read_text())["best"]["trial"] == min(scores, key=scores.get)
-    (resumed, *_) = [n for o, n in zip(before, after, strict=True) if o.state == "running" and n.state == "finished"]
+    assert json.loads((folder / "reports/tune/metrics.json").read_text())["best"]["trial"] == min(
+        scores, key=scores.get
+    )
+    (resumed, *_) = [
+        n
+        for o, n in zip(before, after, strict=True)
+        if o.state == "running" and n.state == "finished"
+    ]
     assert undisturbed(folder, resumed, tmp_path / "alone") == resumed.rows[-1]["fid_clf"]
 
 
 def undisturbed(folder: Path, trial: Trial, run: Path) -> float:
     """The last score of a trial that trains in this process, from the beginning."""
     params = config.load(folder / "params.yaml")
-    chosen = space.trial_params(params, trial.values, trial.seed, trial.num_steps, params.tune.rungs[0])
+    chosen = space.trial_params(
+        params, trial.values, trial.seed, trial.num_steps, params.tune.rungs[0]
+    )
     torch.set_num_threads(1)
-    helpers.build(chosen, folder / "data/main/dataset", LocalComm(), "alone").fit(run, FileReporter(run))
+    helpers.build(chosen, folder / "data/main/dataset", LocalComm(), "alone").fit(
+        run, FileReporter(run)
+    )
     own = scores.Scorer(
         chosen.as_dict(), str(folder / "data/main/dataset"), str(folder / "model/classifier"), "alone", (trial.num_steps,),
         params.tune.num_samples,
@@ -234,21 +289,44 @@ def undisturbed(folder: Path, trial: Trial, run: Path) -> float:
 @pytest.mark.drill
 def test_pbt_hands_on_weights_and_chains_to_the_bit(prepared, tmp_path):
     folder = fresh(
-        prepared, tmp_path / "pbt", tune={"scheduler": "pbt", "num_trials": 4, "num_steps": 30, "num_rungs": 2, "final_seeds": 1}
+        prepared,
+        tmp_path / "pbt",
+        tune={
+            "scheduler": "pbt",
+            "num_trials": 4,
+            "num_steps": 30,
+            "num_rungs": 2,
+            "final_seeds": 1,
+        },
     )
     code, output = finish(folder, *COMMAND)
     assert code == 0 and "Traceback" not in output, output
     trials = trials_of(folder)
     assert all(t.state == "finished" and t.step == 30 for t in trials)
-    heirs = [note for path in folder.glob("runs/tune/*/search/*/trial.json") if "from" in (note := json.loads(path.read_text()))]
+    heirs = [
+        note
+        for path in folder.glob("runs/tune/*/search/*/trial.json")
+        if "from" in (note := json.loads(path.read_text()))
+    ]
     assert heirs, "no trial went on from another"
-    given = [json.loads(path.read_text()) for path in folder.glob("runs/tune/*/ray/search/*/checkpoint_*/manifest.json")]
+    given = [
+        json.loads(path.read_text())
+        for path in folder.glob("runs/tune/*/ray/search/*/checkpoint_*/manifest.json")
+    ]
     for note in heirs:
         (run,) = folder.glob(f"runs/tune/*/search/*/{note['digest'][:16]}")
         own = json.loads((run / f"step-{note['inherited']:08d}" / checkpoint.MANIFEST).read_text())
         # a trial that PBT paused hands the same checkpoint to Tune again when it goes on
-        donors = [m for m in given if (m["digest"], m["step"]) == (note["from"]["digest"], note["from"]["step"])]
-        assert donors and all(own["files"] == donor["files"] for donor in donors) and own["digest"] != note["from"]["digest"]
+        donors = [
+            m
+            for m in given
+            if (m["digest"], m["step"]) == (note["from"]["digest"], note["from"]["step"])
+        ]
+        assert (
+            donors
+            and all(own["files"] == donor["files"] for donor in donors)
+            and own["digest"] != note["from"]["digest"]
+        )
         assert sum(name.startswith("chains-") for name in own["files"]) == 4
 
 
@@ -258,7 +336,12 @@ def test_optuna_proposes_and_a_search_with_it_resumes(prepared, tmp_path):
     folder = fresh(prepared, tmp_path / "optuna", tune={"search": "optuna", "final_seeds": 1})
     process = start(folder, *COMMAND)
     try:
-        pages.wait_for(lambda: list(folder.glob("runs/tune/*/search.json")) and any(t.is_over for t in trials_of(folder)))
+        pages.wait_for(
+            lambda: (
+                list(folder.glob("runs/tune/*/search.json"))
+                and any(t.is_over for t in trials_of(folder))
+            )
+        )
     finally:
         kill(process)
     before = trials_of(folder)
@@ -266,7 +349,9 @@ def test_optuna_proposes_and_a_search_with_it_resumes(prepared, tmp_path):
     assert code == 0 and "Traceback" not in output, output
     after = trials_of(folder)
     assert all(t.state in ("finished", "stopped") and t.values for t in after)
-    assert all(old.values == new.values for old, new in zip(before, after, strict=True) if old.values)
+    assert all(
+        old.values == new.values for old, new in zip(before, after, strict=True) if old.values
+    )
     assert len({t.values["sampler.step_size"] for t in after}) == 5
 
 
@@ -280,21 +365,34 @@ def test_the_mlflow_page_shows_parent_children_and_pictures(searched, tmp_path):
     server = start(folder, *pages.mlflow_server(folder, port))
     try:
         pages.wait_for(lambda: pages.answers(address))
-        experiment = pages.post(address, "experiments/search", {"max_results": 10, "filter": "name = 'ebm-dist'"})["experiments"][
-            0
-        ]["experiment_id"]
-        runs = pages.post(address, "runs/search", {"experiment_ids": [experiment], "filter": "tags.`ebm.kind` = 'search'"})["runs"]
+        experiment = pages.post(
+            address, "experiments/search", {"max_results": 10, "filter": "name = 'ebm-dist'"}
+        )["experiments"][0]["experiment_id"]
+        runs = pages.post(
+            address,
+            "runs/search",
+            {"experiment_ids": [experiment], "filter": "tags.`ebm.kind` = 'search'"},
+        )["runs"]
         parent = runs[0]["info"]
         page = f"{address}/#/experiments/{experiment}/runs"
         addresses = {"runs": page, "parent": f"{page}/{parent['run_id']}"}
-        addresses |= {name: f"{addresses['parent']}/artifacts/plots/{name}.png" for name in ("surface", "parallel")}
+        addresses |= {
+            name: f"{addresses['parent']}/artifacts/plots/{name}.png"
+            for name in ("surface", "parallel")
+        }
         kept = Path(os.environ.get("EBM_ARTIFACTS", tmp_path))
         kept.mkdir(parents=True, exist_ok=True)
-        texts = {name: pages.look(browser, page, kept / f"mlflow-{name}.png", tmp_path / name) for name, page in addresses.items()}
+        texts = {
+            name: pages.look(browser, page, kept / f"mlflow-{name}.png", tmp_path / name)
+            for name, page in addresses.items()
+        }
     finally:
         kill(server)
     assert parent["run_name"] in texts["runs"]
-    assert all(f"search-{t.index:04d}" in texts["parent"] for t in trials_of(folder)) and "final-0000" in texts["parent"]
+    assert (
+        all(f"search-{t.index:04d}" in texts["parent"] for t in trials_of(folder))
+        and "final-0000" in texts["parent"]
+    )
     assert "tuned values are better" in texts["parent"] or "nothing better" in texts["parent"]
     assert "plots/surface.png" in texts["surface"] and "plots/parallel.png" in texts["parallel"]
     for name in addresses:

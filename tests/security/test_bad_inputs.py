@@ -34,7 +34,10 @@ COUNTS = {
     "requests": 250,
 }
 assert sum(COUNTS.values()) == 5000
-LAYERS = [pytest.param(20, id="some"), pytest.param(1, id="all", marks=[pytest.mark.slow, pytest.mark.timeout(600)])]
+LAYERS = [
+    pytest.param(20, id="some"),
+    pytest.param(1, id="all", marks=[pytest.mark.slow, pytest.mark.timeout(600)]),
+]
 
 scalars = st.one_of(
     st.none(),
@@ -42,17 +45,41 @@ scalars = st.one_of(
     st.integers(-(10**20), 10**20),
     st.floats(),
     st.text(max_size=12),
-    st.sampled_from(["../x", "os", "pipe:touch mark", "langevin", "1e400", "", "\u202e", "__import__('os')", -1, 0, 2**63]),
+    st.sampled_from(
+        [
+            "../x",
+            "os",
+            "pipe:touch mark",
+            "langevin",
+            "1e400",
+            "",
+            "\u202e",
+            "__import__('os')",
+            -1,
+            0,
+            2**63,
+        ]
+    ),
 )
 junk = st.recursive(
-    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=5
+    scalars,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=5,
 )
 
 
 def places(value, path=()):
     """The path of everything inside a value."""
     yield path
-    for key, entry in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+    for key, entry in (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    ):
         yield from places(entry, (*path, key))
 
 
@@ -99,7 +126,12 @@ def bytes_changed(draw, content):
 def reject(kind, share, strategy, read, *allowed):
     """So many inputs are rejected, each with an EbmError; hypothesis looks for others where one is accepted."""
 
-    @settings(max_examples=COUNTS[kind] // share, deadline=5000, database=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=COUNTS[kind] // share,
+        deadline=5000,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
     @given(strategy)
     def one(value):
         try:
@@ -121,7 +153,9 @@ def test_settings(share, tmp_path):
             json.dump(values, out, allow_nan=False) if share else None
         config.load(tmp_path / "params.yaml")
 
-    finite = changed(base).filter(lambda v: "NaN" not in json.dumps(v) and "Infinity" not in json.dumps(v))
+    finite = changed(base).filter(
+        lambda v: "NaN" not in json.dumps(v) and "Infinity" not in json.dumps(v)
+    )
     reject("configs", share, finite, read, ConfigError)
 
 
@@ -174,11 +208,16 @@ def test_tars_whose_hash_is_right(share, small_data):
     index = json.loads((small_data / "index.json").read_text())
     entry = index["splits"]["test"][0]
     whole = (small_data / entry["file"]).read_bytes()
-    heads = [(place[0], place[0] + 128) for pack in entry["packs"] for place in (pack["x"], pack["y"])]
+    heads = [
+        (place[0], place[0] + 128) for pack in entry["packs"] for place in (pack["x"], pack["y"])
+    ]
 
     def read(content):
         changed_index = copy.deepcopy(index)
-        changed_index["splits"]["test"][0] |= {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+        changed_index["splits"]["test"][0] |= {
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "bytes": len(content),
+        }
         try:
             (small_data / entry["file"]).write_bytes(content)
             (small_data / "index.json").write_text(json.dumps(changed_index))
@@ -229,7 +268,9 @@ def test_checkpoints_whose_hashes_are_right(share, run):
     def read(given_):
         name, content = given_
         whole = (newest / name).read_bytes()
-        listed = manifest["files"] | {name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}}
+        listed = manifest["files"] | {
+            name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+        }
         try:
             (newest / name).write_bytes(content)
             (newest / checkpoint.MANIFEST).write_text(json.dumps(manifest | {"files": listed}))
@@ -242,7 +283,11 @@ def test_checkpoints_whose_hashes_are_right(share, run):
     def files_changed(draw):
         name = draw(st.sampled_from(names))
         content = (newest / name).read_bytes()
-        head = 8 + int.from_bytes(content[:8], "little") if name.endswith("safetensors") else len(content)
+        head = (
+            8 + int.from_bytes(content[:8], "little")
+            if name.endswith("safetensors")
+            else len(content)
+        )
         return name, draw(bytes_changed(content[:head])) + content[head:]
 
     reject("checkpoints", share, files_changed(), read, CheckpointError, DataError)
@@ -292,5 +337,9 @@ def test_requests_to_the_served_model(share, exported):
 
     arrays = st.lists(st.integers(0, 9), max_size=5).map(lambda shape: np.zeros(shape, np.float32))
     wrong = st.sampled_from([np.nan, np.inf, -np.inf]).map(lambda v: np.full((1, 1, 8, 8), v))
-    objects = st.sampled_from([np.array(["x"]), np.array([object()]), b"\x80\x04K\x01.", torch.zeros(2)])
-    reject("requests", share, junk | arrays | wrong | objects, read, mlflow.exceptions.MlflowException)
+    objects = st.sampled_from(
+        [np.array(["x"]), np.array([object()]), b"\x80\x04K\x01.", torch.zeros(2)]
+    )
+    reject(
+        "requests", share, junk | arrays | wrong | objects, read, mlflow.exceptions.MlflowException
+    )

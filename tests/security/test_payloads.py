@@ -48,7 +48,12 @@ def payloads(mark):
     torch.save(Payload(mark), saved)
     np.save(npy, np.array([Payload(mark)], dtype=object), allow_pickle=True)
     np.savez(npz, x=np.array([Payload(mark)], dtype=object))
-    return {"pickle": pickle.dumps(Payload(mark)), "pt": saved.getvalue(), "npy": npy.getvalue(), "npz": npz.getvalue()}
+    return {
+        "pickle": pickle.dumps(Payload(mark)),
+        "pt": saved.getvalue(),
+        "npy": npy.getvalue(),
+        "npz": npz.getvalue(),
+    }
 
 
 KINDS = ["pickle", "pt", "npy", "npz"]
@@ -76,7 +81,16 @@ def test_in_a_shard(digits_data, tmp_path, mark, kind):
 
 
 @pytest.mark.parametrize(
-    "name", ["../../mark.tar", "/etc/mark.tar", "a/b.tar", "..", "pipe:mkdir {mark}.tar", "s3://x/y.tar", "mark"]
+    "name",
+    [
+        "../../mark.tar",
+        "/etc/mark.tar",
+        "a/b.tar",
+        "..",
+        "pipe:mkdir {mark}.tar",
+        "s3://x/y.tar",
+        "mark",
+    ],
 )
 def test_as_the_name_of_a_shard(digits_data, tmp_path, mark, name):
     index = json.loads((digits_data / "index.json").read_text())
@@ -87,7 +101,14 @@ def test_as_the_name_of_a_shard(digits_data, tmp_path, mark, name):
 
 
 @pytest.mark.parametrize(
-    "url", ["pipe:mkdir {mark}", "pipe:mkdir {mark} && cat x", "http://169.254.169.254/x", "file:///etc/passwd", "gopher://x"]
+    "url",
+    [
+        "pipe:mkdir {mark}",
+        "pipe:mkdir {mark} && cat x",
+        "http://169.254.169.254/x",
+        "file:///etc/passwd",
+        "gopher://x",
+    ],
 )
 def test_as_an_address(mark, url):
     with pytest.raises(DataError, match=r"not supported|neither a folder"):
@@ -95,15 +116,20 @@ def test_as_an_address(mark, url):
 
 
 @pytest.mark.parametrize("kind", ["hardlink", "symlink", "device", "huge"])
-def test_a_tar_with_links_devices_or_a_false_size_is_never_unpacked(digits_data, tmp_path, mark, kind):
+def test_a_tar_with_links_devices_or_a_false_size_is_never_unpacked(
+    digits_data, tmp_path, mark, kind
+):
     index = json.loads((digits_data / "index.json").read_text())
     entry = index["splits"]["test"][0]
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
         info = tarfile.TarInfo("000000.x.npy")
-        info.type = {"hardlink": tarfile.LNKTYPE, "symlink": tarfile.SYMTYPE, "device": tarfile.FIFOTYPE, "huge": tarfile.REGTYPE}[
-            kind
-        ]
+        info.type = {
+            "hardlink": tarfile.LNKTYPE,
+            "symlink": tarfile.SYMTYPE,
+            "device": tarfile.FIFOTYPE,
+            "huge": tarfile.REGTYPE,
+        }[kind]
         info.linkname = "/etc/passwd"
         tar.addfile(info)
     data = out.getvalue()
@@ -124,7 +150,9 @@ def test_in_a_checkpoint(digits_data, tmp_path, mark, kind):
     folder = checkpoint.latest(tmp_path / "run")
     manifest, content = json.loads((folder / checkpoint.MANIFEST).read_text()), payloads(mark)[kind]
     for name in ("weights.safetensors", "chains-00000.safetensors", "history.json"):
-        listed = manifest["files"] | {name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}}
+        listed = manifest["files"] | {
+            name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+        }
         whole = (folder / name).read_bytes()
         (folder / name).write_bytes(content)
         (folder / checkpoint.MANIFEST).write_text(json.dumps(manifest | {"files": listed}))
@@ -145,7 +173,12 @@ def test_in_a_model_and_in_a_classifier(digits_data, tmp_path, mark, kind):
     (tmp_path / "model/model.json").write_text(json.dumps(card))
     with pytest.raises(DataError, match="safetensors"):
         models.load(tmp_path / "model")
-    card = {"shape": [1, 8, 8], "num_classes": 10, "dim": 8, "weights_sha256": hashlib.sha256(content).hexdigest()}
+    card = {
+        "shape": [1, 8, 8],
+        "num_classes": 10,
+        "dim": 8,
+        "weights_sha256": hashlib.sha256(content).hexdigest(),
+    }
     files.write_json(tmp_path / "classifier" / features.CARD, card)
     (tmp_path / "classifier" / features.WEIGHTS).write_bytes(content)
     with pytest.raises(DataError, match="safetensors"):
@@ -166,5 +199,9 @@ def test_the_source_has_no_way_to_run_what_it_reads():
     allowed = {("config.py", "yaml.load("), ("lineage.py", "yaml.load(")}
     for folder in ("ebm_dist", "pipelines", "infra"):
         for path in (ROOT / folder).rglob("*.py"):
-            found = [m.group() for m in forbidden.finditer(path.read_text()) if (path.name, m.group()) not in allowed]
+            found = [
+                m.group()
+                for m in forbidden.finditer(path.read_text())
+                if (path.name, m.group()) not in allowed
+            ]
             assert not found, f"{path}: {found}"

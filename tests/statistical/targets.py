@@ -24,13 +24,21 @@ def assert_standard_normal(u):
     assert_moments(u, torch.zeros(u.shape[1]), torch.ones(u.shape[1]))
     products = [u[:, i] * u[:, j] for i, j in itertools.combinations(range(u.shape[1]), 2)]
     if products:
-        assert_moments(torch.stack(products, 1), torch.zeros(len(products)), torch.ones(len(products)), kurtosis=9.0)
+        assert_moments(
+            torch.stack(products, 1),
+            torch.zeros(len(products)),
+            torch.ones(len(products)),
+            kurtosis=9.0,
+        )
 
 
 def assert_counts(index, probabilities):
     """Chi-squared of the counts of ``index``; cells expected fewer than 5 times are taken together."""
     n = len(index)
-    counts, expected = torch.bincount(index, minlength=len(probabilities)).double(), probabilities.double() * n
+    counts, expected = (
+        torch.bincount(index, minlength=len(probabilities)).double(),
+        probabilities.double() * n,
+    )
     rare = expected < 5
     if rare.any():
         counts = torch.cat([counts[~rare], counts[rare].sum()[None]])
@@ -45,7 +53,9 @@ class Gaussian:
 
     def __init__(self):
         self.deviation = torch.tensor([1.0, 0.5, 0.2, 0.1])
-        self.axes, _ = torch.linalg.qr(torch.tensor([[1.0, 2, 0, 1], [0, 1, 1, -1], [2, 0, 1, 0], [1, -1, 0, 3]]))
+        self.axes, _ = torch.linalg.qr(
+            torch.tensor([[1.0, 2, 0, 1], [0, 1, 1, -1], [2, 0, 1, 0], [1, -1, 0, 3]])
+        )
         self.mean = torch.tensor([0.5, -0.3, 0.1, 0.2])
 
     def __call__(self, x):
@@ -81,7 +91,9 @@ class EightGaussians:
         self.radius, self.deviation, self.num_modes = radius, deviation, num_modes
 
     def __call__(self, x):
-        return -torch.logsumexp(-((x[:, None] - self.centres) ** 2).sum(2) / (2 * self.deviation**2), dim=1)
+        return -torch.logsumexp(
+            -((x[:, None] - self.centres) ** 2).sum(2) / (2 * self.deviation**2), dim=1
+        )
 
     def modes(self, x):
         return torch.cdist(x, self.centres).argmin(dim=1)
@@ -97,7 +109,11 @@ class Ising:
     def __init__(self, coupling=0.3, field=0.1, sites=False):
         self.coupling, self.field = coupling, field
         colour = (torch.arange(4)[:, None] + torch.arange(4)) % 2
-        self.blocks = torch.eye(16, dtype=torch.bool).view(16, 4, 4) if sites else torch.stack([colour == 0, colour == 1])
+        self.blocks = (
+            torch.eye(16, dtype=torch.bool).view(16, 4, 4)
+            if sites
+            else torch.stack([colour == 0, colour == 1])
+        )
 
     @property
     def num_blocks(self):
@@ -112,7 +128,9 @@ class Ising:
         s = 2 * x - 1
         around = s.roll(1, 1) + s.roll(-1, 1) + s.roll(1, 2) + s.roll(-1, 2)
         p = torch.sigmoid(2 * (self.coupling * around + self.field))
-        return torch.where(self.blocks[block], (torch.rand(x.shape, generator=generator) < p).float(), x)
+        return torch.where(
+            self.blocks[block], (torch.rand(x.shape, generator=generator) < p).float(), x
+        )
 
     @staticmethod
     def states():

@@ -24,7 +24,9 @@ class TwoWells(nn.Module):
     """Far apart; chains from noise always fall into the right one, which is nearer to the middle."""
 
     def forward(self, x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
-        return -torch.logsumexp(torch.stack([-50 * ((x.flatten(1) - at) ** 2).sum(1) for at in (0.05, 0.7)]), dim=0)
+        return -torch.logsumexp(
+            torch.stack([-50 * ((x.flatten(1) - at) ** 2).sum(1) for at in (0.05, 0.7)]), dim=0
+        )
 
 
 class WellsOfClasses(nn.Module):
@@ -38,7 +40,9 @@ LANGEVIN = {"name": "langevin", "step_size": 2e-3, "noise_scale": 0.0632}
 MALA = {"name": "mala", "step_size": 0.03}
 
 
-def metrics(digits_data, energy: nn.Module, chains_at: torch.Tensor, suite: dict | None = None, **objective) -> dict:
+def metrics(
+    digits_data, energy: nn.Module, chains_at: torch.Tensor, suite: dict | None = None, **objective
+) -> dict:
     params = helpers.params(
         sampler=LANGEVIN,
         objective=objective,
@@ -47,7 +51,9 @@ def metrics(digits_data, energy: nn.Module, chains_at: torch.Tensor, suite: dict
     index = shards.read_index(digits_data)
     card = {"shape": index.shape, "bounds": index.bounds, "num_classes": index.num_classes}
     model = TrainedModel(energy.eval(), chains_at, torch.arange(len(chains_at)) % 10, params, card)
-    return chains.evaluate(params.evaluation["chains"], evaluation.Subject(model, index, {}, None)).metrics
+    return chains.evaluate(
+        params.evaluation["chains"], evaluation.Subject(model, index, {}, None)
+    ).metrics
 
 
 def at(where: float) -> torch.Tensor:
@@ -80,7 +86,9 @@ def test_a_long_run_tells_where_chains_leave_the_data(digits_data):
     card = {"shape": index.shape, "bounds": index.bounds, "num_classes": index.num_classes}
 
     def found(energy, step_size, noise_scale):
-        params = helpers.params(sampler={"name": "langevin", "step_size": step_size, "noise_scale": noise_scale})
+        params = helpers.params(
+            sampler={"name": "langevin", "step_size": step_size, "noise_scale": noise_scale}
+        )
         model = TrainedModel(energy.eval(), torch.zeros(0), torch.zeros(0), params, card)
         config = long_run.Config(num_steps=1000, num_chains=20)
         return long_run.evaluate(config, evaluation.Subject(model, index, {}, None))
@@ -90,12 +98,22 @@ def test_a_long_run_tells_where_chains_leave_the_data(digits_data):
     assert steps == [0, 2, 5, 10, 22, 46, 100, 215, 464, 1000]
     low = x.flatten(1).sum(1).quantile(0.01)
     start = shards.read_split(index, "test")[0][:20]
-    medians = {step: (start - 0.002 * step).clamp(min=0).flatten(1).sum(1).quantile(0.5) for step in steps}
-    assert report.metrics["data"]["last_step_within"] == max(step for step in steps if medians[step] >= low) < 464
-    assert report.metrics["data"]["is_within_data"] == 0 and report.metrics["data"]["at_bounds"] == 1
+    medians = {
+        step: (start - 0.002 * step).clamp(min=0).flatten(1).sum(1).quantile(0.5) for step in steps
+    }
+    assert (
+        report.metrics["data"]["last_step_within"]
+        == max(step for step in steps if medians[step] >= low)
+        < 464
+    )
+    assert (
+        report.metrics["data"]["is_within_data"] == 0 and report.metrics["data"]["at_bounds"] == 1
+    )
     calm = found(Pit(), 1e-9, 0.0).metrics
     assert calm["data"]["is_within_data"] == 1 and calm["data"]["last_step_within"] == 1000
-    assert calm["noise"]["is_within_data"] == 0 and calm["noise"]["last_step_within"] == 0  # noise is brighter than any digit
+    assert (
+        calm["noise"]["is_within_data"] == 0 and calm["noise"]["last_step_within"] == 0
+    )  # noise is brighter than any digit
     assert set(report.figures) == {"data.png", "noise.png", "energy.png"}
 
 
@@ -109,20 +127,29 @@ class TwoModes(nn.Module):
     """Gaussians in the plane, 15 standard deviations apart: a barrier of 28 nats."""
 
     def forward(self, x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
-        return -torch.logsumexp(torch.stack([-12.5 * ((x - torch.tensor([at, 0.0])) ** 2).sum(1) for at in (-1.5, 1.5)]), dim=0)
+        return -torch.logsumexp(
+            torch.stack(
+                [-12.5 * ((x - torch.tensor([at, 0.0])) ** 2).sum(1) for at in (-1.5, 1.5)]
+            ),
+            dim=0,
+        )
 
 
 @pytest.fixture(scope="module")
 def plane_data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "plane"
-    shards.write(folder, "toy2d", toy2d.load(toy2d.Config(density="8gaussians", num_train=512, num_test=64)))
+    shards.write(
+        folder, "toy2d", toy2d.load(toy2d.Config(density="8gaussians", num_train=512, num_test=64))
+    )
     return folder
 
 
 def plane_metrics(plane_data, sampler: dict, **suite) -> dict:
     """Chains from noise start on both sides, those of the replay buffer in the left mode."""
     options = {"num_chains": 100, "num_draws": 200, "thin": 3, "num_components": 2} | suite
-    params = helpers.params(dataset={"name": "toy2d"}, sampler=sampler, evaluation={"chains": options})
+    params = helpers.params(
+        dataset={"name": "toy2d"}, sampler=sampler, evaluation={"chains": options}
+    )
     card = {"shape": [2], "bounds": None, "num_classes": 0}
     left = torch.tensor([-1.5, 0.0]).repeat(100, 1)
     model = TrainedModel(TwoModes().eval(), left, torch.zeros(100, dtype=torch.long), params, card)
@@ -147,14 +174,19 @@ def test_a_warm_up_adapts_the_step_size(plane_data):
     assert plane_metrics(plane_data, slow)["noise"]["acceptance_rate"] > 0.99
     adapted = plane_metrics(plane_data, slow, warm_up=300)
     for name in ("noise", "replay"):
-        assert abs(adapted[name]["acceptance_rate"] - 0.574) < 0.08 and 0.01 < adapted[name]["step_size"] < 0.3, adapted
+        assert (
+            abs(adapted[name]["acceptance_rate"] - 0.574) < 0.08
+            and 0.01 < adapted[name]["step_size"] < 0.3
+        ), adapted
         assert "swap_rates" not in adapted[name]
     both = plane_metrics(plane_data, slow, warm_up=300, temperatures=[1.0, 3.0, 9.0, 27.0])
     assert both["both"]["rhat"] < 1.1 and both["noise"].keys() >= {"step_size", "swap_rates"}, both
 
 
 def test_replicas_of_a_chain_keep_its_class(digits_data):
-    found = metrics(digits_data, WellsOfClasses(), at(0.5), {"temperatures": [1.0, 1.1, 1.21]}, conditional=True)
+    found = metrics(
+        digits_data, WellsOfClasses(), at(0.5), {"temperatures": [1.0, 1.1, 1.21]}, conditional=True
+    )
     assert all(found[name]["rhat"] < 1.1 for name in ("noise", "replay", "both")), found
 
 
@@ -164,7 +196,11 @@ def test_replicas_of_a_chain_keep_its_class(digits_data):
         (LANGEVIN, {"warm_up": 10}, "needs a sampler that accepts or rejects, not langevin"),
         (MALA, {"temperatures": [2.0, 4.0]}, "temperatures must start at 1 and grow"),
         (MALA, {"temperatures": [1.0, 1.0]}, "temperatures must start at 1 and grow"),
-        (MALA | {"temperature": 0.5}, {"temperatures": [1.0, 2.0]}, "needs a sampler at temperature 1, mala has 0.5"),
+        (
+            MALA | {"temperature": 0.5},
+            {"temperatures": [1.0, 2.0]},
+            "needs a sampler at temperature 1, mala has 0.5",
+        ),
     ],
 )
 def test_samplers_that_cannot_be_adapted_or_tempered_are_refused(sampler, suite, message):

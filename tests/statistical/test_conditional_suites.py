@@ -46,7 +46,9 @@ def mirrored(upper: torch.Tensor) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def classifier(digits_data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("classifier")
-    features.train(features.Config(num_steps=300, num_threads=1), shards.read_index(digits_data), folder)
+    features.train(
+        features.Config(num_steps=300, num_threads=1), shards.read_index(digits_data), folder
+    )
     return features.load(folder)
 
 
@@ -58,7 +60,8 @@ def means(digits_data) -> torch.Tensor:
 def subject(digits_data, energy, classifier=None, **objective):
     step_size = 0.0004
     params = helpers.params(
-        sampler={"name": "langevin", "step_size": step_size, "noise_scale": (2 * step_size) ** 0.5}, objective=objective
+        sampler={"name": "langevin", "step_size": step_size, "noise_scale": (2 * step_size) ** 0.5},
+        objective=objective,
     )
     index = shards.read_index(digits_data)
     card = {"shape": index.shape, "bounds": index.bounds, "num_classes": index.num_classes}
@@ -90,7 +93,10 @@ def test_a_wrong_label_is_no_hit_and_a_flat_energy_changes_no_class(digits_data,
     wrong = crossed(digits_data, ClassMeans(means(digits_data), shift=1), classifier).metrics
     assert wrong["noise"]["hit_rate"] < 0.05 and wrong["images"]["worst_class_hit_rate"] < 0.05
     calm = subject(digits_data, Flat(), classifier, conditional=True)
-    tiny = helpers.params(sampler={"name": "langevin", "step_size": 1e-8, "noise_scale": 1e-4}, objective={"conditional": True})
+    tiny = helpers.params(
+        sampler={"name": "langevin", "step_size": 1e-8, "noise_scale": 1e-4},
+        objective={"conditional": True},
+    )
     calm = calm._replace(model=calm.model._replace(params=tiny))
     still = cross_class.evaluate(cross_class.Config(num_samples=100, num_rounds=2), calm).metrics
     assert still["images"]["hit_rate"] < 0.1 and still["images"]["stayed"] > 0.9
@@ -104,7 +110,10 @@ def test_images_to_start_from_are_of_every_other_class(digits_data):
 
 
 def test_cross_class_needs_labels_and_a_classifier(digits_data, classifier):
-    for own in (subject(digits_data, Flat(), classifier), subject(digits_data, Flat(), None, conditional=True)):
+    for own in (
+        subject(digits_data, Flat(), classifier),
+        subject(digits_data, Flat(), None, conditional=True),
+    ):
         with pytest.raises(ConfigError, match="conditional: true"):
             cross_class.evaluate(cross_class.Config(), own)
 
@@ -123,8 +132,12 @@ def test_sums_of_energies_have_something_of_both(digits_data, classifier):
     assert found["share_with_both"] > 0.5 > found["share_with_both_alone"] + 0.2, found
     assert found["energy_of_both"] < found["energy_of_both_alone"]
     assert len(report.tables["pairs"]) == 45 and report.figures["pairs.png"]
-    with pytest.raises(ConfigError, match=r"evaluation\.composition: needs a model that learnt labels"):
-        composition.evaluate(config, subject(digits_data, ClassMeans(centre), classifier, conditional=False))
+    with pytest.raises(
+        ConfigError, match=r"evaluation\.composition: needs a model that learnt labels"
+    ):
+        composition.evaluate(
+            config, subject(digits_data, ClassMeans(centre), classifier, conditional=False)
+        )
 
 
 def test_the_nearest_upper_half_lends_its_lower_one():
@@ -138,27 +151,36 @@ def test_the_nearest_upper_half_lends_its_lower_one():
 
 
 def test_completions_follow_the_energy_and_keep_what_is_given(digits_data, tmp_path):
-    config, own = completion.Config(num_images=60, num_completions=6, num_steps=60), subject(digits_data, Mirror())
+    config, own = (
+        completion.Config(num_images=60, num_completions=6, num_steps=60),
+        subject(digits_data, Mirror()),
+    )
     report = completion.evaluate(config, own)
     report.write(tmp_path)
     x, _ = shards.read_split(own.data, "test")
     upper, lower = x[:60].chunk(2, dim=2)
     bias = ((mirrored(upper) - lower) ** 2).mean().item()
     found = report.metrics["test"]
-    assert found["variance"] == pytest.approx(1 / STIFFNESS, rel=0.2)  # the step is a tenth of the well's width: 11 % too wide
+    assert found["variance"] == pytest.approx(
+        1 / STIFFNESS, rel=0.2
+    )  # the step is a tenth of the well's width: 11 % too wide
     assert found["mse"] == pytest.approx(bias + 1 / STIFFNESS, rel=0.02)
     assert found["mse_of_mean_completion"] == pytest.approx(bias + 1 / STIFFNESS / 6, rel=0.02)
     train = shards.read_split(own.data, "train")[0]
     mean_image = ((train.mean(dim=0)[:, 4:] - lower) ** 2).mean().item()
     assert found["mse_mean_image"] == pytest.approx(mean_image, rel=1e-5)
-    assert report.metrics["mse_over_mean_image"] == pytest.approx(found["mse"] / mean_image, rel=1e-5)
+    assert report.metrics["mse_over_mean_image"] == pytest.approx(
+        found["mse"] / mean_image, rel=1e-5
+    )
     ratio = found["mse"] / report.metrics["train"]["mse"]
     assert report.metrics["mse_test_over_train"] == pytest.approx(ratio)
 
 
 def test_a_conditional_model_completes_under_the_label(digits_data):
     own = subject(digits_data, ClassMeans(means(digits_data)), conditional=True)
-    report = completion.evaluate(completion.Config(num_images=60, num_completions=2, num_steps=60), own)
+    report = completion.evaluate(
+        completion.Config(num_images=60, num_completions=2, num_steps=60), own
+    )
     x, y = shards.read_split(own.data, "test")
     bias = ((means(digits_data)[y[:60]] - x[:60])[:, :, 4:] ** 2).mean().item()
     assert report.metrics["test"]["mse_of_mean_completion"] == pytest.approx(bias, rel=0.05)

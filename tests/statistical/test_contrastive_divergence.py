@@ -36,7 +36,15 @@ def transcript(trainer, shard):
     for _ in range(p.sampler.num_steps):
         x = x.requires_grad_()
         (gradient,) = torch.autograd.grad(energy(x).sum(), x)
-        x = (x - p.sampler.step_size * gradient + p.sampler.noise_scale * torch.randn(x.shape, generator=g)).detach().clamp(0, 1)
+        x = (
+            (
+                x
+                - p.sampler.step_size * gradient
+                + p.sampler.noise_scale * torch.randn(x.shape, generator=g)
+            )
+            .detach()
+            .clamp(0, 1)
+        )
     g = draws("data_noise")
     x_plus = (x_data + p.objective.data_noise * torch.randn(x_data.shape, generator=g)).clamp(0, 1)
     alpha = p.objective.energy_penalty
@@ -45,11 +53,21 @@ def transcript(trainer, shard):
     if p.objective.kl_weight:  # Du et al. 2021: the weights by which the chain moved, not those of the energy where it ends
         fixed, last = copy.deepcopy(energy).requires_grad_(False), x.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(energy(last).sum(), last, create_graph=True)
-        end = x - p.sampler.step_size * gradient + p.sampler.noise_scale * torch.randn(x.shape, generator=draws("kl"))
+        end = (
+            x
+            - p.sampler.step_size * gradient
+            + p.sampler.noise_scale * torch.randn(x.shape, generator=draws("kl"))
+        )
         end = end.clamp(0, 1)
         nearest = [min((end[i] - x[j]).norm() for j in range(n) if j != i) for i in range(n)]
-        loss = loss + p.objective.kl_weight * (fixed(end).mean() - p.objective.entropy_weight * torch.stack(nearest).log().mean())
-    return torch.cat([v.flatten() for v in torch.autograd.grad(loss, list(energy.parameters()))]), x, slots
+        loss = loss + p.objective.kl_weight * (
+            fixed(end).mean() - p.objective.entropy_weight * torch.stack(nearest).log().mean()
+        )
+    return (
+        torch.cat([v.flatten() for v in torch.autograd.grad(loss, list(energy.parameters()))]),
+        x,
+        slots,
+    )
 
 
 VARIANTS = {
@@ -76,12 +94,16 @@ def test_a_step_is_the_algorithm_s(digits_data, limits):
         trainer.update = update
         torch.testing.assert_close(seen["energy"], mean, rtol=1e-4, atol=1e-6)
         for shard, (_, negatives, slots) in zip(trainer.data, expected, strict=True):
-            torch.testing.assert_close(trainer.replay[shard].position[slots], negatives, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(
+                trainer.replay[shard].position[slots], negatives, rtol=1e-4, atol=1e-6
+            )
         trainer.step += 1
 
 
 def composite(conditional, **changes):
-    joint = {"name": "contrastive_divergence", "conditional": conditional} | ({"label_temperature": 0.5} if conditional else {})
+    joint = {"name": "contrastive_divergence", "conditional": conditional} | (
+        {"label_temperature": 0.5} if conditional else {}
+    )
     own = {
         "name": "composite_likelihood",
         "joint": joint,
@@ -99,7 +121,9 @@ def test_conditionals_are_learnt_beside_the_joint_density(digits_data, condition
     chosen, plain = composite(conditional)
     trainer, joint = helpers.build(chosen, digits_data), helpers.build(plain, digits_data)
     energy = copy.deepcopy(trainer.objective.players["energy"])
-    (turn,), (turn_of_joint,) = (list(own.objective.turns(own.batch(1), own.context(1))) for own in (trainer, joint))
+    (turn,), (turn_of_joint,) = (
+        list(own.objective.turns(own.batch(1), own.context(1))) for own in (trainer, joint)
+    )
 
     x, y = (part[:3] for part in trainer.data[1].batch(0)[:2])
     target = (lambda at: energy(at, y)) if conditional else energy
@@ -107,19 +131,35 @@ def test_conditionals_are_learnt_beside_the_joint_density(digits_data, condition
     which = torch.randint(4, (3, 1), generator=g).flatten().tolist()
     hidden = torch.zeros(3, 1, 8, 8, dtype=torch.bool)
     for i, half in enumerate(which):
-        hidden[i, 0][[(slice(0, 4),), (slice(4, 8),), (slice(None), slice(0, 4)), (slice(None), slice(4, 8))][half]] = True
+        hidden[i, 0][
+            [
+                (slice(0, 4),),
+                (slice(4, 8),),
+                (slice(None), slice(0, 4)),
+                (slice(None), slice(4, 8)),
+            ][half]
+        ] = True
     moving = torch.rand(x.shape, generator=g)
     for _ in range(4):
         moving = torch.where(hidden, moving, x).requires_grad_()
         (gradient,) = torch.autograd.grad(target(moving).sum(), moving)
-        step = chosen.sampler.noise_scale * torch.randn(x.shape, generator=g) - chosen.sampler.step_size * gradient
+        step = (
+            chosen.sampler.noise_scale * torch.randn(x.shape, generator=g)
+            - chosen.sampler.step_size * gradient
+        )
         moving = (moving + step).detach().clamp(0, 1)
     completed = torch.where(hidden, moving, x)
     e_plus, e_minus = target(x), target(completed)
     expected = (e_plus + 0.2 * e_plus**2).mean() + (0.2 * e_minus**2 - e_minus).mean()
-    assert (turn.loss - turn_of_joint.loss).item() == pytest.approx(0.7 * expected.item(), rel=1e-4, abs=1e-6)
-    assert turn.metrics["completion_error"].item() == pytest.approx(((completed - x) ** 2).mean().item(), rel=1e-4)
-    assert turn.metrics["completion_gap"].item() == pytest.approx((e_plus - e_minus).mean().item(), rel=1e-3, abs=1e-5)
+    assert (turn.loss - turn_of_joint.loss).item() == pytest.approx(
+        0.7 * expected.item(), rel=1e-4, abs=1e-6
+    )
+    assert turn.metrics["completion_error"].item() == pytest.approx(
+        ((completed - x) ** 2).mean().item(), rel=1e-4
+    )
+    assert turn.metrics["completion_gap"].item() == pytest.approx(
+        (e_plus - e_minus).mean().item(), rel=1e-3, abs=1e-5
+    )
     gradients = [
         torch.autograd.grad(own.loss, list(t.objective.players["energy"].parameters()))
         for own, t in ((turn, trainer), (turn_of_joint, joint))
@@ -135,7 +175,9 @@ def test_all_halves_are_hidden_and_no_more():
     hidden = halves(torch.zeros(64, 3, 5, 6), stream(0, "halves"))
     assert hidden.shape == (64, 1, 5, 6)
     kinds = {bytes(one.to(torch.uint8).numpy().tobytes()): one for one in hidden}
-    assert sorted(one.float().mean().item() for one in kinds.values()) == pytest.approx([0.4, 0.5, 0.5, 0.6])
+    assert sorted(one.float().mean().item() for one in kinds.values()) == pytest.approx(
+        [0.4, 0.5, 0.5, 0.6]
+    )
     assert torch.equal(sum(one.long() for one in kinds.values()), torch.full((1, 5, 6), 2))
 
 
@@ -143,13 +185,19 @@ def test_a_conditional_energy_stays_one_inside_composite_likelihood(digits_data)
     chosen, _ = composite(True)
     assert is_conditional(chosen) and chosen.objective.label_temperature == 0.5
     assert not is_conditional(composite(False)[0])
-    with pytest.raises(ConfigError, match=r"label_temperature.* only a conditional energy has labels"):
+    with pytest.raises(
+        ConfigError, match=r"label_temperature.* only a conditional energy has labels"
+    ):
         composite(False, joint={"name": "contrastive_divergence", "label_temperature": 0.5})
 
 
 def test_only_images_have_halves(tmp_path):
     toy = shards.write(
-        tmp_path / "toy", "random", Dataset({"train": Arrays(np.zeros((64, 2), np.float32), None)}, 1.0, None, 0, "zeros", False)
+        tmp_path / "toy",
+        "random",
+        Dataset(
+            {"train": Arrays(np.zeros((64, 2), np.float32), None)}, 1.0, None, 0, "zeros", False
+        ),
     )
     trainer = helpers.build(composite(False)[0], toy.folder)
     with pytest.raises(ConfigError, match=r"hides halves of images, found samples of shape \(2,\)"):
@@ -171,7 +219,9 @@ def test_the_gradient_raises_likelihood():
     before = log_likelihood()
     exact = torch.autograd.grad(-before, list(energy.parameters()))
     weights = (-energy(points)).softmax(0).detach()
-    loss = energy(data).mean() - (weights * energy(points)).sum()  # E+ - E-, with negatives from the model
+    loss = (
+        energy(data).mean() - (weights * energy(points)).sum()
+    )  # E+ - E-, with negatives from the model
     ours = torch.autograd.grad(loss, list(energy.parameters()))
     for a, b in zip(exact, ours, strict=True):
         torch.testing.assert_close(a, b)
@@ -182,7 +232,9 @@ def test_the_gradient_raises_likelihood():
 
 
 def test_training_lowers_the_energy_of_data_against_noise(digits_data):
-    chosen = helpers.params(train={"num_steps": 60, "batch_size": 64, "log_every": 60}, replay={"capacity": 256})
+    chosen = helpers.params(
+        train={"num_steps": 60, "batch_size": 64, "log_every": 60}, replay={"capacity": 256}
+    )
     trainer = helpers.build(chosen, digits_data)
     for _ in range(60):
         trainer.advance()
@@ -198,7 +250,10 @@ def test_where_chains_start(digits_data, start):
     """With a vanishing step the negatives are where the chains start."""
     sampler = {"name": "langevin", "step_size": 1e-12, "noise_scale": 0.0, "num_steps": 1}
     objective = {"name": "contrastive_divergence", "start": start, "energy_penalty": 0.0}
-    trainer = helpers.build(helpers.params(sampler=sampler, objective=objective, replay={"reinit_prob": 0.0}), digits_data)
+    trainer = helpers.build(
+        helpers.params(sampler=sampler, objective=objective, replay={"reinit_prob": 0.0}),
+        digits_data,
+    )
     row = trainer.mean_over_shards(trainer.advance())
     if start == "data":
         assert row["energy_gap"] == pytest.approx(0, abs=1e-6)
@@ -211,36 +266,62 @@ def test_where_chains_start(digits_data, start):
 def test_chains_may_take_the_labels_of_other_data(digits_data, start):
     """With a vanishing step: what is put back, and what the energies are of."""
     sampler = {"name": "langevin", "step_size": 1e-12, "noise_scale": 0.0, "num_steps": 1}
-    objective = {"name": "contrastive_divergence", "conditional": True, "chain_labels": "data", "start": start}
-    trainer = helpers.build(helpers.params(sampler=sampler, objective=objective, replay={"reinit_prob": 0.0}), digits_data)
+    objective = {
+        "name": "contrastive_divergence",
+        "conditional": True,
+        "chain_labels": "data",
+        "start": start,
+    }
+    trainer = helpers.build(
+        helpers.params(sampler=sampler, objective=objective, replay={"reinit_prob": 0.0}),
+        digits_data,
+    )
     (x, y), chains = trainer.data[0].batch(0), trainer.replay[0]
     position = chains.position.clone()
     energy = copy.deepcopy(trainer.objective.players["energy"])
     (turn,) = trainer.objective.turns(trainer.batch(0), trainer.context(0))
     if start == "replay":
         moved = chains.age > 0
-        assert sorted(chains.label[moved].tolist()) == sorted(y.tolist()) and torch.equal(chains.position, position)
+        assert sorted(chains.label[moved].tolist()) == sorted(y.tolist()) and torch.equal(
+            chains.position, position
+        )
     else:
         with torch.no_grad():
-            assert turn.energies["energy_neg"] == pytest.approx(energy(x, y.roll(1)).mean().item(), rel=1e-4)
+            assert turn.energies["energy_neg"] == pytest.approx(
+                energy(x, y.roll(1)).mean().item(), rel=1e-4
+            )
 
 
 def test_chains_may_start_at_changed_data(digits_data):
     sampler = {"name": "langevin", "step_size": 1e-12, "noise_scale": 0.0, "num_steps": 1}
     for prob, augmentation in ((0.0, "affine"), (1.0, "affine"), (1.0, "crop")):
-        objective = {"name": "contrastive_divergence", "start": "data", "augment_prob": prob, "augmentation": augmentation}
-        trainer = helpers.build(helpers.params(sampler=sampler, objective=objective, replay={"reinit_prob": 0.0}), digits_data)
+        objective = {
+            "name": "contrastive_divergence",
+            "start": "data",
+            "augment_prob": prob,
+            "augmentation": augmentation,
+        }
+        trainer = helpers.build(
+            helpers.params(sampler=sampler, objective=objective, replay={"reinit_prob": 0.0}),
+            digits_data,
+        )
         (turn,) = trainer.objective.turns(trainer.batch(0), trainer.context(0))
         (x, _), energy = trainer.data[0].batch(0), trainer.objective.players["energy"]
-        start = AUGMENTATIONS[augmentation](x, prob, (0.0, 1.0), trainer.context(0).stream("augment"))
+        start = AUGMENTATIONS[augmentation](
+            x, prob, (0.0, 1.0), trainer.context(0).stream("augment")
+        )
         with torch.no_grad():
-            assert turn.energies["energy_neg"] == pytest.approx(energy(start).mean().item(), abs=1e-6)
+            assert turn.energies["energy_neg"] == pytest.approx(
+                energy(start).mean().item(), abs=1e-6
+            )
             assert (turn.energies["energy_gap"].abs() > 1e-5) == bool(prob)
 
 
 def test_a_conditional_model_keeps_each_chain_s_label(digits_data):
     objective = {"name": "contrastive_divergence", "conditional": True}
-    trainer = helpers.build(helpers.params(objective=objective, replay={"reinit_prob": 0.0}), digits_data)
+    trainer = helpers.build(
+        helpers.params(objective=objective, replay={"reinit_prob": 0.0}), digits_data
+    )
     before = {s: chains.label.clone() for s, chains in trainer.replay.items()}
     trainer.advance()
     assert all(torch.equal(before[s], chains.label) for s, chains in trainer.replay.items())
@@ -270,4 +351,6 @@ def test_the_label_term_is_the_cross_entropy_of_the_energies_over_the_labels(dig
 
 def test_metrics_are_finite_with_one_sample_a_shard(digits_data):
     trainer = helpers.build(helpers.params(train={"batch_size": 2, "num_shards": 2}), digits_data)
-    assert all(math.isfinite(value) for value in trainer.mean_over_shards(trainer.advance()).values())
+    assert all(
+        math.isfinite(value) for value in trainer.mean_over_shards(trainer.advance()).values()
+    )

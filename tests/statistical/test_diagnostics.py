@@ -36,8 +36,17 @@ def test_as_arviz(name):
         if num_chains * num_draws % 20 == 1:
             num_draws += 1  # there a quantile is a draw, and arviz's may round to below it
         x = autoregressive(rng.uniform(-0.9, 0.98), num_chains, num_draws, trial)
-        x = [x, x.round(), np.tan(x), x + np.arange(num_chains)[:, None], x * (1 + np.arange(num_chains)[:, None])][trial % 5]
-        assert float(ours(x)) == pytest.approx(float(theirs(x)), rel=1e-10, nan_ok=True), (trial, x.shape)
+        x = [
+            x,
+            x.round(),
+            np.tan(x),
+            x + np.arange(num_chains)[:, None],
+            x * (1 + np.arange(num_chains)[:, None]),
+        ][trial % 5]
+        assert float(ours(x)) == pytest.approx(float(theirs(x)), rel=1e-10, nan_ok=True), (
+            trial,
+            x.shape,
+        )
 
 
 @pytest.mark.parametrize("rho", [-0.5, 0.0, 0.9])
@@ -50,7 +59,9 @@ def test_effective_sample_size_of_known_chains(rho):
     assert diagnostics.rhat(x) == pytest.approx(1, abs=0.005)
 
 
-@pytest.mark.parametrize("change", [lambda x, i: x + i, lambda x, i: x * (1 + i)], ids=["place", "spread"])
+@pytest.mark.parametrize(
+    "change", [lambda x, i: x + i, lambda x, i: x * (1 + i)], ids=["place", "spread"]
+)
 def test_r_hat_sees_chains_that_differ(change):
     """In place and, through the folds, in spread."""
     x = numpy_stream(0, "chains").standard_normal((4, 200))
@@ -73,31 +84,49 @@ def test_a_trace_of_a_chain():
     target = lambda x: (x**2).flatten(1).sum(1) / 2  # noqa: E731
     trace = diagnostics.Trace(every=2)
     kernel = hmc.build(hmc.Config(step_size=0.4, num_leapfrog=5), bounds=None)
-    _, stats_ = run_chain(kernel, target, torch.zeros(8, 1, 3), 400, stream(0, "chain"), observe=trace)
+    _, stats_ = run_chain(
+        kernel, target, torch.zeros(8, 1, 3), 400, stream(0, "chain"), observe=trace
+    )
     report = trace.report()
     assert trace.draws().shape == (8, 200, 1, 3) and report.energy.shape == (200,)
     assert report.rhat < 1.02 and 500 < report.ess_bulk < 8000 and report.ess_tail > 500
-    assert report.acceptance_rate == pytest.approx(stats_.acceptance_rate.item()) and report.num_not_finite == 0 == report.at_bounds
+    assert (
+        report.acceptance_rate == pytest.approx(stats_.acceptance_rate.item())
+        and report.num_not_finite == 0 == report.at_bounds
+    )
     assert report.energy[20:].mean() == pytest.approx(1.5, abs=0.1)
     x = trace.draws()
-    assert report.moved == pytest.approx((x[:, 1:] - x[:, :-1]).flatten(2).norm(dim=2).mean().item())
+    assert report.moved == pytest.approx(
+        (x[:, 1:] - x[:, :-1]).flatten(2).norm(dim=2).mean().item()
+    )
 
 
 def test_a_trace_tells_of_bounds_and_of_what_is_not_finite():
     trace = diagnostics.Trace()
     kernel = langevin.build(langevin.Config(step_size=1.0, noise_scale=3.0), bounds=(0.0, 1.0))
-    run_chain(kernel, lambda x: x.sum(1) * 1.0 + (x**2).sum(1), torch.rand(50, 2), 20, stream(0, "chain"), observe=trace)
+    run_chain(
+        kernel,
+        lambda x: x.sum(1) * 1.0 + (x**2).sum(1),
+        torch.rand(50, 2),
+        20,
+        stream(0, "chain"),
+        observe=trace,
+    )
     report = trace.report(bounds=(0.0, 1.0))
     assert 0.5 < report.at_bounds < 1 and report.acceptance_rate == 1
     trace = diagnostics.Trace()
     kernel = mala.build(mala.Config(step_size=1.0), bounds=None)
-    run_chain(kernel, lambda x: x.log().sum(1), torch.rand(50, 1), 4, stream(0, "chain"), observe=trace)
+    run_chain(
+        kernel, lambda x: x.log().sum(1), torch.rand(50, 1), 4, stream(0, "chain"), observe=trace
+    )
     assert 10 < trace.report().num_not_finite < 200
 
 
 def test_independent_draws_have_their_number_as_size():
     x = np.asarray(stats.cauchy.rvs(size=(4, 2000), random_state=np.random.default_rng(0)))
-    assert diagnostics.ess_bulk(x) == pytest.approx(8000, rel=0.1) and diagnostics.ess_tail(x) == pytest.approx(8000, rel=0.1)
+    assert diagnostics.ess_bulk(x) == pytest.approx(8000, rel=0.1) and diagnostics.ess_tail(
+        x
+    ) == pytest.approx(8000, rel=0.1)
 
 
 def test_a_trace_keeps_every_so_many_steps():
@@ -105,4 +134,8 @@ def test_a_trace_keeps_every_so_many_steps():
     state = langevin.State(torch.zeros(2, 1))
     for step in range(7):
         trace(step, state, Info(torch.ones(2) * step, torch.zeros(2), torch.tensor([True, False])))
-    assert torch.stack(trace.energies).tolist() == [[2, 2], [5, 5]] and trace.draws().shape == (2, 2, 1)
+    assert torch.stack(trace.energies).tolist() == [[2, 2], [5, 5]] and trace.draws().shape == (
+        2,
+        2,
+        1,
+    )

@@ -15,10 +15,26 @@ def quadratic(precision: torch.Tensor, mean: torch.Tensor):
     return lambda x: ((x - mean) ** 2 * precision).sum(1) / 2
 
 
-def chain(step_size, noise_scale, num_steps, precision, mean, num_chains=20000, bounds=None, clip=None, start=None):
+def chain(
+    step_size,
+    noise_scale,
+    num_steps,
+    precision,
+    mean,
+    num_chains=20000,
+    bounds=None,
+    clip=None,
+    start=None,
+):
     config = langevin.Config(step_size=step_size, noise_scale=noise_scale, score_clip=clip)
     x = torch.zeros(num_chains, len(precision)) if start is None else start
-    return run_chain(langevin.build(config, bounds=bounds), quadratic(precision, mean), x, num_steps, stream(1, "chain"))
+    return run_chain(
+        langevin.build(config, bounds=bounds),
+        quadratic(precision, mean),
+        x,
+        num_steps,
+        stream(1, "chain"),
+    )
 
 
 @pytest.mark.parametrize(("a", "temperature"), [(0.1, 1.0), (0.5, 1.0), (0.1, 0.25)])
@@ -34,7 +50,9 @@ def test_stationary_moments_on_a_gaussian_are_those_of_the_discretised_chain(a, 
 
 
 def test_temperature_is_what_the_step_and_noise_belong_to():
-    assert langevin.Config(step_size=10.0, noise_scale=0.005).temperature == pytest.approx(1.25e-6)  # Du & Mordatch's
+    assert langevin.Config(step_size=10.0, noise_scale=0.005).temperature == pytest.approx(
+        1.25e-6
+    )  # Du & Mordatch's
     assert langevin.Config(step_size=0.5, noise_scale=1.0).temperature == pytest.approx(1.0)
 
 

@@ -27,12 +27,18 @@ def metrics(machine: rbm.RBM, digits_data) -> dict:
         energy={"name": "rbm", "num_hidden": 10},
         sampler={"name": "gibbs"},
         objective={"binarise": True, "data_noise": 0.0},
-        evaluation={"likelihood": {"num_betas": 600, "num_chains": 60, "burn_in": 50, "max_exact_hidden": 1}},
+        evaluation={
+            "likelihood": {"num_betas": 600, "num_chains": 60, "burn_in": 50, "max_exact_hidden": 1}
+        },
     )
     index = shards.read_index(digits_data)
     card = {"shape": index.shape, "bounds": index.bounds, "num_classes": index.num_classes}
-    model = TrainedModel(machine, torch.zeros(64, 1, 8, 8), torch.zeros(64, dtype=torch.long), params, card)
-    return likelihood.evaluate(params.evaluation["likelihood"], evaluation.Subject(model, index, {}, None)).metrics
+    model = TrainedModel(
+        machine, torch.zeros(64, 1, 8, 8), torch.zeros(64, dtype=torch.long), params, card
+    )
+    return likelihood.evaluate(
+        params.evaluation["likelihood"], evaluation.Subject(model, index, {}, None)
+    ).metrics
 
 
 def test_a_heavy_mode_far_from_the_chains_is_found(digits_data):
@@ -40,8 +46,13 @@ def test_a_heavy_mode_far_from_the_chains_is_found(digits_data):
     exact, found = exact_log_z(machine.weights()), metrics(machine, digits_data)
     assert found["reverse_ais"]["log_z"] < exact - 10, "the persistent chains know nothing of it"
     assert found["worst"]["log_z"] == pytest.approx(exact, abs=0.5), found
-    assert found["states"]["log_z"] <= exact and found["states"]["log_z"] > found["reverse_ais"]["log_z"]
-    assert found["worst"]["test"] == min(found[name]["test"] for name in ("ais", "ais_uniform", "reverse_ais", "states"))
+    assert (
+        found["states"]["log_z"] <= exact
+        and found["states"]["log_z"] > found["reverse_ais"]["log_z"]
+    )
+    assert found["worst"]["test"] == min(
+        found[name]["test"] for name in ("ais", "ais_uniform", "reverse_ais", "states")
+    )
 
 
 def test_without_such_a_mode_all_agree(digits_data):

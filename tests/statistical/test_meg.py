@@ -55,14 +55,19 @@ def turns(toy, **changes):
     trainer.step = 1
     batch, context = trainer.batch(0), trainer.context(0)
     z = {
-        purpose: torch.randn(len(batch.x), 2, generator=trainer.context(0).stream(f"latents/{purpose}"))
+        purpose: torch.randn(
+            len(batch.x), 2, generator=trainer.context(0).stream(f"latents/{purpose}")
+        )
         for purpose in ("energy", "generator")
     }
     return trainer.objective.players, list(trainer.objective.turns(batch, context)), batch.x, z
 
 
 def same_gradients(network, loss, expected):
-    ours, theirs = (torch.autograd.grad(value, network.parameters(), retain_graph=True) for value in (loss, expected))
+    ours, theirs = (
+        torch.autograd.grad(value, network.parameters(), retain_graph=True)
+        for value in (loss, expected)
+    )
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
@@ -70,18 +75,24 @@ def same_gradients(network, loss, expected):
 @pytest.mark.parametrize("loss", ["linear", "logistic", "relativistic"])
 @pytest.mark.parametrize("negative_penalty", [0.0, 0.7])
 def test_the_energy_s_turn_is_a_plain_transcript(toy, loss, negative_penalty):
-    players, found, x, z = turns(toy, objective={"loss": loss, "negative_penalty": negative_penalty})
+    players, found, x, z = turns(
+        toy, objective={"loss": loss, "negative_penalty": negative_penalty}
+    )
     energy, fake = players["energy"], players["generator"](z["energy"]).detach()
 
     def squared_norm(points):
         points = points.clone().requires_grad_()
         return torch.stack(
-            [(torch.autograd.grad(energy(points)[i], points, create_graph=True)[0][i] ** 2).sum() for i in range(len(points))]
+            [
+                (torch.autograd.grad(energy(points)[i], points, create_graph=True)[0][i] ** 2).sum()
+                for i in range(len(points))
+            ]
         ).mean()
 
     expected = {
         "linear": energy(x).mean() - energy(fake).mean(),
-        "logistic": torch.log(1 + energy(x).exp()).mean() + torch.log(1 + (-energy(fake)).exp()).mean(),
+        "logistic": torch.log(1 + energy(x).exp()).mean()
+        + torch.log(1 + (-energy(fake)).exp()).mean(),
         "relativistic": torch.log(1 + (energy(x) - energy(fake)).exp()).mean(),
     }[loss] + 0.3 * squared_norm(x)
     expected = expected + negative_penalty * squared_norm(fake)
@@ -100,7 +111,11 @@ def test_generator_and_statistics_raise_the_information(toy, loss):
     joint, apart = players["statistics"](fake, z), players["statistics"](fake, other)
     information = torch.sigmoid(joint).log().mean() + torch.sigmoid(-apart).log().mean()
     energy = players["energy"](fake)
-    of_energy = energy.mean() if loss == "linear" else torch.log(1 + (energy - players["energy"](x)).exp()).mean()
+    of_energy = (
+        energy.mean()
+        if loss == "linear"
+        else torch.log(1 + (energy - players["energy"](x)).exp()).mean()
+    )
     torch.testing.assert_close(found[1].metrics["mutual_information"], information)
     same_gradients(players["generator"], found[1].loss, of_energy - 0.4 * information)
     same_gradients(players["statistics"], found[2].loss, -information)
@@ -109,10 +124,18 @@ def test_generator_and_statistics_raise_the_information(toy, loss):
 def test_the_generator_learns_in_every_second_step_and_its_weight_changes_linearly(toy):
     trainer = helpers.build(params(objective={"mi_weight": 1.0, "final_mi_weight": 0.2}), toy)
     players = [list(trainer.advance()) for trainer.step in range(4)]
-    assert [any("loss_generator" in name for name in row) for row in players] == [False, True, False, True]
+    assert [any("loss_generator" in name for name in row) for row in players] == [
+        False,
+        True,
+        False,
+        True,
+    ]
     assert trainer.objective._mi_weight(0) == 1.0
     assert trainer.objective._mi_weight(6) == pytest.approx(0.6)
-    with pytest.raises(ConfigError, match=r"log_every: must be a multiple of objective\.num_energy_steps = 3, found 2"):
+    with pytest.raises(
+        ConfigError,
+        match=r"log_every: must be a multiple of objective\.num_energy_steps = 3, found 2",
+    ):
         params(objective={"num_energy_steps": 3})
 
 
@@ -125,15 +148,24 @@ def test_information_of_known_densities():
         conditional = torch.distributions.Normal(z, 0.5).log_prob(x)
         return (conditional - torch.distributions.Normal(0.0, 1.25**0.5).log_prob(x))[:, 0]
 
-    u = log_ratio(x, z), log_ratio(x, torch.randn(z.shape, generator=stream(0, "other"), dtype=torch.float64))
+    u = (
+        log_ratio(x, z),
+        log_ratio(x, torch.randn(z.shape, generator=stream(0, "other"), dtype=torch.float64)),
+    )
     half = math.log(2)
-    divergence = (half - torch.log(1 + (-u[0]).exp()).mean() + half - torch.log(1 + u[1].exp()).mean()) / 2
-    assert meg.mutual_information(log_ratio, x, z).item() == pytest.approx(2 * divergence.item() - 2 * half, abs=0.01)
-    assert meg.mutual_information(lambda x, z: torch.zeros(len(x)), x, z).item() == pytest.approx(-2 * half)
+    divergence = (
+        half - torch.log(1 + (-u[0]).exp()).mean() + half - torch.log(1 + u[1].exp()).mean()
+    ) / 2
+    assert meg.mutual_information(log_ratio, x, z).item() == pytest.approx(
+        2 * divergence.item() - 2 * half, abs=0.01
+    )
+    assert meg.mutual_information(lambda x, z: torch.zeros(len(x)), x, z).item() == pytest.approx(
+        -2 * half
+    )
     for worse in (0.5, 2.0):
-        assert meg.mutual_information(lambda x, z, worse=worse: worse * log_ratio(x, z), x, z) < meg.mutual_information(
-            log_ratio, x, z
-        )
+        assert meg.mutual_information(
+            lambda x, z, worse=worse: worse * log_ratio(x, z), x, z
+        ) < meg.mutual_information(log_ratio, x, z)
 
 
 def test_chains_in_latent_space_are_exact_with_and_without_the_prior():
@@ -146,11 +178,15 @@ def test_chains_in_latent_space_are_exact_with_and_without_the_prior():
         z = torch.randn(20000, 2, generator=stream(0, "start"))
         z, stats = run_chain(kernel, target, z, 200, stream(0, "chain"))
         precision = a.T @ a / temperature + torch.eye(2) * prior_weight / temperature
-        torch.testing.assert_close(torch.cov(z.T), torch.linalg.inv(precision), rtol=0.05, atol=0.01)
+        torch.testing.assert_close(
+            torch.cov(z.T), torch.linalg.inv(precision), rtol=0.05, atol=0.01
+        )
         assert 0.5 < stats.acceptance_rate < 1
     energy, drift = score(target, torch.tensor([[1.0, 2.0]]))
     assert energy.item() == pytest.approx((3.0**2 + 2.0**2) / 2 + temperature * 5 / 2)
-    torch.testing.assert_close(drift, -(torch.tensor([[3.0, 2.0]]) @ a + temperature * torch.tensor([[1.0, 2.0]])))
+    torch.testing.assert_close(
+        drift, -(torch.tensor([[3.0, 2.0]]) @ a + temperature * torch.tensor([[1.0, 2.0]]))
+    )
 
 
 @pytest.mark.parametrize("name", ["25gaussians", "8gaussians", "swissroll"])
@@ -164,7 +200,9 @@ def test_densities_are_normalised_and_their_samples_are_good(name):
     assert num_modes == (8 if name == "8gaussians" else 25)
     found = density.quality(truth, x, num_modes)
     assert found["modes"] == num_modes and found["kl"] < 2e-3
-    assert found["quality"] == pytest.approx(1 - math.exp(-8), abs=6e-4) or name == "swissroll"  # exp(-4^2 / 2) lie beyond 4 sd
+    assert (
+        found["quality"] == pytest.approx(1 - math.exp(-8), abs=6e-4) or name == "swissroll"
+    )  # exp(-4^2 / 2) lie beyond 4 sd
     assert density.grid_kl(log_p, log_p + 3.0) == pytest.approx(0, abs=1e-9)
     # against the same blurred: KL(N(0, s^2 I) || N(0, 4 s^2 I)) = log 4 - 1 + 1 / 4, where the modes are far apart
     if name != "swissroll":
@@ -175,14 +213,20 @@ def test_densities_are_normalised_and_their_samples_are_good(name):
 def test_quality_counts_modes_and_their_shares():
     truth = toy2d.density(toy2d.Config(density="8gaussians"))
     one = truth.centres[:1].repeat(100, axis=0)
-    assert density.quality(truth, one, 8) == {"modes": 1.0, "quality": 1.0, "kl": pytest.approx(math.log(8))}
+    assert density.quality(truth, one, 8) == {
+        "modes": 1.0,
+        "quality": 1.0,
+        "kl": pytest.approx(math.log(8)),
+    }
     far = one.copy()
     far[:25] += 5 * truth.sd
     assert density.quality(truth, far, 8)["quality"] == 0.75
     assert density.quality(truth, np.zeros((10, 2)), 8)["modes"] == 0
 
 
-def test_all_players_come_back_from_a_checkpoint_and_any_number_of_workers_gives_the_same_bits(toy, tmp_path):
+def test_all_players_come_back_from_a_checkpoint_and_any_number_of_workers_gives_the_same_bits(
+    toy, tmp_path
+):
     helpers.build(params(), toy).fit(tmp_path / "golden", Silent())
     golden = state_of(tmp_path / "golden")
     for stop_after in (1, 6):
@@ -201,7 +245,8 @@ def test_double_backward_under_ddp_agrees_with_ordered(toy, tmp_path):
     spawn(2, tmp_path / "ddp", toy, settings(train=chosen | {"reduce": "ddp"}))
     helpers.build(params(train=chosen), toy).fit(tmp_path / "ordered", Silent())
     ours, theirs = (
-        files.read_tensors(checkpoint.latest(tmp_path / name) / "weights.safetensors", "train") for name in ("ddp", "ordered")
+        files.read_tensors(checkpoint.latest(tmp_path / name) / "weights.safetensors", "train")
+        for name in ("ddp", "ordered")
     )
     assert {name.partition(".")[0] for name in ours} == {"energy", "generator", "statistics"}
     for name, weight in ours.items():
@@ -220,7 +265,8 @@ def test_the_exported_model_draws_and_has_all_players(toy, tmp_path):
     assert torch.equal(trained.generator(z), trainer.averages["generator"](z))
     assert not any(p.requires_grad for p in trained.generator.parameters())
     plain, moved, kept = (
-        latent.draw(trained, 500, "test", num_steps=n, with_prior=prior) for n, prior in ((0, False), (30, False), (30, True))
+        latent.draw(trained, 500, "test", num_steps=n, with_prior=prior)
+        for n, prior in ((0, False), (30, False), (30, True))
     )
     assert torch.equal(plain.x, latent.draw(trained, 500, "test").x) and plain.acceptance_rate == 1
     assert not torch.equal(plain.x, moved.x) and 0 < moved.acceptance_rate <= 1
@@ -233,7 +279,9 @@ def test_a_model_without_a_generator_says_so(digits_data, tmp_path):
 
     helpers.build(helpers.params(), digits_data).fit(tmp_path / "run", Silent())
     helpers.export(tmp_path / "run", tmp_path / "model", helpers.params(), digits_data)
-    with pytest.raises(DataError, match="has no generator, only energy; train one with objective meg"):
+    with pytest.raises(
+        DataError, match="has no generator, only energy; train one with objective meg"
+    ):
         latent.draw(models.load(tmp_path / "model"), 5, "test")
 
 
@@ -250,7 +298,10 @@ def test_a_model_without_a_generator_says_so(digits_data, tmp_path):
 def test_a_plugin_in_a_plugin_is_checked_like_any(change, expected):
     with pytest.raises(ConfigError, match=expected):
         params(objective=change)
-    with pytest.raises(ConfigError, match=r"optimizer\.lr_factors: no player generatr; players: energy, generator, statistics"):
+    with pytest.raises(
+        ConfigError,
+        match=r"optimizer\.lr_factors: no player generatr; players: energy, generator, statistics",
+    ):
         params(optimizer={"lr_factors": {"generatr": 2.0}})
     own = params()
     assert config.from_values(own.as_dict(), Path("again")) == own

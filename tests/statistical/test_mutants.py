@@ -9,16 +9,27 @@ import pytest
 
 from tests.helpers import ROOT
 
-LANGEVIN, CD = "tests/statistical/test_langevin.py", "tests/statistical/test_contrastive_divergence.py"
-SAMPLERS, RBM, DIAGNOSTICS = (f"tests/statistical/test_{name}.py" for name in ("samplers", "rbm", "diagnostics"))
-SAMPLING, CONDITIONAL = "tests/statistical/test_sampling.py", "tests/statistical/test_conditional_suites.py"
+LANGEVIN, CD = (
+    "tests/statistical/test_langevin.py",
+    "tests/statistical/test_contrastive_divergence.py",
+)
+SAMPLERS, RBM, DIAGNOSTICS = (
+    f"tests/statistical/test_{name}.py" for name in ("samplers", "rbm", "diagnostics")
+)
+SAMPLING, CONDITIONAL = (
+    "tests/statistical/test_sampling.py",
+    "tests/statistical/test_conditional_suites.py",
+)
 MEG, ANOMALY = "tests/statistical/test_meg.py", "tests/unit/test_anomaly_data.py"
 NOISE = "tests/statistical/test_noise_contrastive.py"
 FAST_LAYERS = "tests/unit/test_cpu_layers.py"
 ADAM = "tests/integration/test_trainer.py::test_kernels_that_lie_channels_last_learn_as_adam_says_also_after_a_restart"
 BAND_POWER = "tests/statistical/test_band_power.py"
 CHAINS, TASKS = "tests/statistical/test_chains_suite.py", "tests/statistical/test_tasks.py"
-GEWEKE, BOUNDS = f"{SAMPLERS}::test_exact_draws_stay_exact_at_every_step", f"{SAMPLERS}::test_bounds_leave_the_sampler_exact"
+GEWEKE, BOUNDS = (
+    f"{SAMPLERS}::test_exact_draws_stay_exact_at_every_step",
+    f"{SAMPLERS}::test_bounds_leave_the_sampler_exact",
+)
 HALF, KEPT = (
     f"{SAMPLERS}::test_what_is_not_finite_is_rejected_and_counted",
     f"{SAMPLERS}::test_a_rejected_chain_keeps_position_energy_and_score",
@@ -223,11 +234,26 @@ def test_the_table_fits_the_code():
 def test_a_mutant_does_not_survive(name, tmp_path):
     file, right, wrong, test = MUTANTS[name]
     for folder in ("ebm_dist", "pipelines", "tests"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__")
+        )
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     source = (tmp_path / "ebm_dist" / file).read_text()
     (tmp_path / "ebm_dist" / file).write_text(source.replace(right, wrong))
     environment = os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider", test]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-n",
+        "0",
+        "-p",
+        "no:cacheprovider",
+        test,
+    ]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 1, f"{name} survived {test}:\n{done.stdout[-2000:]}"

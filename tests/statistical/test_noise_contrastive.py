@@ -101,8 +101,13 @@ def test_both_directions_of_a_flow_have_the_determinant_of_calculus(kind):
     z = torch.randn(12, network.latent_size, generator=stream(0, "z"), dtype=torch.float64)
     x, log_q = network.draw(z)
     for i in range(len(z)):
-        jacobian = torch.autograd.functional.jacobian(lambda v: network.draw(v[None])[0].flatten(), z[i])
-        expected = torch.distributions.Normal(0.0, 1.0).log_prob(z[i]).sum() - torch.linalg.slogdet(jacobian).logabsdet
+        jacobian = torch.autograd.functional.jacobian(
+            lambda v: network.draw(v[None])[0].flatten(), z[i]
+        )
+        expected = (
+            torch.distributions.Normal(0.0, 1.0).log_prob(z[i]).sum()
+            - torch.linalg.slogdet(jacobian).logabsdet
+        )
         torch.testing.assert_close(log_q[i], expected)
     torch.testing.assert_close(network.log_prob(x), log_q)
     assert log_q.std() > 0.1
@@ -124,12 +129,19 @@ def turns(toy, step, base=NCE, is_noises=False, **changes):
     trainer.objective.players["log_z"].value.data.fill_(0.7)
     trainer.objective.players["log_z"].is_noises.fill_(is_noises)
     batch, context = trainer.batch(0), trainer.context(0)
-    z = torch.randn(len(batch.x) * changes.get("objective", {}).get("noise_ratio", 1), 2, generator=context.stream("latents"))
+    z = torch.randn(
+        len(batch.x) * changes.get("objective", {}).get("noise_ratio", 1),
+        2,
+        generator=context.stream("latents"),
+    )
     return trainer.objective.players, list(trainer.objective.turns(batch, context)), batch.x, z
 
 
 def same_gradients(network, loss, expected):
-    ours, theirs = (torch.autograd.grad(value, network.parameters(), retain_graph=True) for value in (loss, expected))
+    ours, theirs = (
+        torch.autograd.grad(value, network.parameters(), retain_graph=True)
+        for value in (loss, expected)
+    )
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
@@ -140,8 +152,15 @@ def plain_value(players, x, noise, log_q, log_q_data, ratio):
     def density_of(points):
         return (-players["energy"](points) - players["log_z"].value).exp()
 
-    p_data, p_noise, q_data, q_noise = density_of(x), density_of(noise), ratio * log_q_data.exp(), ratio * log_q.exp()
-    return (p_data / (p_data + q_data)).log().mean() + ratio * (q_noise / (p_noise + q_noise)).log().mean()
+    p_data, p_noise, q_data, q_noise = (
+        density_of(x),
+        density_of(noise),
+        ratio * log_q_data.exp(),
+        ratio * log_q.exp(),
+    )
+    return (p_data / (p_data + q_data)).log().mean() + ratio * (
+        q_noise / (p_noise + q_noise)
+    ).log().mean()
 
 
 @pytest.mark.parametrize("ratio", [1, 3])
@@ -154,7 +173,9 @@ def test_energy_and_constant_ascend_the_value(toy, ratio):
     torch.testing.assert_close(found[0].loss, expected)
     same_gradients(players["energy"], found[0].loss, expected)
     same_gradients(players["log_z"], found[1].loss, expected)
-    right = (-players["energy"](x) - 0.7 > log_q_data).float().mean() + (-players["energy"](noise) - 0.7 < log_q).float().mean()
+    right = (-players["energy"](x) - 0.7 > log_q_data).float().mean() + (
+        -players["energy"](noise) - 0.7 < log_q
+    ).float().mean()
     torch.testing.assert_close(found[0].metrics["accuracy"], right / 2)
 
 
@@ -170,14 +191,21 @@ def test_the_flow_descends_it_through_samples_and_densities(toy, ratio):
 @pytest.mark.parametrize("learns", ["likelihood", "value"])
 def test_the_noise_is_fitted_first_and_as_a_control_throughout(toy, learns):
     for step, is_noises in ((0, False), (1, True), (5, True)):
-        players, (turn,), x, _ = turns(toy, step, is_noises=is_noises, objective={"noise_learns": learns})
+        players, (turn,), x, _ = turns(
+            toy, step, is_noises=is_noises, objective={"noise_learns": learns}
+        )
         assert turn.player == "generator"
         if step < 2 or learns == "likelihood":
-            same_gradients(players["generator"], turn.loss, -players["generator"].log_prob(x).mean())
+            same_gradients(
+                players["generator"], turn.loss, -players["generator"].log_prob(x).mean()
+            )
 
 
 def test_the_energy_leads_and_noise_that_never_learns_has_no_turn(toy):
-    assert [turn.player for turn in turns(toy, 2, is_noises=True)[1]] == ["energy", "log_z"]  # energy_lead
+    assert [turn.player for turn in turns(toy, 2, is_noises=True)[1]] == [
+        "energy",
+        "log_z",
+    ]  # energy_lead
     trainer = helpers.build(params(objective={"noise_learns": "never"}), toy)
     trainer.fit(toy.parent / "never", Silent())
     assert not trainer.objective.log_z.is_noises and trainer.objective.log_z.noise_updates == 0
@@ -191,9 +219,13 @@ def test_odds_of_exp_50_still_count():
     assert gradient.tolist() == pytest.approx([-math.exp(-50), math.exp(-50)], rel=1e-5, abs=0)
     wrong = noise_contrastive.value(-u[1:], -u[:1], 1)
     assert wrong.item() == pytest.approx(-100)
-    assert torch.autograd.grad(wrong, u)[0].tolist() == pytest.approx([1, -1])  # odds that are wrong do not saturate
+    assert torch.autograd.grad(wrong, u)[0].tolist() == pytest.approx(
+        [1, -1]
+    )  # odds that are wrong do not saturate
     equal = noise_contrastive.value(torch.zeros(4), torch.zeros(4), 1)
-    assert equal.item() == pytest.approx(-2 * math.log(2))  # what remains where noise and data are the same
+    assert equal.item() == pytest.approx(
+        -2 * math.log(2)
+    )  # what remains where noise and data are the same
 
 
 @pytest.mark.parametrize("ratio", [1, 4])
@@ -222,7 +254,10 @@ def test_the_constant_becomes_log_z(ratio):
 
 def test_whose_turn_is_next(toy):
     objective = helpers.build(
-        params(objective={"turn_accuracy": 0.6, "min_turn": 2, "max_turn": 4, "accuracy_decay": 0.0}), toy
+        params(
+            objective={"turn_accuracy": 0.6, "min_turn": 2, "max_turn": 4, "accuracy_decay": 0.0}
+        ),
+        toy,
     ).objective
 
     def turns_of(accuracies, first_step=3):
@@ -240,14 +275,21 @@ def test_whose_turn_is_next(toy):
     objective.log_z.accuracy.fill_(0.5)
     objective.log_z.is_noises.fill_(False)
     objective.log_z.turn_steps.zero_()
-    assert turns_of([1.0] * 3) == "eee"  # on average over the last steps: .55, .595, then .64 is above .6
+    assert (
+        turns_of([1.0] * 3) == "eee"
+    )  # on average over the last steps: .55, .595, then .64 is above .6
     assert objective.log_z.is_noises
     assert objective.log_z.accuracy.item() == pytest.approx(1 - 0.5 * 0.9**3)
 
 
 def test_a_resumed_run_and_any_number_of_workers_take_the_same_turns(toy, tmp_path):
     own = {
-        "objective": {"accuracy_decay": 0.0, "turn_accuracy": 0.65, "max_turn": 20, "pretraining": 1},
+        "objective": {
+            "accuracy_decay": 0.0,
+            "turn_accuracy": 0.65,
+            "max_turn": 20,
+            "pretraining": 1,
+        },
         "train": {"num_steps": 40},
         "optimizer": {"lr": 0.02, "lr_factors": {"log_z": 5.0}},
     }
@@ -257,7 +299,9 @@ def test_a_resumed_run_and_any_number_of_workers_take_the_same_turns(toy, tmp_pa
         accuracy = trainer.advance().get("accuracy", torch.zeros(4))
         decisions.append([(accuracy[rank::2].mean() > 0.65).item() for rank in (0, 1)])
         trainer.step += 1
-    assert any(one != other for one, other in decisions)  # two workers that decided by their own shards would part
+    assert any(
+        one != other for one, other in decisions
+    )  # two workers that decided by their own shards would part
     helpers.build(params(**own), toy).fit(tmp_path / "golden", golden := Silent())
     assert {"loss_energy", "loss_generator"} <= {name for row in golden.rows[2:] for name in row}
     expected = state_of(tmp_path / "golden")
@@ -276,7 +320,8 @@ def test_ddp_agrees_with_ordered(base, toy, spirals, tmp_path):
     spawn(2, tmp_path / "ddp", data, settings(base, train=chosen | {"reduce": "ddp"}))
     helpers.build(params(base, train=chosen), data).fit(tmp_path / "ordered", Silent())
     ours, theirs = (
-        files.read_tensors(checkpoint.latest(tmp_path / name) / "weights.safetensors", "train") for name in ("ddp", "ordered")
+        files.read_tensors(checkpoint.latest(tmp_path / name) / "weights.safetensors", "train")
+        for name in ("ddp", "ordered")
     )
     for name, weight in ours.items():
         torch.testing.assert_close(weight, theirs[name], rtol=0, atol=2e-5)
@@ -286,11 +331,19 @@ def trained(base, data, folder, **changes):
     chosen = params(base, **changes)
     helpers.build(chosen, data).fit(folder / "run", Silent())
     helpers.export(folder / "run", folder / "model", chosen, data)
-    return evaluation.Subject(models.load(folder / "model"), shards.read_index(data), {}, None), chosen
+    return evaluation.Subject(
+        models.load(folder / "model"), shards.read_index(data), {}, None
+    ), chosen
 
 
 def test_the_density_suite_integrates_what_was_learnt(toy, tmp_path):
-    subject, chosen = trained(NCE, toy, tmp_path, objective={"generator": {"name": "gaussian"}}, energy={"confinement": 1.0})
+    subject, chosen = trained(
+        NCE,
+        toy,
+        tmp_path,
+        objective={"generator": {"name": "gaussian"}},
+        energy={"confinement": 1.0},
+    )
     found = density.evaluate(chosen.evaluation["density"], subject)
     metrics, flat_picture = found.metrics, found.figures["density.png"]
     assert flat_picture.startswith(b"\x89PNG")
@@ -300,7 +353,9 @@ def test_the_density_suite_integrates_what_was_learnt(toy, tmp_path):
     assert metrics["noise"]["integral"] == pytest.approx(1, abs=0.02)
     gap = metrics["nll"]["by_learnt"] - metrics["nll"]["by_grid"]
     assert gap == pytest.approx(metrics["log_z"]["learnt"] - metrics["log_z"]["grid"])
-    assert metrics["nll"]["by_grid"] - metrics["nll"]["truth"] == pytest.approx(metrics["energy_kl"]["temperature_1"], abs=0.2)
+    assert metrics["nll"]["by_grid"] - metrics["nll"]["truth"] == pytest.approx(
+        metrics["energy_kl"]["temperature_1"], abs=0.2
+    )
 
 
 def test_divergences_on_a_grid():
@@ -313,7 +368,11 @@ def test_divergences_on_a_grid():
     assert density.grid_kl(normal(0.0), normal(1.0)) == pytest.approx(1.0, abs=1e-3)  # |mean|^2 / 2
     halves = [np.where(grid[:, 0] > 0, 0.0, -np.inf), np.where(grid[:, 0] > 0, -np.inf, 0.0)]
     assert density.grid_js(*halves) == pytest.approx(math.log(2))
-    assert density.grid_js(normal(0.0), normal(1.0)) < density.grid_js(normal(0.0), normal(2.0)) < math.log(2)
+    assert (
+        density.grid_js(normal(0.0), normal(1.0))
+        < density.grid_js(normal(0.0), normal(2.0))
+        < math.log(2)
+    )
     assert density.grid_kl(halves[0], np.zeros(len(grid))) == pytest.approx(math.log(2))
 
 
@@ -325,9 +384,15 @@ def test_further_densities_are_normalised(name):
     x, mode = truth.draw(4000, np.random.default_rng(0))
     assert np.isfinite(truth.log_prob(x)).all()
     assert (truth.nearest(x)[1] < 4).mean() > 0.99
-    assert len(np.unique(mode)) == truth.mode.max() + 1 == {"checkerboard": 8, "spirals": 2, "pinwheel": 5}[name]
+    assert (
+        len(np.unique(mode))
+        == truth.mode.max() + 1
+        == {"checkerboard": 8, "spirals": 2, "pinwheel": 5}[name]
+    )
     assert density.quality(truth, x, len(np.unique(mode)))["modes"] == len(np.unique(mode))
-    drawn_elsewhere = truth.log_prob(x + np.array([2.0, 0.0])) if name == "checkerboard" else np.array([-np.inf])
+    drawn_elsewhere = (
+        truth.log_prob(x + np.array([2.0, 0.0])) if name == "checkerboard" else np.array([-np.inf])
+    )
     assert not np.isfinite(drawn_elsewhere).any()
 
 
@@ -340,15 +405,21 @@ def test_few_labels_are_few_and_drawn_anew_for_each_seed(spirals):
     assert all(torch.bincount(y).tolist() == [3, 3] for _, y in draws)
     assert not torch.equal(draws[0][0], draws[1][0]) and torch.equal(draws[0][0], draws[2][0])
     x, y = shards.read_split(index, "train")
-    assert not y.any() and index.statistics["train"]["class_counts"] is None  # nothing knows the labels of the rest
+    assert (
+        not y.any() and index.statistics["train"]["class_counts"] is None
+    )  # nothing knows the labels of the rest
     assert all((row == x).all(dim=1).any() for row in draws[0][0])
     for seed in (0, 1):
-        trainer = helpers.build(config.from_values(settings(SEMI) | {"seed": seed}, Path("test")), spirals)
+        trainer = helpers.build(
+            config.from_values(settings(SEMI) | {"seed": seed}, Path("test")), spirals
+        )
         assert torch.equal(trainer.context(0).labelled.x, draws[seed][0])
 
 
 def test_even_labels_lie_at_equal_shares_of_the_arm():
-    chosen = config.from_values(settings(SEMI, dataset={"per_class": 7, "placement": "even", "num_draws": 3}), Path("test")).dataset
+    chosen = config.from_values(
+        settings(SEMI, dataset={"per_class": 7, "placement": "even", "num_draws": 3}), Path("test")
+    ).dataset
     data = few_labels.load(chosen)
     whole = toy2d.load(chosen.of).splits["train"]
     for draw in range(3):
@@ -357,10 +428,16 @@ def test_even_labels_lie_at_equal_shares_of_the_arm():
             of_class = np.sort(np.linalg.norm(whole.x[whole.y == k], axis=1))
             shares = np.searchsorted(of_class, np.linalg.norm(x[y == k], axis=1)) / len(of_class)
             assert np.allclose(np.diff(np.sort(shares)), 1 / 7, atol=0.01)
-    with pytest.raises(DataError, match=r"dataset\.per_class: class 0 has \d+ samples, fewer than 400"):
-        few_labels.load(config.from_values(settings(SEMI, dataset={"per_class": 400}), Path("test")).dataset)
+    with pytest.raises(
+        DataError, match=r"dataset\.per_class: class 0 has \d+ samples, fewer than 400"
+    ):
+        few_labels.load(
+            config.from_values(settings(SEMI, dataset={"per_class": 400}), Path("test")).dataset
+        )
     with pytest.raises(DataError, match=r"dataset\.of: has no labels"):
-        few_labels.load(config.from_values(settings(SEMI, dataset={"of": NCE["dataset"]}), Path("test")).dataset)
+        few_labels.load(
+            config.from_values(settings(SEMI, dataset={"of": NCE["dataset"]}), Path("test")).dataset
+        )
 
 
 def test_without_labels_the_energy_is_that_of_p_of_x(spirals):
@@ -380,7 +457,9 @@ def semi_turns(spirals, step=1, **changes):
 
 
 def test_the_labels_join_the_loss_of_the_energy(spirals):
-    trainer, turn, plain, x, context = semi_turns(spirals, objective={"radius": 3.0})  # so far that the divergence has a direction
+    trainer, turn, plain, x, context = semi_turns(
+        spirals, objective={"radius": 3.0}
+    )  # so far that the divergence has a direction
     energy = trainer.objective.players["energy"]
 
     def p(points):
@@ -402,7 +481,9 @@ def test_weights_without_labels_rise_and_the_batch_of_labels_is_bounded(spirals)
     _, whole, _, _, _ = semi_turns(spirals)
     _, early, plain, _, _ = semi_turns(spirals, objective={"label_ramp": 1.0})  # step 2 of 12
     without = [0.7 * plain.loss + 3.0 * turn.metrics["cross_entropy"] for turn in (whole, early)]
-    torch.testing.assert_close(early.loss - without[1], (whole.loss - without[0]) / 6, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(
+        early.loss - without[1], (whole.loss - without[0]) / 6, rtol=1e-3, atol=1e-6
+    )
     trainer, few, _, _, _ = semi_turns(spirals, objective={"label_batch": 1})
     assert few.metrics["label_accuracy"] in (0, 1)
     assert trainer.context(0).labelled.x.shape == (6, 2)
@@ -419,7 +500,10 @@ def test_the_adversary_is_the_worst_of_its_length(spirals):
     def divergence(step):
         return semi_supervised._divergence(here, objective._logits(energy, x + step, 2)).item()
 
-    around = [divergence(0.05 * torch.tensor([math.cos(a), math.sin(a)])) for a in np.linspace(0, math.pi, 8)]
+    around = [
+        divergence(0.05 * torch.tensor([math.cos(a), math.sin(a)]))
+        for a in np.linspace(0, math.pi, 8)
+    ]
     assert divergence(r) > max(around)
 
 
@@ -430,10 +514,15 @@ def test_the_model_classifies_and_the_suite_compares(spirals, tmp_path):
     torch.testing.assert_close(p.sum(dim=1), torch.ones(len(x)))
     torch.testing.assert_close(p, (-subject.model.energies_by_class(x) / 2.0).softmax(dim=1))
     found = classification.evaluate(chosen.evaluation["classification"], subject)
-    assert found.metrics["gain"] == pytest.approx(found.metrics["accuracy"] - found.metrics["scores"]["supervised"]["accuracy"])
+    assert found.metrics["gain"] == pytest.approx(
+        found.metrics["accuracy"] - found.metrics["scores"]["supervised"]["accuracy"]
+    )
     assert found.metrics["scores"]["chance"]["accuracy"] == 0.5
     assert found.metrics["scores"]["propagation"]["accuracy"] > 0.6
-    assert all(content.startswith(b"\x89PNG") for content in found.figures.values()) and len(found.figures) == 2
+    assert (
+        all(content.startswith(b"\x89PNG") for content in found.figures.values())
+        and len(found.figures) == 2
+    )
 
 
 def test_calibration_of_known_predictions():
@@ -450,7 +539,9 @@ def test_calibration_of_known_predictions():
 
 def test_a_model_without_labels_does_not_classify(toy, tmp_path):
     subject, _ = trained(NCE, toy, tmp_path)
-    with pytest.raises(DataError, match=r"has learnt no p\(y \| x\); train one with objective semi_supervised"):
+    with pytest.raises(
+        DataError, match=r"has learnt no p\(y \| x\); train one with objective semi_supervised"
+    ):
         subject.model.classify(torch.zeros(1, 2))
 
 
@@ -478,7 +569,13 @@ def test_semi_supervised_learning_needs_labels(toy):
 
 
 def test_data_may_have_noise_of_their_own(toy):
-    _, (turn,), x, _ = turns(toy, 0, objective={"generator": {"name": "gaussian"}, "data_noise": 0.5})
-    noised = x + 0.5 * torch.randn(x.shape, generator=helpers.build(params(), toy).context(0).stream("data_noise"))
-    expected = (noised**2).sum(dim=1).mean() / 2 + math.log(2 * math.pi)  # of the Gaussian that it starts as
+    _, (turn,), x, _ = turns(
+        toy, 0, objective={"generator": {"name": "gaussian"}, "data_noise": 0.5}
+    )
+    noised = x + 0.5 * torch.randn(
+        x.shape, generator=helpers.build(params(), toy).context(0).stream("data_noise")
+    )
+    expected = (noised**2).sum(dim=1).mean() / 2 + math.log(
+        2 * math.pi
+    )  # of the Gaussian that it starts as
     torch.testing.assert_close(turn.loss, expected)

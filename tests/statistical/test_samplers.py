@@ -24,9 +24,13 @@ from tests.statistical.targets import (
 
 NUM = 4000
 walk = lambda step_size, **rest: metropolis.Config(step_size=step_size, **rest)  # noqa: E731
-independent = lambda step_size, **rest: metropolis.Config(step_size=step_size, proposal="noise", **rest)  # noqa: E731
+independent = lambda step_size, **rest: metropolis.Config(
+    step_size=step_size, proposal="noise", **rest
+)  # noqa: E731
 adjusted = lambda step_size, **rest: mala.Config(step_size=step_size, **rest)  # noqa: E731
-hamiltonian = lambda step_size, n=10, **rest: hmc.Config(step_size=step_size, num_leapfrog=n, **rest)  # noqa: E731
+hamiltonian = lambda step_size, n=10, **rest: hmc.Config(
+    step_size=step_size, num_leapfrog=n, **rest
+)  # noqa: E731
 
 
 def run(config, target, start, num_steps, seed=1, bounds=None, observe=None):
@@ -37,12 +41,24 @@ def run(config, target, start, num_steps, seed=1, bounds=None, observe=None):
 
 
 def names(values):
-    return [f"{module_of(value[0]).__name__.rpartition('.')[2]}-{i}" for i, value in enumerate(values)]
+    return [
+        f"{module_of(value[0]).__name__.rpartition('.')[2]}-{i}" for i, value in enumerate(values)
+    ]
 
 
-GAUSSIAN = [(walk(0.2), 1200), (independent(1.2), 1200), (adjusted(0.012), 500), (hamiltonian(0.12, 8), 40)]
+GAUSSIAN = [
+    (walk(0.2), 1200),
+    (independent(1.2), 1200),
+    (adjusted(0.012), 500),
+    (hamiltonian(0.12, 8), 40),
+]
 BANANA = [(walk(0.7), 500), (independent(2.5), 500), (adjusted(0.05), 600), (hamiltonian(0.15), 60)]
-MIXTURE = [(walk(1.0), 400), (independent(2.0), 300), (adjusted(0.25), 400), (hamiltonian(0.35, 6), 40)]
+MIXTURE = [
+    (walk(1.0), 400),
+    (independent(2.0), 300),
+    (adjusted(0.25), 400),
+    (hamiltonian(0.35, 6), 40),
+]
 
 
 @pytest.mark.parametrize(("config", "num_steps"), GAUSSIAN, ids=names(GAUSSIAN))
@@ -68,7 +84,12 @@ def test_eight_gaussians_all_from_one_mode(config, num_steps):
     assert_moments(x, mean, variance, kurtosis=(exact**4).mean(0) / variance**2)
     radius = exact.norm(dim=1, keepdim=True)
     spread = (radius - radius.mean()) ** 2
-    assert_moments(x.norm(dim=1, keepdim=True), radius.mean(), radius.var(), kurtosis=(spread**2).mean() / radius.var() ** 2)
+    assert_moments(
+        x.norm(dim=1, keepdim=True),
+        radius.mean(),
+        radius.var(),
+        kurtosis=(spread**2).mean() / radius.var() ** 2,
+    )
 
 
 INVARIANT = [walk(0.3), independent(1.5), adjusted(0.02), hamiltonian(0.15, 5)]
@@ -81,7 +102,13 @@ def test_exact_draws_stay_exact_at_every_step(config, target):
     """Geweke 2004: transitions from draws of the target give draws of the target. Slow mixing cannot hide a wrong kernel."""
     start = target.draw(100_000, stream(3, "exact"))
     seen = {}
-    run(config, target, start, 16, observe=lambda step, state, info: seen.update({step: state.position}))
+    run(
+        config,
+        target,
+        start,
+        16,
+        observe=lambda step, state, info: seen.update({step: state.position}),
+    )
     for step in (0, 3, 15):
         assert_standard_normal(target.whiten(seen[step]))
 
@@ -113,7 +140,9 @@ def test_mala_proposes_a_langevin_step():
     start = torch.randn(50, 3, generator=stream(5, "start"))
     target = lambda v: (v**2).sum(1) / 2  # noqa: E731
     taken = []
-    adjusted_, _ = run(config, target, start, 1, observe=lambda step, state, info: taken.append(info.is_accepted))
+    adjusted_, _ = run(
+        config, target, start, 1, observe=lambda step, state, info: taken.append(info.is_accepted)
+    )
     plain, _ = run(cold, target, start, 1)
     assert taken[0].sum() > 40
     torch.testing.assert_close(adjusted_[taken[0]], plain[taken[0]])
@@ -142,25 +171,38 @@ def test_a_rejected_chain_keeps_position_energy_and_score(config):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("config", [walk(1.0), independent(1.0), adjusted(0.3), hamiltonian(0.3, 3)])
+@pytest.mark.parametrize(
+    "config", [walk(1.0), independent(1.0), adjusted(0.3), hamiltonian(0.3, 3)]
+)
 def test_what_is_not_finite_is_rejected_and_counted(config, value):
     """The half-normal, as a target that is not finite on the other side."""
     target = lambda v: torch.where(v[:, 0] < 0, value, (v**2).sum(1) / 2)  # noqa: E731
     bad = []
-    x, _ = run(config, target, torch.rand(NUM, 1), 60, observe=lambda step, state, info: bad.append((~info.is_finite).sum()))
+    x, _ = run(
+        config,
+        target,
+        torch.rand(NUM, 1),
+        60,
+        observe=lambda step, state, info: bad.append((~info.is_finite).sum()),
+    )
     assert x.min() >= 0 and sum(bad) > 0
     mean, variance = (2 / math.pi) ** 0.5, 1 - 2 / math.pi
     assert_moments(x, torch.tensor(mean), torch.tensor(variance), kurtosis=3.87)
 
 
-@pytest.mark.parametrize("config", [walk(0.6), independent(1.0), adjusted(0.03), hamiltonian(0.3, 4), hamiltonian(0.9, 4)])
+@pytest.mark.parametrize(
+    "config",
+    [walk(0.6), independent(1.0), adjusted(0.03), hamiltonian(0.3, 4), hamiltonian(0.9, 4)],
+)
 def test_bounds_leave_the_sampler_exact(config):
     """E = 3 x on [0, 1]: a truncated exponential. Clamping would pile mass up on the bounds."""
     target = lambda v: (3 * v).sum(1)  # noqa: E731
     start = torch.rand(NUM, 2, generator=stream(7, "start"))
     x, _ = run(config, target, start, 150, bounds=(0.0, 1.0))
     assert x.min() >= 0 and x.max() <= 1 and ((x == 0) | (x == 1)).float().mean() < 1e-3
-    cell = ((1 - torch.exp(-3 * x)) / (1 - math.exp(-3)) * 20).long().clamp(max=19)  # uniform if x is exact
+    cell = (
+        ((1 - torch.exp(-3 * x)) / (1 - math.exp(-3)) * 20).long().clamp(max=19)
+    )  # uniform if x is exact
     for i in range(2):
         assert_counts(cell[:, i], torch.ones(20) / 20)
 
@@ -178,14 +220,21 @@ def test_chains_are_independent():
         assert abs(np.corrcoef(x[: NUM // 2, 0], x[NUM // 2 :, 0])[0, 1]) < Z / (NUM / 2) ** 0.5
 
 
-ADAPTED = [(walk(5.0), 0.234), (walk(0.001), 0.44), (adjusted(1.0), 0.574), (hamiltonian(1e-3, 5), 0.8)]
+ADAPTED = [
+    (walk(5.0), 0.234),
+    (walk(0.001), 0.44),
+    (adjusted(1.0), 0.574),
+    (hamiltonian(1e-3, 5), 0.8),
+]
 
 
 @pytest.mark.parametrize(("config", "wanted"), ADAPTED, ids=names(ADAPTED))
 def test_adaptation_reaches_its_acceptance(config, wanted):
     start = torch.zeros(500, 4)
     chosen = None if wanted == module_of(config).ACCEPTANCE else wanted
-    adapted, x = adaptation.adapt(config, Gaussian(), start, 300, stream(8, "warmup"), bounds=None, acceptance=chosen)
+    adapted, x = adaptation.adapt(
+        config, Gaussian(), start, 300, stream(8, "warmup"), bounds=None, acceptance=chosen
+    )
     assert type(adapted) is type(config) and adapted.step_size != config.step_size
     x, acceptance = run(adapted, Gaussian(), x, 100, seed=9)
     assert acceptance == pytest.approx(wanted, abs=0.04)
@@ -202,7 +251,9 @@ def test_gibbs_on_an_enumerated_ising_lattice(scan, sites):
     p = (-target(states).double()).softmax(0)
     x, _ = run(gibbs.Config(scan=scan), target, torch.zeros(NUM, 4, 4), 60)
     for value in (target, lambda s: s.sum((1, 2))):
-        levels, cell = torch.cat([value(states), value(x)]).mul(100).round().unique(return_inverse=True)
+        levels, cell = (
+            torch.cat([value(states), value(x)]).mul(100).round().unique(return_inverse=True)
+        )
         exact = torch.zeros(len(levels), dtype=torch.float64).index_add(0, cell[: len(states)], p)
         assert_counts(cell[len(states) :], exact)
     mean = (p @ states.flatten(1).double()).float()
@@ -211,7 +262,9 @@ def test_gibbs_on_an_enumerated_ising_lattice(scan, sites):
 
 
 def test_gibbs_sweeps_in_a_step_are_steps():
-    (a, _), (b, _) = (run(gibbs.Config(num_sweeps=k), Ising(), torch.zeros(8, 4, 4), 6 // k) for k in (1, 3))
+    (a, _), (b, _) = (
+        run(gibbs.Config(num_sweeps=k), Ising(), torch.zeros(8, 4, 4), 6 // k) for k in (1, 3)
+    )
     assert torch.equal(a, b)
 
 
@@ -226,10 +279,17 @@ FAR = EightGaussians(radius=4.0, deviation=0.35)
 
 
 def replicas(inner, target, start, num_steps, temperatures, seed=1, bounds=None):
-    kernel = tempering.tempered(module_of(inner).build(inner, bounds=bounds), temperatures, bounds=bounds)
+    kernel = tempering.tempered(
+        module_of(inner).build(inner, bounds=bounds), temperatures, bounds=bounds
+    )
     states = []
     x, _ = run_chain(
-        kernel, target, start, num_steps, stream(seed, "chain"), observe=lambda step, state, info: states.append(state)
+        kernel,
+        target,
+        start,
+        num_steps,
+        stream(seed, "chain"),
+        observe=lambda step, state, info: states.append(state),
     )
     return x, states
 
@@ -262,7 +322,10 @@ def test_tempering_within_bounds():
         [1.0, 4.0],
         bounds=(0.0, 1.0),
     )
-    assert_counts(((1 - torch.exp(-8 * x[:, 0])) / (1 - math.exp(-8)) * 20).long().clamp(max=19), torch.ones(20) / 20)
+    assert_counts(
+        ((1 - torch.exp(-8 * x[:, 0])) / (1 - math.exp(-8)) * 20).long().clamp(max=19),
+        torch.ones(20) / 20,
+    )
 
 
 def test_tempering_at_one_temperature_is_the_kernel():
@@ -278,12 +341,16 @@ def test_temperatures_start_at_one_and_grow(temperatures):
 
 
 def test_geometric_temperatures():
-    assert tempering.geometric(3, 4.0) == pytest.approx([1, 2, 4]) and tempering.geometric(1, 9.0) == [1]
+    assert tempering.geometric(3, 4.0) == pytest.approx([1, 2, 4]) and tempering.geometric(
+        1, 9.0
+    ) == [1]
 
 
 @pytest.mark.parametrize("shape", [(3,), (1, 2, 2)])
 def test_any_shape_and_double_precision(shape):
-    for config, dtype in itertools.product((walk(1.0), adjusted(0.3), hamiltonian(0.2)), (torch.float32, torch.float64)):
+    for config, dtype in itertools.product(
+        (walk(1.0), adjusted(0.3), hamiltonian(0.2)), (torch.float32, torch.float64)
+    ):
         start = noise((5, *shape), None, stream(0, "start")).to(dtype)
         x, _ = run(config, lambda v: (v**2).flatten(1).sum(1) / 2, start, 3)
         assert x.shape == start.shape and x.dtype == dtype

@@ -21,10 +21,18 @@ from tests import helpers
 
 SHAPE = (1, 8, 8)
 NETWORKS = {
-    "mlp": lambda k: mlp.build(mlp.Config(hidden=(32, 16), spectral_norm=True), shape=SHAPE, num_classes=k),
-    "convnet": lambda k: convnet.build(convnet.Config(channels=(8, 8), hidden=16), shape=SHAPE, num_classes=k),
-    "resnet": lambda k: resnet.build(resnet.Config(channels=(8, 16, 16)), shape=SHAPE, num_classes=k),
-    "wide resnet": lambda k: resnet.build(resnet.Config(channels=(64, 64)), shape=SHAPE, num_classes=k),
+    "mlp": lambda k: mlp.build(
+        mlp.Config(hidden=(32, 16), spectral_norm=True), shape=SHAPE, num_classes=k
+    ),
+    "convnet": lambda k: convnet.build(
+        convnet.Config(channels=(8, 8), hidden=16), shape=SHAPE, num_classes=k
+    ),
+    "resnet": lambda k: resnet.build(
+        resnet.Config(channels=(8, 16, 16)), shape=SHAPE, num_classes=k
+    ),
+    "wide resnet": lambda k: resnet.build(
+        resnet.Config(channels=(64, 64)), shape=SHAPE, num_classes=k
+    ),
 }
 CONFIG = langevin.Config(step_size=2.0, noise_scale=0.02, score_clip=0.03)
 
@@ -41,7 +49,9 @@ def ends(chains, num_classes=0, seed=0):
 
 def fast(energy, num_steps, **options):
     kernel = langevin.build(CONFIG, bounds=(0.0, 1.0))
-    return CompiledChains(energy, kernel, num_steps, **{"compiles": False, "precision": "float32"} | options)
+    return CompiledChains(
+        energy, kernel, num_steps, **{"compiles": False, "precision": "float32"} | options
+    )
 
 
 def plain(energy, num_steps):
@@ -71,7 +81,10 @@ def test_chains_in_parts_are_the_chains_all_at_once(monkeypatch, at_once, num_cl
 
 def compiled_is_plain(name, num_classes):
     own = network(name, num_classes)
-    (a, told), (b, told_too) = ends(plain(own, 6), num_classes), ends(fast(own, 6, compiles=True), num_classes)
+    (a, told), (b, told_too) = (
+        ends(plain(own, 6), num_classes),
+        ends(fast(own, 6, compiles=True), num_classes),
+    )
     torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
     torch.testing.assert_close(torch.stack(told), torch.stack(told_too), rtol=1e-4, atol=1e-5)
 
@@ -103,7 +116,9 @@ def test_the_copy_follows_the_weights_and_leaves_them_alone(name):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_compiled_chains_of_fast_layers_follow_the_weights(monkeypatch, name):
-    monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # all that compiled code does, but not compiled
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **_: function
+    )  # all that compiled code does, but not compiled
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     own = network(name, 3)
     chains = fast(own, 4, compiles=True)
@@ -115,7 +130,10 @@ def test_compiled_chains_of_fast_layers_follow_the_weights(monkeypatch, name):
     torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
     torch.testing.assert_close(torch.stack(told), torch.stack(told_too), rtol=1e-4, atol=1e-5)
     kinds = {type(layer) for layer in chains.copy.modules()}
-    assert (cpu_layers.Conv3x3 in kinds, cpu_layers.Linear in kinds) == (name == "wide resnet", True)
+    assert (cpu_layers.Conv3x3 in kinds, cpu_layers.Linear in kinds) == (
+        name == "wide resnet",
+        True,
+    )
 
 
 def test_without_a_compiler_chains_run_as_they_are_and_it_is_said(monkeypatch, caplog):
@@ -132,7 +150,9 @@ def test_without_a_compiler_chains_run_as_they_are_and_it_is_said(monkeypatch, c
         end = ends(chains)[0]
         ends(chains)
     assert torch.equal(end, ends(plain(own, 6))[0])
-    assert [record.message for record in caplog.records] == ["torch.compile failed, chains run uncompiled: no compiler here"]
+    assert [record.message for record in caplog.records] == [
+        "torch.compile failed, chains run uncompiled: no compiler here"
+    ]
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -154,7 +174,10 @@ def test_options_choose_the_chains_and_do_not_suit_every_sampler():
     own, kernel = network("mlp"), langevin.build(CONFIG, bounds=None)
     train = helpers.params().train
     assert type(build_chains(train, own, kernel, 3)) is Chains
-    assert type(build_chains(dataclasses.replace(train, precision="bfloat16"), own, kernel, 3)) is CompiledChains
+    assert (
+        type(build_chains(dataclasses.replace(train, precision="bfloat16"), own, kernel, 3))
+        is CompiledChains
+    )
     for key, value in (("compile", True), ("precision", "bfloat16")):
         with pytest.raises(ConfigError, match=f"train.{key}: mala has no steps to compile"):
             helpers.params(train={key: value}, sampler={"name": "mala"})
@@ -192,7 +215,9 @@ def test_a_block_is_the_formula_of_its_docstring():
 def test_langevin_steps_use_each_row_of_noise_once():
     kernel = langevin.build(langevin.Config(step_size=0.1, noise_scale=0.3), bounds=None)
     rows = torch.randn(4, 5, 2)
-    state, _ = kernel.step_many(lambda x: (x**2).sum(1) / 2, kernel.init(lambda x: x.sum(1), torch.zeros(5, 2)), rows)
+    state, _ = kernel.step_many(
+        lambda x: (x**2).sum(1) / 2, kernel.init(lambda x: x.sum(1), torch.zeros(5, 2)), rows
+    )
     expected = torch.zeros(5, 2)
     for row in rows:
         expected = 0.9 * expected + 0.3 * row

@@ -17,7 +17,11 @@ from tests.helpers import Silent, spawn, state_of
 
 OBJECTIVE = {"name": "contrastive_divergence", "conditional": True, "energy_penalty": 0.1}
 ENERGY = {"name": "mlp", "hidden": [40, 20], "gates": True}
-TASKS = {"objective": OBJECTIVE, "energy": ENERGY, "train": {"num_steps": 20, "num_tasks": 5, "checkpoint_every": 3}}
+TASKS = {
+    "objective": OBJECTIVE,
+    "energy": ENERGY,
+    "train": {"num_steps": 20, "num_tasks": 5, "checkpoint_every": 3},
+}
 
 
 def test_a_task_sees_only_its_classes_and_begins_anew(digits_data):
@@ -32,14 +36,19 @@ def test_a_task_sees_only_its_classes_and_begins_anew(digits_data):
                 assert set(chains.label.tolist()) <= {2 * task, 2 * task + 1}
                 kept = (chains.position == before[shard]).flatten(1).all(dim=1)
                 assert kept.any() == bool(step or not task)  # no chain of an earlier task is left
-            (moments,) = {int(state["step"]) for state in trainer.optimizers["energy"].state_dict()["state"].values()}
+            (moments,) = {
+                int(state["step"])
+                for state in trainer.optimizers["energy"].state_dict()["state"].values()
+            }
             assert moments == step + 1
     assert len(trainer.previous_task_averages) == 4
 
 
 def test_with_gates_what_was_learnt_stays_to_the_bit_and_without_it_does_not(digits_data):
     for gates in (True, False):
-        chosen = helpers.params(**TASKS | {"energy": ENERGY | {"gates": gates}, "optimizer": {"lr": 1e-2}})
+        chosen = helpers.params(
+            **TASKS | {"energy": ENERGY | {"gates": gates}, "optimizer": {"lr": 1e-2}}
+        )
         trainer = helpers.build(chosen, digits_data)
         energy, seen = trainer.objective.players["energy"], []
         x, _ = shards.read_split(shards.read_index(digits_data), "test")
@@ -49,7 +58,9 @@ def test_with_gates_what_was_learnt_stays_to_the_bit_and_without_it_does_not(dig
             with torch.no_grad():
                 seen.append(energy(x, torch.zeros(len(x), dtype=torch.long)))
         assert not torch.equal(seen[0], seen[3])
-        assert torch.equal(seen[4], seen[-1]) == gates  # a task goes on from the averages of the last
+        assert (
+            torch.equal(seen[4], seen[-1]) == gates
+        )  # a task goes on from the averages of the last
 
 
 def test_stopped_anywhere_or_on_two_workers_the_tasks_end_with_the_same_bits(digits_data, tmp_path):
@@ -75,7 +86,9 @@ def test_a_model_keeps_the_energies_of_each_task(digits_data, tmp_path):
     for task, energy in enumerate(trained.previous_tasks):
         own = torch.full((7,), 2 * task)
         assert torch.equal(energy(x, own), trained.energy(x, own))  # gates: nothing is forgotten
-        assert not torch.allclose(energy(x, own + 2), trained.energy(x, own + 2))  # nor known beforehand
+        assert not torch.allclose(
+            energy(x, own + 2), trained.energy(x, own + 2)
+        )  # nor known beforehand
     (tmp_path / "model" / "energy-02.safetensors").unlink()
     with pytest.raises(DataError):
         models.load(tmp_path / "model")
@@ -98,7 +111,14 @@ def test_accuracies_are_over_all_classes_seen_so_far(digits_data):
     means = torch.stack([x[y == k].mean(dim=0) for k in range(10)])
     sound, drawn = Table(means, {}), Table(means, {9: -1e6})
     card = {"shape": index.shape, "bounds": index.bounds, "num_classes": 10}
-    trained = TrainedModel(drawn, torch.zeros(0), torch.zeros(0), helpers.params(**TASKS), card, (sound, sound, sound, sound))
+    trained = TrainedModel(
+        drawn,
+        torch.zeros(0),
+        torch.zeros(0),
+        helpers.params(**TASKS),
+        card,
+        (sound, sound, sound, sound),
+    )
     report = continual.evaluate(continual.Config(), evaluation.Subject(trained, index, {}, None))
     found = report.metrics
     test_x, test_y = shards.read_split(index, "test")
@@ -106,15 +126,33 @@ def test_accuracies_are_over_all_classes_seen_so_far(digits_data):
     for after in range(4):
         for on in range(after + 1):
             mine = test_y // 2 == on
-            expected = (distance[mine][:, : 2 * after + 2].argmin(dim=1) == test_y[mine]).float().mean().item()
+            expected = (
+                (distance[mine][:, : 2 * after + 2].argmin(dim=1) == test_y[mine])
+                .float()
+                .mean()
+                .item()
+            )
             assert found["after_task"][str(after + 1)][str(on + 1)] == pytest.approx(expected)
     assert found["accuracy"] == pytest.approx((test_y == 9).float().mean().item())
-    assert found["nearest_class_mean"] == pytest.approx((distance.argmin(dim=1) == test_y).float().mean().item())
-    assert found["accuracy_with_gaussians"] == found["accuracy"] and found["class_gaussians"] > 0.8  # the constant outweighs them
+    assert found["nearest_class_mean"] == pytest.approx(
+        (distance.argmin(dim=1) == test_y).float().mean().item()
+    )
+    assert (
+        found["accuracy_with_gaussians"] == found["accuracy"] and found["class_gaussians"] > 0.8
+    )  # the constant outweighs them
     best = [max(found["after_task"][str(a)][str(on)] for a in range(on, 5)) for on in range(1, 5)]
     assert found["forgetting"] == pytest.approx(np.mean(best))
-    assert found["after_task"]["5"]["5"] == pytest.approx((test_y[test_y > 7] == 9).float().mean().item())
-    assert set(report.tables["accuracy"][0]) == {"after_task", "0 to 1", "2 to 3", "4 to 5", "6 to 7", "8 to 9"}
+    assert found["after_task"]["5"]["5"] == pytest.approx(
+        (test_y[test_y > 7] == 9).float().mean().item()
+    )
+    assert set(report.tables["accuracy"][0]) == {
+        "after_task",
+        "0 to 1",
+        "2 to 3",
+        "4 to 5",
+        "6 to 7",
+        "8 to 9",
+    }
     assert report.figures["accuracy.png"]
 
 
@@ -124,27 +162,50 @@ def test_references_are_the_class_means_and_gaussians(digits_data):
     for k in (0, 7):
         own = x[y == k].flatten(1).double()
         covariance = torch.cov(own.T, correction=0) + 0.05 * torch.eye(64)
-        expected = torch.distributions.MultivariateNormal(own.mean(dim=0), covariance).log_prob(x[:20].flatten(1).double())
+        expected = torch.distributions.MultivariateNormal(own.mean(dim=0), covariance).log_prob(
+            x[:20].flatten(1).double()
+        )
         torch.testing.assert_close(gaussians[:, k], -expected - 32 * np.log(2 * np.pi))
         torch.testing.assert_close(
-            distances[:, k], ((x[:20] - own.float().mean(0).view(1, 8, 8)) ** 2).flatten(1).sum(1).double(), rtol=1e-4, atol=1e-5
+            distances[:, k],
+            ((x[:20] - own.float().mean(0).view(1, 8, 8)) ** 2).flatten(1).sum(1).double(),
+            rtol=1e-4,
+            atol=1e-5,
         )
 
 
 def test_what_cannot_be_is_refused(digits_data, tmp_path):
-    with pytest.raises(ConfigError, match=r"train\.num_tasks: 10 classes cannot be shared evenly by 3 tasks"):
-        helpers.build(helpers.params(objective=OBJECTIVE, train={"num_steps": 12, "num_tasks": 3}), digits_data)
-    with pytest.raises(ConfigError, match=r"train\.num_tasks: train\.num_steps = 12 cannot be shared evenly by 5 tasks"):
+    with pytest.raises(
+        ConfigError, match=r"train\.num_tasks: 10 classes cannot be shared evenly by 3 tasks"
+    ):
+        helpers.build(
+            helpers.params(objective=OBJECTIVE, train={"num_steps": 12, "num_tasks": 3}),
+            digits_data,
+        )
+    with pytest.raises(
+        ConfigError,
+        match=r"train\.num_tasks: train\.num_steps = 12 cannot be shared evenly by 5 tasks",
+    ):
         helpers.params(objective=OBJECTIVE, train={"num_steps": 12, "num_tasks": 5})
     with pytest.raises(ConfigError, match=r"energy\.gates: selects units by class"):
         helpers.params(energy=ENERGY)
-    with pytest.raises(ConfigError, match=r"energy\.hidden: 16 units cannot be divided among 10 classes"):
+    with pytest.raises(
+        ConfigError, match=r"energy\.hidden: 16 units cannot be divided among 10 classes"
+    ):
         mlp.build(mlp.Config(hidden=(20, 16), gates=True), shape=(4,), num_classes=10)
     chosen = helpers.params(objective=OBJECTIVE)
     subject = evaluation.Subject(
-        TrainedModel(nn.Identity(), torch.zeros(0), torch.zeros(0), chosen, {}), shards.read_index(digits_data), {}, None
+        TrainedModel(nn.Identity(), torch.zeros(0), torch.zeros(0), chosen, {}),
+        shards.read_index(digits_data),
+        {},
+        None,
     )
-    with pytest.raises(ConfigError, match=r"evaluation\.continual: needs a model that learnt classes in tasks"):
+    with pytest.raises(
+        ConfigError, match=r"evaluation\.continual: needs a model that learnt classes in tasks"
+    ):
         continual.evaluate(
-            config.from_values(helpers.values(evaluation={"continual": {}}), tmp_path).evaluation["continual"], subject
+            config.from_values(helpers.values(evaluation={"continual": {}}), tmp_path).evaluation[
+                "continual"
+            ],
+            subject,
         )

@@ -30,7 +30,9 @@ def test_kdd99_is_split_as_published():
     assert train.x.shape[1] == 121 and train.x.min() == 0 and train.x.max() == 1
     assert not train.y.any() and 170_000 < len(train.x) < 180_000
     assert data.splits["val"].y.mean() == pytest.approx(0.2, abs=1e-3)
-    assert test.y.mean() == pytest.approx(0.197, abs=0.004)  # fewer than a fifth: the half has no more of them
+    assert test.y.mean() == pytest.approx(
+        0.197, abs=0.004
+    )  # fewer than a fifth: the half has no more of them
 
 
 @needs_data
@@ -40,7 +42,9 @@ def test_distinct_rows_of_kdd99_have_normals_as_inliers():
     assert train.x.shape[1] == 118 and 39_000 < len(train.x) < 40_000
     assert test.y.mean() == pytest.approx(0.2, abs=1e-3)
     both = np.concatenate([train.x, test.x])
-    assert len(np.unique(both, axis=0)) > 0.999 * len(both)  # but for what 32 bits cannot tell apart
+    assert len(np.unique(both, axis=0)) > 0.999 * len(
+        both
+    )  # but for what 32 bits cannot tell apart
     other = loaded(kdd99, distinct=True, inliers="normals", split_seed=1)
     assert len(other.splits["train"].x) != len(train.x)
 
@@ -53,9 +57,16 @@ def test_white_columns_are_measured_by_the_training_rows():
     assert abs(known.mean(axis=0)).max() < 1e-3
     covariance = np.cov(known, rowvar=False)
     varies = covariance.diagonal() > 0.5
-    assert 80 < varies.sum() < 121 and abs(covariance[np.ix_(varies, varies)] - np.eye(varies.sum())).max() < 0.1
-    assert abs(x[:, ~varies]).max() > 100 * abs(known[:, ~varies]).max()  # what never varied gives an anomaly away
-    assert (np.linalg.norm(data.splits["test"].x, axis=1)[data.splits["test"].y == 1]).mean() > 3  # of inliers below 3
+    assert (
+        80 < varies.sum() < 121
+        and abs(covariance[np.ix_(varies, varies)] - np.eye(varies.sum())).max() < 0.1
+    )
+    assert (
+        abs(x[:, ~varies]).max() > 100 * abs(known[:, ~varies]).max()
+    )  # what never varied gives an anomaly away
+    assert (
+        (np.linalg.norm(data.splits["test"].x, axis=1)[data.splits["test"].y == 1]).mean() > 3
+    )  # of inliers below 3
 
 
 @needs_data
@@ -77,18 +88,38 @@ def test_known_classes_leave_the_anomaly_beyond_them():
         assert np.array_equal(data.splits[split].x, plain.splits[split].x)
     assert np.array_equal(data.splits["test"].y == 9, plain.splits["test"].y == 1)
     digits = loaded(mnist)
-    digit_of = {bytes(x): y for x, y in zip(digits.splits["train"].x, digits.splits["train"].y, strict=True)}
-    seen = {
-        (digit_of[bytes(x)], y) for x, y in zip(data.splits["train"].x, data.splits["train"].y, strict=True) if bytes(x) in digit_of
+    digit_of = {
+        bytes(x): y for x, y in zip(digits.splits["train"].x, digits.splits["train"].y, strict=True)
     }
-    assert {int(digit): int(y) for digit, y in seen} == {0: 0, 1: 1, 2: 2, 4: 3, 5: 4, 6: 5, 7: 6, 8: 7, 9: 8}
+    seen = {
+        (digit_of[bytes(x)], y)
+        for x, y in zip(data.splits["train"].x, data.splits["train"].y, strict=True)
+        if bytes(x) in digit_of
+    }
+    assert {int(digit): int(y) for digit, y in seen} == {
+        0: 0,
+        1: 1,
+        2: 2,
+        4: 3,
+        5: 4,
+        6: 5,
+        7: 6,
+        8: 7,
+        9: 8,
+    }
 
 
 @needs_data
 def test_stacked_digits_spell_their_class():
     plain, data = loaded(mnist), loaded(mnist, num_channels=2, num_stacked=400)
-    assert data.num_classes == 100 and data.splits["train"].x.shape == (400, 2, 28, 28) and len(data.splits["test"].x) == 100
-    digit_of = {bytes(x): y for x, y in zip(plain.splits["test"].x, plain.splits["test"].y, strict=True)}
+    assert (
+        data.num_classes == 100
+        and data.splits["train"].x.shape == (400, 2, 28, 28)
+        and len(data.splits["test"].x) == 100
+    )
+    digit_of = {
+        bytes(x): y for x, y in zip(plain.splits["test"].x, plain.splits["test"].y, strict=True)
+    }
     for image, number in zip(data.splits["test"].x, data.splits["test"].y, strict=True):
         assert digit_of[bytes(image[0])] + 10 * digit_of[bytes(image[1])] == number
 
@@ -106,13 +137,21 @@ def test_scores_are_judged_by_the_known_share():
 
 
 def test_modes_are_counted_and_their_shares_compared_with_even_ones():
-    assert modes.class_balance(np.array([0.5, 0.5, 0.0, 0.0])) == {"modes": 2.0, "kl": pytest.approx(np.log(2))}
+    assert modes.class_balance(np.array([0.5, 0.5, 0.0, 0.0])) == {
+        "modes": 2.0,
+        "kl": pytest.approx(np.log(2)),
+    }
     assert modes.class_balance(np.full(8, 1 / 8)) == {"modes": 8.0, "kl": pytest.approx(0)}
 
 
 @needs_data
-@pytest.mark.parametrize(("table", "rows", "columns", "outliers"), [("thyroid", 3772, 6, 93), ("arrhythmia", 452, 274, 66)])
-def test_small_tables_are_whole_and_their_outliers_are_in_the_test_alone(table, rows, columns, outliers):
+@pytest.mark.parametrize(
+    ("table", "rows", "columns", "outliers"),
+    [("thyroid", 3772, 6, 93), ("arrhythmia", 452, 274, 66)],
+)
+def test_small_tables_are_whole_and_their_outliers_are_in_the_test_alone(
+    table, rows, columns, outliers
+):
     data = loaded(odds, table=table)
     train, test = data.splits["train"], data.splits["test"]
     assert train.x.shape[1] == columns and len(test.x) == rows - rows // 2
@@ -130,11 +169,16 @@ def labelled_nine(tmp_path_factory):
     splits = {"train": Arrays(known.x, None), "labelled-0": known, "val": known, "test": test}
     shards.write(folder / "dataset", "digits", whole._replace(splits=splits, num_classes=9))
     meg = {"name": "meg", "generator": {"name": "mlp"}, "num_energy_steps": 1}
-    sections = {"objective": {"name": "semi_supervised", "unsupervised": meg}, "energy": {"name": "classifier", "hidden": [32]}}
+    sections = {
+        "objective": {"name": "semi_supervised", "unsupervised": meg},
+        "energy": {"name": "classifier", "hidden": [32]},
+    }
     chosen = config.from_values(helpers.values(**sections), Path("test"))
     helpers.build(chosen, folder / "dataset").fit(folder / "run", helpers.Silent())
     helpers.export(folder / "run", folder / "model", chosen, folder / "dataset")
-    return evaluation.Subject(models.load(folder / "model"), shards.read_index(folder / "dataset"), {}, None)
+    return evaluation.Subject(
+        models.load(folder / "model"), shards.read_index(folder / "dataset"), {}, None
+    )
 
 
 def test_detectors_that_know_the_classes_stand_beside_the_energy(labelled_nine):
@@ -142,16 +186,28 @@ def test_detectors_that_know_the_classes_stand_beside_the_energy(labelled_nine):
     found = anomaly.evaluate(anomaly.Config(supervised_steps=200), labelled_nine)
     assert found.metrics["prevalence"] == pytest.approx((labels == 9).float().mean().item())
     scores = found.metrics["scores"]
-    labels_alone = ("energy (labels alone)", "least probability (labels alone)", "energy and doubt (labels alone)")
+    labels_alone = (
+        "energy (labels alone)",
+        "least probability (labels alone)",
+        "energy and doubt (labels alone)",
+    )
     for name in (*labels_alone, "Mahalanobis by class (labels)"):
         assert scores[name]["auroc"] > 0.75, name  # chance .5: a 9 is of no class
     x, y = (part.double().numpy() for part in shards.read_labelled(labelled_nine.data, 0))
     x, rows = x.reshape(len(x), -1), test.flatten(1).double().numpy()
     means = [x[y == k].mean(axis=0) for k in range(9)]
-    within = np.cov(np.concatenate([x[y == k] - means[k] for k in range(9)]), rowvar=False) + 1e-6 * np.eye(64)
-    apart = [min((row - mean) @ np.linalg.solve(within, row - mean) for mean in means) for row in rows]
-    by_hand = anomaly.score_detector((labels == 9).long().numpy(), np.array(apart), found.metrics["prevalence"])
-    assert scores["Mahalanobis by class (labels)"]["auroc"] == pytest.approx(by_hand["auroc"], abs=1e-3)
+    within = np.cov(
+        np.concatenate([x[y == k] - means[k] for k in range(9)]), rowvar=False
+    ) + 1e-6 * np.eye(64)
+    apart = [
+        min((row - mean) @ np.linalg.solve(within, row - mean) for mean in means) for row in rows
+    ]
+    by_hand = anomaly.score_detector(
+        (labels == 9).long().numpy(), np.array(apart), found.metrics["prevalence"]
+    )
+    assert scores["Mahalanobis by class (labels)"]["auroc"] == pytest.approx(
+        by_hand["auroc"], abs=1e-3
+    )
     trained = labelled_nine.model
 
     def rarities(images):
@@ -159,12 +215,19 @@ def test_detectors_that_know_the_classes_stand_beside_the_energy(labelled_nine):
         return trained.energies(images), -(p * p.log()).sum(dim=1)
 
     train, _ = shards.read_labelled(labelled_nine.data, 0)
-    above = [(theirs >= ours[:, None]).sum(dim=1) for ours, theirs in zip(rarities(test), rarities(train), strict=True)]
+    above = [
+        (theirs >= ours[:, None]).sum(dim=1)
+        for ours, theirs in zip(rarities(test), rarities(train), strict=True)
+    ]
     rare = -sum(((1 + count) / (1 + len(train))).log() for count in above)
-    by_hand = anomaly.score_detector((labels == 9).long().numpy(), rare.numpy(), found.metrics["prevalence"])
+    by_hand = anomaly.score_detector(
+        (labels == 9).long().numpy(), rare.numpy(), found.metrics["prevalence"]
+    )
     assert scores["E and doubt (model)"] == pytest.approx(by_hand, abs=1e-3)
     plain = [row["auprc"] for name, row in scores.items() if "(" not in name]
-    assert found.metrics["best_baseline"]["auprc"] == max(plain) and found.figures["scores.png"].startswith(b"\x89PNG")
+    assert found.metrics["best_baseline"]["auprc"] == max(plain) and found.figures[
+        "scores.png"
+    ].startswith(b"\x89PNG")
 
 
 def test_a_split_without_anomalies_is_refused(labelled_nine):

@@ -20,14 +20,23 @@ def images(*shape):
 
 @pytest.mark.parametrize(
     ("shape", "expected"),
-    [((30, 6, 5), (1, 6, 5)), ((30, 6, 5, 3), (3, 6, 5)), ((30, 3, 6, 5), (3, 6, 5)), ((30, 6, 5, 1), (1, 6, 5))],
+    [
+        ((30, 6, 5), (1, 6, 5)),
+        ((30, 6, 5, 3), (3, 6, 5)),
+        ((30, 3, 6, 5), (3, 6, 5)),
+        ((30, 6, 5, 1), (1, 6, 5)),
+    ],
 )
 def test_images_in_every_usual_order(tmp_path, shape, expected):
     x = images(*shape)
     np.save(tmp_path / "x.npy", x)
     data = load(tmp_path / "x.npy")
     assert data.splits["train"].x.shape[1:] == expected
-    assert {name: len(part.x) for name, part in data.splits.items()} == {"train": 22, "val": 2, "test": 6}
+    assert {name: len(part.x) for name, part in data.splits.items()} == {
+        "train": 22,
+        "val": 2,
+        "test": 6,
+    }
     assert not data.is_official and data.num_classes == 0 and data.bounds == (0.0, 1.0)
     together = np.concatenate([part.x for part in data.splits.values()])
     assert sorted(map(bytes, together)) == sorted(

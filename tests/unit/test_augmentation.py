@@ -28,7 +28,9 @@ def bar(n=4000):
 
 def test_the_share_of_changed_images_is_the_probability():
     x = bar()
-    changed = (affine(x, 0.3, (0.0, 1.0), stream(0, "augment")) != x).flatten(1).any(1).float().mean()
+    changed = (
+        (affine(x, 0.3, (0.0, 1.0), stream(0, "augment")) != x).flatten(1).any(1).float().mean()
+    )
     assert abs(changed - 0.3) < 4 * (0.3 * 0.7 / 4000) ** 0.5
     assert torch.equal(affine(x, 0.0, (0.0, 1.0), stream(0, "augment")), x)
 
@@ -62,16 +64,25 @@ def test_what_comes_in_is_the_low_bound_and_values_stay_within():
 def ramps(n):
     """Grey images that rise to the right, and down: the value tells the place."""
     axis = (torch.arange(32) + 0.5) / 32
-    return torch.stack([axis.expand(32, 32), axis[:, None].expand(32, 32), torch.full((32, 32), 0.5)]).expand(n, -1, -1, -1)
+    return torch.stack(
+        [axis.expand(32, 32), axis[:, None].expand(32, 32), torch.full((32, 32), 0.5)]
+    ).expand(n, -1, -1, -1)
 
 
 def test_crops_have_areas_log_uniform_from_8_percent_inside_the_image_and_half_are_mirrored():
     x = 0.5 + 0.1 * (ramps(4000) - 0.5)  # far from black and white, and from the colours' reach
     y = crop(x, 1.0, None, stream(0, "augment"))
-    across = (y[:, 0, 16, -1] - y[:, 0, 16, 0]) / (y[:, 1, -1, 16] - y[:, 1, 0, 16])  # colours change both rises alike
+    across = (y[:, 0, 16, -1] - y[:, 0, 16, 0]) / (
+        y[:, 1, -1, 16] - y[:, 1, 0, 16]
+    )  # colours change both rises alike
     assert ((across.abs() - 1).abs() < 0.15).all()  # half a pixel at the edge is flat
     assert abs((across < 0).float().mean() - 0.5) < 4 * (0.25 / 4000) ** 0.5
-    plain = crop(torch.rand(1, 1, 32, 32, generator=stream(0, "x")).expand(4000, 1, 32, 32), 1.0, None, stream(0, "augment"))
+    plain = crop(
+        torch.rand(1, 1, 32, 32, generator=stream(0, "x")).expand(4000, 1, 32, 32),
+        1.0,
+        None,
+        stream(0, "augment"),
+    )
     assert plain.flatten(1).std(dim=1).min() > 0.05  # parts of the image, not what is outside it
 
 
@@ -97,14 +108,20 @@ def test_colours_change_each_in_its_range_and_stay_within_bounds(monkeypatch):
     assert 0.25 < shift.abs().max() <= 0.3  # brightness 0.2 and hue 0.1
     assert 0.17 < (shift - shift.mean(dim=1, keepdim=True)).abs().max() * 1.5 <= 0.2001
     stripes = grey + torch.where(torch.arange(8) % 2 == 0, 0.1, -0.1)
-    contrast = crop(stripes, 1.0, None, stream(0, "augment")).std(dim=(2, 3)) / stripes.std(dim=(2, 3))
+    contrast = crop(stripes, 1.0, None, stream(0, "augment")).std(dim=(2, 3)) / stripes.std(
+        dim=(2, 3)
+    )
     assert 0.6 <= contrast.min() < 0.62 and 1.38 < contrast.max() <= 1.4001
-    wide = crop(torch.rand(500, 3, 8, 8, generator=stream(0, "x")), 1.0, (0.0, 1.0), stream(0, "augment"))
+    wide = crop(
+        torch.rand(500, 3, 8, 8, generator=stream(0, "x")), 1.0, (0.0, 1.0), stream(0, "augment")
+    )
     assert wide.min() == 0 and wide.max() == 1
     assert torch.equal(crop(grey, 0.0, None, stream(0, "augment")), grey)
 
 
 @pytest.mark.parametrize("change", [affine, crop])
 def test_vectors_are_refused(change):
-    with pytest.raises(ConfigError, match=r"objective\.augment_prob: needs images, found samples of shape \(5,\)"):
+    with pytest.raises(
+        ConfigError, match=r"objective\.augment_prob: needs images, found samples of shape \(5,\)"
+    ):
         change(torch.zeros(3, 5), 0.5, None, stream(0, "augment"))

@@ -40,7 +40,10 @@ def mlflow(database, tmp_path_factory):
 def test_only_versions_whose_gates_passed_become_champion_and_the_log_has_each_change(mlflow):
     assert promotion.champion(mlflow, "ebm") is None and promotion.log(mlflow, "ebm") == []
     for refused in ("3", "4"):
-        with pytest.raises(RegistryError, match=rf"ebm/{refused} cannot become champion: ood\.auroc 0\.5 >= 0\.8 FAIL"):
+        with pytest.raises(
+            RegistryError,
+            match=rf"ebm/{refused} cannot become champion: ood\.auroc 0\.5 >= 0\.8 FAIL",
+        ):
             promotion.promote(mlflow, "ebm", refused)
     with pytest.raises(RegistryError, match="bare/1 cannot become champion: it has no gates"):
         promotion.promote(mlflow, "bare", "1")
@@ -51,7 +54,11 @@ def test_only_versions_whose_gates_passed_become_champion_and_the_log_has_each_c
         promotion.roll_back(mlflow, "ebm")
     assert promotion.promote(mlflow, "ebm", "1") is None  # it is already
     event = promotion.promote(mlflow, "ebm", "2")
-    assert (event.before, event.gates) == ("1", {"ood.auroc": "0.95 >= 0.8 pass"}) and event.who and event.at
+    assert (
+        (event.before, event.gates) == ("1", {"ood.auroc": "0.95 >= 0.8 pass"})
+        and event.who
+        and event.at
+    )
     assert promotion.roll_back(mlflow, "ebm").version == "1" == promotion.champion(mlflow, "ebm")
     with pytest.raises(RegistryError, match="no champion before 1"):
         promotion.roll_back(mlflow, "ebm")  # what it was before the first is not known
@@ -66,7 +73,9 @@ def test_a_verdict_is_json_and_no_text_passes_by_its_end():
     verdict = versions.Verdict("ood.auroc", 0.95, ">= 0.8", True)
     tags = promotion.gate_tags([verdict]) | {"git.commit": "0123"}
     assert json.loads(tags["gate.ood.auroc"]) == {"value": 0.95, "bound": ">= 0.8", "passes": True}
-    assert promotion.read_gates(tags) == {"ood.auroc": verdict} and str(verdict) == "0.95 >= 0.8 pass"
+    assert (
+        promotion.read_gates(tags) == {"ood.auroc": verdict} and str(verdict) == "0.95 >= 0.8 pass"
+    )
     for text, expected in (
         ("0.9 >= 0.8 pass", True),  # of a version registered before
         ("0.5 >= 0.8 FAIL", False),
@@ -80,7 +89,9 @@ def test_a_verdict_is_json_and_no_text_passes_by_its_end():
 
 def test_what_the_registry_says_is_one_message(monkeypatch, database):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
-    with pytest.raises(RegistryError, match=r"MLflow at sqlite.*: .*nothing.* not found; see ebm-dist doctor"):
+    with pytest.raises(
+        RegistryError, match=r"MLflow at sqlite.*: .*nothing.* not found; see ebm-dist doctor"
+    ):
         promotion.ask(lambda client: promotion.log(client, "nothing"))
 
 
@@ -96,7 +107,10 @@ def version(tmp_path_factory, digits_data):
     metrics = {
         "auroc": 0.9,
         "noise": {"auroc": 0.99},
-        "seeds": {"0": {"auroc": 0.88, "noise": {"auroc": 0.98}}, "1": {"auroc": 0.92, "noise": {"auroc": 1.0}}},
+        "seeds": {
+            "0": {"auroc": 0.88, "noise": {"auroc": 0.98}},
+            "1": {"auroc": 0.92, "noise": {"auroc": 1.0}},
+        },
     }
     (folder / "reports/ood/metrics.json").write_text(json.dumps(metrics))
     (folder / "reports/train").mkdir()
@@ -109,7 +123,10 @@ LINEAGE = {"config.digest": "abc", "hardware": "2 cores", "git.commit": "0123"}
 
 def test_the_card_says_what_it_learnt_how_and_how_well(version):
     folder, chosen, trained = version
-    verdicts = [versions.Verdict("ood.auroc", 0.9, ">= 0.8", True), versions.Verdict("ood.noise.auroc", 0.99, ">= 0.995", False)]
+    verdicts = [
+        versions.Verdict("ood.auroc", 0.9, ">= 0.8", True),
+        versions.Verdict("ood.noise.auroc", 0.99, ">= 0.995", False),
+    ]
     text = card.write(trained, chosen, folder / "reports", verdicts, LINEAGE)
     assert [line for line in text.splitlines() if line.startswith("#")] == [
         f"# {chosen.register.model}", "## Data", "## Method", "## Sampler", "## Gates", "## Metrics", "## Limits", "## Lineage", "## Pictures",
@@ -120,10 +137,19 @@ def test_the_card_says_what_it_learnt_how_and_how_well(version):
         and "Parameters: energy 1,9" in text
     )
     assert "| ood.noise.auroc | 0.99 | >= 0.995 | **fail** |" in text
-    assert "- It was judged by ood; nothing" in text and "| train.energy_gap | 0.1 | one seed |" in text
+    assert (
+        "- It was judged by ood; nothing" in text
+        and "| train.energy_gap | 0.1 | one seed |" in text
+    )
     assert "| ood.auroc | 0.9 | 0.6459 to 1.154 |" in text  # t interval of .88 and .92
-    assert trained.card["data_digest"] in text and "`reports/ood/plots/roc.png`" in text and "digits" in text
-    assert "None are set, so it cannot become champion." in card.write(trained, chosen, folder / "reports", [], LINEAGE)
+    assert (
+        trained.card["data_digest"] in text
+        and "`reports/ood/plots/roc.png`" in text
+        and "digits" in text
+    )
+    assert "None are set, so it cannot become champion." in card.write(
+        trained, chosen, folder / "reports", [], LINEAGE
+    )
 
 
 def test_a_card_with_gaps_is_refused(version, tmp_path):
@@ -131,7 +157,10 @@ def test_a_card_with_gaps_is_refused(version, tmp_path):
     shutil.copytree(folder / "reports", tmp_path / "reports")
     shutil.rmtree(tmp_path / "reports/train")
     for lost, expected in (
-        (tmp_path / "reports/ood/plots/roc.png", "has gaps, so nothing is published: Pictures; run 'dvc repro'"),
+        (
+            tmp_path / "reports/ood/plots/roc.png",
+            "has gaps, so nothing is published: Pictures; run 'dvc repro'",
+        ),
         (tmp_path / "reports/ood/metrics.json", "Metrics, Pictures"),
     ):
         lost.unlink()
@@ -140,4 +169,10 @@ def test_a_card_with_gaps_is_refused(version, tmp_path):
     with pytest.raises(DataError, match="Lineage: settings digest"):
         card.write(trained, chosen, folder / "reports", [], {"hardware": "2 cores"})
     with pytest.raises(DataError, match="published: Data;"):
-        card.write(trained._replace(card=trained.card | {"source": ""}), chosen, folder / "reports", [], LINEAGE)
+        card.write(
+            trained._replace(card=trained.card | {"source": ""}),
+            chosen,
+            folder / "reports",
+            [],
+            LINEAGE,
+        )

@@ -41,7 +41,9 @@ def test_only_the_newest_are_kept(tmp_path):
         lambda f: (f / "a.safetensors").unlink(),
         lambda f: (f / "a.safetensors").write_bytes(b""),
         lambda f: (f / "a.safetensors").write_bytes((f / "a.safetensors").read_bytes()[:-1]),
-        lambda f: (f / "a.safetensors").write_bytes((f / "a.safetensors").read_bytes()[:-1] + b"\x01"),
+        lambda f: (f / "a.safetensors").write_bytes(
+            (f / "a.safetensors").read_bytes()[:-1] + b"\x01"
+        ),
         lambda f: (f / "manifest.json").write_text("[" * 10000),
         lambda f: (f / "manifest.json").write_text("{}"),
         lambda f: (f / "manifest.json").write_bytes(b"\xff\xfe"),

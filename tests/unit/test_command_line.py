@@ -40,7 +40,9 @@ def healthy(digits_data, tmp_path, monkeypatch):
     monkeypatch.setattr(doctor.os, "sched_getaffinity", lambda _: range(2))
 
     def check(name, **settings):
-        found = {one.check: one for one in doctor.examine(helpers.params(**settings), tmp_path / "main")}
+        found = {
+            one.check: one for one in doctor.examine(helpers.params(**settings), tmp_path / "main")
+        }
         return found[name] if name else found
 
     check.data = tmp_path / "main/dataset"
@@ -53,7 +55,9 @@ def server(status, body, header="", value=""):
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self):
-            self.send_response(200 if header and self.headers.get(header, "").startswith(value) else status)
+            self.send_response(
+                200 if header and self.headers.get(header, "").startswith(value) else status
+            )
             self.end_headers()
             self.wfile.write(json.dumps(body).encode())
 
@@ -109,9 +113,13 @@ def test_no_cpus_and_no_gpu(healthy):
 
 def test_a_package_of_the_wrong_version_or_none(healthy, monkeypatch):
     version = importlib.metadata.version
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.9.0" if name == "ray" else version(name))
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda name: "2.9.0" if name == "ray" else version(name)
+    )
     found = healthy("packages")
-    assert found.seen.startswith("ray 2.9.0 is outside") and found.fix.startswith("pip install 'ray")
+    assert found.seen.startswith("ray 2.9.0 is outside") and found.fix.startswith(
+        "pip install 'ray"
+    )
 
     def missing(name):
         raise importlib.metadata.PackageNotFoundError(name)
@@ -170,15 +178,31 @@ def test_new_plugins_pass_the_tests_over_their_folders(tmp_path):
         path, use = scaffold.write(kind, "my_own", tmp_path)
         assert path == tmp_path / f"ebm_dist/{folder}/my_own.py" and "my_own" in use
         assert path.read_text().startswith('"""My own: what it does')
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/contract", "-k", "my_own"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "tests/contract",
+        "-k",
+        "my_own",
+    ]
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0 and "passed" in done.stdout, done.stdout[-2000:]
 
 
 @pytest.mark.parametrize(
     ("name", "like", "expected"),
-    [("Mine", None, "small letters"), ("langevin", None, "one already"), ("mine", "langevan", "no such sampler; there: gibbs")],
+    [
+        ("Mine", None, "small letters"),
+        ("langevin", None, "one already"),
+        ("mine", "langevan", "no such sampler; there: gibbs"),
+    ],
 )
 def test_names_of_plugins(name, like, expected, tmp_path):
     with pytest.raises(ConfigError, match=expected):
@@ -186,11 +210,24 @@ def test_names_of_plugins(name, like, expected, tmp_path):
 
 
 def test_recipes_and_their_comparison(tmp_path):
-    found = {recipe.name: recipe for recipe in table.recipes(ROOT / "pipelines/recipes", ROOT / "reports")}
-    assert found["digits"].is_run and found["digits"].title.startswith("Implicit generation on 8x8 digits")
-    assert set(found) == {path.stem for path in (ROOT / "pipelines/recipes").glob("*.yaml")} - {"dvc", "rows"}
+    found = {
+        recipe.name: recipe
+        for recipe in table.recipes(ROOT / "pipelines/recipes", ROOT / "reports")
+    }
+    assert found["digits"].is_run and found["digits"].title.startswith(
+        "Implicit generation on 8x8 digits"
+    )
+    assert set(found) == {path.stem for path in (ROOT / "pipelines/recipes").glob("*.yaml")} - {
+        "dvc",
+        "rows",
+    }
     assert all(config.load(ROOT / f"pipelines/recipes/{name}.yaml") for name in found)
-    rows = {key: (a, b) for key, a, b in table.compare(ROOT / "reports/meg-25gaussians", ROOT / "reports/meg-8gaussians")}
+    rows = {
+        key: (a, b)
+        for key, a, b in table.compare(
+            ROOT / "reports/meg-25gaussians", ROOT / "reports/meg-8gaussians"
+        )
+    }
     assert rows["density.num_modes"] == (25, 8)
     with pytest.raises(DataError, match="no suite judged both"):
         table.compare(ROOT / "reports/meg-25gaussians", tmp_path)
@@ -199,33 +236,60 @@ def test_recipes_and_their_comparison(tmp_path):
 def test_a_plan_counts_and_does_a_step(digits_data, tmp_path):
     (tmp_path / "main").mkdir()
     shutil.copytree(digits_data, tmp_path / "main/dataset")
-    found = {line.split()[0]: line for line in plan.lines(helpers.params(cluster={"workers": 3}), tmp_path / "main")}
+    found = {
+        line.split()[0]: line
+        for line in plan.lines(helpers.params(cluster={"workers": 3}), tmp_path / "main")
+    }
     assert found["shards"] == "shards    4 logical ones for 3 workers: 1, 1, 2"
     parameters = 64 * 24 + 24 + 24 * 16 + 16 + 16 + 1
     assert f"energy {parameters:,} parameters" in found["networks"]
-    assert "12 of 16 samples" in found["steps"] and "4 of them, of which two are kept" in found["disk"]
+    assert (
+        "12 of 16 samples" in found["steps"] and "4 of them, of which two are kept" in found["disk"]
+    )
     assert "ms a step" in found["time"] and "(ordered)" in found["network"]
     with pytest.raises(DataError, match="index"):
         list(plan.lines(helpers.params(), tmp_path))
 
 
-def test_a_job_is_submitted_with_the_exit_code_of_the_job_or_of_its_refusal(run, digits_data, tmp_path):
+def test_a_job_is_submitted_with_the_exit_code_of_the_job_or_of_its_refusal(
+    run, digits_data, tmp_path
+):
     """A job that really runs, on a real cluster: tests/faults/test_cluster.py."""
     (tmp_path / "main").mkdir()
     shutil.copytree(digits_data, tmp_path / "main/dataset")
     code, out, err = run("submit", "--dry-run", "--data", str(tmp_path / "main"))
     assert code == 0 and "shards" in out and "minutes of training" in out, err
-    command = [sys.executable, "-c", "from ebm_dist.cli.commands import main; main()", "submit"]  # it becomes the submitter
+    command = [
+        sys.executable,
+        "-c",
+        "from ebm_dist.cli.commands import main; main()",
+        "submit",
+    ]  # it becomes the submitter
     nobody = os.environ | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{pages.free_port()}"}
-    done = subprocess.run(command, cwd=ROOT, env=nobody, capture_output=True, text=True, check=False)
-    assert done.returncode == 6 and "error: no job was submitted" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    done = subprocess.run(
+        command, cwd=ROOT, env=nobody, capture_output=True, text=True, check=False
+    )
+    assert (
+        done.returncode == 6
+        and "error: no job was submitted" in done.stderr
+        and "Traceback" not in done.stderr
+    ), done.stderr
 
 
 def test_samples_of_a_model_as_a_picture_or_an_array(run, digits_data, tmp_path):
     helpers.build(helpers.params(), digits_data).fit(tmp_path / "run", helpers.Silent())
     helpers.export(tmp_path / "run", tmp_path / "model", helpers.params(), digits_data)
     for name in ("x.png", "x.npy"):
-        code, out, err = run("sample", str(tmp_path / "model"), "--out", str(tmp_path / name), "--count", "7", "--steps", "3")
+        code, out, err = run(
+            "sample",
+            str(tmp_path / "model"),
+            "--out",
+            str(tmp_path / name),
+            "--count",
+            "7",
+            "--steps",
+            "3",
+        )
         assert code == 0 and "7 samples" in out, err
     assert np.load(tmp_path / "x.npy").shape == (7, 1, 8, 8)
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
@@ -241,7 +305,8 @@ def test_the_command_speaks_plainly(run, tmp_path):
     code, _, err = run("doctor", "--params", "nothing.yaml")
     assert (
         code == 2
-        and err == "error: nothing.yaml: cannot be read (No such file or directory); give a parameter file with --params\n"
+        and err
+        == "error: nothing.yaml: cannot be read (No such file or directory); give a parameter file with --params\n"
     )
     code, _, err = run("new", "sampler", "langevin")
     assert code == 2 and err.startswith("error: 'langevin': there is one already")

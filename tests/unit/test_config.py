@@ -28,7 +28,11 @@ def refused(tmp_path: Path, text: str | bytes) -> str:
     return message.removeprefix(str(path))
 
 
-RECIPES = [path for path in sorted((ROOT / "pipelines/recipes").glob("*.yaml")) if path.name not in ("dvc.yaml", "rows.yaml")]
+RECIPES = [
+    path
+    for path in sorted((ROOT / "pipelines/recipes").glob("*.yaml"))
+    if path.name not in ("dvc.yaml", "rows.yaml")
+]
 
 
 @pytest.mark.parametrize("path", [ROOT / "params.yaml", *RECIPES], ids=lambda p: p.stem)
@@ -42,39 +46,99 @@ def test_every_parameter_file_loads_and_comes_back(path):
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
-        ("step_size: 0.02", "step_sizes: 0.02", r":\d+: sampler\.step_sizes: unknown key; did you mean 'step_size'\?"),
-        ("step_size: 0.02", "step_size: -1", r":\d+: sampler\.step_size: .*greater than 0, found -1"),
+        (
+            "step_size: 0.02",
+            "step_sizes: 0.02",
+            r":\d+: sampler\.step_sizes: unknown key; did you mean 'step_size'\?",
+        ),
+        (
+            "step_size: 0.02",
+            "step_size: -1",
+            r":\d+: sampler\.step_size: .*greater than 0, found -1",
+        ),
         ("step_size: 0.02", "step_size: .nan", r":\d+: sampler\.step_size: .*finite"),
-        ("step_size: 0.02", "step_size: fast", r":\d+: sampler\.step_size: .*valid number, found 'fast'"),
-        ("step_size: 0.02", "step_size: '0.02'", r":\d+: sampler\.step_size: .*valid number, found '0.02'"),
-        ("seed: 0", "seed: 0\nsampller: {}", r":\d+: sampller: unknown key; did you mean 'sampler'\?"),
+        (
+            "step_size: 0.02",
+            "step_size: fast",
+            r":\d+: sampler\.step_size: .*valid number, found 'fast'",
+        ),
+        (
+            "step_size: 0.02",
+            "step_size: '0.02'",
+            r":\d+: sampler\.step_size: .*valid number, found '0.02'",
+        ),
+        (
+            "seed: 0",
+            "seed: 0\nsampller: {}",
+            r":\d+: sampller: unknown key; did you mean 'sampler'\?",
+        ),
         ("seed: 0", "seed: 1.5", r":\d+: seed: .*integer"),
-        ("name: langevin", "name: langevine", r":\d+: sampler\.name: no 'langevine' .*did you mean 'langevin'\?"),
+        (
+            "name: langevin",
+            "name: langevine",
+            r":\d+: sampler\.name: no 'langevine' .*did you mean 'langevin'\?",
+        ),
         ("name: langevin", "name: os", r"sampler\.name: no 'os'"),
         ("name: langevin", "name: ../config", r"sampler\.name: no '../config'"),
         ("name: langevin,", "", r"sampler: a name is needed; one of gibbs, hmc, langevin"),
         ("num_shards: 4", "num_shards: 3", r":\d+: train\.num_shards: 3 does not divide"),
         ("batch_size: 128", "batch_size: 130", r":\d+: train\.batch_size: 130 is not divisible"),
-        ("workers: 2", "workers: 5", r":\d+: cluster\.workers: 5 workers cannot share train.num_shards = 4"),
-        ("capacity: 2048", "capacity: 2047", r":\d+: replay\.capacity: 2047 chains cannot be dealt"),
-        ("data_noise: 0.1}", "start: noise, augment_prob: 0.1}", r":\d+: objective\.augment_prob: chains start at noise"),
-        ("data_noise: 0.1}", "chain_labels: data}", r":\d+: objective\.chain_labels: only a conditional energy has labels"),
-        ("data_noise: 0.1}", "entropy_weight: 0.1}", r":\d+: objective\.entropy_weight: is part of the term"),
-        ("data_noise: 0.1}", "start: noise, burn_in: 1}", r":\d+: objective\.burn_in: chains that start at noise have no age"),
+        (
+            "workers: 2",
+            "workers: 5",
+            r":\d+: cluster\.workers: 5 workers cannot share train.num_shards = 4",
+        ),
+        (
+            "capacity: 2048",
+            "capacity: 2047",
+            r":\d+: replay\.capacity: 2047 chains cannot be dealt",
+        ),
+        (
+            "data_noise: 0.1}",
+            "start: noise, augment_prob: 0.1}",
+            r":\d+: objective\.augment_prob: chains start at noise",
+        ),
+        (
+            "data_noise: 0.1}",
+            "chain_labels: data}",
+            r":\d+: objective\.chain_labels: only a conditional energy has labels",
+        ),
+        (
+            "data_noise: 0.1}",
+            "entropy_weight: 0.1}",
+            r":\d+: objective\.entropy_weight: is part of the term",
+        ),
+        (
+            "data_noise: 0.1}",
+            "start: noise, burn_in: 1}",
+            r":\d+: objective\.burn_in: chains that start at noise have no age",
+        ),
         (
             "data_noise: 0.1}\n\nreplay: {",
             "burn_in: 4}\nreplay: {max_age: 4, ",
             r":\d+: objective\.burn_in: must be below replay\.max_age = 4, found 4",
         ),
         ("reduce: ordered", "reduce: fast", r":\d+: train\.reduce: .*'ordered' or 'ddp'"),
-        ("metric: samples.fid", "metric: sample.fid", r":\d+: register\.gates\.0\.metric: no suite 'sample'"),
-        ("at_most: 2.5", "at_most: 2.5, at_leas: 1", r":\d+: register\.gates\.0\.at_leas: unknown key; did you mean 'at_least'\?"),
+        (
+            "metric: samples.fid",
+            "metric: sample.fid",
+            r":\d+: register\.gates\.0\.metric: no suite 'sample'",
+        ),
+        (
+            "at_most: 2.5",
+            "at_most: 2.5, at_leas: 1",
+            r":\d+: register\.gates\.0\.at_leas: unknown key; did you mean 'at_least'\?",
+        ),
         ("seed: 0", "seed: 0\nseed: 1", r":\d+: seed: key given twice"),
         ("seed: 0", "seed: &a 0\ntrain: *a", r"aliases \(\*name\) are not allowed"),
         ("seed: 0", "seed: !!python/object/apply:os.getcwd []", r":\d+: "),
         ("seed: 0", "seed: [", r":\d+: not valid YAML"),
         ("seed: 0", "seed:\t- 0\n\tx", r":\d+: not valid YAML"),
-        ("histogram: {}", "histogramm: {}", r"evaluation\.histogramm\.name: no 'histogramm' .*did you mean 'histogram'\?"),
+        (
+            "histogram: {}",
+            "histogramm: {}",
+            r"evaluation\.histogramm\.name: no 'histogramm' .*did you mean 'histogram'\?",
+        ),
     ],
 )
 def test_one_clear_message_with_file_line_and_key(tmp_path, old, new, expected):
@@ -127,7 +191,9 @@ def test_whatever_the_values_our_error_or_params(noise, section):
 
 
 @given(st.binary(max_size=60))
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_whatever_the_bytes_our_error(tmp_path, content):
     path = tmp_path / "params.yaml"
     path.write_bytes(content)
@@ -141,7 +207,9 @@ def test_the_seed_of_a_replicate_replaces_the_file_s():
 
 def test_digest_is_of_meaning_not_of_text(tmp_path):
     plain = config.load(ROOT / "params.yaml")
-    (tmp_path / "p.yaml").write_text("# a comment\n" + GOOD.replace("1.0e-3", "0.001").replace("seed: 0", "seed:  0"))
+    (tmp_path / "p.yaml").write_text(
+        "# a comment\n" + GOOD.replace("1.0e-3", "0.001").replace("seed: 0", "seed:  0")
+    )
     assert config.load(tmp_path / "p.yaml").digest() == plain.digest()
     assert config.load(ROOT / "params.yaml", seed=1).digest() != plain.digest()
 
@@ -179,7 +247,11 @@ class TestSettings:
 
     @pytest.mark.parametrize(
         ("section", "fix"),
-        [("trian", "did you mean 'train'?"), ("sampler.malla", "did you mean 'sampler.mala'?"), ("", "use one of ")],
+        [
+            ("trian", "did you mean 'train'?"),
+            ("sampler.malla", "did you mean 'sampler.mala'?"),
+            ("", "use one of "),
+        ],
     )
     def test_of_an_unknown_section_are_refused(self, section, fix):
         with pytest.raises(ConfigError, match=f"{section}: no such section") as caught:
@@ -194,19 +266,29 @@ class TestRenamedSections:
         assert config.RENAMED == {"others": "comparison_datasets"}
         path = tmp_path / "params.yaml"
         path.write_text(self.OLD)
-        line = next(i for i, text in enumerate(self.OLD.splitlines(), 1) if text.startswith("others:"))
+        line = next(
+            i for i, text in enumerate(self.OLD.splitlines(), 1) if text.startswith("others:")
+        )
         assert config.load(path) == config.load(ROOT / "params.yaml")
         (warning,) = caplog.messages
-        assert warning == f"{path}:{line}: others: this section has a new name; write 'comparison_datasets'"
+        assert (
+            warning
+            == f"{path}:{line}: others: this section has a new name; write 'comparison_datasets'"
+        )
 
     def test_both_names_are_refused(self, tmp_path):
         message = refused(tmp_path, self.OLD + "\ncomparison_datasets: {}\n")
-        assert re.match(r":\d+: others: old name of 'comparison_datasets', which is there too; keep only one", message)
+        assert re.match(
+            r":\d+: others: old name of 'comparison_datasets', which is there too; keep only one",
+            message,
+        )
 
     def test_errors_have_the_line_of_the_old_name(self, tmp_path):
         text = self.OLD.replace("photos: {name: photos}", "photos: {name: fotos}")
         line = next(i for i, row in enumerate(text.splitlines(), 1) if "fotos" in row)
-        assert refused(tmp_path, text).startswith(f":{line}: comparison_datasets.photos.name: no 'fotos'")
+        assert refused(tmp_path, text).startswith(
+            f":{line}: comparison_datasets.photos.name: no 'fotos'"
+        )
 
     def test_the_old_name_in_settings_of_an_old_run(self, caplog):
         saved = config.load(ROOT / "params.yaml").as_dict()
@@ -219,7 +301,10 @@ class TestRenamedSections:
 def test_the_number_of_seeds(tmp_path):
     assert config.load(ROOT / "params.yaml").num_seeds == 1
     assert config.load(ROOT / "pipelines/recipes/digits.yaml").num_seeds == 3
-    assert re.match(r":\d+: num_seeds: .*greater than or equal to 1, found 0", refused(tmp_path, GOOD + "\nnum_seeds: 0\n"))
+    assert re.match(
+        r":\d+: num_seeds: .*greater than or equal to 1, found 0",
+        refused(tmp_path, GOOD + "\nnum_seeds: 0\n"),
+    )
 
 
 class TestDerivedFiles:
@@ -251,10 +336,20 @@ class TestDerivedFiles:
 
     def test_keys_of_the_same_plugin_are_merged(self, derive):
         base = config.load(ROOT / "params.yaml")
-        params = config.load(derive("seed: 3\nsampler: {step_size: 0.5}\nobjective: {name: contrastive_divergence, burn_in: 2}\n"))
+        params = config.load(
+            derive(
+                "seed: 3\nsampler: {step_size: 0.5}\nobjective: {name: contrastive_divergence, burn_in: 2}\n"
+            )
+        )
         assert params.seed == 3
-        assert (params.sampler.step_size, params.sampler.noise_scale) == (0.5, base.sampler.noise_scale)
-        assert (params.objective.burn_in, params.objective.energy_penalty) == (2, base.objective.energy_penalty)
+        assert (params.sampler.step_size, params.sampler.noise_scale) == (
+            0.5,
+            base.sampler.noise_scale,
+        )
+        assert (params.objective.burn_in, params.objective.energy_penalty) == (
+            2,
+            base.objective.energy_penalty,
+        )
         assert params.train == base.train
 
     def test_another_plugin_replaces_the_section(self, derive):
@@ -268,16 +363,26 @@ class TestDerivedFiles:
             "{name: meg, gradient_penalty: 0.3, generator: {name: mlp, latent_size: 5, hidden: [7]}}",
         )
         same = config.load(derive("objective: {generator: {latent_size: 6}}\n", base)).objective
-        assert (same.gradient_penalty, same.generator.latent_size, same.generator.hidden) == (0.3, 6, (7,))
+        assert (same.gradient_penalty, same.generator.latent_size, same.generator.hidden) == (
+            0.3,
+            6,
+            (7,),
+        )
         other = config.load(derive("objective: {generator: {name: dcgan}}\n", base)).objective
         assert (other.gradient_penalty, config.plugin_name(other.generator)) == (0.3, "dcgan")
 
     def test_lists_are_replaced(self, derive):
-        params = config.load(derive("register: {gates: [{metric: ood.uniform.auroc, at_least: 0.5}]}\n"))
+        params = config.load(
+            derive("register: {gates: [{metric: ood.uniform.auroc, at_least: 0.5}]}\n")
+        )
         assert len(params.register.gates) == 1 and params.register.model == "ebm-digits"
 
     def test_evaluation_and_comparison_datasets_are_always_replaced(self, derive):
-        params = config.load(derive("evaluation: {samples: {num_samples: 50}}\ncomparison_datasets: {}\nregister: {gates: []}\n"))
+        params = config.load(
+            derive(
+                "evaluation: {samples: {num_samples: 50}}\ncomparison_datasets: {}\nregister: {gates: []}\n"
+            )
+        )
         assert list(params.evaluation) == ["samples"] and params.comparison_datasets == {}
         assert params.evaluation["samples"].num_samples == 50
         assert params.evaluation["samples"].num_steps != 500  # a default again, not the base's
@@ -291,24 +396,38 @@ class TestDerivedFiles:
         assert self.error(derive(text)).startswith("derived.yaml:3: sampler.step_size: ")
         base = GOOD.replace("step_size: 0.02", "step_size: -1")
         line = self.line(base, "step_size: -1")
-        assert self.error(derive("seed: 1\n", base)).startswith(f"base.yaml:{line}: sampler.step_size: ")
+        assert self.error(derive("seed: 1\n", base)).startswith(
+            f"base.yaml:{line}: sampler.step_size: "
+        )
 
     def test_errors_between_sections_name_the_file_of_the_key_to_change(self, derive):
         line = self.line(GOOD, "capacity: 2048")
-        assert self.error(derive("train: {num_shards: 16, batch_size: 4096}\n")).startswith(f"base.yaml:{line}: replay.capacity: ")
-        assert self.error(derive("replay: {capacity: 2047}\n")).startswith("derived.yaml:2: replay.capacity: ")
+        assert self.error(derive("train: {num_shards: 16, batch_size: 4096}\n")).startswith(
+            f"base.yaml:{line}: replay.capacity: "
+        )
+        assert self.error(derive("replay: {capacity: 2047}\n")).startswith(
+            "derived.yaml:2: replay.capacity: "
+        )
 
     def test_no_error_names_a_line_that_was_replaced(self, derive):
         text = "register: {gates: [{metric: samples.fid}, {at_most: 1}]}\n"
-        assert self.error(derive(text)).startswith("derived.yaml:2: register.gates.1.metric: missing; set a value")
+        assert self.error(derive(text)).startswith(
+            "derived.yaml:2: register.gates.1.metric: missing; set a value"
+        )
 
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("base: none.yaml", "derived.yaml:1: base: no file none.yaml; give a path relative to this file"),
+            (
+                "base: none.yaml",
+                "derived.yaml:1: base: no file none.yaml; give a path relative to this file",
+            ),
             ("base: 3", "derived.yaml:1: base: expected the path of a parameter file, found 3"),
             ("base:", "derived.yaml:1: base: expected the path of a parameter file, found None"),
-            ("seed: 0\nbase: middle.yaml", "derived.yaml:2: base: middle.yaml has a base itself; name that one"),
+            (
+                "seed: 0\nbase: middle.yaml",
+                "derived.yaml:2: base: middle.yaml has a base itself; name that one",
+            ),
             ("base: derived.yaml", "derived.yaml:1: base: derived.yaml has a base itself"),
         ],
     )
@@ -323,7 +442,9 @@ class TestDerivedFiles:
         assert config.read_one(path)[0] == {"base": "base.yaml", "seed": 3}
         values, lines = config.read(path)
         assert "base" not in values and values["seed"] == 3
-        assert lines[("seed",)] == (path, 2) and lines[("sampler", "name")][0] == path.with_name("base.yaml")
+        assert lines[("seed",)] == (path, 2) and lines[("sampler", "name")][0] == path.with_name(
+            "base.yaml"
+        )
 
 
 @pytest.fixture(scope="module")
@@ -378,9 +499,15 @@ class TestSchema:
         assert not validator.is_valid(config.read_one(ROOT / "params.yaml")[0] | section)
 
     def test_a_derived_file_may_leave_out_names(self, validator):
-        derived = {"base": "digits.yaml", "sampler": {"step_size": 0.1}, "objective": {"generator": {"latent_size": 3}}}
+        derived = {
+            "base": "digits.yaml",
+            "sampler": {"step_size": 0.1},
+            "objective": {"generator": {"latent_size": 3}},
+        }
         validator.validate(derived)
-        assert not validator.is_valid({key: value for key, value in derived.items() if key != "base"})
+        assert not validator.is_valid(
+            {key: value for key, value in derived.items() if key != "base"}
+        )
         assert not validator.is_valid(derived | {"sampler": {"step_sizes": 0.1}})
 
     def test_the_old_name_of_a_section_is_deprecated(self, validator):
@@ -390,7 +517,10 @@ class TestSchema:
 
     def test_every_setting_has_its_help_text(self, validator):
         keys = validator.schema["$defs"]["ebm_dist.samplers.mala"]["properties"]
-        assert keys["name"] == {"const": "mala"} and keys["step_size"]["description"] == "Factor of the score."
+        assert (
+            keys["name"] == {"const": "mala"}
+            and keys["step_size"]["description"] == "Factor of the score."
+        )
 
 
 def test_only_the_config_of_a_plugin_has_a_name():

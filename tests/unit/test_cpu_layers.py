@@ -32,7 +32,9 @@ def close(a, b, digits=12):
     torch.testing.assert_close(a, b, rtol=0, atol=10.0**-digits)
 
 
-@pytest.mark.parametrize(("i", "o", "height", "width"), [(1, 1, 4, 1), (3, 2, 4, 7), (2, 5, 8, 8), (4, 3, 16, 3)])
+@pytest.mark.parametrize(
+    ("i", "o", "height", "width"), [(1, 1, 4, 1), (3, 2, 4, 7), (2, 5, 8, 8), (4, 3, 16, 3)]
+)
 def test_half_the_products_give_the_convolution_and_its_gradient(i, o, height, width):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, i, height, width, dtype=torch.float64, generator=generator).requires_grad_()
@@ -46,7 +48,10 @@ def test_half_the_products_give_the_convolution_and_its_gradient(i, o, height, w
 
 
 def test_half_the_products_of_the_residual_net_are_saved(compiling):
-    network, x = resnet.build(resnet.Config(spectral_norm=False), shape=(3, 32, 32), num_classes=0), torch.rand(1, 3, 32, 32)
+    network, x = (
+        resnet.build(resnet.Config(spectral_norm=False), shape=(3, 32, 32), num_classes=0),
+        torch.rand(1, 3, 32, 32),
+    )
 
     def gflop():
         with FlopCounterMode(display=False) as counter:
@@ -75,7 +80,9 @@ def test_only_layers_whose_fast_form_is_the_same_function_get_it():
     assert not is_wide(nn.ModuleList(unsuited))
     replace_layers(nn.ModuleList(unsuited))
     assert [type(layer) for layer in unsuited] == kinds
-    suited = nn.Sequential(conv(64, 128, 3, padding=1, bias=False), nn.Flatten(), nn.Linear(128 * 16, 2))
+    suited = nn.Sequential(
+        conv(64, 128, 3, padding=1, bias=False), nn.Flatten(), nn.Linear(128 * 16, 2)
+    )
     assert is_wide(suited)
     replace_layers(suited)
     assert [type(layer) for layer in suited] == [Conv3x3, nn.Flatten, Linear]
@@ -87,10 +94,14 @@ def test_only_layers_whose_fast_form_is_the_same_function_get_it():
 def test_fast_layers_are_the_layers_and_follow_their_weights(compiling, height, bias):
     torch.manual_seed(0)
     plain = nn.Sequential(
-        nn.Conv2d(64, 64, 3, padding=1, bias=bias), nn.Flatten(), nn.Linear(64 * height * 5, 2, bias=bias)
+        nn.Conv2d(64, 64, 3, padding=1, bias=bias),
+        nn.Flatten(),
+        nn.Linear(64 * height * 5, 2, bias=bias),
     ).double()
     fast = nn.Sequential(
-        nn.Conv2d(64, 64, 3, padding=1, bias=bias), nn.Flatten(), nn.Linear(64 * height * 5, 2, bias=bias)
+        nn.Conv2d(64, 64, 3, padding=1, bias=bias),
+        nn.Flatten(),
+        nn.Linear(64 * height * 5, 2, bias=bias),
     ).double()
     replace_layers(fast)
     assert fast[2].weight.stride() == (1, 2)

@@ -23,9 +23,19 @@ def commands(page: Path) -> list[str]:
 
 
 def test_the_site_builds_without_a_warning(tmp_path):
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "--site-dir",
+        str(tmp_path / "site"),
+    ]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr[-3000:]
     page = (tmp_path / "site/reference/ebm_dist.samplers.langevin/index.html").read_text()
     assert "step_size" in page and ":class:" not in page
@@ -34,7 +44,9 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert "meg-25gaussians-quality" in system and "objective" in system
     assert (tmp_path / "site/systems/meg-25gaussians.png").read_bytes().startswith(b"\x89PNG")
     home = (tmp_path / "site/index.html").read_text()
-    assert not re.findall(r'(?:src|href)="https?://', home.replace("https://squidfunk.github.io", ""))  # nothing from elsewhere
+    assert not re.findall(
+        r'(?:src|href)="https?://', home.replace("https://squidfunk.github.io", "")
+    )  # nothing from elsewhere
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -44,7 +56,9 @@ def test_every_command_on_a_page_exists(page):
         if words[:1] == ["ebm-dist"]:
             wanted = words[1 : words.index("||")] if "||" in words else words[1:]
             parser().parse_args(wanted)
-        elif words[:2] == ["python", "-m"] and words[2].startswith(("pipelines", "benchmarks", "infra")):
+        elif words[:2] == ["python", "-m"] and words[2].startswith(
+            ("pipelines", "benchmarks", "infra")
+        ):
             place = ROOT / words[2].replace(".", "/")
             assert place.with_suffix(".py").exists() or (place / "__main__.py").exists(), line
         elif words[:1] == ["python"]:
@@ -54,7 +68,9 @@ def test_every_command_on_a_page_exists(page):
             assert (ROOT / f"pipelines/recipes/{recipe}.yaml").exists(), line
         for setting in re.findall(r"-S ([\w.]+)=", line):
             section, _, key = setting.partition(".")
-            assert section == "recipe" or hasattr(getattr(config.load(ROOT / "params.yaml"), section), key), line
+            assert section == "recipe" or hasattr(
+                getattr(config.load(ROOT / "params.yaml"), section), key
+            ), line
 
 
 def functions(path: Path):
@@ -71,9 +87,15 @@ def functions(path: Path):
 
 
 SOURCES = sorted((ROOT / "ebm_dist").rglob("*.py"))
-CONTRACTS = {  # what a method does is said once, where it is asked for: in a protocol, a base class or the package of the plugins
-    function.name for path in SOURCES for function, classes in functions(path) if classes and ast.get_docstring(function)
-} | {"check"}
+CONTRACTS = (
+    {  # what a method does is said once, where it is asked for: in a protocol, a base class or the package of the plugins
+        function.name
+        for path in SOURCES
+        for function, classes in functions(path)
+        if classes and ast.get_docstring(function)
+    }
+    | {"check"}
+)
 AS_THE_PACKAGE_SAYS = {"Config", "State"}
 
 
@@ -96,10 +118,14 @@ def test_everything_public_says_what_it_is_what_shapes_it_has_and_what_it_raises
         if text and any(name.endswith("Error") for name in raised - {"NotImplementedError"}):
             assert "aises" in text, f"{where} raises {raised}"
         arguments = [*found.args.args, *found.args.kwonlyargs]
-        annotations = " ".join(ast.unparse(a) for a in [*(one.annotation for one in arguments), found.returns] if a)
+        annotations = " ".join(
+            ast.unparse(a) for a in [*(one.annotation for one in arguments), found.returns] if a
+        )
         if re.search(r"\bTensor\b", annotations) and text and not is_contract:
             said = text + module + " ".join(ast.get_docstring(one) or "" for one in classes)
-            assert re.search(r"``\([^)]*[,*][^)]*\)|shape|one number|by name|log Z", said), f"{where}: no shape"
+            assert re.search(r"``\([^)]*[,*][^)]*\)|shape|one number|by name|log Z", said), (
+                f"{where}: no shape"
+            )
 
 
 @pytest.mark.parametrize(

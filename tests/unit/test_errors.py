@@ -27,5 +27,9 @@ def test_the_parts_survive_the_way_from_a_worker(fix):
 
 
 def test_every_error_has_an_exit_code():
-    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, EbmError)]
+    kinds = [
+        kind
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, EbmError)
+    ]
     assert len(kinds) > 5 and all(0 < kind.exit_code < 256 for kind in kinds)

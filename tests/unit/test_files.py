@@ -91,7 +91,14 @@ def test_the_user_s_own_folder_comes_first_and_is_never_changed(tmp_path, monkey
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"<html>", CONTENT[:20], gzip.compress(b"\0\0\x0d\x01xxxx", mtime=0), gzip.compress(b"", mtime=0)]
+    "content",
+    [
+        b"",
+        b"<html>",
+        CONTENT[:20],
+        gzip.compress(b"\0\0\x0d\x01xxxx", mtime=0),
+        gzip.compress(b"", mtime=0),
+    ],
 )
 def test_what_is_no_idx_file_is_refused(tmp_path, content):
     (tmp_path / "x.gz").write_bytes(content)

@@ -24,13 +24,22 @@ def reports(tmp_path):
     metrics = {
         "auroc": 0.9,
         "noise": {"auroc": 0.99},
-        "seeds": {"0": {"auroc": 0.88, "noise": {"auroc": 0.98}}, "1": {"auroc": 0.92, "noise": {"auroc": 1.0}}},
+        "seeds": {
+            "0": {"auroc": 0.88, "noise": {"auroc": 0.98}},
+            "1": {"auroc": 0.92, "noise": {"auroc": 1.0}},
+        },
     }
     (folder / "ood/metrics.json").write_text(json.dumps(metrics))
-    (folder / "train/0/run.json").write_text(json.dumps({"seconds": 30.0, "workers": 2, "hardware": {"cpu": "A & B", "cores": 2}}))
+    (folder / "train/0/run.json").write_text(
+        json.dumps({"seconds": 30.0, "workers": 2, "hardware": {"cpu": "A & B", "cores": 2}})
+    )
     write_csv(
         folder / "train/0/curves.csv",
-        [{"step": 10, "loss": 3.0, "gap": 1.0}, {"step": 20, "loss": 2.0}, {"step": 30, "loss": 1.0, "gap": float("inf")}],
+        [
+            {"step": 10, "loss": 3.0, "gap": 1.0},
+            {"step": 20, "loss": 2.0},
+            {"step": 30, "loss": 1.0, "gap": float("inf")},
+        ],
     )
     said = {
         "model": "ebm",
@@ -70,16 +79,30 @@ def test_everything_is_on_the_page_and_nothing_comes_from_elsewhere(reports):
     assert "my &lt;run&gt;" in text and "A &amp; B" in text
     sources = [value for name, value in found.attributes if name in ("src", "href")]
     assert all(value.startswith(("data:image/png;base64,", "#")) for value in sources)
-    assert {value[1:] for value in sources if value.startswith("#")} <= {value for name, value in found.attributes if name == "id"}
+    assert {value[1:] for value in sources if value.startswith("#")} <= {
+        value for name, value in found.attributes if name == "id"
+    }
     assert "http" not in re.sub(r"base64,[^\"]*", "", text) and "<script" not in text
-    assert all(dict(attributes).get("alt") for attributes in [found.attributes] if "img" in found.tags)
-    assert "60 device-seconds" in text and "0.6459 to 1.154" in text and '<span class="bad">fail</span>' in text
+    assert all(
+        dict(attributes).get("alt") for attributes in [found.attributes] if "img" in found.tags
+    )
+    assert (
+        "60 device-seconds" in text
+        and "0.6459 to 1.154" in text
+        and '<span class="bad">fail</span>' in text
+    )
     run = json.loads((reports / "train/0/run.json").read_text())
     (reports / "train/0/run.json").write_text(json.dumps(run | {"watts_a_worker": 500.0}))
     assert "60 device-seconds, 30 kJ by NVML" in page.build(reports)
     (reports / "train/0/run.json").write_text(json.dumps(run | {"workers": [1, 4]}))
-    assert "on 1 to 4 workers" in page.build(reports) and "at most 120 device-seconds" in page.build(reports)
-    assert text.count("<svg") == 2 and "loss: 3 to" not in text and "loss: 1 to 3, last 1, steps 10 to 30" in text
+    assert "on 1 to 4 workers" in page.build(
+        reports
+    ) and "at most 120 device-seconds" in page.build(reports)
+    assert (
+        text.count("<svg") == 2
+        and "loss: 3 to" not in text
+        and "loss: 1 to 3, last 1, steps 10 to 30" in text
+    )
     assert "gap: 1 to 1, last 1, steps 10 to 10" in text  # a value that is not finite is not drawn
 
 
@@ -87,7 +110,10 @@ def test_a_keyboard_reaches_all_that_can_be_used(reports):
     """Links, and summaries of what opens, get the focus by themselves, in the order of the page, and show it."""
     text = page.build(reports)
     found = Checker(text)
-    assert found.tags.count("a") == found.tags.count("section") > 1 and found.tags.count("summary") >= 1
+    assert (
+        found.tags.count("a") == found.tags.count("section") > 1
+        and found.tags.count("summary") >= 1
+    )
     assert not {"button", "input", "select", "script"} & set(found.tags)
     assert not {"onclick", "tabindex"} & {name for name, _ in found.attributes}
     links = re.findall(r'<a href="#([^"]+)"', text)
@@ -100,7 +126,11 @@ def test_another_run_is_a_second_column(reports, tmp_path):
     (other / "ood").mkdir(parents=True)
     (other / "ood/metrics.json").write_text(json.dumps({"auroc": 0.75}))
     text = page.build(reports, other)
-    assert "<td class=n>0.75</td>" in text and "reference</th>" in text and "reference</th>" not in page.build(reports)
+    assert (
+        "<td class=n>0.75</td>" in text
+        and "reference</th>" in text
+        and "reference</th>" not in page.build(reports)
+    )
 
 
 def test_a_folder_without_reports_says_so(tmp_path):

@@ -25,16 +25,22 @@ def test_cifar10_records_become_images_and_labels(tmp_path):
     labels = np.arange(7, dtype=np.uint8)
     content = np.concatenate([labels[:, None], images.reshape(7, -1)], axis=1).tobytes()
     found = cifar10.read(
-        archive(tmp_path / "c.tar.gz", {"a.bin": content[: 4 * 3073], "b.bin": content[4 * 3073 :]}), ["a.bin", "b.bin"]
+        archive(
+            tmp_path / "c.tar.gz", {"a.bin": content[: 4 * 3073], "b.bin": content[4 * 3073 :]}
+        ),
+        ["a.bin", "b.bin"],
     )
     assert np.array_equal(found.x, images) and np.array_equal(found.y, labels)
 
 
 @pytest.mark.parametrize(
-    ("content", "complaint"), [(b"x" * 100, "reshape"), (b"\x0b" + bytes(3072), "label 11"), (None, "not the archive")]
+    ("content", "complaint"),
+    [(b"x" * 100, "reshape"), (b"\x0b" + bytes(3072), "label 11"), (None, "not the archive")],
 )
 def test_a_wrong_cifar10_archive_is_refused(tmp_path, content, complaint):
-    path = archive(tmp_path / "c.tar.gz", {"other.bin" if content is None else "a.bin": content or b""})
+    path = archive(
+        tmp_path / "c.tar.gz", {"other.bin" if content is None else "a.bin": content or b""}
+    )
     with pytest.raises(DataError, match=complaint):
         cifar10.read(path, ["a.bin"])
     path.write_bytes(b"<html>not found</html>")
@@ -44,7 +50,10 @@ def test_a_wrong_cifar10_archive_is_refused(tmp_path, content, complaint):
 
 def test_svhn_images_have_their_axes_and_zero_is_zero(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (5, 3, 32, 32), np.uint8)
-    savemat(tmp_path / "s.mat", {"X": images.transpose(2, 3, 1, 0), "y": np.array([[1], [10], [9], [10], [5]])})
+    savemat(
+        tmp_path / "s.mat",
+        {"X": images.transpose(2, 3, 1, 0), "y": np.array([[1], [10], [9], [10], [5]])},
+    )
     found = svhn.read(tmp_path / "s.mat")
     assert np.array_equal(found.x, images) and found.y.tolist() == [1, 0, 9, 0, 5]
 

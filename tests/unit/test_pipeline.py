@@ -18,12 +18,16 @@ from pipelines import digests
 from tests.helpers import ROOT, params
 
 STAGES = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())["stages"]
-RECIPE_STAGES = YAML(typ="safe", pure=True).load((ROOT / "pipelines/recipes/dvc.yaml").read_text())["stages"]
+RECIPE_STAGES = YAML(typ="safe", pure=True).load((ROOT / "pipelines/recipes/dvc.yaml").read_text())[
+    "stages"
+]
 
 
 def test_the_generated_files_are_of_this_code_and_these_recipes():
     for path, content in ((digests.CODE, digests.digests()), (digests.ROWS, digests.rows())):
-        assert (ROOT / path).read_bytes() == digests.encode(content), f"{path}: run python -m pipelines.digests"
+        assert (ROOT / path).read_bytes() == digests.encode(content), (
+            f"{path}: run python -m pipelines.digests"
+        )
 
 
 @pytest.mark.parametrize("stages", [STAGES, RECIPE_STAGES], ids=["main job", "recipes"])
@@ -31,14 +35,18 @@ def test_each_stage_depends_on_the_digest_of_its_code(stages):
     known = YAML(typ="safe", pure=True).load((ROOT / digests.CODE).read_text())
     for name, stage in stages.items():
         params = stage.get("do", stage)["params"]
-        (key,) = next(entry["pipelines/code.yaml"] for entry in params if "pipelines/code.yaml" in entry)
+        (key,) = next(
+            entry["pipelines/code.yaml"] for entry in params if "pipelines/code.yaml" in entry
+        )
         kind = {"results": "register"}.get(name, name)
         assert key.startswith((f"any.{kind}", f"{kind}.${{item.recipe}}")), name
         assert kind in known["any"]
 
 
 def test_every_suite_of_the_parameter_file_is_a_stage():
-    assert STAGES["evaluate"]["matrix"]["suite"] == list(config.load(ROOT / "params.yaml").evaluation)
+    assert STAGES["evaluate"]["matrix"]["suite"] == list(
+        config.load(ROOT / "params.yaml").evaluation
+    )
 
 
 def test_rows_name_the_sections_of_a_recipe_and_of_its_base(tmp_path):
@@ -51,23 +59,35 @@ def test_rows_name_the_sections_of_a_recipe_and_of_its_base(tmp_path):
     rows = digests.rows(tmp_path)
     assert [row for row in rows["train"] if row.startswith("mine")] == ["mine-0", "mine-1"]
     row = rows["train"]["mine-0"]
-    assert row["file"].endswith("mine.yaml") and set(row["keys"]) == {"optimizer"} and len(row["keys"]) == 7
-    assert row["base"].endswith("meg-8gaussians.yaml") and set(row["base_keys"]) == set(config.TRAINING[1:])
+    assert (
+        row["file"].endswith("mine.yaml")
+        and set(row["keys"]) == {"optimizer"}
+        and len(row["keys"]) == 7
+    )
+    assert row["base"].endswith("meg-8gaussians.yaml") and set(row["base_keys"]) == set(
+        config.TRAINING[1:]
+    )
     assert rows["evaluate"]["mine-density"]["file"].endswith("mine.yaml")
-    assert rows["prepare"]["mine"]["file"] == rows["prepare"]["mine"]["base"]  # it says nothing of data: the base does
+    assert (
+        rows["prepare"]["mine"]["file"] == rows["prepare"]["mine"]["base"]
+    )  # it says nothing of data: the base does
 
 
 def test_a_stage_refuses_digests_that_are_not_of_its_code(tmp_path, monkeypatch):
     for path in (digests.CODE, Path("params.yaml")):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / path, tmp_path / path)
-    shutil.copytree(ROOT / "ebm_dist", tmp_path / "ebm_dist", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "ebm_dist", tmp_path / "ebm_dist", ignore=shutil.ignore_patterns("__pycache__")
+    )
     digests.check("train", tmp_path / "params.yaml", root=tmp_path)
     loader = tmp_path / "ebm_dist/data/loader.py"
     loader.write_text(loader.read_text().replace("epoch + 1, 0", "epoch + 2, 0"))
     code._module.cache_clear()
     code._definition.cache_clear()
-    with pytest.raises(ConfigError, match=r"is not of this code \(stage train\); run python -m pipelines.digests"):
+    with pytest.raises(
+        ConfigError, match=r"is not of this code \(stage train\); run python -m pipelines.digests"
+    ):
         digests.check("train", tmp_path / "params.yaml", root=tmp_path)
 
 
@@ -92,10 +112,22 @@ def test_nothing_that_is_read_can_run_code():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import | ast.ImportFrom):
                 names = {alias.name for alias in node.names} | {getattr(node, "module", "") or ""}
-                assert not names & {"pickle", "cloudpickle", "joblib", "dill", "shelve", "marshal"}, path
+                assert not names & {
+                    "pickle",
+                    "cloudpickle",
+                    "joblib",
+                    "dill",
+                    "shelve",
+                    "marshal",
+                }, path
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
-                assert called not in banned_calls | {"torch.load", "torch.save", "yaml.load", "os.system"}, f"{path}: {called}"
+                assert called not in banned_calls | {
+                    "torch.load",
+                    "torch.save",
+                    "yaml.load",
+                    "os.system",
+                }, f"{path}: {called}"
                 for keyword in node.keywords:
                     text = f"{keyword.arg}={ast.unparse(keyword.value)}"
                     assert text not in ("shell=True", "allow_pickle=True"), f"{path}: {text}"
@@ -132,4 +164,7 @@ def test_the_record_has_the_watts_of_a_gpu_that_tells_them(tmp_path, monkeypatch
     reporter.metrics({"step": 1.0}, 2.0)
     monkeypatch.setattr("torch.cuda.power_draw", lambda: 512_000)
     reporter.metrics({"step": 2.0}, 4.0)
-    assert [row.get("watts") for row in record.read_lines(tmp_path / record.METRICS)] == [None, 512.0]
+    assert [row.get("watts") for row in record.read_lines(tmp_path / record.METRICS)] == [
+        None,
+        512.0,
+    ]

@@ -28,7 +28,9 @@ SUITES = ("histogram", "samples", "classification")
 TRAIN = {f"train {name}" for name in SETTINGS}
 EVALUATE = {f"evaluate {name} {suite}" for name in SETTINGS for suite in SUITES}
 METRICS = {f"metrics {name} {suite}" for name in SETTINGS for suite in SUITES}
-COMPILED = {name for name in TRAIN | EVALUATE | METRICS if " compiled" in name or " bfloat16" in name}
+COMPILED = {
+    name for name in TRAIN | EVALUATE | METRICS if " compiled" in name or " bfloat16" in name
+}
 
 # what is edited: (file, pattern of its first occurrence, replacement)
 SAME = {
@@ -61,19 +63,26 @@ CHANGES = {
 
 @functools.cache
 def digests(root):
-    out = {"prepare": code.prepare_digest(helpers.params(), root), "classifier": code.classifier_digest(root)}
+    out = {
+        "prepare": code.prepare_digest(helpers.params(), root),
+        "classifier": code.classifier_digest(root),
+    }
     for name, sections in SETTINGS.items():
         chosen = helpers.params(**sections)
         out[f"train {name}"] = code.train_digest(chosen, root)
         for suite in SUITES:
             out[f"evaluate {name} {suite}"] = code.evaluate_digest(chosen, suite, root=root)
-            out[f"metrics {name} {suite}"] = code.evaluate_digest(chosen, suite, figures=False, root=root)
+            out[f"metrics {name} {suite}"] = code.evaluate_digest(
+                chosen, suite, figures=False, root=root
+            )
     return out
 
 
 @pytest.fixture
 def tree(tmp_path):
-    shutil.copytree(ROOT / "ebm_dist", tmp_path / "ebm_dist", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "ebm_dist", tmp_path / "ebm_dist", ignore=shutil.ignore_patterns("__pycache__")
+    )
     return tmp_path
 
 
@@ -102,14 +111,21 @@ def test_an_edit_changes_the_digests_of_what_reaches_it_and_no_other(what, tree)
 def test_a_function_that_moves_to_another_module_changes_no_digest(tree):
     optim, trainer = tree / "ebm_dist/training/optim.py", tree / "ebm_dist/training/trainer.py"
     source = optim.read_text()
-    (function,) = (node for node in ast.parse(source).body if getattr(node, "name", "") == "average_of")
+    (function,) = (
+        node for node in ast.parse(source).body if getattr(node, "name", "") == "average_of"
+    )
     text = ast.get_source_segment(source, function)
     optim.write_text(source.replace(text, ""))
     moved = f"import copy\n\nfrom torch import nn\n\n\n{text}\n"
     (tree / "ebm_dist/training/averages.py").write_text(moved)
     assert trainer.read_text().count("optim.average_of(") == 1
     edit(tree, "training/trainer.py", r"optim\.average_of\(", r"averages.average_of(")
-    edit(tree, "training/trainer.py", r"\nimport torch\n", r"\nimport torch\nfrom ebm_dist.training import averages\n")
+    edit(
+        tree,
+        "training/trainer.py",
+        r"\nimport torch\n",
+        r"\nimport torch\nfrom ebm_dist.training import averages\n",
+    )
     assert digests(tree) == digests(ROOT)
     averages = tree / "ebm_dist/training/averages.py"
     averages.write_text(moved.replace("(False)", "(True)"))
@@ -135,7 +151,9 @@ def verified(tmp_path, monkeypatch):
 
     def write(*pairs):
         with path.open("a") as out:
-            out.write(json.dumps({"digests": {str(i): pair for i, pair in enumerate(pairs)}}) + "\n")
+            out.write(
+                json.dumps({"digests": {str(i): pair for i, pair in enumerate(pairs)}}) + "\n"
+            )
 
     return write
 
@@ -146,14 +164,18 @@ def test_verified_changes_lead_from_one_digest_to_another(verified):
     verified(["b2", "c3"], ["c3", "a1"])
     assert provenance.is_verified("a1", "c3") and provenance.is_verified("b2", "a1")
     assert not provenance.is_verified("c3", "x2") and not provenance.is_verified("x2", "x1")
-    assert provenance.is_verified("a1", "c") and not provenance.is_verified("", "c")  # as code.yaml shortens them
+    assert provenance.is_verified("a1", "c") and not provenance.is_verified(
+        "", "c"
+    )  # as code.yaml shortens them
 
 
 @pytest.fixture
 def results(tmp_path):
     """A recipe of two seeds and one suite whose reports are of this code: the recipe, its reports, and an edit of a record."""
     recipe, reports = tmp_path / "tiny.yaml", tmp_path / "reports"
-    recipe.write_text(json.dumps(helpers.values() | {"num_seeds": 2, "evaluation": {"histogram": {}}}))  # JSON is YAML
+    recipe.write_text(
+        json.dumps(helpers.values() | {"num_seeds": 2, "evaluation": {"histogram": {}}})
+    )  # JSON is YAML
     weights = {}
     for seed in range(2):
         file = tmp_path / f"{seed}.safetensors"
@@ -176,7 +198,10 @@ def results(tmp_path):
 def test_a_result_of_this_code_is_current(results):
     recipe, reports, change = results
     status = provenance.status(recipe, "histogram", reports)
-    assert status.reasons == () and status.commit == json.loads((reports / "tiny/histogram/run.json").read_text())["commit"]
+    assert (
+        status.reasons == ()
+        and status.commit == json.loads((reports / "tiny/histogram/run.json").read_text())["commit"]
+    )
     row = {"recipes": ["tiny"], "metric": "histogram.train_test_gap"}
     assert provenance.of_row(row, recipe.parent, reports) == status
     change("histogram", code="of another figure")  # no metric depends on it
@@ -213,9 +238,13 @@ def test_a_verified_change_makes_a_result_current(results, verified):
 def test_results_from_before_provenance_are_stale(results):
     recipe, reports, _ = results
     (reports / "tiny/train/1/run.json").write_text(json.dumps({"seconds": 3.0, "run_digest": "0"}))
-    assert provenance.status(recipe, "histogram", reports).reasons == ("seed 1: trained before provenance was recorded",)
+    assert provenance.status(recipe, "histogram", reports).reasons == (
+        "seed 1: trained before provenance was recorded",
+    )
     (reports / "tiny/train/1/run.json").unlink()
-    assert provenance.status(recipe, "histogram", reports).reasons == ("seed 1: trained before provenance was recorded",)
+    assert provenance.status(recipe, "histogram", reports).reasons == (
+        "seed 1: trained before provenance was recorded",
+    )
     (reports / "tiny/histogram/run.json").write_text("{")
     with pytest.raises(DataError, match=r"run\.json"):
         provenance.status(recipe, "histogram", reports)
@@ -227,25 +256,39 @@ def test_results_from_before_provenance_are_stale(results):
 def test_a_suite_from_before_provenance_is_stale(results):
     recipe, reports, _ = results
     (reports / "tiny/histogram/run.json").write_text(json.dumps({"seconds": 3.0}))
-    assert provenance.status(recipe, "histogram", reports).reasons == ("made before provenance was recorded",)
+    assert provenance.status(recipe, "histogram", reports).reasons == (
+        "made before provenance was recorded",
+    )
 
 
 def test_a_lock_that_claims_a_code_without_a_run_is_a_fault(results, verified):
     _, reports, change = results
     root, lock = reports.parent, reports.parent / "dvc.lock"
-    train, suite = (json.loads((reports / "tiny" / name / "run.json").read_text())["code"] for name in ("train/0", "histogram"))
+    train, suite = (
+        json.loads((reports / "tiny" / name / "run.json").read_text())["code"]
+        for name in ("train/0", "histogram")
+    )
 
     def stage(folder, key, digest, *more):
         return {
             "cmd": "python",
             "params": {"pipelines/code.yaml": {key: digest[:16]}},
-            "outs": [*({"path": path} for path in more), {"path": f"reports/tiny/{folder}/metrics.json", "md5": "0"}],
+            "outs": [
+                *({"path": path} for path in more),
+                {"path": f"reports/tiny/{folder}/metrics.json", "md5": "0"},
+            ],
         }
 
     def faults(**stages):
         content = {
-            "prepare@tiny": {"cmd": "python", "params": {"pipelines/code.yaml": {"prepare.tiny": "0"}}, "outs": [{"path": "data"}]},
-            "train@tiny-0": stage("train/0", "train.tiny", train, "reports/tiny/train/0/curves.csv"),
+            "prepare@tiny": {
+                "cmd": "python",
+                "params": {"pipelines/code.yaml": {"prepare.tiny": "0"}},
+                "outs": [{"path": "data"}],
+            },
+            "train@tiny-0": stage(
+                "train/0", "train.tiny", train, "reports/tiny/train/0/curves.csv"
+            ),
             "evaluate@tiny-histogram": stage("histogram", "evaluate.tiny.histogram", suite),
         } | {name.replace("_", "@"): value for name, value in stages.items()}
         YAML().dump({"schema": "2.0", "stages": content}, lock)
@@ -254,7 +297,10 @@ def test_a_lock_that_claims_a_code_without_a_run_is_a_fault(results, verified):
     assert faults() == []
     claimed = "c" * 64
     (fault,) = faults(train_other=stage("train/1", "train.tiny", claimed))
-    assert fault == f"{lock}: other claims code {'c' * 16}, of which reports/tiny/train/1/run.json is no run"
+    assert (
+        fault
+        == f"{lock}: other claims code {'c' * 16}, of which reports/tiny/train/1/run.json is no run"
+    )
     (fault,) = faults(train_other=stage("train/2", "train.tiny", claimed))
     assert "reports/tiny/train/2/run.json is no run" in fault
     (fault,) = faults(evaluate_other=stage("histogram", "evaluate.tiny.histogram", claimed))

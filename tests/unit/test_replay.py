@@ -69,7 +69,9 @@ def test_restart_share_and_fresh_positions():
     assert abs(share - 0.1) < 4 * (0.09 / 20000) ** 0.5
     fresh = draw.position[draw.age == 0]
     assert -1 <= fresh.min() < -0.9 and 2.9 < fresh.max() <= 3
-    assert ReplayShard(9, (1,), None, range(2), stream(0, "chains")).position.min() < 0  # unbounded data: normal
+    assert (
+        ReplayShard(9, (1,), None, range(2), stream(0, "chains")).position.min() < 0
+    )  # unbounded data: normal
 
 
 def test_a_ring_forgets_the_oldest():
@@ -78,7 +80,9 @@ def test_a_ring_forgets_the_oldest():
         draw = chains.draw(4, 0.0, stream(0, "replay", 0, step))
         chains.put(draw, torch.full((4, 1), float(step)))
     assert sorted(chains.position.flatten().tolist()) == [5, 5, 6, 6, 6, 6, 7, 7, 7, 7]
-    assert (chains.position[chains.age > 1] >= 1).all() and chains.age.max() > 1  # chains go on from wherever they are
+    assert (
+        chains.position[chains.age > 1] >= 1
+    ).all() and chains.age.max() > 1  # chains go on from wherever they are
 
 
 def test_a_reservoir_keeps_all_that_was_ever_put_with_the_same_probability():
@@ -88,7 +92,9 @@ def test_a_reservoir_keeps_all_that_was_ever_put_with_the_same_probability():
         draw = chains.draw(100, 0.0, stream(0, "replay", 0, step))
         assert len(draw.slots.unique()) == len(draw.slots) == len(draw.kept)
         chains.put(draw, torch.full((100, 1), float(step)))
-    shares = torch.histc(chains.position, bins=10, min=-20, max=180) / 2000  # the first is what was there at the start
+    shares = (
+        torch.histc(chains.position, bins=10, min=-20, max=180) / 2000
+    )  # the first is what was there at the start
     assert (shares - 0.1).abs().max() < 4 * (0.09 / 2000) ** 0.5
 
 
@@ -96,4 +102,7 @@ def test_state_goes_through_a_dict():
     one, other = shard(), ReplayShard(40, (2, 3), (0.0, 1.0), range(3), stream(1, "chains"))
     one.put(one.draw(10, 0.5, stream(0, "replay")), torch.zeros(10, 2, 3))
     other.load_state_dict(one.state_dict())
-    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    )

@@ -38,13 +38,22 @@ def test_an_exported_model_is_the_average_with_every_chain(exported, digits_data
     with torch.no_grad():
         assert torch.equal(trained.energy(x), trainer.averages["energy"](x))
         assert not torch.equal(trained.energy(x), trainer.objective.players["energy"](x))
-    assert torch.equal(trained.chains, torch.cat([chains.position for chains in trainer.replay.values()]))
-    assert trained.params == helpers.params(cluster={"workers": 1})  # how it was trained is not part of a model
-    assert trained.card["shape"] == [1, 8, 8] and trained.card["data_digest"] == shards.read_index(digits_data).digest
+    assert torch.equal(
+        trained.chains, torch.cat([chains.position for chains in trainer.replay.values()])
+    )
+    assert trained.params == helpers.params(
+        cluster={"workers": 1}
+    )  # how it was trained is not part of a model
+    assert (
+        trained.card["shape"] == [1, 8, 8]
+        and trained.card["data_digest"] == shards.read_index(digits_data).digest
+    )
 
 
 @pytest.mark.parametrize("temperature", [None, 0.1])
-def test_the_energy_of_a_conditional_model_is_in_deviations_of_the_likeliest_class(digits_data, tmp_path, temperature):
+def test_the_energy_of_a_conditional_model_is_in_deviations_of_the_likeliest_class(
+    digits_data, tmp_path, temperature
+):
     objective = {"name": "contrastive_divergence", "conditional": True}
     objective |= {"label_temperature": temperature} if temperature else {}
     chosen = helpers.params(objective=objective, train={"num_steps": 2})
@@ -55,12 +64,20 @@ def test_the_energy_of_a_conditional_model_is_in_deviations_of_the_likeliest_cla
     with torch.no_grad():
         data, y = shards.read_split(shards.read_index(digits_data), "train")
         own = [trained.energy(data[y == k], y[y == k]) for k in range(10)]
-        means, deviations = (torch.stack([f(e) for e in own]) for f in (torch.mean, lambda e: e.std(correction=0)))
+        means, deviations = (
+            torch.stack([f(e) for e in own]) for f in (torch.mean, lambda e: e.std(correction=0))
+        )
         each = torch.stack([trained.energy(x, torch.full((1100,), k)) for k in range(10)], dim=1)
     scaled = (each - means) / deviations
-    likeliest = scaled.amin(dim=1) if temperature is None else scaled[torch.arange(1100), each.argmin(dim=1)]
+    likeliest = (
+        scaled.amin(dim=1)
+        if temperature is None
+        else scaled[torch.arange(1100), each.argmin(dim=1)]
+    )
     torch.testing.assert_close(trained.energies(x), likeliest, rtol=1e-4, atol=1e-4)
-    assert not torch.equal(scaled.argmin(dim=1), each.argmin(dim=1)) and means.std() > 0.01  # or else nothing is tested
+    assert (
+        not torch.equal(scaled.argmin(dim=1), each.argmin(dim=1)) and means.std() > 0.01
+    )  # or else nothing is tested
 
 
 def test_export_is_a_function_of_the_checkpoint(exported, digits_data, tmp_path):
@@ -84,7 +101,9 @@ def test_an_altered_model_is_refused(exported, tmp_path, harm):
 
 
 @pytest.mark.parametrize("suite", ["samples", "histogram", "ood", "chains"])
-def test_suites_report_numbers_tables_and_readable_pictures(suite, exported, digits_data, photos_data):
+def test_suites_report_numbers_tables_and_readable_pictures(
+    suite, exported, digits_data, photos_data
+):
     index = shards.read_index(digits_data)
     chosen = helpers.params(
         evaluation={
@@ -96,7 +115,9 @@ def test_suites_report_numbers_tables_and_readable_pictures(suite, exported, dig
     )
     torch.manual_seed(0)
     judge = features.Classifier(index.shape, 10, 16)
-    subject = evaluation.Subject(models.load(exported), index, {"photos": shards.read_index(photos_data)}, judge)
+    subject = evaluation.Subject(
+        models.load(exported), index, {"photos": shards.read_index(photos_data)}, judge
+    )
     config = chosen.evaluation[suite]
     report = module_of(config).evaluate(config, subject)
     again = module_of(config).evaluate(config, subject)
@@ -116,7 +137,9 @@ def test_a_sheet_has_the_images_in_their_places():
     x[2] = 1.0
     sheet = figures.tile(x, 2)
     assert sheet.shape == (7, 7, 3)
-    assert (sheet[4:6, 1:3] == 255).all() and (sheet[1:3, 1:3] == 0).all() and (sheet[0] == 128).all()
+    assert (
+        (sheet[4:6, 1:3] == 255).all() and (sheet[1:3, 1:3] == 0).all() and (sheet[0] == 128).all()
+    )
 
 
 def test_the_live_line_says_what_matters(tmp_path):
@@ -124,7 +147,10 @@ def test_the_live_line_says_what_matters(tmp_path):
     (tmp_path / EVENTS).write_text('{"event": "start", "step": 0, "world_size": 2}\n')
     assert progress.line(tmp_path, 100, "") == "step 0/100  2 workers  0 restarts"
     with (tmp_path / METRICS).open("w") as out:
-        out.writelines(json.dumps({"step": s, "seconds": s / 10, "energy_gap": -0.5}) + "\n" for s in (10, 20, 40))
+        out.writelines(
+            json.dumps({"step": s, "seconds": s / 10, "energy_gap": -0.5}) + "\n"
+            for s in (10, 20, 40)
+        )
         out.write('{"step": 60, "sec')  # being written
     with (tmp_path / EVENTS).open("a") as out:
         out.write('{"event": "resumed", "step": 20, "world_size": 1}\n')

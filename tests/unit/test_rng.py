@@ -9,7 +9,10 @@ from scipy import stats
 from ebm_dist.rng import numpy_stream, seeded, stream
 
 addresses = st.tuples(
-    st.integers(0, 2**63), st.sampled_from(["chain", "noise", "replay"]), st.integers(0, 99), st.integers(0, 10**9)
+    st.integers(0, 2**63),
+    st.sampled_from(["chain", "noise", "replay"]),
+    st.integers(0, 99),
+    st.integers(0, 10**9),
 )
 
 
@@ -25,7 +28,10 @@ def test_a_stream_is_its_address(a, b):
 
 
 def test_each_part_of_the_address_matters():
-    draws = [draw(s, p, h, t) for s, p, h, t in itertools.product((0, 1, 2**32), ("chain", "noise"), (0, 1), (0, 1))]
+    draws = [
+        draw(s, p, h, t)
+        for s, p, h, t in itertools.product((0, 1, 2**32), ("chain", "noise"), (0, 1), (0, 1))
+    ]
     assert len({tuple(d.tolist()) for d in draws}) == len(draws)
 
 
@@ -35,7 +41,9 @@ def test_parts_do_not_run_into_each_other():
 
 def test_draws_across_streams_are_standard_normal():
     """One number of each of many streams: what a bad way of seeding would spoil first."""
-    x = torch.stack([torch.randn(2, generator=stream(0, "chain", s, t)) for s in range(4) for t in range(1000)]).numpy()
+    x = torch.stack(
+        [torch.randn(2, generator=stream(0, "chain", s, t)) for s in range(4) for t in range(1000)]
+    ).numpy()
     assert stats.kstest(x[:, 0], "norm").pvalue > 1e-4
     assert abs(np.corrcoef(x[:-1, 0], x[1:, 0])[0, 1]) < 4 / np.sqrt(len(x))
     assert abs(np.corrcoef(x.T)[0, 1]) < 4 / np.sqrt(len(x))
@@ -53,4 +61,8 @@ def test_seeded_leaves_the_global_generator_alone():
 
 
 def test_numpy_stream_is_its_address():
-    assert numpy_stream(1, "a").random() == numpy_stream(1, "a").random() != numpy_stream(1, "b").random()
+    assert (
+        numpy_stream(1, "a").random()
+        == numpy_stream(1, "a").random()
+        != numpy_stream(1, "b").random()
+    )

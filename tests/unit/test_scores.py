@@ -37,12 +37,17 @@ def test_inception_score_between_one_and_the_number_of_classes():
     assert features.class_shares(certain).tolist() == [0.25] * 4
 
 
-@given(st.lists(st.integers(0, 6), min_size=2, max_size=30), st.lists(st.integers(0, 6), min_size=2, max_size=30))
+@given(
+    st.lists(st.integers(0, 6), min_size=2, max_size=30),
+    st.lists(st.integers(0, 6), min_size=2, max_size=30),
+)
 @settings(deadline=None, max_examples=60)
 def test_auroc_is_scikit_learn_s_with_ties(inside, outside):
     a, b = np.array(inside, float), np.array(outside, float)
     value, low, high = ood.auroc(a, b, 20)
-    assert value == pytest.approx(roc_auc_score(np.r_[np.ones(len(a)), np.zeros(len(b))], np.r_[a, b]))
+    assert value == pytest.approx(
+        roc_auc_score(np.r_[np.ones(len(a)), np.zeros(len(b))], np.r_[a, b])
+    )
     assert 0 <= low <= high <= 1
 
 
@@ -62,7 +67,9 @@ def test_nearest_neighbours():
 
 
 def test_the_gaussian_baseline_has_the_data_s_moments():
-    x = torch.from_numpy(RNG.beta(4, 4, size=(2000, 3)) @ np.array([[1, 0.5, 0], [0, 0.5, 0.3], [0, 0, 0.7]])).float()
+    x = torch.from_numpy(
+        RNG.beta(4, 4, size=(2000, 3)) @ np.array([[1, 0.5, 0], [0, 0.5, 0.3], [0, 0, 0.7]])
+    ).float()
     y = samples._gaussian(x, 20000)
     torch.testing.assert_close(y.mean(0), x.mean(0), atol=0.01, rtol=0)
     np.testing.assert_allclose(np.cov(y.T), np.cov(x.T), atol=2e-3)
@@ -71,13 +78,19 @@ def test_the_gaussian_baseline_has_the_data_s_moments():
 def test_out_of_distribution_sets_are_what_they_say(digits_data, photos_data):
     index = shards.read_index(digits_data)
     real = shards.read_split(index, "test")[0]
-    sets = ood_images.synthetic(real, index) | ood_images.others_like(index, {"photos": shards.read_index(photos_data)}, 100)
+    sets = ood_images.synthetic(real, index) | ood_images.others_like(
+        index, {"photos": shards.read_index(photos_data)}, 100
+    )
     assert list(sets) == ["uniform", "constant", "interpolation", "shuffled", "photos"]
     for name, x in sets.items():
         assert x.shape[1:] == (1, 8, 8) and x.min() >= 0 and x.max() <= 1, name
-        torch.testing.assert_close(x * 16, (x * 16).round(), msg=f"{name} has grey levels that the data has not")
+        torch.testing.assert_close(
+            x * 16, (x * 16).round(), msg=f"{name} has grey levels that the data has not"
+        )
     assert (sets["constant"].flatten(1).std(1) == 0).all()
-    torch.testing.assert_close(sets["shuffled"].flatten(1).sort().values, real.flatten(1).sort().values)
+    torch.testing.assert_close(
+        sets["shuffled"].flatten(1).sort().values, real.flatten(1).sort().values
+    )
     mean = (real[1] + real[0]) / 2
     assert (sets["interpolation"][1] - mean).abs().max() <= 1 / 32 + 1e-6
     assert abs(sets["uniform"].mean() - 0.5) < 0.02
@@ -88,7 +101,9 @@ def test_others_are_resized_by_averaging(tmp_path, digits_data):
 
     big = np.zeros((40, 3, 16, 16), np.uint8)
     big[:, :, ::2] = 255
-    other = shards.write(tmp_path, "big", Dataset({"test": Arrays(big, None)}, 255.0, (0.0, 1.0), 0, "", False))
+    other = shards.write(
+        tmp_path, "big", Dataset({"test": Arrays(big, None)}, 255.0, (0.0, 1.0), 0, "", False)
+    )
     x = ood_images.others_like(shards.read_index(digits_data), {"big": other}, 99)["big"]
     assert x.shape == (40, 1, 8, 8) and (x == 0.5).all()
 
@@ -102,7 +117,9 @@ def test_the_classifier_learns_and_comes_back(digits_data, tmp_path):
     seen = features.classify(model, x)
     assert (seen.probabilities.argmax(1) == y.numpy()).mean() == pytest.approx(card["accuracy"])
     assert seen.features.shape == (360, 64)
-    (tmp_path / features.WEIGHTS).write_bytes((tmp_path / features.WEIGHTS).read_bytes()[:-1] + b"x")
+    (tmp_path / features.WEIGHTS).write_bytes(
+        (tmp_path / features.WEIGHTS).read_bytes()[:-1] + b"x"
+    )
     with pytest.raises(features.DataError, match="altered"):
         features.load(tmp_path)
 
@@ -121,8 +138,14 @@ class Wells(torch.nn.Module):
 
 def test_the_fall_of_the_energy_is_that_of_a_chain_under_the_likeliest_label_in_its_units():
     sampler = {"num_steps": 3, "step_size": 0.5, "noise_scale": 0.0}
-    params = helpers.params(objective={"conditional": True, "label_temperature": 2.0}, sampler=sampler)
-    card = {"num_classes": 2, "bounds": None, "class_energies": {"mean": [5.0, 7.0], "sd": [1.0, 0.25]}}
+    params = helpers.params(
+        objective={"conditional": True, "label_temperature": 2.0}, sampler=sampler
+    )
+    card = {
+        "num_classes": 2,
+        "bounds": None,
+        "class_energies": {"mean": [5.0, 7.0], "sd": [1.0, 0.25]},
+    }
     own = models.TrainedModel(Wells(), torch.zeros(0), torch.zeros(0), params, card)
     x = torch.tensor([[0.0], [3.0], [10.0], [14.0]])
     # slopes are 1 and 1/2: three steps of 0.5 go 1.5 and 0.75 towards the well, and energies fall by 1.5 and 0.375

@@ -25,7 +25,9 @@ def plain(tmp_path_factory, digits_data):
 
 @pytest.fixture(scope="module")
 def conditional(tmp_path_factory, digits_data):
-    return exported(tmp_path_factory.mktemp("conditional"), digits_data, conditional=True, label_temperature=0.5)
+    return exported(
+        tmp_path_factory.mktemp("conditional"), digits_data, conditional=True, label_temperature=0.5
+    )
 
 
 X = np.random.default_rng(0).random((4, 1, 8, 8), dtype=np.float32)
@@ -33,11 +35,16 @@ X = np.random.default_rng(0).random((4, 1, 8, 8), dtype=np.float32)
 
 def test_energies_are_those_of_the_model(plain):
     assert np.array_equal(requests.answer(plain, X), plain.energies(torch.from_numpy(X)).numpy())
-    assert np.array_equal(requests.answer(plain, X.tolist(), {"task": "energy"}), requests.answer(plain, X))
+    assert np.array_equal(
+        requests.answer(plain, X.tolist(), {"task": "energy"}), requests.answer(plain, X)
+    )
 
 
 def test_samples_are_chains_that_a_seed_names_and_lower_the_energy(plain):
-    a, b, c = (requests.answer(plain, X, {"task": "sample", "num_steps": 30, "seed": seed}) for seed in (0, 0, 1))
+    a, b, c = (
+        requests.answer(plain, X, {"task": "sample", "num_steps": 30, "seed": seed})
+        for seed in (0, 0, 1)
+    )
     assert a.shape == X.shape and np.array_equal(a, b) and not np.array_equal(a, c)
     start = requests.answer(plain, X, {"task": "sample", "num_steps": 1})
     assert requests.answer(plain, a).mean() < requests.answer(plain, start).mean()
@@ -47,20 +54,29 @@ def test_samples_are_chains_that_a_seed_names_and_lower_the_energy(plain):
 def test_completions_keep_what_is_known(plain):
     for rows, known in ((0, 4), (3, 5)):
         found = requests.answer(plain, X, {"task": "complete", "num_steps": 5, "hidden_rows": rows})
-        assert np.array_equal(found[:, :, :known], X[:, :, :known]) and not np.isclose(found[:, :, known:], X[:, :, known:]).all()
+        assert (
+            np.array_equal(found[:, :, :known], X[:, :, :known])
+            and not np.isclose(found[:, :, known:], X[:, :, known:]).all()
+        )
     given = X.copy()
     given[:, :, 4:] = 0  # what is hidden does not matter
     options = {"task": "complete", "num_steps": 5}
-    assert np.array_equal(requests.answer(plain, given, options), requests.answer(plain, X, options))
+    assert np.array_equal(
+        requests.answer(plain, given, options), requests.answer(plain, X, options)
+    )
 
 
 def test_a_class_can_be_asked_for_and_is_recognised(conditional):
     options = {"task": "sample", "num_steps": 5}
-    each, sevens, other = (requests.answer(conditional, X, options | {"label": label}) for label in (-1, 7, 3))
+    each, sevens, other = (
+        requests.answer(conditional, X, options | {"label": label}) for label in (-1, 7, 3)
+    )
     assert not np.array_equal(sevens, other) and not np.array_equal(each, sevens)
     p = requests.answer(conditional, X, {"task": "classify"})
     assert p.shape == (4, 10) and np.allclose(p.sum(axis=1), 1)
-    with pytest.raises(RequestError, match="label must be below 10, or -1 for each in turn; found 10"):
+    with pytest.raises(
+        RequestError, match="label must be below 10, or -1 for each in turn; found 10"
+    ):
         requests.answer(conditional, X, options | {"label": 10})
 
 

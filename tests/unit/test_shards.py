@@ -16,7 +16,14 @@ from ebm_dist.errors import DataError
 
 def small(n: int = 50, labels: bool = True) -> Dataset:
     x = np.arange(n * 4, dtype=np.uint8).reshape(n, 1, 2, 2)
-    return Dataset({"train": Arrays(x, np.arange(n) % 3 if labels else None)}, 255.0, (0.0, 1.0), 3 if labels else 0, "test", False)
+    return Dataset(
+        {"train": Arrays(x, np.arange(n) % 3 if labels else None)},
+        255.0,
+        (0.0, 1.0),
+        3 if labels else 0,
+        "test",
+        False,
+    )
 
 
 @pytest.fixture
@@ -32,7 +39,12 @@ def test_what_is_written_is_read_in_model_units(folder):
     order = np.lexsort(x.numpy().reshape(len(x), -1).T[::-1])
     np.testing.assert_allclose(x.numpy()[order], source.x / 255.0, rtol=1e-6)
     np.testing.assert_array_equal(y.numpy()[order], source.y)
-    assert (index.bounds, index.num_classes, index.is_official, index.shape) == ((0.0, 1.0), 3, False, (1, 2, 2))
+    assert (index.bounds, index.num_classes, index.is_official, index.shape) == (
+        (0.0, 1.0),
+        3,
+        False,
+        (1, 2, 2),
+    )
     stats = index.statistics["train"]
     assert stats["mean"] == pytest.approx(source.x.mean() / 255)
     assert stats["sd"] == pytest.approx(source.x.std() / 255)
@@ -42,7 +54,9 @@ def test_what_is_written_is_read_in_model_units(folder):
 def test_equal_data_gives_equal_bytes(tmp_path):
     a, b = (shards.write(tmp_path / name, "small", small()) for name in "ab")
     assert a.digest == b.digest
-    assert all((tmp_path / "a" / p.name).read_bytes() == p.read_bytes() for p in (tmp_path / "b").iterdir())
+    assert all(
+        (tmp_path / "a" / p.name).read_bytes() == p.read_bytes() for p in (tmp_path / "b").iterdir()
+    )
 
 
 def test_webdataset_reads_the_tars_itself(folder):
@@ -68,7 +82,9 @@ def test_logical_shards_partition_the_data(folder, num_shards):
 
 def test_each_epoch_has_every_sample_once_in_another_order(folder):
     shard = LogicalShard(shards.read_index(folder), "train", 0, 1, 10, seed=1)
-    epochs = [torch.cat([shard.batch(step)[0] for step in range(first, first + 5)]) for first in (0, 5)]
+    epochs = [
+        torch.cat([shard.batch(step)[0] for step in range(first, first + 5)]) for first in (0, 5)
+    ]
     assert len(epochs[0].flatten(1).unique(dim=0)) == 50 == len(epochs[1].flatten(1).unique(dim=0))
     assert not torch.equal(*epochs)
 
@@ -109,18 +125,43 @@ def test_bad_shards_are_named_with_what_to_do(folder):
     cases = {
         "missing": (lambda c: tar_of(c).unlink(), "train-000003.tar: cannot be read"),
         "empty": (lambda c: tar_of(c).write_bytes(b""), "truncated or another file"),
-        "truncated": (lambda c: tar_of(c).write_bytes(tar_of(c).read_bytes()[:-600]), "truncated or another file"),
-        "altered": (lambda c: tar_of(c).write_bytes(tar_of(c).read_bytes()[:-700] + b"x" * 700), "SHA-256 differs"),
-        "foreign": (lambda c: shutil.copy(c / "train-000004.tar", tar_of(c)), "SHA-256 differs|truncated"),
+        "truncated": (
+            lambda c: tar_of(c).write_bytes(tar_of(c).read_bytes()[:-600]),
+            "truncated or another file",
+        ),
+        "altered": (
+            lambda c: tar_of(c).write_bytes(tar_of(c).read_bytes()[:-700] + b"x" * 700),
+            "SHA-256 differs",
+        ),
+        "foreign": (
+            lambda c: shutil.copy(c / "train-000004.tar", tar_of(c)),
+            "SHA-256 differs|truncated",
+        ),
         "no index": (lambda c: (c / "index.json").unlink(), "index.json: missing"),
         "broken index": (lambda c: (c / "index.json").write_text("{"), "not readable as JSON"),
         "HTML index": (lambda c: (c / "index.json").write_text("<html>"), "not readable as JSON"),
-        "other schema": (lambda c: edit(c / "index.json", lambda v: v.update(schema=99)), "schema 99"),
-        "key gone": (lambda c: edit(c / "index.json", lambda v: v.pop("scale")), "not an index of a prepared data set"),
-        "path outside": (lambda c: edit(c / "index.json", lambda v: v["splits"]["train"][3].update(file="../x.tar")), "shard name"),
-        "wrong shape": (lambda c: edit(c / "index.json", lambda v: v.update(shape=[1, 2, 3])), "not a shard of this data set"),
+        "other schema": (
+            lambda c: edit(c / "index.json", lambda v: v.update(schema=99)),
+            "schema 99",
+        ),
+        "key gone": (
+            lambda c: edit(c / "index.json", lambda v: v.pop("scale")),
+            "not an index of a prepared data set",
+        ),
+        "path outside": (
+            lambda c: edit(
+                c / "index.json", lambda v: v["splits"]["train"][3].update(file="../x.tar")
+            ),
+            "shard name",
+        ),
+        "wrong shape": (
+            lambda c: edit(c / "index.json", lambda v: v.update(shape=[1, 2, 3])),
+            "not a shard of this data set",
+        ),
         "wrong offset": (
-            lambda c: edit(c / "index.json", lambda v: v["splits"]["train"][3]["packs"][0].update(x=[7, 99])),
+            lambda c: edit(
+                c / "index.json", lambda v: v["splits"]["train"][3]["packs"][0].update(x=[7, 99])
+            ),
             "not a shard",
         ),
     }
@@ -155,7 +196,9 @@ def test_an_object_array_cannot_run_code(folder, tmp_path):
     def vouch(value):
         entry = value["splits"]["train"][3]
         entry.update(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
-        entry["packs"] = [{"num_samples": 3, "x": [start, len(out.getvalue())], "y": [start, len(out.getvalue())]}]
+        entry["packs"] = [
+            {"num_samples": 3, "x": [start, len(out.getvalue())], "y": [start, len(out.getvalue())]}
+        ]
 
     edit(folder / "index.json", vouch)
     with pytest.raises(DataError, match="not a shard of this data set"):
@@ -172,7 +215,11 @@ def test_too_few_samples_for_a_logical_shard(tmp_path):
 def test_prepared_digits_are_all_there(digits_data):
     index = shards.read_index(digits_data)
     data = digits.load(digits.Config())
-    assert {split: index.num_samples(split) for split in index.splits} == {"train": 1257, "val": 180, "test": 360}
+    assert {split: index.num_samples(split) for split in index.splits} == {
+        "train": 1257,
+        "val": 180,
+        "test": 360,
+    }
     x = torch.cat([shards.read_split(index, split)[0] for split in index.splits])
     assert float(x.min()) == 0.0 and float(x.max()) == 1.0
     assert sum(len(a.x) for a in data.splits.values()) == 1797

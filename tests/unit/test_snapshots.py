@@ -42,7 +42,9 @@ def test_each_whole_checkpoint_has_one_picture_of_its_first_chains(run):
     before = pictures[0].stat().st_mtime_ns
     put(1000)
     snapshots.take(folder)
-    assert list(snapshots.taken(folder)) == [0, 200, 1000] and pictures[0].stat().st_mtime_ns == before
+    assert (
+        list(snapshots.taken(folder)) == [0, 200, 1000] and pictures[0].stat().st_mtime_ns == before
+    )
 
 
 def test_a_deleted_checkpoint_and_what_is_no_image_are_passed_over(run):
