@@ -37,7 +37,7 @@ def main() -> None:
         "--readme",
         type=Path,
         default=Path("README.md"),
-        help="page whose table, between its marks, is renewed",
+        help="page in which to replace the table between the marks",
     )
     args = options.parse_args()
     entries = YAML(typ="safe", pure=True).load(args.rows.read_text())

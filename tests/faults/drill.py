@@ -265,7 +265,7 @@ def node_drained(d: Drill, name: str) -> Outcome:
     steps = lambda: [
         int(p.parent.name.removeprefix("step-"))
         for p in d.run_folder(name).glob("step-*/manifest.json")
-    ]  # noqa: E731
+    ]
     deadline = time.monotonic() + 20
     while not (asked_for := [s for s in steps() if s % 25]) and time.monotonic() < deadline:
         time.sleep(0.1)

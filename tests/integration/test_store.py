@@ -48,7 +48,7 @@ def test_training_in_the_store_gives_the_same_bits_and_resumes(digits_data, tmp_
     timeless = lambda run: [
         {k: v for k, v in row.items() if k not in ("seconds", "time")}
         for row in read_lines(run / METRICS)
-    ]  # noqa: E731
+    ]
     assert timeless(root / "run") == timeless(tmp_path) and len(timeless(tmp_path)) == 6
     assert [event["step"] for event in read_lines(root / "run" / EVENTS)] == [8]
     assert len(list((root / "run").glob("step-*"))) == 2, "older ones are deleted"

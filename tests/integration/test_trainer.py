@@ -246,7 +246,7 @@ def test_the_average_trails_the_weights_and_learning_rate_falls(digits_data):
     )
     assert rates[10:50] == [1.0] * 40
     trainer = helpers.build(helpers.params(optimizer={"ema_decay": 0.5}), digits_data)
-    weight = lambda net: net.last.weight.clone()  # noqa: E731
+    weight = lambda net: net.last.weight.clone()
     average = weight(trainer.averages["energy"])
     for step in range(3):
         trainer.advance()

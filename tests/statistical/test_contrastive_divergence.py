@@ -20,7 +20,7 @@ from tests import helpers
 def transcript(trainer, shard):
     """Algorithm 1 of Du & Mordatch 2019, line by line, on the same streams; returns gradient, negatives."""
     p, energy, step = trainer.params, trainer.objective.players["energy"], trainer.step
-    draws = lambda purpose: stream(p.seed, purpose, shard, step)  # noqa: E731
+    draws = lambda purpose: stream(p.seed, purpose, shard, step)
     x_data = trainer.data[shard].batch(step)[0]
     n, chains = len(x_data), trainer.replay[shard]
     g = draws("replay")

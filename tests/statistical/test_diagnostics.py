@@ -81,7 +81,7 @@ def test_dimensions_are_apart_and_the_library_does_not_matter():
 
 
 def test_a_trace_of_a_chain():
-    target = lambda x: (x**2).flatten(1).sum(1) / 2  # noqa: E731
+    target = lambda x: (x**2).flatten(1).sum(1) / 2
     trace = diagnostics.Trace(every=2)
     kernel = hmc.build(hmc.Config(step_size=0.4, num_leapfrog=5), bounds=None)
     _, stats_ = run_chain(

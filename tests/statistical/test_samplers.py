@@ -23,14 +23,14 @@ from tests.statistical.targets import (
 )
 
 NUM = 4000
-walk = lambda step_size, **rest: metropolis.Config(step_size=step_size, **rest)  # noqa: E731
+walk = lambda step_size, **rest: metropolis.Config(step_size=step_size, **rest)
 independent = lambda step_size, **rest: metropolis.Config(
     step_size=step_size, proposal="noise", **rest
-)  # noqa: E731
-adjusted = lambda step_size, **rest: mala.Config(step_size=step_size, **rest)  # noqa: E731
+)
+adjusted = lambda step_size, **rest: mala.Config(step_size=step_size, **rest)
 hamiltonian = lambda step_size, n=10, **rest: hmc.Config(
     step_size=step_size, num_leapfrog=n, **rest
-)  # noqa: E731
+)
 
 
 def run(config, target, start, num_steps, seed=1, bounds=None, observe=None):
@@ -138,7 +138,7 @@ def test_mala_proposes_a_langevin_step():
     cold = langevin.Config(step_size=1e-3, noise_scale=(2 * 1e-3 * 0.3) ** 0.5)
     assert cold.temperature == pytest.approx(config.temperature)
     start = torch.randn(50, 3, generator=stream(5, "start"))
-    target = lambda v: (v**2).sum(1) / 2  # noqa: E731
+    target = lambda v: (v**2).sum(1) / 2
     taken = []
     adjusted_, _ = run(
         config, target, start, 1, observe=lambda step, state, info: taken.append(info.is_accepted)
@@ -152,7 +152,7 @@ def test_mala_proposes_a_langevin_step():
 @pytest.mark.parametrize("config", [walk(3.0), adjusted(1.5), hamiltonian(1.5, 3)])
 def test_a_rejected_chain_keeps_position_energy_and_score(config):
     """Also acceptance is for each chain: in one batch some are accepted and some are not, and neither changes the other."""
-    target = lambda v: (v**2).sum(1) * torch.tensor([0.5, 2.0]).repeat(500)  # noqa: E731
+    target = lambda v: (v**2).sum(1) * torch.tensor([0.5, 2.0]).repeat(500)
     kernel = module_of(config).build(config, bounds=None)
     generator = stream(6, "chain")
     state = kernel.init(target, torch.randn(1000, 2, generator=generator))
@@ -176,7 +176,7 @@ def test_a_rejected_chain_keeps_position_energy_and_score(config):
 )
 def test_what_is_not_finite_is_rejected_and_counted(config, value):
     """The half-normal, as a target that is not finite on the other side."""
-    target = lambda v: torch.where(v[:, 0] < 0, value, (v**2).sum(1) / 2)  # noqa: E731
+    target = lambda v: torch.where(v[:, 0] < 0, value, (v**2).sum(1) / 2)
     bad = []
     x, _ = run(
         config,
@@ -196,7 +196,7 @@ def test_what_is_not_finite_is_rejected_and_counted(config, value):
 )
 def test_bounds_leave_the_sampler_exact(config):
     """E = 3 x on [0, 1]: a truncated exponential. Clamping would pile mass up on the bounds."""
-    target = lambda v: (3 * v).sum(1)  # noqa: E731
+    target = lambda v: (3 * v).sum(1)
     start = torch.rand(NUM, 2, generator=stream(7, "start"))
     x, _ = run(config, target, start, 150, bounds=(0.0, 1.0))
     assert x.min() >= 0 and x.max() <= 1 and ((x == 0) | (x == 1)).float().mean() < 1e-3

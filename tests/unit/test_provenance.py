@@ -171,7 +171,7 @@ def test_verified_changes_lead_from_one_digest_to_another(verified):
 
 @pytest.fixture
 def results(tmp_path):
-    """A recipe of two seeds and one suite whose reports are of this code: the recipe, its reports, and an edit of a record."""
+    """A recipe of two seeds and one suite with reports of this code: the recipe, its reports, and an edit of a record."""
     recipe, reports = tmp_path / "tiny.yaml", tmp_path / "reports"
     recipe.write_text(
         json.dumps(helpers.values() | {"num_seeds": 2, "evaluation": {"histogram": {}}})
