@@ -205,8 +205,9 @@ class Probe:
                 options[name] = min(value, _CAPS.get(name, _MAX_COUNT))
         params = config.from_values(values | {"evaluation": {suite: options}}, path)
         indices = {name: self.prepare(each) for name, each in comparison_datasets(params).items()}
+        judged = indices[params.features.dataset] if params.features.dataset else index
         subject = evaluation.Subject(
-            model.load(exported), index, indices, self.classifier(params, index)
+            model.load(exported), index, indices, self.classifier(params, judged)
         )
         suite_config = params.evaluation[suite]
         report = config.module_of(suite_config).evaluate(suite_config, subject)

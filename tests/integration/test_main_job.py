@@ -372,7 +372,7 @@ def test_what_the_pages_let_a_newcomer_type_works(done):
             > 15
         )
     assert "Chains over the training" in (folder / "report.html").read_text()
-    assert "reference</th>" in (folder / "beside.html").read_text()
+    assert "reference</th>" in (folder / "compared.html").read_text()
     for made in (
         "samplers/my_langevin",
         "datasets/my_points",
@@ -380,6 +380,10 @@ def test_what_the_pages_let_a_newcomer_type_works(done):
         "objectives/my_loss",
     ):
         (folder / "ebm_dist" / f"{made}.py").unlink()
+    code, output = finish(
+        folder, sys.executable, "-m", "pipelines.digests"
+    )  # of the code as it was
+    assert code == 0, output
 
 
 def test_the_plots_of_dvc_need_no_network(done, tmp_path):
