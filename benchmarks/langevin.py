@@ -28,8 +28,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import circumstances, peak_gflops, take_turns, textbook
 from ebm_dist import config
 from ebm_dist.chains.compiled import CompiledChains
+from ebm_dist.chains.eager import Chains, Precision
 from ebm_dist.chains.replay import ReplayShard
-from ebm_dist.chains.run import Chains, Precision
 from ebm_dist.energies import EnergyModel, convnet, mlp, resnet
 from ebm_dist.files import read_json, write_json
 from ebm_dist.objectives import contrastive_divergence

@@ -21,7 +21,7 @@ from torch import Tensor
 from benchmarks import circumstances
 from ebm_dist import models
 from ebm_dist.chains.compiled import CompiledChains
-from ebm_dist.chains.run import Chains
+from ebm_dist.chains.eager import Chains
 from ebm_dist.data import shards
 from ebm_dist.energies import given, is_conditional
 from ebm_dist.files import write_json

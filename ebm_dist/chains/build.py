@@ -5,7 +5,7 @@ The algorithm is the same; only the last bits differ.
 
 from typing import Protocol
 
-from ebm_dist.chains.run import Chains, Precision
+from ebm_dist.chains.eager import Chains, Precision
 from ebm_dist.energies import EnergyModel
 from ebm_dist.samplers import Kernel
 

@@ -1,6 +1,6 @@
 """Compiled chains: several steps of a kernel in one compiled function, on a copy of the network.
 
-The algorithm is that of :class:`ebm_dist.chains.run.Chains`; only the last bits differ. On a GPU
+The algorithm is that of :class:`ebm_dist.chains.eager.Chains`; only the last bits differ. On a GPU
 the function is replayed as a CUDA graph, and the network may run in bfloat16.
 """
 
@@ -16,7 +16,7 @@ from torch.profiler import record_function
 
 from ebm_dist import faults
 from ebm_dist.chains import cpu_layers
-from ebm_dist.chains.run import Chains, Precision
+from ebm_dist.chains.eager import Chains, Precision
 from ebm_dist.energies import EnergyModel, given
 from ebm_dist.samplers import ChainStats, Kernel
 

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from ebm_dist.chains.augmentation import AUGMENTATIONS, Augmentation
 from ebm_dist.chains.build import build_chains
+from ebm_dist.chains.eager import Chains
 from ebm_dist.chains.replay import Draw
-from ebm_dist.chains.run import Chains
 from ebm_dist.config import (
     Mismatch,
     NonNegative,

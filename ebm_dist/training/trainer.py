@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from ebm_dist import faults
+from ebm_dist.chains.eager import Precision
 from ebm_dist.chains.replay import ReplayShard, deal
-from ebm_dist.chains.run import Precision
 from ebm_dist.config import (
     Mismatch,
     NonNegativeInt,

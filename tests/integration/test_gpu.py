@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 
 from ebm_dist import config, models
 from ebm_dist.chains.compiled import CompiledChains
-from ebm_dist.chains.run import Chains
+from ebm_dist.chains.eager import Chains
 from ebm_dist.config import module_of
 from ebm_dist.data import shards
 from ebm_dist.energies import convnet, mlp, resnet

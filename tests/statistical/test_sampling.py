@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 from ebm_dist.chains import compiled, cpu_layers
 from ebm_dist.chains.build import build_chains
 from ebm_dist.chains.compiled import CompiledChains
-from ebm_dist.chains.run import Chains
+from ebm_dist.chains.eager import Chains
 from ebm_dist.energies import convnet, frozen, given, mlp, resnet, score
 from ebm_dist.errors import ConfigError
 from ebm_dist.rng import stream
