@@ -89,7 +89,7 @@ def evaluate(config: Config, subject: Subject) -> Report:
             [_score_norm(subject, part) for part in x.split(1000)]
         ),
     }
-    if train.ndim == 4:
+    if train.ndim == 4 and np.ptp(_ink(train)):
         scorers[_GIVEN_INK] = _given_ink(scorers[_ENERGY], train)
     scorers |= _baselines(config, subject, train) | _by_class(config, subject)
     by_scorer = {name: scorer(test) for name, scorer in scorers.items()}
@@ -224,7 +224,7 @@ def _by_class(config: Config, subject: Subject) -> dict[str, Callable[[Tensor], 
     num_classes, model = subject.data.num_classes, subject.model
     flat, labels = x.flatten(1).double().numpy(), y.numpy()
     means = np.stack([flat[labels == k].mean(axis=0) for k in range(num_classes)])
-    within = np.cov(flat - means[labels], rowvar=False)
+    within = np.atleast_2d(np.cov(flat - means[labels], rowvar=False))
     root = np.linalg.cholesky(np.linalg.inv(within + 1e-6 * np.eye(len(within))))
     network = _supervised(config, subject, x, y)
 

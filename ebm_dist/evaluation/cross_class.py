@@ -15,7 +15,7 @@ from ebm_dist.config import PositiveInt, section
 from ebm_dist.data import shards
 from ebm_dist.energies import frozen, given, is_conditional
 from ebm_dist.errors import ConfigError
-from ebm_dist.evaluation import Report, Subject
+from ebm_dist.evaluation import Report, Subject, check_finite
 from ebm_dist.metrics import features
 from ebm_dist.report import figures
 from ebm_dist.rng import stream
@@ -116,6 +116,7 @@ def walk(
             chain = stream(0, f"cross_class/{name}", step=count)
             target = given(model.energy, requested)
             end, _ = run_chain(model.kernel(), target, looks[-1], config.steps_per_round, chain)
+            check_finite(end, f"evaluation.cross_class: chains from {name} after round {count + 1}")
             looks.append(end)
     return looks
 

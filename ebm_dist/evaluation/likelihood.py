@@ -65,7 +65,7 @@ class Config:
                 f"reverse AIS starts from replay.capacity = {params.replay.capacity}",
             )
         if self.num_chains < 2:
-            raise Mismatch("evaluation.likelihood.num_chains", "an interval needs at least 2 chains")
+            raise Mismatch("evaluation.likelihood.num_chains", "needs at least 2, for an interval")
 
 
 def evaluate(config: Config, subject: Subject) -> Report:
@@ -121,9 +121,7 @@ def evaluate(config: Config, subject: Subject) -> Report:
         metrics[name] |= defined({"low": e.low, "high": e.high, "ess": e.ess})
     if "exact" in estimates:
         metrics["ais_gap"] = abs(estimates["ais"].log_z - estimates["exact"].log_z)
-        metrics |= defined(
-            {"ais_three_sigma": (estimates["ais"].high - estimates["ais"].low) / 2}
-        )
+        metrics |= defined({"ais_three_sigma": (estimates["ais"].high - estimates["ais"].low) / 2})
     scored = data[config.split]
     pseudo = pseudo_log_likelihood(machine, scored, stream(0, "likelihood/pseudo"))
     metrics |= {

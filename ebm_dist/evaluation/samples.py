@@ -21,8 +21,8 @@ from torch import Tensor
 
 from ebm_dist.config import Mismatch, Params, PositiveInt, section
 from ebm_dist.data import shards
-from ebm_dist.errors import DataError
 from ebm_dist.energies import frozen, given, is_conditional
+from ebm_dist.errors import DataError
 from ebm_dist.evaluation import Report, Subject, check_finite
 from ebm_dist.metrics import features
 from ebm_dist.report import figures
@@ -47,7 +47,7 @@ class Config:
 
     def check(self, params: Params) -> None:
         if self.num_samples < 2:
-            raise Mismatch("evaluation.samples.num_samples", "a covariance needs at least 2 samples")
+            raise Mismatch("evaluation.samples.num_samples", "needs at least 2, for a covariance")
 
 
 def evaluate(config: Config, subject: Subject) -> Report:
@@ -154,9 +154,9 @@ def sample(
 def nearest_neighbours(x: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
     """Return Euclidean distance and index, ``(n,)`` each, of the nearest training sample.
 
-    ``x (n, *shape)`` are the samples, ``train (num_train, *shape)`` the training samples. The search
-    expands the square, so it runs on samples centred in float64; the distances are those of the
-    differences, so an equal sample has distance 0.
+    ``x (n, *shape)`` are the samples, ``train (num_train, *shape)`` the training samples. The
+    search expands the square, so it runs on samples centred in float64. The distances are those of
+    the differences, so an equal sample has distance 0.
     """
     centre = train.mean(dim=0, dtype=torch.float64)
     centred, references = ((part - centre).flatten(1).numpy() for part in (x, train))
@@ -203,7 +203,7 @@ def _gaussian(train: Tensor, n: int) -> Tensor:
     The Gaussian has full covariance and is a strong baseline.
     """
     flat = train.flatten(1).double().numpy()
-    values, vectors = np.linalg.eigh(np.cov(flat, rowvar=False))
+    values, vectors = np.linalg.eigh(np.atleast_2d(np.cov(flat, rowvar=False)))
     white = numpy_stream(_SEED, "samples/gaussian").standard_normal((n, flat.shape[1]))
     x = flat.mean(axis=0) + (white * np.sqrt(values.clip(min=0))) @ vectors.T
     return torch.from_numpy(x).float().clamp(train.min(), train.max()).view(n, *train.shape[1:])

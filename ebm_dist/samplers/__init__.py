@@ -148,8 +148,9 @@ def run_chain(
     """Run a batch of chains ``(B, *shape)``; return their positions and statistics.
 
     ``observe(step, state, info)`` is called after each step. Raises :class:`DivergedError` for
-    starts that fail :func:`check_start`, unless ``checks_start`` is false. Freeze the target's parameters
-    (:func:`ebm_dist.energies.frozen`), otherwise each step also computes their gradients.
+    starts that fail :func:`check_start`, unless ``checks_start`` is false. Freeze the target's
+    parameters (:func:`ebm_dist.energies.frozen`), otherwise each step also computes their
+    gradients.
     """
     with torch.no_grad():
         start, state, accepted = position, kernel.init(target, position), torch.zeros(())
