@@ -55,10 +55,10 @@ class Report(NamedTuple):
 
 def check_finite(values: Tensor | npt.NDArray[np.floating[Any]], what: str) -> None:
     """Raise :class:`DivergedError` if a value is NaN or infinite; ``what`` names the values."""
-    bad = (~np.isfinite(np.asarray(values))).sum()
-    if bad:
+    array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
+    if num_bad := np.count_nonzero(~np.isfinite(array)):
         raise DivergedError(
-            f"{what}: {bad} of {np.size(values)} values are NaN or infinite",
+            f"{what}: {num_bad} of {array.size} values are NaN or infinite",
             "train the model again with a smaller optimizer.lr or sampler.step_size, or leave"
             " this suite out",
         )

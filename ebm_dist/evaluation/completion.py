@@ -89,7 +89,8 @@ def nearest(x: Tensor, train: Tensor, allowed: Tensor) -> Tensor:
     to use for each image.
     """
     upper, train_upper = (part[:, :, : x.shape[2] // 2].flatten(1) for part in (x, train))
-    distance = torch.cdist(upper, train_upper)
+    # an expanded square would cancel far from 0, and break ties by rounding
+    distance = torch.cdist(upper, train_upper, compute_mode="donot_use_mm_for_euclid_dist")
     distance[~allowed] = torch.inf
     return hidden(train[distance.argmin(dim=1)])
 
