@@ -67,8 +67,7 @@ def _array(draws: Draws) -> Floats:
     x = np.asarray(draws.detach().cpu() if isinstance(draws, Tensor) else draws, np.float64)
     if x.ndim < 2 or x.shape[1] < 4:
         raise ValueError(f"draws must be (num_chains, num_draws >= 4, *dims), not {x.shape}")
-    is_usable = np.isfinite(x).all(axis=(0, 1)) & (x != x[:1, :1]).any(axis=(0, 1))
-    return np.where(is_usable, x, np.nan)
+    return np.where(np.isfinite(x).all(axis=(0, 1)), x, np.nan)
 
 
 def _split(x: Floats) -> Floats:

@@ -149,6 +149,13 @@ def test_the_nearest_upper_half_lends_its_lower_one():
     assert completion.nearest(x, train, torch.tensor([[True, False, True]])).mean() == 3.0
     assert completion.nearest(x, train, torch.tensor([[True, False, False]])).mean() == 1.0
     assert completion.nearest(x, train, torch.ones(1, 3, dtype=torch.bool)).shape == (1, 1, 2, 2)
+    train[2, 0, :2] = 0.5  # an equal upper half of another image is its nearest
+    assert completion.nearest(x, train, torch.tensor([[True, False, True]])).mean() == 3.0
+    train[0, 0, :2] = 0.51
+    assert (
+        completion.nearest(x + 1000, train + 1000, torch.tensor([[True, False, True]])).mean()
+        == 1003.0
+    )
 
 
 def test_no_training_image_lends_to_itself_and_a_duplicate_does(digits_data):
