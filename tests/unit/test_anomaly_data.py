@@ -10,7 +10,7 @@ import torch
 from ebm_dist import config, energies, evaluation, models
 from ebm_dist.data import shards
 from ebm_dist.datasets import Arrays, digits, kdd99, mnist, odds
-from ebm_dist.errors import ConfigError, DataError
+from ebm_dist.errors import ConfigError, DataError, DivergedError
 from ebm_dist.evaluation import anomaly, modes
 from ebm_dist.metrics import features
 from tests import helpers
@@ -173,10 +173,10 @@ def test_no_row_classified_as_anomalous_is_refused():
 class Digits(torch.nn.Module):
     """A generator of grey squares."""
 
-    latent_size = 4
+    latent_size, scale = 4, 1.0
 
     def forward(self, z):
-        return z.mean(dim=1).sigmoid()[:, None, None, None].expand(-1, 2, 8, 8)
+        return self.scale * z.mean(dim=1).sigmoid()[:, None, None, None].expand(-1, 2, 8, 8)
 
 
 def test_stacked_test_digits_are_counted_at_the_number_of_the_model_s_samples(tmp_path):
@@ -203,6 +203,9 @@ def test_stacked_test_digits_are_counted_at_the_number_of_the_model_s_samples(tm
     # 60 stacks hold at most 60 of the hundred modes
     assert ceiling["modes"] >= 95 and ceiling["kl"] < floor["kl"] + 0.05
     assert report.metrics["modes"] < 10
+    subject.model.generator.scale = torch.nan
+    with pytest.raises(DivergedError, match="modes: samples of the generator: 332800 of 332800"):
+        modes.evaluate(modes.Config(num_steps=1), subject)
 
 
 def test_modes_are_counted_and_their_shares_compared_with_even_ones():
@@ -297,6 +300,16 @@ def test_detectors_that_know_the_classes_stand_beside_the_energy(labelled_nine):
     assert found.metrics["best_baseline"]["auprc"] == max(plain) and found.figures[
         "scores.png"
     ].startswith(b"\x89PNG")
+
+
+def test_scores_that_are_not_finite_are_named(labelled_nine):
+    class Broken(torch.nn.Module):
+        def forward(self, x, y=None):
+            return labelled_nine.model.energy(x, y) * torch.nan
+
+    broken = labelled_nine._replace(model=labelled_nine.model._replace(energy=Broken()))
+    with pytest.raises(DivergedError, match=r"anomaly: scores 'E \(model\)': \d+ of \d+ values"):
+        anomaly.evaluate(anomaly.Config(supervised_steps=1), broken)
 
 
 def test_a_split_without_anomalies_is_refused(labelled_nine):

@@ -12,7 +12,7 @@ from ebm_dist import evaluation, models
 from ebm_dist.data import shards
 from ebm_dist.datasets import Arrays, digits
 from ebm_dist.errors import ConfigError, DataError, DivergedError
-from ebm_dist.evaluation import chains, histogram, long_run, ood, samples
+from ebm_dist.evaluation import chains, continual, histogram, long_run, ood, samples
 from ebm_dist.evaluation._baselines import FittedGaussian
 from ebm_dist.metrics import features, ood_images
 from tests import helpers
@@ -153,6 +153,11 @@ def test_energies_that_are_not_finite_have_a_message(suite, digits_data):
     options = {"num_steps": 3} if suite in (samples, long_run) else {}
     with pytest.raises(DivergedError, match=rf"evaluation\.{suite.__name__.split('.')[-1]}: .*NaN"):
         suite.evaluate(suite.Config(**options), subject)
+
+
+def test_labels_are_not_chosen_among_energies_that_are_not_finite():
+    with pytest.raises(DivergedError, match=r"evaluation\.continual: energies .* 6 of 6"):
+        continual._energies(continual.Config(), Broken(), torch.rand(3, 1, 2, 2), 2)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
