@@ -54,7 +54,10 @@ class Report(NamedTuple):
 
 
 def check_finite(values: Tensor | npt.NDArray[np.floating[Any]], what: str) -> None:
-    """Raise :class:`DivergedError` if a value is NaN or infinite; ``what`` names the values."""
+    """Check values of any shape, which ``what`` names.
+
+    Raises :class:`DivergedError` if one is NaN or infinite.
+    """
     array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
     if num_bad := np.count_nonzero(~np.isfinite(array)):
         raise DivergedError(

@@ -150,8 +150,9 @@ def auroc(
 ) -> tuple[float, float, float]:
     """Return P(inside scores above outside) and its 2.5 % and 97.5 % bootstrap quantiles.
 
-    Ties count half. Both sets are resampled. ``what`` names the scores in errors: DivergedError
-    for a score that is not finite, :class:`DataError` for a set of one, which cannot be resampled.
+    Ties count half. Both sets are resampled. Raises :class:`DivergedError` for a score that is not
+    finite and :class:`DataError` for a set of one, which cannot be resampled; ``what`` names the
+    scores.
     """
     check_finite(np.concatenate([inside, outside]), what)
     if min(len(inside), len(outside)) < 2:

@@ -118,9 +118,9 @@ def reflect(x: Tensor, bounds: tuple[float, float]) -> tuple[Tensor, Tensor]:
 
 
 def check_start(state: State) -> None:
-    """Raise :class:`DivergedError` if a chain that accepts or rejects cannot leave its start.
+    """Check that chains that accept or reject can leave their start.
 
-    From an energy or score that is not finite, every proposal is rejected.
+    Raises :class:`DivergedError` if one cannot. From an energy or score that is not finite, every proposal is rejected.
     """
     if not isinstance(state, AdjustedState) or state.is_finite.all():
         return
