@@ -120,7 +120,8 @@ def reflect(x: Tensor, bounds: tuple[float, float]) -> tuple[Tensor, Tensor]:
 def check_start(state: State) -> None:
     """Check that chains that accept or reject can leave their start.
 
-    Raises :class:`DivergedError` if one cannot. From an energy or score that is not finite, every proposal is rejected.
+    Raises :class:`DivergedError` if one cannot: from an energy or score that is not finite, every
+    proposal is rejected.
     """
     if not isinstance(state, AdjustedState) or state.is_finite.all():
         return
