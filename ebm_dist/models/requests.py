@@ -39,7 +39,7 @@ def answer(
 
     ``energy`` returns ``(n,)`` energies; ``classify`` ``(n, num_classes)`` probabilities;
     ``sample`` the ends ``(n, *shape)`` of chains from noise, as many as there are samples;
-    ``complete`` the samples, with their lower rows drawn by chains. Raises :class:`RequestError`.
+    ``complete`` the samples, with their lower rows drawn by chains. Raise :class:`RequestError`.
     """
     unknown = set(options or {}) - set(Options._fields)
     if unknown:
