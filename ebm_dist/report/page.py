@@ -159,7 +159,7 @@ def _suite(folder: Path, metrics: dict[str, Any], reference: dict[str, Any]) -> 
         _Metric(
             key,
             value,
-            interval([float(replicate[key]) for replicate in replicates]),
+            interval([float(replicate[key]) for replicate in replicates], f"{folder.name}.{key}"),
             reference.get(key),
         )
         for key, value in flat({k: v for k, v in metrics.items() if k != "seeds"}).items()
