@@ -21,7 +21,10 @@ def main() -> None:
     digests.check("prepare", args.params)
     standardisation = None
     for folder, config_of_set in {"dataset": params.dataset, **params.comparison_datasets}.items():
-        name, data = plugin_name(config_of_set) or folder, module_of(config_of_set).load(config_of_set)
+        name, data = (
+            plugin_name(config_of_set) or folder,
+            module_of(config_of_set).load(config_of_set),
+        )
         standardisation = data.standardisation if folder == "dataset" else standardisation
         # comparison sets are in the units of the data
         data = data._replace(standardisation=standardisation)

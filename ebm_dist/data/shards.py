@@ -122,7 +122,7 @@ def write(folder: Path, name: str, data: Dataset) -> Index:
     write_json(
         folder / INDEX,
         {
-            **_described(data),
+            **described(data.class_names, data.standardisation),
             **({} if data.is_official or not notes else {"notes": notes}),
             "schema": SCHEMA,
             "dataset": name,
@@ -164,17 +164,18 @@ def _stored(data: Dataset) -> Dataset:
     return data._replace(splits=splits, scale=1.0, bounds=None)
 
 
-def _described(data: Dataset) -> dict[str, Any]:
-    """Return the keys of the index that most data sets do not need."""
-    numbers = tuple(str(k) for k in range(len(data.class_names)))
-    described: dict[str, Any] = {}
-    if data.class_names != numbers:
-        described["class_names"] = data.class_names
-    if data.standardisation:
-        described["standardisation"] = {
-            name: values.ravel().tolist() for name, values in data.standardisation._asdict().items()
+def described(
+    class_names: tuple[str, ...], standardisation: Standardisation | None
+) -> dict[str, Any]:
+    """Return the keys of an index or a model's card that most data sets do not need."""
+    keys: dict[str, Any] = {}
+    if class_names != tuple(str(k) for k in range(len(class_names))):
+        keys["class_names"] = list(class_names)
+    if standardisation:
+        keys["standardisation"] = {
+            name: values.ravel().tolist() for name, values in standardisation._asdict().items()
         }
-    return described
+    return keys
 
 
 def _duplicates(splits: Mapping[str, Arrays]) -> dict[str, dict[str, int]]:

@@ -62,9 +62,7 @@ def read_folder(folder: Path) -> Pictures:
         top = file.relative_to(folder).parts[0].lower()
         by_split.setdefault(_SPLITS[top] if has_splits else "train", []).append(file)
     images = _read_images(files, skipped)
-    classes = {
-        file: "/".join(file.relative_to(folder).parts[has_splits:-1]) for file in files
-    }
+    classes = {file: "/".join(file.relative_to(folder).parts[has_splits:-1]) for file in files}
     has_classes = len(set(classes.values())) > 1
     if has_classes and "" in classes.values():
         stray = next(file for file, name in classes.items() if not name)

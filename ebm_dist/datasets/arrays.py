@@ -105,9 +105,7 @@ def load(config: Config) -> Dataset:
     bounds = config.bounds or (None if is_float else (0.0, 1.0))
     _check_values(path, arranged, scale, bounds)
     names, numbered = _number_labels({name: part.labels for name, part in parts.items()})
-    splits = _split(
-        config, {name: Arrays(x, numbered[name]) for name, x in arranged.items()}, path
-    )
+    splits = _split(config, {name: Arrays(x, numbered[name]) for name, x in arranged.items()}, path)
     splits, names, num_classes = _known_first(splits, names)
     first = next(iter(splits))
     if anomalies := names[num_classes:]:
@@ -139,11 +137,24 @@ def _split(config: Config, parts: Mapping[str, Arrays], path: Path) -> dict[str,
     if len(train.x) < 2:
         raise DataError(f"{path}: has {len(train.x)} samples; provide at least 2")
     if test is None:
-        train, test = hold_out(train, round(config.test_fraction * len(train.x)), "arrays/test")
+        train, test = _hold_out(train, config.test_fraction, "arrays/test")
     if val is None:
-        train, val = hold_out(train, round(config.val_fraction * len(train.x)), "arrays/val")
+        train, val = _hold_out(train, config.val_fraction, "arrays/val")
     splits = {"train": train, "val": val, "test": test}
     return {name: part for name, part in splits.items() if len(part.x)}
+
+
+def _hold_out(data: Arrays, fraction: float, purpose: str) -> tuple[Arrays, Arrays]:
+    """Return ``(rest, held out)``; samples of classes that the rest lacks stay in the rest."""
+    rest, held = hold_out(data, round(fraction * len(data.x)), purpose)
+    if rest.y is None or held.y is None or not len(rest.x):
+        return rest, held
+    is_known = np.isin(held.y, rest.y)
+    if is_known.all():
+        return rest, held
+    x = np.concatenate([rest.x, held.x[~is_known]])
+    y = np.concatenate([rest.y, held.y[~is_known]])
+    return Arrays(x, y), Arrays(held.x[is_known], held.y[is_known])
 
 
 def _limit(part: Arrays, count: int | None, name: str) -> Arrays:
@@ -180,7 +191,7 @@ def _read_file(path: Path) -> tuple[dict[str, _Part], list[str]]:
             used |= {f"{prefix}images", f"{prefix}labels"}
             if labels is not None:
                 labels = _checked_labels(path, f"{prefix}labels", labels, x.shape[:1])
-            parts[split] = _Part(x, labels)
+            parts[split] = _Part(x.astype(x.dtype.newbyteorder("="), copy=False), labels)
     unused = [name for name in arrays if name not in used]
     return parts, [f"arrays that are not used: {_listed(unused)}"] if unused else []
 
@@ -205,7 +216,8 @@ def _check_alike(path: Path, parts: Mapping[str, _Part]) -> None:
     """Raise :class:`DataError` where a part is unusable or differs from the training part."""
     train = parts["train"].x
     for split, (x, labels) in parts.items():
-        if x.dtype.kind not in "bf" and x.dtype not in (np.uint8, np.uint16) or x.ndim < 2:
+        is_number = x.dtype.kind in "bf" or x.dtype in (np.uint8, np.uint16)
+        if not is_number or x.ndim < 2:
             raise DataError(
                 f"{path}: expected samples (n, ...) of unsigned bytes, 16-bit unsigned integers,"
                 f" bool or floats, found {x.dtype} {x.shape} in {split}",
@@ -228,7 +240,11 @@ def _check_alike(path: Path, parts: Mapping[str, _Part]) -> None:
                 f"{path}: only one of train and {split} has labels; provide labels for both or"
                 " neither"
             )
-        if labels is not None and labels.dtype.kind != first_labels.dtype.kind:
+        if (
+            labels is not None
+            and first_labels is not None
+            and labels.dtype.kind != first_labels.dtype.kind
+        ):
             raise DataError(
                 f"{path}: labels are {first_labels.dtype} in train and {labels.dtype} in {split}",
                 "use integers or strings in both",
@@ -261,12 +277,12 @@ def _arrange(x: npt.NDArray[Any], layout: str, path: Path) -> npt.NDArray[Any]:
 
 
 def _scaled(
-    config: Config, arrays: Mapping[str, npt.NDArray[Any]]
+    config: Config, arrays: dict[str, npt.NDArray[Any]]
 ) -> tuple[dict[str, npt.NDArray[Any]], float, list[str]]:
     """Return the arrays in a type that shards store, their divisor, and what is to be said."""
     dtype = arrays["train"].dtype
-    stored = np.dtype(np.uint8) if dtype.kind == "b" else dtype.newbyteorder("=")
-    arrays = {name: x.astype(stored, copy=False) for name, x in arrays.items()}
+    if dtype.kind == "b":
+        arrays = {name: x.astype(np.uint8) for name, x in arrays.items()}
     if config.scale:
         return arrays, config.scale, []
     if dtype.kind == "f":
@@ -343,7 +359,8 @@ def _column_notes(x: npt.NDArray[Any], is_start_of_chains: bool) -> Iterator[str
     constant = np.flatnonzero(x.min(axis=0) == x.max(axis=0))
     if x.ndim == 2 and len(constant):
         yield f"constant columns: {_listed(constant)}"
-    mean, sd = (float(np.abs(v).max()) for v in (x.mean(axis=0), x.std(axis=0)))
+    with np.errstate(over="ignore"):
+        mean, sd = (float(np.abs(v).max()) for v in (x.mean(axis=0), x.std(axis=0)))
     if is_start_of_chains and (mean > _FAR or not _NARROW < sd < _FAR):
         yield (
             f"means up to {mean:g} and standard deviations up to {sd:g} are far from N(0, 1), where"
