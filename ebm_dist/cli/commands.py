@@ -221,9 +221,7 @@ def sample(args: Namespace) -> None:
     x = requests.answer(
         trained, template, {"task": "sample", "num_steps": args.steps, "seed": args.seed}
     )
-    title = f"{args.count} chains of {args.steps} steps from noise"
-    if names := requests.class_names(trained, args.count, {"task": "sample"}):
-        title += f"; classes {', '.join(dict.fromkeys(names))} in turn"
+    title = f"{args.count} chains of {args.steps} steps from noise{trained.classes_caption}"
     if args.out.suffix == ".npy":
         np.save(args.out, x)
     elif x.ndim == 4:

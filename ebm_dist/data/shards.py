@@ -147,6 +147,12 @@ def _stored(data: Dataset) -> Dataset:
     splits = {}
     for split, arrays in data.splits.items():
         x = arrays.x
+        if data.standardisation and x.shape[1:] != data.standardisation.mean.shape:
+            raise DataError(
+                f"{data.source}: samples of shape {x.shape[1:]} cannot be standardised as those of"
+                f" the data set, of shape {data.standardisation.mean.shape}",
+                "compare samples of one shape, or set dataset.standardise: false",
+            )
         with np.errstate(over="ignore", invalid="ignore"):
             if data.standardisation:
                 x = data.standardisation.apply(x / data.scale)

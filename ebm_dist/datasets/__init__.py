@@ -39,7 +39,8 @@ class Standardisation(NamedTuple):
 
     def apply(self, x: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Return standardised samples ``(n, *shape)``."""
-        standardised: npt.NDArray[np.float32] = ((x - self.mean) / self.sd).astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # callers check for infinity
+            standardised: npt.NDArray[np.float32] = ((x - self.mean) / self.sd).astype(np.float32)
         return standardised
 
     def undo(self, x: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

@@ -19,7 +19,19 @@ _FILE = RawFile(
     "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
 )
 _SHAPE = (3, 32, 32)
-NUM_CLASSES = 10
+_CLASSES = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
+NUM_CLASSES = len(_CLASSES)
 
 
 @section
@@ -40,6 +52,7 @@ def load(config: Config) -> Dataset:
         num_classes=NUM_CLASSES,
         source="CIFAR-10 (Krizhevsky 2009)",
         is_official=True,
+        class_names=_CLASSES,
     )
 
 

@@ -39,6 +39,7 @@ _CARD, _CHAINS, _PLAYER, _EARLIER = (
 )
 # The averages have other largest singular values than the last weights, which set the buffers.
 _POWER_ITERATIONS = 15
+_MAX_CAPTION = 10  # names
 
 
 class OnGpu(EnergyModel):
@@ -102,13 +103,23 @@ class TrainedModel(NamedTuple):
         """Name of each class; the numbers where the data have no names."""
         return shards.class_names(self.card)
 
+    @property
+    def classes_caption(self) -> str:
+        """Caption of samples that have each class in turn; "" for an unconditional model."""
+        if not is_conditional(self.params):
+            return ""
+        names = self.class_names[: self.card["num_classes"]]
+        more = ", ..." if len(names) > _MAX_CAPTION else ""
+        return f"; classes {', '.join(names[:_MAX_CAPTION])}{more} in turn"
+
     def to_model(self, x: npt.NDArray[Any]) -> Tensor:
         """Convert samples ``(n, *shape)`` in the units of requests to model inputs, float32.
 
         They are standardised if the training data were, and unchanged otherwise.
         """
         standardisation = shards.standardisation(self.card)
-        x = standardisation.apply(x) if standardisation else x.astype(np.float32)
+        with np.errstate(over="ignore"):  # infinity is refused by requests
+            x = standardisation.apply(x) if standardisation else x.astype(np.float32)
         return torch.from_numpy(x)
 
     def from_model(self, x: Tensor) -> Tensor:
