@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from ebm_dist.errors import DataError
+from ebm_dist.errors import DataError, reason
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -112,7 +112,7 @@ def _read_image(file: Path, counts: Counter[str]) -> npt.NDArray[Any]:
     # decoders of damaged files raise errors of many kinds
     except Exception as failed:  # noqa: BLE001
         raise DataError(
-            f"{file}: not a readable image ({type(failed).__name__}: {failed})",
+            f"{file}: not a readable image ({reason(failed)})",
             "replace or remove it",
         ) from None
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from ebm_dist.config import Mismatch, Params, Positive, PositiveInt, Probability, section
 from ebm_dist.datasets import Arrays, Dataset, Standardisation, hold_out
 from ebm_dist.datasets._pictures import natural_order, read_folder
-from ebm_dist.errors import DataError
+from ebm_dist.errors import DataError, reason
 
 _MAX_CHANNELS = 4
 _SPLITS = ("train", "val", "test")
@@ -165,16 +165,17 @@ def _limit(part: Arrays, count: int | None, name: str) -> Arrays:
 
 def _read_file(path: Path) -> tuple[dict[str, _Part], list[str]]:
     try:
-        content = np.load(path, allow_pickle=False)
-        if isinstance(content, np.ndarray):
-            arrays: dict[str, npt.NDArray[Any]] = {"images": content}
-        else:
-            with content:
-                arrays = {name: np.asarray(content[name]) for name in content.files}
+        with path.open("rb") as stream:
+            content = np.load(stream, allow_pickle=False)
+            if isinstance(content, np.ndarray):
+                content = {"images": content}
+            arrays: dict[str, npt.NDArray[Any]] = {
+                name: np.asarray(array) for name, array in content.items()
+            }
     # damaged archives raise errors of zip, deflate, numpy's header, memory and more
     except Exception as failed:  # noqa: BLE001
         raise DataError(
-            f"{path}: not a plain .npy or .npz of numbers ({type(failed).__name__}: {failed});"
+            f"{path}: not a plain .npy or .npz of numbers ({reason(failed)});"
             " write it with numpy.savez"
         ) from None
     has_parts = "train_images" in arrays
