@@ -4,6 +4,7 @@ Reads the binary archive, because the Python archive contains pickles.
 """
 
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +72,7 @@ def read(path: Path, names: list[str]) -> Arrays:
                 records.append(
                     np.frombuffer(content, np.uint8).reshape(-1, 1 + int(np.prod(_SHAPE)))
                 )
-    except (OSError, EOFError, KeyError, ValueError, tarfile.TarError) as error:
+    except (OSError, EOFError, KeyError, ValueError, tarfile.TarError, zlib.error) as error:
         raise DataError(
             f"{path}: not the archive of CIFAR-10 in bytes ({error}); remove it to fetch it again"
         ) from None
