@@ -142,7 +142,7 @@ def write(folder: Path, name: str, data: Dataset) -> Index:
 def _stored(data: Dataset) -> Dataset:
     """Return the data set with samples as they are stored: standardised, floats as float32.
 
-    Raises :class:`DataError` for values that float32 cannot hold.
+    Raise :class:`DataError` for values that float32 cannot hold.
     """
     splits = {}
     for split, arrays in data.splits.items():
@@ -247,7 +247,7 @@ def _statistics(arrays: Arrays, scale: float) -> dict[str, Any]:
 def read_index(folder: Path) -> Index:
     """Read and check ``index.json``.
 
-    Raises :class:`DataError` where it is missing, broken or of another schema.
+    Raise :class:`DataError` where it is missing, broken or of another schema.
     """
     path = folder / INDEX
     raw = read_json(path, STAGE)
@@ -310,7 +310,7 @@ def read_index(folder: Path) -> Index:
 def class_names(described: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the names of the classes of an index or a model's card; numbers where it has none.
 
-    Raises :class:`ValueError`.
+    Raise :class:`ValueError`.
     """
     num_classes = int(described["num_classes"])
     names = described.get("class_names", [str(k) for k in range(num_classes)])
@@ -320,7 +320,7 @@ def class_names(described: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def standardisation(described: Mapping[str, Any]) -> Standardisation | None:
-    """Return the standardisation of an index or a model's card. Raises :class:`ValueError`."""
+    """Return the standardisation of an index or a model's card. Raise :class:`ValueError`."""
     if "standardisation" not in described:
         return None
     values = (described["standardisation"][name] for name in Standardisation._fields)
@@ -366,7 +366,7 @@ def publish(index: Index, root: Path) -> Index:
 def verify(index: Index) -> None:
     """Read every shard and compare it with the index.
 
-    Raises :class:`DataError` that names the first bad one.
+    Raise :class:`DataError` that names the first bad one.
     """
     for tars in index.splits.values():
         for tar in tars:
@@ -432,7 +432,7 @@ def read_split(index: Index, split: str, tars: range | None = None) -> tuple[Ten
 def read_labelled(index: Index, seed: int) -> tuple[Tensor, Tensor] | None:
     """Read the few labelled samples ``(n, *shape)`` of this seed, and their labels ``(n,)``.
 
-    Returns None where the data are not for semi-supervised learning.
+    Return None where the data are not for semi-supervised learning.
     """
     draws = sum(split.startswith(LABELLED) for split in index.splits)
     return read_split(index, f"{LABELLED}{seed % draws}") if draws else None
@@ -443,7 +443,7 @@ def read_raw(
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
     """Read samples ``(n, *shape)`` as stored and labels ``(n,)``, of some tars or all.
 
-    16-bit integers are returned as int32, which torch can index. Raises :class:`DataError`.
+    16-bit integers are returned as int32, which torch can index. Raise :class:`DataError`.
     """
     if split not in index.splits:
         raise DataError(

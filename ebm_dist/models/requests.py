@@ -41,7 +41,7 @@ def answer(
     ``energy`` returns ``(n,)`` energies; ``classify`` ``(n, num_classes)`` probabilities;
     ``sample`` the ends ``(n, *shape)`` of chains from noise, as many as there are samples, whose
     values do not matter; ``complete`` the samples, with their lower rows drawn by chains. Samples
-    are in the units of the data. Raises :class:`RequestError`.
+    are in the units of the data. Raise :class:`RequestError`.
     """
     unknown = set(options or {}) - set(Options._fields)
     if unknown:

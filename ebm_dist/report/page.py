@@ -67,7 +67,7 @@ def build(reports: Path, reference: Path | None = None) -> str:
     """Return the page of a folder of reports as HTML.
 
     ``reference`` is another folder of reports, such as the champion's; its metrics are a second
-    column. Raises :class:`DataError` where there are no reports.
+    column. Raise :class:`DataError` where there are no reports.
     """
     suites = read_suites(reports)
     suites.pop("train", None)
