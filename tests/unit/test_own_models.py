@@ -14,6 +14,7 @@ from ebm_dist.datasets import Arrays, Standardisation
 from ebm_dist.errors import ConfigError, DataError, RequestError
 from ebm_dist.models import requests
 from ebm_dist.registry import card
+from ebm_dist.report import figures
 from pipelines import prepare
 from tests import helpers
 from tests.helpers import Silent
@@ -85,6 +86,19 @@ def test_answers_about_classes_have_their_names(from_one):
     assert requests.class_names(model, 6) == ()
     with pytest.raises(RequestError, match=r"label must be below 4.*classes 0: 1, 1: 2"):
         requests.answer(model, x, {"task": "sample", "label": 4})
+
+
+def test_captions_name_the_classes(from_one, table):
+    assert from_one[1].classes_caption == "; classes 1, 2, 3, 4 in turn"
+    assert table[0].classes_caption == ""
+
+
+def test_a_name_of_a_class_is_no_formula():
+    names = ["$a_$", "b", r"$\x$"]
+    cells, points = np.eye(3), RNG.random((4, 2))
+    assert figures.image_grid(RNG.random((2, 1, 4, 4)), 2, f"classes {', '.join(names)}")
+    assert figures.matrix(cells, names, ["1", "2", "3"], "classes", "accuracy")
+    assert figures.regions({names[0]: cells}, {names[2]: points}, 1.0, "title")
 
 
 def test_the_card_names_the_classes(from_one):
