@@ -185,13 +185,11 @@ def test_a_binary_model_of_bytes_of_0_and_1(tmp_path):
     helpers.build(helpers.params(dataset=floats, **RBM), tmp_path / "f/dataset")
 
 
-@pytest.mark.parametrize(
-    "content", [{}, {"labels": np.arange(60) % 2, "anomaly": True}], ids=["none", "absent"]
-)
-def test_a_conditional_model_needs_samples_of_each_class(tmp_path, content, digits_data):
+@pytest.mark.parametrize("is_absent", [False, True], ids=["none", "absent"])
+def test_a_conditional_model_needs_samples_of_each_class(tmp_path, is_absent, digits_data):
     dataset = prepared(tmp_path, images=RNG.integers(0, 256, (60, 4, 4), np.uint8))
     folder = tmp_path / "dataset"
-    if content:  # as the published tables of anomalies: a class that only the test split has
+    if is_absent:  # as in the published tables of anomalies: a class that only the test split has
         index = json.loads((digits_data / "index.json").read_text())
         index["statistics"]["train"]["class_counts"][9] = 0
         folder = tmp_path / "absent"
@@ -202,6 +200,17 @@ def test_a_conditional_model_needs_samples_of_each_class(tmp_path, content, digi
     params = helpers.params(dataset=dataset, objective={"conditional": True})
     with pytest.raises(ConfigError, match=r"training samples of each class, but .* (none of 9|no labels)"):  # fmt: skip
         helpers.build(params, folder)
+
+
+def test_a_conditional_model_refuses_classes_that_only_the_test_part_has(tmp_path):
+    x, y = RNG.integers(0, 256, (60, 4, 4), np.uint8), np.arange(60) % 2
+    parts = {"train_images": x, "train_labels": y, "test_images": x[:4], "test_labels": y[:4] + 1}
+    dataset = prepared(tmp_path, **parts)
+    helpers.build(helpers.params(dataset=dataset), tmp_path / "dataset")
+    with pytest.raises(ConfigError, match="arrays has none of 2"):
+        helpers.build(
+            helpers.params(dataset=dataset, objective={"conditional": True}), tmp_path / "dataset"
+        )
 
 
 @pytest.mark.parametrize(
