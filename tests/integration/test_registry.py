@@ -90,7 +90,10 @@ def test_the_latest_evaluation_is_what_mlflow_shows(project):
 def test_gates_that_left_the_file_leave_the_version(project):
     failing = project.register([AUROC, FID], fid=30.0, model="gates")
     assert failing["aliases"] == ["candidate"]
-    assert project.register([AUROC], fid=30.0, model="gates")["aliases"] == ["candidate", "champion"]
+    assert project.register([AUROC], fid=30.0, model="gates")["aliases"] == [
+        "candidate",
+        "champion",
+    ]
     version = project.client.get_model_version("gates", "1")
     for tags in (version.tags, project.run("gates").data.tags):
         assert {key for key in tags if key.startswith("gate.")} == {"gate.ood.uniform.auroc"}
@@ -125,7 +128,7 @@ def test_gates_that_cannot_apply_are_skipped_and_the_version_stays_candidate(pro
     assert "did you mean 'samples.fid_clf'?" in misspelt["skipped"]
     card_text = project.client.get_model_version("skipped", "1").description
     assert "| samples.fid_clf | - | <= 5 | skipped: " in card_text
-    with pytest.raises(RegistryError, match="cannot become champion: .*skipped"):
+    with pytest.raises(RegistryError, match=r"cannot become champion: .*skipped"):
         promotion.promote(project.client, "skipped", "1")
 
 
@@ -143,9 +146,7 @@ def test_a_card_of_any_length_fits_the_database(project):
     assert len(description) <= 5000 and "| samples.fid_clf | 1 |" in description
     assert "## Pictures" in description and "model-card.md" in description
     run_id = project.run("long").info.run_id
-    assert "ood.metric_299" in mlflow_module.artifacts.load_text(
-        f"runs:/{run_id}/model-card.md"
-    )
+    assert "ood.metric_299" in mlflow_module.artifacts.load_text(f"runs:/{run_id}/model-card.md")
 
 
 def test_predict_casts_samples_and_refuses_what_lies_outside_the_bounds(project):

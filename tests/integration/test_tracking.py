@@ -107,7 +107,7 @@ def test_a_deleted_experiment_is_named_as_deleted_with_the_way_to_restore_it(
     experiment = mlflow.get_experiment_by_name("deleted")
     mlflow.delete_experiment(experiment.experiment_id)
     began = time.monotonic()
-    with pytest.raises(RegistryError, match="'deleted' at sqlite.* is deleted") as refused:
+    with pytest.raises(RegistryError, match=r"'deleted' at sqlite.* is deleted") as refused:
         tracking.open_run(params, "digest", "name", DATA, tmp_path)
     assert time.monotonic() - began < 2  # not tried again
     assert f"mlflow experiments restore -x {experiment.experiment_id}" in refused.value.fix
