@@ -10,6 +10,8 @@ import pytest
 from ebm_dist.errors import RegistryError
 from ebm_dist.files import flat
 from ebm_dist.runs import record, tracking
+from ebm_dist.search.mlflow import Family
+from ebm_dist.search.trials import Trial, TrialStore
 from tests import helpers
 
 DATA = tracking.Data("digits", "0123456789abcdef" * 4, "Optical Recognition of Handwritten Digits")
@@ -206,3 +208,19 @@ def test_a_run_that_is_trained_again_is_running(mlflow, tmp_path):
 def test_names_of_metrics_read_as_those_of_the_reports(mlflow, key, name):
     assert tracking.mlflow_name(key) == name
     mlflow.log_metric(run_of(mlflow, params_of("names")), name, 1.0)  # MLflow accepts it
+
+
+def test_scores_of_trials_have_the_time_at_which_they_were_recorded(mlflow, tmp_path):
+    params, began = params_of("search"), time.time()
+    store = TrialStore(tmp_path, "search", [Trial(0, {"sampler.step_size": 0.1}, 0, 20)])
+    for step, score in ((10, 9.0), (20, 5.0)):
+        store.add(store.all[0], {"step": step, "fid_clf": score, "digest": "a"})
+    store.all[0].state = "finished"
+    for _ in range(2):  # a second look logs nothing twice
+        Family(params, "search-digest", "search", {}).bring(mlflow, {"search": store.all})
+    experiment = mlflow.get_experiment_by_name("search").experiment_id
+    (child,) = mlflow.search_runs([experiment], "tags.`ebm.kind` = 'trial'")
+    history = mlflow.get_metric_history(child.info.run_id, "fid_clf")
+    assert [(m.step, m.value) for m in history] == [(10, 9.0), (20, 5.0)]
+    assert all(m.timestamp / 1000 >= began - 1 for m in history)
+    assert child.data.metrics["fid_clf"] == 5.0
