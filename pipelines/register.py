@@ -8,6 +8,7 @@ from pathlib import Path
 from ebm_dist import config, models, storage
 from ebm_dist.files import write_json
 from ebm_dist.registry import versions
+from ebm_dist.registry.card import Verdict
 from ebm_dist.runs import tracking
 from pipelines import digests, parser, run
 
@@ -33,8 +34,7 @@ def main() -> None:
     result = versions.register(params, args.model, args.reports, runs / digest[:16], name)
     write_json(args.out, result)
     for gate in result["gates"]:
-        verdict = "pass" if gate["passes"] else "FAIL"
-        print(f"gate {gate['metric']} = {gate['value']:.4g} ({gate['bound']}): {verdict}")
+        print(f"gate {gate['metric']}: {Verdict(**gate)}")
     aliases = " ".join(f"@{alias}" for alias in result["aliases"])
     print(f"models:/{result['model']}/{result['version']}  {aliases}")
     print(

@@ -33,9 +33,10 @@ def main() -> None:
     storage.check(runs)
     digest = lineage.run_digest(params, index.digest)
     folder, name = runs / digest[:16], f"{index.dataset}-{digest[:8]}"
+    data = tracking.Data(index.dataset, index.digest, index.source)
     with (
         cluster.exclusive_lock(folder, digest),
-        tracking.sync_while_running(params, digest, name, folder),
+        tracking.sync_while_running(params, digest, name, data, folder),
     ):
         if not cluster.is_finished(folder, digest, params.train.num_steps):
             with (

@@ -71,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
         "sample",
         "sample",
         "sample a trained model by chains from noise",
-        model="its folder, such as model/energy",
+        model=f"its folder, such as model/energy, or {_URI}",
     )
     added.add_argument(
         "--out",
@@ -210,12 +210,12 @@ def sample(args: Namespace) -> None:
     """
     import numpy as np
 
-    from ebm_dist import models
     from ebm_dist.models import requests
+    from ebm_dist.registry import versions
     from ebm_dist.report import figures
     from ebm_dist.storage import write_whole
 
-    trained = models.load(Path(args.model))
+    trained = versions.load(args.model)
     # a sampling request needs only the number and shape of its input
     template = np.zeros((args.count, *trained.card["shape"]), np.float32)
     x = requests.answer(
@@ -348,7 +348,8 @@ def roll_back(args: Namespace) -> None:
     from ebm_dist.registry import promotion
 
     event = promotion.call(lambda mlflow: promotion.roll_back(mlflow, args.model))
-    print(f"{args.model}/{event.version} is champion again, in place of {event.before}")
+    instead = f", in place of {event.before}" if event.before else ""
+    print(f"{args.model}/{event.version} is champion again{instead}")
 
 
 def history(args: Namespace) -> None:
@@ -357,5 +358,5 @@ def history(args: Namespace) -> None:
 
     for event in promotion.call(lambda mlflow: promotion.log(mlflow, args.model)):
         gates = "; ".join(f"{metric} {verdict}" for metric, verdict in event.gates.items())
-        change = f"{event.before or '-'} -> {event.version}"
+        change = f"{event.before or '-'} -> {event.version or '-'}"
         print(f"{event.at} UTC  {change}  by {event.who} ({event.why}): {gates}")

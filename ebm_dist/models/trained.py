@@ -317,11 +317,12 @@ def _about(index: Index) -> dict[str, Any]:
     }
 
 
-def load(folder: Path) -> TrainedModel:
-    """Load a model. Its files are checked against the hashes in ``model.json``.
+def load(folder: Path | str) -> TrainedModel:
+    """Load a model from its folder. Its files are checked against the hashes in ``model.json``.
 
     Raise :class:`DataError` where they differ.
     """
+    folder = Path(folder)
     try:
         card = json.loads((folder / _CARD).read_bytes())
         for name, digest in card["sha256"].items():

@@ -1,5 +1,6 @@
 """The model card of a registered version (Mitchell et al. 2019): data, method, metrics, limits."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,8 @@ from ebm_dist.models.trained import TrainedModel
 from ebm_dist.report.suites import read_suites
 from ebm_dist.report.table import interval
 
-_MOST_METRICS = 40  # rows of the table of metrics
+_FIRST_SUITE = "samples"
+_MIXED_RHAT = 1.1  # Gelman et al. 2013, Bayesian Data Analysis, section 11.5
 _TRAINING = "train"
 """The folder of reports with the metrics of the training, which are no evaluation."""
 
@@ -20,43 +22,51 @@ class Verdict(NamedTuple):
     """The outcome of a gate: the metric, its value, the bound such as ``>= 0.9``."""
 
     metric: str
-    value: float
+    value: float | None
+    """None if the reports have no finite value"""
     bound: str
     passes: bool
+    skipped: str = ""
+    """Why the gate cannot be applied; then it has not passed"""
 
     def __str__(self) -> str:
-        return f"{self.value:.6g} {self.bound} {'pass' if self.passes else 'FAIL'}"
+        if self.skipped:
+            return f"{self.bound} skipped: {self.skipped}"
+        value = "not finite" if self.value is None else f"{self.value:.6g}"
+        return f"{value} {self.bound} {'pass' if self.passes else 'FAIL'}"
 
 
 def write(
+    model: str,
     trained: TrainedModel,
     params: Params,
     reports: Path,
     verdicts: Sequence[Verdict],
     lineage: Mapping[str, str],
 ) -> str:
-    """Return the card as Markdown.
+    """Return the card of a version of the registered model ``model``, as Markdown.
 
     Raise :class:`DataError`, with the names of the empty sections, for a card with gaps.
     """
     suites = read_suites(reports)
-    pictures = sorted(
-        str(path.relative_to(reports))
-        for path in reports.glob("*/plots/*")
+    plots = sorted(path for path in reports.glob("*/plots/*") if path.is_file())
+    pictures = [
+        f"- `reports/{path.relative_to(reports)}`"
+        for path in plots
         if path.suffix in (".png", ".gif")
-    )
+    ]
     card = trained.card
     sections = {
         "Data": _data(card),
         "Method": _method(trained, params),
         "Sampler": _settings(params.sampler),
         "Gates": _gates(verdicts),
-        "Metrics": _metrics(suites),
+        "Metrics": _metrics(suites, verdicts),
         "Limits": _limits(card, suites, params.register.limits),
         "Lineage": "\n".join(
             f"- {key}: `{value}`" for key, value in _origin(card, lineage).items() if value
         ),
-        "Pictures": "\n".join(f"- `reports/{name}`" for name in pictures),
+        "Pictures": "\n".join(pictures) or ("None: the suites wrote tables only." if plots else ""),
     }
     gaps = [name for name, text in sections.items() if not text]
     gaps += [f"Lineage: {key}" for key, value in _origin(card, lineage).items() if not value]
@@ -68,12 +78,24 @@ def write(
     return (
         "\n\n".join(
             [
-                f"# {params.register.model}",
+                f"# {model}",
                 *(f"## {name}\n\n{text}" for name, text in sections.items()),
             ]
         )
         + "\n"
     )
+
+
+def shortened(card_text: str, max_length: int) -> str:
+    """Return a card of at most ``max_length`` characters: the last rows of metrics are left out."""
+    head, title, rest = card_text.partition("\n\n## Metrics\n\n")
+    table, next_title, tail = rest.partition("\n\n## ")
+    rows = table.splitlines()
+    note = "\n\nThe other metrics are in the artifact model-card.md of the run."
+    while len(card_text) > max_length and len(rows) > 2:
+        rows.pop()
+        card_text = "".join([head, title, "\n".join(rows), note, next_title, tail])
+    return card_text[:max_length]
 
 
 def _data(card: Mapping[str, Any]) -> str:
@@ -117,46 +139,76 @@ def _gates(verdicts: Sequence[Verdict]) -> str:
     if not verdicts:
         return "None are set, so it cannot become champion."
     rows = [
-        f"| {v.metric} | {v.value:.4g} | {v.bound} | {'pass' if v.passes else '**fail**'} |"
+        f"| {v.metric} | {'-' if v.value is None else f'{v.value:.4g}'} | {v.bound} |"
+        f" {'pass' if v.passes else f'skipped: {v.skipped}' if v.skipped else '**fail**'} |"
         for v in verdicts
     ]
     return "\n".join(["| gate | value | bound | |", "|---|---|---|---|", *rows])
 
 
-def _metrics(suites: Mapping[str, Any]) -> str:
-    """Return a table of means over seeds, with 95 % t-intervals where there are several seeds."""
-    rows = []
+def _metrics(suites: Mapping[str, Any], verdicts: Sequence[Verdict]) -> str:
+    """Return a table of means over seeds, with 95 % t-intervals where there are several seeds.
+
+    The suite of samples comes first, then the metrics of gates, the other suites, the training.
+    """
+    gated = {verdict.metric for verdict in verdicts}
+    rows = dict[str, str]()
     for suite, metrics in suites.items():
         seeds = [flat(seed_metrics) for seed_metrics in metrics.get("seeds", {}).values()]
         for key, value in flat({k: v for k, v in metrics.items() if k != "seeds"}).items():
-            values = [float(seed_metrics[key]) for seed_metrics in seeds]
-            ends = interval(values, f"{suite}.{key}")
+            values = [seed_metrics.get(key) for seed_metrics in seeds]
+            numbers = [float(v) for v in values if isinstance(v, int | float)]
+            name = f"{suite}.{key}"
+            is_whole = numbers and len(numbers) == len(values)
+            ends = interval(numbers, name) if is_whole else None
             spread = "one seed" if ends is None else "{:.4g} to {:.4g}".format(*ends)
-            rows.append(f"| {suite}.{key} | {value:.4g} | {spread} |")
-    more = (
-        [f"\nand {len(rows) - _MOST_METRICS} more in `reports/`."]
-        if len(rows) > _MOST_METRICS
-        else []
-    )
-    return (
-        "\n".join(
-            ["| metric | value | 95 % interval |", "|---|---|---|", *rows[:_MOST_METRICS], *more]
-        )
-        if rows
-        else ""
-    )
+            text = f"{value:.4g}" if isinstance(value, int | float) else str(value)
+            rows[name] = f"| {name} | {text} | {spread} |"
+
+    def place(name: str) -> int:
+        suite = name.partition(".")[0]
+        order = (suite == _FIRST_SUITE, name in gated, suite != _TRAINING)
+        return order.index(True) if any(order) else len(order)
+
+    if not rows:
+        return ""
+    ordered = [rows[name] for name in sorted(rows, key=place)]  # keeps the order of equal places
+    return "\n".join(["| metric | value | 95 % interval |", "|---|---|---|", *ordered])
 
 
 def _limits(card: Mapping[str, Any], suites: Mapping[str, Any], model_limits: str) -> str:
-    judges = ", ".join(suite for suite in suites if suite != _TRAINING) or "no suite"
+    names = ", ".join(suite for suite in suites if suite != _TRAINING) or "no suite"
     lines = [
         "- Energies have an unknown constant and scale: they compare samples under this model,"
         " not models.",
-        f"- It was judged by {judges}; nothing is known about other uses.",
+        f"- It was evaluated by {names}; nothing is known about other uses.",
         f"- Its input is samples like those of {card['dataset']};"
         " energies of other samples are extrapolations.",
+        *_mixing(suites),
     ]
     return "\n".join(lines + ([f"- {model_limits}"] if model_limits else []))
+
+
+def _mixing(suites: Mapping[str, Any]) -> list[str]:
+    """Return a line that says so if a suite found that chains have not mixed."""
+    values = {
+        f"{suite}.{key}": value
+        for suite, metrics in suites.items()
+        for key, value in flat({k: v for k, v in metrics.items() if k != "seeds"}).items()
+        if key.rpartition(".")[2] == "rhat" and not (is_number(value) and value <= _MIXED_RHAT)
+    }
+    if not values:
+        return []
+    texts = [f"{k} {v:.3g}" if is_number(v) else f"{k} not finite" for k, v in values.items()]
+    return [
+        f"- Its chains have not mixed: R-hat is over {_MIXED_RHAT} ({', '.join(texts)}). Samples"
+        " depend on where chains start and on their number of steps."
+    ]
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a metric is a finite number."""
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _origin(card: Mapping[str, Any], lineage: Mapping[str, str]) -> dict[str, str]:

@@ -18,8 +18,14 @@ T = TypeVar("T")
 def gate_tags(verdicts: Iterable[Verdict]) -> dict[str, str]:
     """Return the tags of a version that hold the verdicts of its gates, as JSON."""
     return {
-        _GATE + metric: json.dumps({"value": value, "bound": bound, "passes": passes})
-        for metric, value, bound, passes in verdicts
+        _GATE + tracking.mlflow_name(verdict.metric): json.dumps(
+            {
+                key: value
+                for key, value in verdict._asdict().items()
+                if key != "metric" and (key != "skipped" or value)
+            }
+        )
+        for verdict in verdicts
     }
 
 
@@ -53,13 +59,14 @@ def passes(verdict: Verdict | str) -> bool:
 class Event(NamedTuple):
     """One change of the champion."""
 
-    version: str
+    version: str | None
+    """None if a champion lost the alias and no version has it"""
     before: str | None
     who: str
     at: str
     """UTC"""
     why: str
-    """``gates`` or ``roll-back``"""
+    """``gates``, ``gates failed`` or ``roll-back``"""
     gates: dict[str, str]
     """verdict of each gate, as text"""
 
@@ -95,6 +102,32 @@ def promote(mlflow: Any, model: str, version: str, why: str = "gates") -> Event 
     before = champion(mlflow, model)
     if before == version:
         return None
+    event = _log_event(mlflow, model, version, before, why, gates)
+    mlflow.set_registered_model_alias(model, "champion", version)
+    return event
+
+
+def demote(mlflow: Any, model: str, version: str) -> Event | None:
+    """Take the alias champion from a version that fails its gates; None if it has no alias.
+
+    No other version gets the alias: see :func:`roll_back`.
+    """
+    if champion(mlflow, model) != version:
+        return None
+    gates = read_gates(mlflow.get_model_version(model, version).tags)
+    event = _log_event(mlflow, model, None, version, "gates failed", gates)
+    mlflow.delete_registered_model_alias(model, "champion")
+    return event
+
+
+def _log_event(
+    mlflow: Any,
+    model: str,
+    version: str | None,
+    before: str | None,
+    why: str,
+    gates: Mapping[str, Verdict | str],
+) -> Event:
     event = Event(
         version,
         before,
@@ -106,21 +139,22 @@ def promote(mlflow: Any, model: str, version: str, why: str = "gates") -> Event 
     mlflow.set_registered_model_tag(
         model, f"{_TAG}{len(log(mlflow, model)):06d}", json.dumps(event._asdict())
     )
-    mlflow.set_registered_model_alias(model, "champion", version)
     return event
 
 
 def roll_back(mlflow: Any, model: str) -> Event:
-    """Make the previous champion champion again.
+    """Make the previous champion champion again, also after a champion has lost the alias.
 
     Raise :class:`RegistryError` if there was none.
     """
+    events = log(mlflow, model)
     current_version = champion(mlflow, model)
+    latest_version = current_version or (events[-1].before if events else None)
     current_promotion = next(
         (
             event
-            for event in reversed(log(mlflow, model))
-            if event.version == current_version and event.why != "roll-back"
+            for event in reversed(events)
+            if event.version == latest_version and event.why == "gates"
         ),
         None,
     )

@@ -2,12 +2,46 @@
 
 MLflow runs this file when a version is loaded. It passes arrays in and returns the answers of
 :mod:`ebm_dist.models.requests`.
+
+A version has a copy of the package in ``code/``. MLflow puts it on the path of modules, but Python
+keeps a package that the process has loaded before. :func:`_check_code` therefore refuses to answer
+with code that differs from the code of the version.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
 import mlflow
+
+
+def _check_code() -> None:
+    """Raise ImportError if the loaded package computes other answers than the version's copy."""
+    version = Path(__file__).resolve().parent
+    if not (version / "code/ebm_dist").is_dir():  # not loaded from a version
+        return
+    import ebm_dist
+
+    loaded = Path(ebm_dist.__file__ or "").resolve().parents[1]
+    if loaded == version / "code":
+        return
+    try:
+        from ebm_dist.runs.code import serving_digest
+
+        (model,) = version.glob("artifacts/*/model.json")
+        params = json.loads(model.read_bytes())["params"]
+        is_same = serving_digest(params, version / "code") == serving_digest(params, loaded)
+    except (ImportError, KeyError):  # of another code
+        is_same = False
+    if not is_same:
+        raise ImportError(
+            f"this process has loaded ebm_dist from {loaded}, and its code is not that of the"
+            f" version in {version}; load the version in a new process before ebm_dist is imported,"
+            " or load its weights into the present code with ebm_dist.load('models:/...')"
+        )
+
+
+_check_code()
 
 from ebm_dist import models
 from ebm_dist.errors import RequestError

@@ -73,7 +73,7 @@ class Family:
         child = self._children[key]
         # rows logged before have the same keys, steps, times and values: the store keeps one
         metrics = [
-            Metric(name, float(value), row["order"] + 1, row["step"])
+            Metric(name, float(value), int(row["time"] * 1000), row["step"])
             for row in trial.rows
             for name, value in (trial.scores(row) | {"step": row["step"]}).items()
         ]

@@ -55,7 +55,7 @@ class Proposals:
         for _ in range(_ATTEMPTS):
             proposal = self.study.ask(self.space).params
             values = {
-                key: space.rounded(self._value(key, value), self.defaults[key])
+                key: space.rounded(self._value(key, value), self.ranges[key], self.defaults[key])
                 for key, value in proposal.items()
             }
             if space.is_possible(self.params, values):
@@ -89,5 +89,5 @@ def _distribution(span: Range, example: Any) -> Any:
     ends = span.log or span.linear
     assert ends
     if isinstance(example, int):
-        return distributions.IntDistribution(round(ends[0]), round(ends[1]), log=bool(span.log))
+        return distributions.IntDistribution(*space.integer_ends(span), log=bool(span.log))
     return distributions.FloatDistribution(*ends, log=bool(span.log))

@@ -18,6 +18,7 @@ _SET_BY_SEARCH = (
     "train.max_rollbacks",
 )
 _MAX_DRAWS = 1000
+_MAX_PERTURBATIONS = 20
 _DIGITS = 4  # significant digits of a drawn value: the tuned file stays readable
 
 
@@ -87,15 +88,36 @@ def trial_params(
     return with_values(params, values, **trial_config, **{"cluster.workers": params.tune.workers})
 
 
-def of_type(value: float, example: Any) -> float:
-    """Round to four significant digits, or to an integer if the example is an integer."""
-    return round(value) if isinstance(example, int) else float(f"{value:.{_DIGITS}g}")
+def integer_ends(span: Range) -> tuple[int, int]:
+    """Return the smallest and the largest integer of a numeric range."""
+    low, high = _ends(span)
+    return math.ceil(low), math.floor(high)
 
 
-def rounded(value: Any, example: Any) -> Any:
-    """Round a number as drawn values are rounded; return other values unchanged."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return of_type(value, example) if is_number else value
+def rounded(value: Any, span: Range, example: Any) -> Any:
+    """Round a number of a range so that it stays in the range; return other values unchanged.
+
+    The result is an integer if the example is one. Otherwise it has four significant digits, or
+    more where four would leave the range or move the value by over a thousandth of its width.
+    """
+    if span.choice:
+        return value
+    if isinstance(example, int):
+        low, high = integer_ends(span)
+        return min(max(round(value), low), high)
+    ends = _ends(span)
+    value = min(max(value, ends[0]), ends[1])
+    candidates = (float(f"{value:.{digits}g}") for digits in range(_DIGITS, 17))
+    tolerance = (ends[1] - ends[0]) / 1000
+    return next(
+        (x for x in candidates if ends[0] <= x <= ends[1] and abs(x - value) <= tolerance), value
+    )
+
+
+def _ends(span: Range) -> tuple[float, float]:
+    ends = span.log or span.linear
+    assert ends
+    return ends
 
 
 def draw(params: Params, index: int) -> dict[str, Any]:
@@ -125,36 +147,53 @@ def draw(params: Params, index: int) -> dict[str, Any]:
 
 
 def _quantile(span: Range, u: float, example: Any) -> Any:
-    """Return the value at the quantile ``u`` of a range."""
+    """Return the value at the quantile ``u`` in [0, 1) of a range.
+
+    An integer k stands for the interval from k - 1/2 to k + 1/2, so the ends of the range have
+    their full weight.
+    """
     if span.choice:
         return span.choice[int(u * len(span.choice))]
+    low, high = _ends(span)
+    if isinstance(example, int):
+        first, last = integer_ends(span)
+        low, high = first - 0.5, last + 0.5
     if span.log:
-        low, high = map(math.log, span.log)
-        return of_type(math.exp(low + u * (high - low)), example)
-    assert span.linear
-    return of_type(span.linear[0] + u * (span.linear[1] - span.linear[0]), example)
+        low, high = math.log(low), math.log(high)
+    value = low + u * (high - low)
+    return rounded(math.exp(value) if span.log else value, span, example)
 
 
 def perturbed(params: Params, values: Mapping[str, Any], generator: Any) -> dict[str, Any]:
     """Perturb values as PBT explores (Jaderberg et al. 2017).
 
     Each number is multiplied by 0.8 or 1.25 and clipped to its range; each choice is drawn again
-    with probability 1/4. Return the values unchanged if the settings refuse the result.
+    with probability 1/4. An integer moves by at least 1, a number of a linear range by at least a
+    hundredth of its width, so that no value is absorbing. Combinations that the settings refuse are
+    drawn again; if all are refused, the values are returned unchanged.
     """
+    for _ in range(_MAX_PERTURBATIONS):
+        out = _moved(params, values, generator)
+        if is_possible(params, out):
+            return out
+    return dict(values)
+
+
+def _moved(params: Params, values: Mapping[str, Any], generator: Any) -> dict[str, Any]:
     defaults, out = keys(params), dict(values)
     for key, span in params.tune.ranges(params).items():
         if span.choice:
-            out[key] = (
-                _quantile(span, generator.random(), defaults[key])
-                if generator.random() < 0.25
-                else values[key]
-            )
-        else:
-            low, high = span.log or span.linear or (0.0, 0.0)
-            out[key] = of_type(
-                min(max(values[key] * generator.choice([0.8, 1.25]), low), high), defaults[key]
-            )
-    return out if is_possible(params, out) else dict(values)
+            if generator.random() < 0.25:
+                out[key] = _quantile(span, generator.random(), defaults[key])
+            continue
+        factor = generator.choice([0.8, 1.25])
+        low, high = _ends(span)
+        smallest = 0.0 if span.log else (high - low) / 100
+        smallest = max(smallest, 1.0) if isinstance(defaults[key], int) else smallest
+        step = max(abs(values[key] * (factor - 1)), smallest)
+        sign = 1 if factor > 1 else -1
+        out[key] = rounded(values[key] + sign * step, span, defaults[key])
+    return out
 
 
 def is_possible(params: Params, values: Mapping[str, Any]) -> bool:

@@ -5,6 +5,7 @@ A trial is a short training with some values of the parameter file replaced. It 
 """
 
 import io
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +16,7 @@ from ruamel.yaml import YAML
 from ebm_dist import config
 from ebm_dist.config import Mismatch, NonNegativeInt, Params, PositiveInt, section
 from ebm_dist.errors import ConfigError
-from ebm_dist.search.space import DEFAULT_SPACE, Range, keys, of_type, with_values
+from ebm_dist.search.space import DEFAULT_SPACE, Range, integer_ends, keys, with_values
 
 # settings that keep the shapes of weights and chains, which PBT copies between trials
 _KEEP_SHAPES = ("sampler.", "objective.", "optimizer.")
@@ -124,9 +125,18 @@ class Config:
             raise Mismatch(
                 place, f"{kind}: the value in the file, {default!r}, is no number; use choice"
             )
+        if kind == "choice":
+            if not ends:
+                raise Mismatch(place, "choice: expected at least one value, found none")
+        elif isinstance(default, int):
+            ends = integer_ends(span)
+            if ends[0] > ends[1]:
+                raise Mismatch(place, f"{kind}: no integer in the range", "widen it")
+        elif not math.isfinite(ends[1] - ends[0]):
+            raise Mismatch(place, f"{kind}: the range is too wide for floating point")
         for value in ends:
             try:
-                with_values(params, {key: of_type(value, default) if kind != "choice" else value})
+                with_values(params, {key: value})
             except ConfigError as refused:
                 raise Mismatch(
                     place, f"{value!r} is refused: {str(refused).split(': ', 1)[1]}"

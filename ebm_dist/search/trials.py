@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,7 +32,8 @@ class Trial:
     """``stopped``: ended early by the scheduler; ``failed``: crashed, hung or not restartable"""
     reason: str = ""
     rows: list[dict[str, Any]] = field(default_factory=list)
-    """scores in order of arrival: ``step``, metrics, ``order`` among all trials, run ``digest``"""
+    """scores in order of arrival: ``step``, metrics, ``order`` among all trials, run ``digest``,
+    ``time`` in seconds since 1970"""
     seconds: float = 0.0
 
     @property
@@ -94,7 +96,8 @@ class TrialStore:
         if all(
             (row["step"], row["digest"]) != (other["step"], other["digest"]) for other in trial.rows
         ):
-            trial.rows.append(row | {"order": sum(len(other.rows) for other in self.all)})
+            order = sum(len(other.rows) for other in self.all)
+            trial.rows.append(row | {"order": order, "time": time.time()})
 
     @property
     def left(self) -> list[Trial]:

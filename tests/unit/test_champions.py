@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from ebm_dist import models
+from ebm_dist import config, models
 from ebm_dist.errors import DataError, RegistryError
 from ebm_dist.registry import card, promotion, versions
 from tests import helpers
@@ -69,6 +69,72 @@ def test_only_versions_whose_gates_passed_become_champion_and_the_log_has_each_c
     ]
 
 
+def test_a_champion_that_fails_its_gates_is_demoted_and_the_one_before_can_come_back(mlflow):
+    mlflow.create_registered_model("demoted")
+    for number in ("1", "2"):
+        mlflow.create_model_version("demoted", "file:///nothing")
+        for key, text in promotion.gate_tags(
+            [versions.Verdict("ood.auroc", 0.9, ">= 0.8", True)]
+        ).items():
+            mlflow.set_model_version_tag("demoted", number, key, text)
+        promotion.promote(mlflow, "demoted", number)
+    assert promotion.demote(mlflow, "demoted", "1") is None  # it is not the champion
+    assert promotion.demote(mlflow, "demoted", "2").version is None
+    assert promotion.champion(mlflow, "demoted") is None
+    assert promotion.roll_back(mlflow, "demoted").version == "1"
+    assert [(e.before, e.version, e.why) for e in promotion.log(mlflow, "demoted")] == [
+        (None, "1", "gates"),
+        ("1", "2", "gates"),
+        ("2", None, "gates failed"),
+        (None, "1", "roll-back"),
+    ]
+
+
+GATES = (
+    versions.Gate(metric="ood.auroc", at_least=0.8),
+    versions.Gate(metric="samples.fid", at_most=5.0),
+)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_metric_that_is_not_finite_passes_no_gate(value):
+    (verdict,) = versions.check_gates(GATES[:1], {"ood.auroc": value})
+    assert (verdict.value, verdict.passes, verdict.skipped) == (None, False, "")
+    assert str(verdict) == "not finite >= 0.8 FAIL"
+    assert json.loads(*promotion.gate_tags([verdict]).values())["value"] is None
+
+
+def test_a_gate_on_a_metric_that_the_data_cannot_have_is_skipped():
+    passed, skipped = versions.check_gates(GATES, {"ood.auroc": 0.9, "samples.fidd": 1.0})
+    assert passed.passes and not skipped.passes
+    assert str(skipped) == (
+        "<= 5 skipped: the reports have no metric samples.fid; did you mean 'samples.fidd'?"
+    )
+    (key, text), _ = promotion.gate_tags([skipped, passed]).items()
+    assert promotion.read_gates({key: text}) == {"samples.fid": skipped}
+    both = versions.Gate(metric="ood.auroc", at_least=0.8, at_most=0.85)
+    (verdict,) = versions.check_gates((both,), {"ood.auroc": 0.9})
+    assert str(verdict) == "0.9 >= 0.8 and <= 0.85 FAIL"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "register", "name"),
+    [
+        ({"name": "digits"}, {}, "ebm-digits"),
+        ({"name": "arrays", "path": "some where/my faces.npz"}, {}, "ebm-arrays-my-faces"),
+        ({"name": "arrays", "path": "faces.npz"}, {"model": "other"}, "other"),
+    ],
+)
+def test_the_name_of_the_model_follows_the_data_set_unless_the_file_names_it(
+    dataset, register, name
+):
+    assert versions.model_name(helpers.params(dataset=dataset, register=register)) == name
+
+
+def test_the_default_job_keeps_its_name():
+    assert versions.model_name(config.load(helpers.ROOT / "params.yaml")) == "ebm-digits"
+
+
 def test_a_verdict_is_json_and_no_text_passes_by_its_end():
     verdict = versions.Verdict("ood.auroc", 0.95, ">= 0.8", True)
     tags = promotion.gate_tags([verdict]) | {"git.commit": "0123"}
@@ -127,9 +193,9 @@ def test_the_card_says_what_it_learnt_how_and_how_well(version):
         versions.Verdict("ood.auroc", 0.9, ">= 0.8", True),
         versions.Verdict("ood.noise.auroc", 0.99, ">= 0.995", False),
     ]
-    text = card.write(trained, chosen, folder / "reports", verdicts, LINEAGE)
+    text = card.write("ebm-test", trained, chosen, folder / "reports", verdicts, LINEAGE)
     assert [line for line in text.splitlines() if line.startswith("#")] == [
-        f"# {chosen.register.model}", "## Data", "## Method", "## Sampler", "## Gates", "## Metrics", "## Limits", "## Lineage", "## Pictures",
+        "# ebm-test", "## Data", "## Method", "## Sampler", "## Gates", "## Metrics", "## Limits", "## Lineage", "## Pictures",
     ]  # fmt: skip
     assert (
         "`langevin`, num_steps 3, step_size 0.02, noise_scale 0.1" in text
@@ -138,7 +204,7 @@ def test_the_card_says_what_it_learnt_how_and_how_well(version):
     )
     assert "| ood.noise.auroc | 0.99 | >= 0.995 | **fail** |" in text
     assert (
-        "- It was judged by ood; nothing" in text
+        "- It was evaluated by ood; nothing" in text
         and "| train.energy_gap | 0.1 | one seed |" in text
     )
     assert "| ood.auroc | 0.9 | 0.6459 to 1 |" in text  # t interval of .88 and .92
@@ -148,8 +214,54 @@ def test_the_card_says_what_it_learnt_how_and_how_well(version):
         and "digits" in text
     )
     assert "None are set, so it cannot become champion." in card.write(
-        trained, chosen, folder / "reports", [], LINEAGE
+        "ebm-test", trained, chosen, folder / "reports", [], LINEAGE
     )
+
+
+def card_of(version, tmp_path, verdicts=(), **suites):
+    _, params, trained = version
+    for suite, metrics in suites.items():
+        (tmp_path / suite / "plots").mkdir(parents=True)
+        (tmp_path / suite / "plots/table.csv").write_text("a\n1\n")
+        (tmp_path / suite / "metrics.json").write_text(json.dumps(metrics))
+    return card.write("ebm-test", trained, params, tmp_path, verdicts, LINEAGE)
+
+
+def test_the_card_lists_all_metrics_with_samples_and_gates_first(version, tmp_path):
+    others = {f"metric_{i:02d}": float(i) for i in range(60)}
+    text = card_of(
+        version,
+        tmp_path,
+        [versions.Verdict("ood.metric_50", 50.0, ">= 1", True)],
+        chains=others,
+        ood=others,
+        samples={"fid_clf": 9.0, "seeds_used": None},
+        train={"energy_gap": 0.1},
+    )
+    rows = [line.split(" | ")[0] for line in text.splitlines() if " | one seed |" in line]
+    assert rows[:3] == ["| samples.fid_clf", "| samples.seeds_used", "| ood.metric_50"]
+    assert len(rows) == 123 and rows[-1] == "| train.energy_gap"
+    assert "It was evaluated by chains, ood, samples; nothing" in text
+    assert "None: the suites wrote tables only." in text
+    short = card.shortened(text, 3000)
+    assert len(short) <= 3000 and "| ood.metric_50 |" in short and "| train." not in short
+    assert "## Limits" in short and "## Pictures" in short
+    assert card.shortened(text, 10**6) == text
+
+
+@pytest.mark.parametrize(
+    ("metrics", "words"),
+    [
+        ({"noise": {"rhat": 2.444}, "replay": {"rhat": 1.02}}, "chains.noise.rhat 2.44"),
+        ({"both": {"rhat": None}}, "chains.both.rhat not finite"),
+        ({"noise": {"rhat": 1.1}}, None),
+        ({"seeds": {"0": {"rhat": 3.0}}, "rhat": 1.0}, None),
+    ],
+)
+def test_the_card_says_in_words_that_chains_have_not_mixed(version, tmp_path, metrics, words):
+    text = card_of(version, tmp_path, chains=metrics)
+    assert ("Its chains have not mixed: R-hat is over 1.1" in text) == (words is not None)
+    assert words is None or f"({words})" in text
 
 
 def test_a_card_with_gaps_is_refused(version, tmp_path):
@@ -165,11 +277,12 @@ def test_a_card_with_gaps_is_refused(version, tmp_path):
     ):
         lost.unlink()
         with pytest.raises(DataError, match=expected):
-            card.write(trained, chosen, tmp_path / "reports", [], LINEAGE)
+            card.write("ebm-test", trained, chosen, tmp_path / "reports", [], LINEAGE)
     with pytest.raises(DataError, match="Lineage: settings digest"):
-        card.write(trained, chosen, folder / "reports", [], {"hardware": "2 cores"})
+        card.write("ebm-test", trained, chosen, folder / "reports", [], {"hardware": "2 cores"})
     with pytest.raises(DataError, match="published: Data;"):
         card.write(
+            "ebm-test",
             trained._replace(card=trained.card | {"source": ""}),
             chosen,
             folder / "reports",

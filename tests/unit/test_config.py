@@ -129,6 +129,22 @@ def test_every_parameter_file_loads_and_comes_back(path):
             "at_most: 2.5, at_leas: 1",
             r":\d+: register\.gates\.0\.at_leas: unknown key; did you mean 'at_least'\?",
         ),
+        (
+            "metric: samples.fid_clf_over_gaussian",
+            "metric: samples.fid_clf_over_floor",
+            r":\d+: register\.gates\.1\.metric: a second gate on samples\.fid_clf_over_floor; give",
+        ),
+        (
+            "metric: samples.fid_clf_over_floor",
+            "metric: samples",
+            r":\d+: register\.gates\.0\.metric: expected samples\.<metric>, found 'samples'",
+        ),
+        (", at_most: 2.5", "", r":\d+: register\.gates\.0: a gate needs at_least or at_most"),
+        (
+            "  gates:",
+            "  model: models:/ebm\n  gates:",
+            r":\d+: register\.model: expected a name without '/', ':' and '@', found 'models:/ebm'",
+        ),
         ("seed: 0", "seed: 0\nseed: 1", r":\d+: seed: key given twice"),
         ("seed: 0", "seed: &a 0\ntrain: *a", r"aliases \(\*name\) are not allowed"),
         ("seed: 0", "seed: !!python/object/apply:os.getcwd []", r":\d+: "),
@@ -373,9 +389,12 @@ class TestDerivedFiles:
 
     def test_lists_are_replaced(self, derive):
         params = config.load(
-            derive("register: {gates: [{metric: ood.uniform.auroc, at_least: 0.5}]}\n")
+            derive(
+                "register: {gates: [{metric: ood.uniform.auroc, at_least: 0.5}]}\n",
+                WITHOUT_SEARCH.replace("  gates:", "  limits: few digits\n  gates:"),
+            )
         )
-        assert len(params.register.gates) == 1 and params.register.model == "ebm-digits"
+        assert len(params.register.gates) == 1 and params.register.limits == "few digits"
 
     def test_evaluation_and_comparison_datasets_are_always_replaced(self, derive):
         params = config.load(

@@ -45,7 +45,10 @@ def reports(tmp_path):
         "model": "ebm",
         "version": 3,
         "aliases": ["candidate"],
-        "gates": [{"metric": "ood.auroc", "value": 0.9, "bound": ">= 0.95", "passes": False}],
+        "gates": [
+            {"metric": "ood.auroc", "value": 0.9, "bound": ">= 0.95", "passes": False},
+            {"metric": "fid", "value": None, "bound": "<= 5", "passes": False, "skipped": "no fid"},
+        ],
     }
     (folder / "registry.json").write_text(json.dumps(said))
     return folder
@@ -76,6 +79,7 @@ class Checker(HTMLParser):
 def test_everything_is_on_the_page_and_nothing_comes_from_elsewhere(reports):
     text = page.build(reports)
     found = Checker(text)
+    assert "skipped: no fid" in text
     assert "my &lt;run&gt;" in text and "A &amp; B" in text
     sources = [value for name, value in found.attributes if name in ("src", "href")]
     assert all(value.startswith(("data:image/png;base64,", "#")) for value in sources)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
@@ -126,6 +128,12 @@ def test_combinations_that_the_settings_refuse_are_drawn_again():
             "{space: {evaluation.samples.num_steps: {log: [8, 16]}}}",
             ["no such value decides the result of training"],
         ),
+        ("{space: {energy.hidden: {choice: []}}}", ["expected at least one value"]),
+        ("{space: {sampler.num_steps: {linear: [2.2, 2.8]}}}", ["no integer in the range"]),
+        (
+            "{space: {objective.data_noise: {linear: [-1.0e+308, 1.0e+308]}}}",
+            ["too wide for floating point"],
+        ),
         ("{num_steps: 100}", ["tune.num_steps", "not divisible"]),
         ("{scheduler: hyper}", ["tune.scheduler", "'asha', 'pbt' or 'none'"]),
         ("{scheduler: pbt, search: optuna}", ["tune.search"]),
@@ -238,6 +246,83 @@ def test_perturbed_values_stay_in_their_ranges():
     ]
     assert {m["sampler.step_size"] for m in moved} == {0.72, 1.0}
     assert {m["objective.energy_penalty"] for m in moved} == {0.001, 0.001375}
+
+
+def ranges_of(kind):
+    """Ranges with positive ends, among them ones narrower than four significant digits."""
+    starts = st.floats(1e-6, 1e6)
+    widths = st.sampled_from([1e-9, 1e-6, 1e-4, 0.03, 1.0, 1e3])
+    return st.tuples(starts, widths).map(lambda pair: {kind: [pair[0], pair[0] * (1 + pair[1])]})
+
+
+@given(kind=st.sampled_from(["log", "linear"]), data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_each_draw_lies_in_its_range_and_can_be_learnt_from(kind, data):
+    pytest.importorskip("optuna")
+    span = data.draw(ranges_of(kind))
+    searched = tuned_params(space={"sampler.step_size": span}, search="optuna")
+    low, high = span[kind]
+    drawn = [space.draw(searched, i) for i in range(4)]
+    drawn.append(space.perturbed(searched, drawn[0], np.random.default_rng(0)))
+    assert all(low <= values["sampler.step_size"] <= high for values in drawn)
+    proposals = optuna_search.Proposals(
+        searched, [trial(i, 1.0, values=values) for i, values in enumerate(drawn)]
+    )
+    assert low <= proposals.next(9)["sampler.step_size"] <= high
+
+
+def test_a_range_that_ends_near_1_yields_values_up_to_its_end_and_never_1():
+    searched = tuned_params(space={"optimizer.ema_decay": {"linear": [0.99, 0.99999]}})
+    drawn = [space.draw(searched, i)["optimizer.ema_decay"] for i in range(256)]
+    assert 0.9999 < max(drawn) <= 0.99999 and len(set(drawn)) > 200
+    assert all(len(repr(value)) <= 7 for value in drawn)  # 0.12345: readable
+
+
+@pytest.mark.parametrize(
+    ("span", "shares"),
+    [
+        ({"linear": [1, 3]}, {1: 1 / 3, 2: 1 / 3, 3: 1 / 3}),
+        ({"linear": [0.6, 3.4]}, {1: 1 / 3, 2: 1 / 3, 3: 1 / 3}),
+        ({"log": [1, 4]}, {1: 0.48, 2: 0.24, 3: 0.16, 4: 0.12}),  # in proportion to 1 / k
+    ],
+)
+def test_integers_at_the_ends_of_a_range_have_their_full_weight(span, shares):
+    searched = tuned_params(space={"sampler.num_steps": span})
+    drawn = [space.draw(searched, i)["sampler.num_steps"] for i in range(256)]
+    counts = {k: drawn.count(k) / 256 for k in sorted(set(drawn))}
+    assert counts == pytest.approx(shares, abs=0.03)
+
+
+@pytest.mark.parametrize("start", [1, 2, 3, 40])
+def test_pbt_moves_small_integers(start):
+    searched = tuned_params(
+        scheduler="pbt", space={"sampler.num_steps": {"linear": [1, 40]}, **SPACE}
+    )
+    values = {"sampler.num_steps": start, **dict.fromkeys(SPACE, 0.1)}
+    generator = np.random.default_rng(0)
+    moved = {space.perturbed(searched, values, generator)["sampler.num_steps"] for _ in range(40)}
+    assert moved - {start} and all(1 <= value <= 40 for value in moved)
+    if start < 40:
+        assert max(moved) == start + 1
+
+
+def test_zero_is_not_absorbing_in_pbt():
+    searched = tuned_params(
+        scheduler="pbt",
+        space={
+            "objective.data_noise": {"linear": [0.0, 0.3]},
+            "sampler.num_steps": {"log": [1, 9]},
+        },
+    )
+    values, generator = (
+        {"objective.data_noise": 0.0, "sampler.num_steps": 1},
+        np.random.default_rng(0),
+    )
+    reached = []
+    for _ in range(200):
+        values = space.perturbed(searched, values, generator)
+        reached.append(values["objective.data_noise"])
+    assert max(reached) > 0.02 and min(reached) >= 0 and len(set(reached)) > 10
 
 
 @pytest.mark.parametrize(
