@@ -67,7 +67,7 @@ def encode(content: Mapping[str, Tensor] | dict[str, Any] | list[Any]) -> bytes:
 def read_tensors(path: Path, made_by: str) -> dict[str, Tensor]:
     """Return the tensors by name of a safetensors file that the stage ``made_by`` writes.
 
-    Raises :class:`DataError` if the file is missing or broken.
+    Raise :class:`DataError` if the file is missing or broken.
     """
     try:
         return safetensors.torch.load(read_bytes(path))
@@ -82,7 +82,7 @@ def read_tensors(path: Path, made_by: str) -> dict[str, Tensor]:
 def read_json(path: Path, made_by: str) -> Any:
     """Return the value of a JSON file that the stage ``made_by`` writes.
 
-    Raises :class:`DataError` if the file is missing or broken.
+    Raise :class:`DataError` if the file is missing or broken.
     """
     try:
         return json.loads(read_bytes(path))

@@ -63,7 +63,7 @@ class Champion:
             return _json({"error": str(error)}, _STATUS.get(type(error), 400))
 
     def _answer(self, body: bytes) -> Response:
-        """Return the answer as JSON. Raises :class:`RequestError`."""
+        """Return the answer as JSON. Raise :class:`RequestError`."""
         try:
             content = json.loads(body)
         except (ValueError, RecursionError) as error:

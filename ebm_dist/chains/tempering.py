@@ -50,7 +50,7 @@ def tempered(kernel: Kernel, temperatures: Sequence[float], *, bounds: Bounds) -
 
     ``bounds`` are those of ``kernel``. Without bounds, a replica moves in the coordinates ``x /
     sqrt(T_r)``, so its steps are longer as its distribution is wider. With bounds, which these
-    coordinates would shift, all replicas use the same step. Raises ValueError if the temperatures
+    coordinates would shift, all replicas use the same step. Raise ValueError if the temperatures
     do not start at 1 or do not grow.
     """
     num_replicas = len(temperatures)

@@ -161,7 +161,7 @@ def examine(args: Namespace) -> None:
 
 
 def plan_training(args: Namespace) -> None:
-    """Print the cost of a training. Raises :class:`DataError` if no data are prepared."""
+    """Print the cost of a training. Raise :class:`DataError` if no data are prepared."""
     from ebm_dist import config
     from ebm_dist.cli import plan
 
@@ -172,7 +172,7 @@ def plan_training(args: Namespace) -> None:
 def submit(args: Namespace) -> None:
     """Replace this process by the submitter of the pipeline, ``infra/submit.py``.
 
-    With ``--dry-run`` print the plan instead. Raises :class:`ConfigError` outside a checkout: an
+    With ``--dry-run`` print the plan instead. Raise :class:`ConfigError` outside a checkout: an
     installed package has no ``infra/``.
     """
     from ebm_dist.runs.lineage import ROOT
@@ -193,7 +193,7 @@ def submit(args: Namespace) -> None:
 
 
 def settings(args: Namespace) -> None:
-    """Print the keys of a parameter file. Raises :class:`ConfigError` for an unknown section."""
+    """Print the keys of a parameter file. Raise :class:`ConfigError` for an unknown section."""
     from ebm_dist import config
 
     print(
@@ -206,7 +206,7 @@ def settings(args: Namespace) -> None:
 def sample(args: Namespace) -> None:
     """Write samples of a model as a figure or an array.
 
-    Raises :class:`ConfigError` for a figure of samples that are no images.
+    Raise :class:`ConfigError` for a figure of samples that are no images.
     """
     import numpy as np
     import torch
@@ -238,7 +238,7 @@ def sample(args: Namespace) -> None:
 
 
 def reproduce(args: Namespace) -> None:
-    """Retrain a registered version, a line per step. Raises :class:`DataError` if bits differ."""
+    """Retrain a registered version, a line per step. Raise :class:`DataError` if bits differ."""
     from ebm_dist.registry import reproduce as reproduction
 
     for line in reproduction.again(args.uri):
@@ -246,7 +246,7 @@ def reproduce(args: Namespace) -> None:
 
 
 def new(args: Namespace) -> None:
-    """Write a new plugin. Raises :class:`ConfigError` for a name that is invalid or taken."""
+    """Write a new plugin. Raise :class:`ConfigError` for a name that is invalid or taken."""
     from ebm_dist.runs.lineage import ROOT
 
     path, use = scaffold.write(args.kind, args.name, ROOT, args.like)
@@ -302,7 +302,7 @@ def show_results(args: Namespace) -> None:
 
 
 def compare(args: Namespace) -> None:
-    """Print the metrics that two recipes share. Raises :class:`DataError` if they share none."""
+    """Print the metrics that two recipes share. Raise :class:`DataError` if they share none."""
     from ebm_dist.report import table
     from ebm_dist.runs.lineage import ROOT
 
@@ -314,7 +314,7 @@ def compare(args: Namespace) -> None:
 
 
 def report(args: Namespace) -> None:
-    """Write the page of a run. Raises :class:`DataError` if there are no reports."""
+    """Write the page of a run. Raise :class:`DataError` if there are no reports."""
     from ebm_dist.registry import versions
     from ebm_dist.report import page
     from ebm_dist.storage import write_whole
@@ -323,17 +323,16 @@ def report(args: Namespace) -> None:
         reference = args.compare_with
         if str(reference or "").startswith("models:"):
             reference = versions.reports_of(reference, Path(folder))
-        write_whole(
-            args.out, page.build(Path(args.reports), reference and Path(reference)).encode()
-        )
+        text = page.build(Path(args.reports), reference and Path(reference))
+        write_whole(args.out, text.encode(errors="backslashreplace"))  # names may be no UTF-8
     print(f"{args.out}: {args.out.stat().st_size / 2**20:.1f} MiB, open it in a browser")
 
 
 def promote(args: Namespace) -> None:
-    """Make a version champion. Raises :class:`RegistryError` if a gate did not pass."""
+    """Make a version champion. Raise :class:`RegistryError` if a gate did not pass."""
     from ebm_dist.registry import promotion
 
-    event = promotion.ask(lambda mlflow: promotion.promote(mlflow, args.model, args.version))
+    event = promotion.call(lambda mlflow: promotion.promote(mlflow, args.model, args.version))
     print(
         f"{args.model}/{args.version} is champion"
         + (f", in place of {event.before}" if event and event.before else "")
@@ -343,11 +342,11 @@ def promote(args: Namespace) -> None:
 def roll_back(args: Namespace) -> None:
     """Make the previous champion champion again.
 
-    Raises :class:`RegistryError` if there was none.
+    Raise :class:`RegistryError` if there was none.
     """
     from ebm_dist.registry import promotion
 
-    event = promotion.ask(lambda mlflow: promotion.roll_back(mlflow, args.model))
+    event = promotion.call(lambda mlflow: promotion.roll_back(mlflow, args.model))
     print(f"{args.model}/{event.version} is champion again, in place of {event.before}")
 
 
@@ -355,7 +354,7 @@ def history(args: Namespace) -> None:
     """List the promotions of a model."""
     from ebm_dist.registry import promotion
 
-    for event in promotion.ask(lambda mlflow: promotion.log(mlflow, args.model)):
+    for event in promotion.call(lambda mlflow: promotion.log(mlflow, args.model)):
         gates = "; ".join(f"{metric} {verdict}" for metric, verdict in event.gates.items())
         change = f"{event.before or '-'} -> {event.version}"
         print(f"{event.at} UTC  {change}  by {event.who} ({event.why}): {gates}")

@@ -154,7 +154,7 @@ def _statistics(arrays: Arrays, scale: float) -> dict[str, Any]:
 def read_index(folder: Path) -> Index:
     """Read and check ``index.json``.
 
-    Raises :class:`DataError` where it is missing, broken or of another schema.
+    Raise :class:`DataError` where it is missing, broken or of another schema.
     """
     path = folder / INDEX
     raw = read_json(path, STAGE)
@@ -248,7 +248,7 @@ def publish(index: Index, root: Path) -> Index:
 def verify(index: Index) -> None:
     """Read every shard and compare it with the index.
 
-    Raises :class:`DataError` that names the first bad one.
+    Raise :class:`DataError` that names the first bad one.
     """
     for tars in index.splits.values():
         for tar in tars:
@@ -314,7 +314,7 @@ def read_split(index: Index, split: str, tars: range | None = None) -> tuple[Ten
 def read_labelled(index: Index, seed: int) -> tuple[Tensor, Tensor] | None:
     """Read the few labelled samples ``(n, *shape)`` of this seed, and their labels ``(n,)``.
 
-    Returns None where the data are not for semi-supervised learning.
+    Return None where the data are not for semi-supervised learning.
     """
     draws = sum(split.startswith("labelled-") for split in index.splits)
     return read_split(index, f"labelled-{seed % draws}") if draws else None
@@ -325,7 +325,7 @@ def read_raw(
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
     """Read samples ``(n, *shape)`` as stored and labels ``(n,)``, of some tars or all.
 
-    Raises :class:`DataError`.
+    Raise :class:`DataError`.
     """
     if split not in index.splits:
         raise DataError(

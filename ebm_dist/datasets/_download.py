@@ -33,7 +33,7 @@ def fetch(file: RawFile, cache: Path = Path("data/raw")) -> Path:
     download with a wrong hash (cut off, an error page, another file) is removed. A wrong file in
     the user's own folder stays there.
 
-    Raises :class:`DataError` if the user's file is wrong or the download fails.
+    Raise :class:`DataError` if the user's file is wrong or the download fails.
     """
     user_folder = os.environ.get("EBM_DATA_DIR")
     if user_folder and (path := Path(user_folder) / file.name).exists():
@@ -84,7 +84,7 @@ def _download(file: RawFile, path: Path) -> None:
 def read_idx(path: Path) -> npt.NDArray[np.uint8]:
     """Read a gzipped IDX file of bytes, the format of MNIST, into an array of the file's shape.
 
-    Raises :class:`DataError` for any other file.
+    Raise :class:`DataError` for any other file.
     """
     try:
         content = gzip.decompress(path.read_bytes())

@@ -46,7 +46,7 @@ def load(config: Config) -> Dataset:
 def read(path: Path, names: list[str]) -> Arrays:
     """Return images ``(n, 3, 32, 32)`` and labels ``(n,)`` of the files ``names`` in the archive.
 
-    A record is a label and the red, green and blue planes. Raises :class:`DataError` for any other
+    A record is a label and the red, green and blue planes. Raise :class:`DataError` for any other
     archive.
     """
     records = []

@@ -90,7 +90,7 @@ def sample(
 ) -> tuple[Tensor, list[dict[str, Any]], list[tuple[int, Tensor]]]:
     """Run chains from noise, the same noise for every model.
 
-    Returns their ends ``(n, *shape)``, quantiles of the energy along the chains, and frames
+    Return their ends ``(n, *shape)``, quantiles of the energy along the chains, and frames
     ``(step, positions)`` of the first hundred chains.
     """
     model = subject.model

@@ -48,7 +48,7 @@ def exact_log_z(weights: Weights) -> float:
 
     log Z = logsumexp_h [c.h + sum_i softplus(b_i + W_i h)]
 
-    Raises :class:`ValueError` if that layer has more than 25 units.
+    Raise :class:`ValueError` if that layer has more than 25 units.
     """
     weight, visible_bias, hidden_bias = (value.double() for value in weights)
     if weight.shape[0] < weight.shape[1]:

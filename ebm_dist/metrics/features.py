@@ -43,7 +43,7 @@ class Config:
     seed: int = 0
     """Seed of the classifier. It differs from that of the file: replicates share the features."""
     num_threads: PositiveInt = 2
-    """CPU threads; another number gives slightly different weights."""
+    """CPU threads; a different number gives slightly different weights."""
 
     def check(self, params: Params) -> None:
         if self.dataset is not None and self.dataset not in params.comparison_datasets:
@@ -130,7 +130,7 @@ def _batches(count: int, config: Config) -> Iterator[Tensor]:
 def load(folder: Path) -> Classifier | None:
     """Load the classifier of a folder; return None where the data had no labelled images.
 
-    Raises :class:`DataError` if the weights do not match the card.
+    Raise :class:`DataError` if the weights do not match the card.
     """
     card = read_json(folder / CARD, "classifier")
     if card is None:

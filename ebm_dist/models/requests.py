@@ -24,7 +24,7 @@ from ebm_dist.samplers import noise, run_chain
 
 MAX_SAMPLES, MAX_STEPS = 1000, 10000
 MAX_WORK, SMALL_WORK = 10_000_000, 500_000
-_MAX_SEED = 2**63  # the type of the registered parameter
+_MAX_INT = 2**63  # type long of the registered signature
 
 
 class Limits:
@@ -41,7 +41,7 @@ class Limits:
 
     @contextlib.contextmanager
     def admitted(self, num_samples: int, evaluations: int, num_values: int) -> Iterator[None]:
-        """Wait for the turn of a request. Raises :class:`RequestError`, :class:`BusyError`."""
+        """Wait for the turn of a request. Raise :class:`RequestError`, :class:`BusyError`."""
         work = num_samples * evaluations * num_values
         if work > self.max_work:
             raise RequestError(
@@ -89,7 +89,7 @@ def answer(
 
     ``energy`` returns ``(n,)`` energies; ``classify`` ``(n, num_classes)`` probabilities;
     ``sample`` the ends ``(n, *shape)`` of chains from noise, as many as there are samples;
-    ``complete`` the samples, with their lower rows drawn by chains. Answers are finite. Raises
+    ``complete`` the samples, with their lower rows drawn by chains. Answers are finite. Raise
     :class:`RequestError`, with ``limits`` also for what a server refuses.
     """
     unknown = set(options or {}) - set(Options._fields)
@@ -104,10 +104,10 @@ def answer(
             raise RequestError(
                 f"{name} must be of type {type(default).__name__}, found {_short(value)}"
             )
+        if isinstance(value, int) and not -_MAX_INT <= value < _MAX_INT:
+            raise RequestError(f"{name} must be an integer of 64 bits, found a longer one")
     if not 1 <= request.num_steps <= MAX_STEPS:
         raise RequestError(f"num_steps must be from 1 to {MAX_STEPS}, found {request.num_steps}")
-    if not -_MAX_SEED <= request.seed < _MAX_SEED:
-        raise RequestError("seed must be an integer of 64 bits, found a longer one")
     if request.task not in TASKS:
         raise RequestError(f"unknown task {_short(request.task)}; use {', '.join(TASKS)}")
     x = _checked(samples, tuple(model.card["shape"]))

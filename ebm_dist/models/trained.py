@@ -83,7 +83,7 @@ class TrainedModel(NamedTuple):
 
     @property
     def generator(self) -> GeneratorModel:
-        """The generator. Raises :class:`DataError` where the objective trains none."""
+        """The generator. Raise :class:`DataError` where the objective trains none."""
         if "generator" not in self.other_players:
             raise DataError(
                 f"this model has no generator, only {', '.join(['energy', *self.other_players])};"
@@ -149,7 +149,7 @@ class TrainedModel(NamedTuple):
     def classify(self, x: Tensor) -> Tensor:
         """Return ``p(y | x) = softmax(-E(x, y) / T)``, ``(n, num_classes)``.
 
-        Raises :class:`DataError` where the model has not learnt it.
+        Raise :class:`DataError` where the model has not learnt it.
         """
         if not self.knows_labels:
             raise DataError(
@@ -196,7 +196,7 @@ def export(
     """Write the model of a finished run.
 
     Its bits are a function of the last checkpoint and the training data ``(n, *shape)`` with
-    labels ``(n,)``. Returns the history of metrics and the seconds of training. Raises
+    labels ``(n,)``. Return the history of metrics and the seconds of training. Raise
     :class:`DataError` for a run that has not ended.
     """
     final = checkpoint.latest(run, digest)
@@ -290,7 +290,7 @@ def _about(index: "Index") -> dict[str, Any]:
 def load(folder: Path) -> TrainedModel:
     """Load a model. Its files are checked against the hashes in ``model.json``.
 
-    Raises :class:`DataError` where they differ.
+    Raise :class:`DataError` where they differ.
     """
     try:
         card = json.loads((folder / _CARD).read_bytes())

@@ -37,7 +37,7 @@ def write(
 ) -> str:
     """Return the card as Markdown.
 
-    Raises :class:`DataError`, with the names of the empty sections, for a card with gaps.
+    Raise :class:`DataError`, with the names of the empty sections, for a card with gaps.
     """
     suites = read_suites(reports)
     pictures = sorted(

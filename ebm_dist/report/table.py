@@ -55,7 +55,7 @@ def recipes(folder: Path, reports: Path) -> list[Recipe]:
 def compare(a: Path, b: Path) -> list[tuple[str, float, float]]:
     """Return the metrics ``<suite>.<key>`` that two folders of reports share.
 
-    Raises :class:`DataError` where they share none.
+    Raise :class:`DataError` where they share none.
     """
     first, second = (flat(read_suites(x)) for x in (a, b))
     rows = [
@@ -71,7 +71,7 @@ def compare(a: Path, b: Path) -> list[tuple[str, float, float]]:
 
 
 def value_at(metrics: Mapping[str, Any], key: str) -> float:
-    """Return the number under a dotted key. Raises KeyError."""
+    """Return the number under a dotted key. Raise KeyError."""
     for part in key.split("."):
         metrics = metrics[part]
     return float(metrics)  # type: ignore[arg-type]
@@ -242,7 +242,7 @@ def _verdict(row: dict[str, Any]) -> str:
 
 
 def renewed(page: str, rows: list[dict[str, Any]]) -> str:
-    """Return the README with its table replaced. Raises :class:`DataError` without its marks."""
+    """Return the README with its table replaced. Raise :class:`DataError` without its marks."""
     before, mark, rest = page.partition(_MARK)
     _, end, after = rest.partition(_END)
     if not (mark and end):
