@@ -244,7 +244,7 @@ def data_file(rng: random.Random, valid: Valid, folder: Path) -> Case:
     """Prepare a data set from an array file or a folder of images."""
     container = rng.choice(["npy", "npz", "npz", "npz", "folder", "folder", "text"])
     path = folder / ("images" if container == "folder" else f"file.{container}")
-    count = rng.choice([0, 1, 2, 3, 10, 30])
+    count = rng.choice([0, 1, 2, 3, 10, 30, 30, 30])
     if container == "npy":
         np.save(path, _array(rng, count), allow_pickle=False)
     elif container == "npz":
