@@ -49,8 +49,9 @@ class _Gate(BaseModel):
     metric: str
     value: float | None
     bound: str
-    passes: bool | None
-    """None: the gate does not apply"""
+    passes: bool
+    skipped: str = ""
+    """Why the gate cannot be applied"""
 
 
 class _Registration(BaseModel):

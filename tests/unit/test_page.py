@@ -221,14 +221,14 @@ def test_what_a_page_shows_may_be_extreme(reports, monkeypatch, tmp_path):
     table = "step,a\n1,-1.7e308\n2,1.7e308\n3,0\n1e999,1\n"
     (reports / "train/0/curves.csv").write_text(table)
     (reports / "ood/metrics.json").write_text('{"a\\ud800": 1e308, "b": NaN}')
-    gate = {"metric": "fid", "value": None, "bound": "<= 1", "passes": None}
+    gate = {"metric": "fid", "value": None, "bound": "<= 1", "passes": False, "skipped": "a < b"}
     registry = {"model": "ebm", "version": 1, "aliases": [], "gates": [gate]}
     (reports / "registry.json").write_text(json.dumps(registry))
     monkeypatch.setattr("sys.argv", ["ebm-dist", "report", str(reports), "--out", f"{tmp_path}/o"])
     commands.main()
     text = (tmp_path / "o").read_text()
     assert '<path d="M0.0,90.0 120.0,0.0 240.0,45.0"/>' in text
-    assert "a\\ud800" in text and "does not apply" in text
+    assert "a\\ud800" in text and "skipped: a &lt; b" in text
 
 
 @pytest.mark.parametrize("is_dark", [False, True])
