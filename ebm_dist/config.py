@@ -136,9 +136,12 @@ def _plain(value: Any) -> Any:
         return [_plain(entry) for entry in value]
     if not is_dataclass(value):
         return value
-    name = plugin_name(value)
+    name, added = plugin_name(value), getattr(value, "added_keys", ())
     return ({"name": name} if name else {}) | {
-        f.name: _plain(getattr(value, f.name)) for f in fields(value)
+        f.name: _plain(getattr(value, f.name))
+        for f in fields(value)
+        # digests of files written before these keys stay as they were
+        if f.name not in added or getattr(value, f.name) != f.default
     }
 
 

@@ -4,6 +4,14 @@ The text says what is wrong, what was found, and how to fix it. Any other except
 this package and keeps its traceback.
 """
 
+_MAX_REASON = 200  # characters
+
+
+def reason(error: BaseException) -> str:
+    """Return the type and text of an error of a library in one short line, for a message."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= _MAX_REASON else f"{text[:_MAX_REASON]}..."
+
 
 class EbmError(Exception):
     """Base of the errors that are shown as one message, without a traceback.

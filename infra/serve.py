@@ -1,11 +1,12 @@
 """Serve the champion of a registered model on Ray Serve: ``python infra/serve.py ebm-digits``.
 
 A request is ``POST /`` with ``{"inputs": samples, "params": {"task": "sample", ...}}``, as for the
-MLflow server; the answer is ``{"predictions": ...}``. See ebm_dist/models/requests.py. A wrong
-request gets status 400 and a message that says what was expected, one of more than 8 MiB status
-413, and one that comes beside too many large ones status 429. ``GET /`` returns the tasks, the
-shape of a sample and the limits. ``MLFLOW_TRACKING_URI`` and ``RAY_ADDRESS`` name the servers;
-without ``RAY_ADDRESS`` Ray starts on this machine. Needs ``pip install 'ebm-dist[serve]'``.
+MLflow server; the answer is ``{"predictions": ...}``, and ``classes`` with the names of the classes
+if it has any. See ebm_dist/models/requests.py. A wrong request gets status 400 and a message that
+says what was expected, one of more than 8 MiB status 413, and one that comes beside too many large
+ones status 429. ``GET /`` returns the tasks, the shape of a sample, the classes and the limits.
+``MLFLOW_TRACKING_URI`` and ``RAY_ADDRESS`` name the servers; without ``RAY_ADDRESS`` Ray starts on
+this machine. Needs ``pip install 'ebm-dist[serve]'``.
 """
 
 import argparse
@@ -52,9 +53,12 @@ class Champion:
 
     async def __call__(self, request: Request) -> Response:
         if request.method != "POST":
+            card = {
+                "shape": list(self.model.card["shape"]),
+                "classes": list(self.model.class_names),
+            }
             limits = {"max_bytes": MAX_BYTES, "max_work": self.limits.max_work}
-            about = {"tasks": list(requests.TASKS), "shape": list(self.model.card["shape"])}
-            return _json(about | limits)
+            return _json({"tasks": list(requests.TASKS)} | card | limits)
         try:
             body = await _read(request)
             loop = asyncio.get_running_loop()
@@ -75,7 +79,9 @@ class Champion:
             raise RequestError("params must be an object")
         samples = content.pop("inputs")
         answer = requests.answer(self.model, samples, params, self.limits)
-        return _json({"predictions": answer.tolist()})
+        names = requests.class_names(self.model, len(answer), params)
+        classes = {"classes": list(names)} if names else {}
+        return _json({"predictions": answer.tolist(), **classes})
 
 
 def _json(content: Any, status: int = 200) -> Response:

@@ -209,7 +209,6 @@ def sample(args: Namespace) -> None:
     Raise :class:`ConfigError` for a figure of samples that are no images.
     """
     import numpy as np
-    import torch
 
     from ebm_dist import models
     from ebm_dist.models import requests
@@ -222,18 +221,19 @@ def sample(args: Namespace) -> None:
     x = requests.answer(
         trained, template, {"task": "sample", "num_steps": args.steps, "seed": args.seed}
     )
+    title = f"{args.count} chains of {args.steps} steps from noise{trained.classes_caption}"
     if args.out.suffix == ".npy":
         np.save(args.out, x)
     elif x.ndim == 4:
         write_whole(
             args.out,
-            figures.image_grid(x, 10, f"{args.count} chains of {args.steps} steps from noise"),
+            figures.image_grid(x, 10, title),
         )
     else:
         raise ConfigError(
             f"--out {args.out}: samples of shape {x.shape[1:]} are no images; name a .npy file"
         )
-    mean_energy = trained.energies(torch.from_numpy(x)).mean()
+    mean_energy = trained.energies(trained.to_model(x)).mean()
     print(f"{args.out}: {args.count} samples, mean energy {mean_energy:.4g}")
 
 

@@ -3,6 +3,7 @@
 import gzip
 import os
 import sys
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -94,7 +95,7 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
         if content[:2] != b"\0\0" or content[2] != _IDX_UINT8:
             raise ValueError("wrong magic number")
         return values.reshape(shape)
-    except (OSError, EOFError, IndexError, ValueError) as error:
+    except (OSError, EOFError, IndexError, ValueError, zlib.error) as error:
         raise DataError(
             f"{path}: not a gzipped IDX file of bytes ({error}); remove it to fetch it again"
         ) from None

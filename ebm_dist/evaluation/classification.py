@@ -190,13 +190,14 @@ def _regions(config: Config, subject: Subject, labelled: Tensor, labels: Tensor)
         log_joint = -torch.cat(
             [model.energy(part, _all_classes(part, num_classes)) for part in points.split(10000)]
         )
+    names = subject.data.class_names
     density = (log_joint - log_joint.max()).exp()
     maps = {
-        "p(0 | x)": log_joint.softmax(dim=1)[:, 0],
-        **{f"p(x, {k}) over its largest": density[:, k] for k in range(num_classes)},
+        f"p({names[0]} | x)": log_joint.softmax(dim=1)[:, 0],
+        **{f"p(x, {names[k]}) over its largest": density[:, k] for k in range(num_classes)},
     }
     shown = {name: values.view(_SIDE, _SIDE).numpy() for name, values in maps.items()}
-    by_class = {f"labelled {k}": labelled[labels == k].numpy() for k in range(num_classes)}
+    by_class = {f"labelled {names[k]}": labelled[labels == k].numpy() for k in range(num_classes)}
     return figures.regions(
         shown, by_class, config.extent, "Probability of a class, and joint densities"
     )

@@ -54,9 +54,10 @@ def evaluate(config: Config, subject: Subject) -> Report:
         "energy_of_both": energies["both"],
         "energy_of_both_alone": (energies["first"] + energies["second"]) / 2,
     }
+    names = subject.data.class_names
     by_pair = has_both["both"].view(-1, n).mean(dim=1).tolist()
     rows = [
-        {"first": int(a), "second": int(b), "share": share}
+        {"first": names[a], "second": names[b], "share": share}
         for (a, b), share in zip(pairs[::n], by_pair, strict=True)
     ]
     triples = torch.stack([samples[name][::n] for name in ("first", "both", "second")], dim=1)

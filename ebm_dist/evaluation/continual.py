@@ -76,7 +76,11 @@ def evaluate(config: Config, subject: Subject) -> Report:
             str(k): (final[y == k] == k).float().mean().item() for k in range(num_classes)
         },
     }
-    names = [f"{on * per_task} to {(on + 1) * per_task - 1}" for on in range(num_tasks)]
+    of_class = subject.data.class_names
+    names = [
+        f"{of_class[on * per_task]} to {of_class[(on + 1) * per_task - 1]}"
+        for on in range(num_tasks)
+    ]
     rows = [
         {"after_task": a + 1}
         | {names[on]: matrix[a, on] if on <= a else "" for on in range(num_tasks)}

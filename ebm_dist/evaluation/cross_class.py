@@ -42,6 +42,7 @@ def evaluate(config: Config, subject: Subject) -> Report:
         )
     x, y = shards.read_split(subject.data, "test")
     num_classes = subject.data.num_classes
+    names = ", ".join(subject.data.class_names[: min(num_classes, 3)])
     requested = torch.arange(config.num_samples) % num_classes
     origin = other_classes(y, requested, num_classes)
     starts = {
@@ -76,7 +77,7 @@ def evaluate(config: Config, subject: Subject) -> Report:
         shown = torch.cat([look[:_SHOWN] for look in looks])
         steps = f"{config.steps_per_round} steps a row"
         pictures[f"{name}.png"] = figures.image_grid(
-            shown.numpy(), _SHOWN, f"Request for classes 0, 1, 2 ... from {name}; {steps}"
+            shown.numpy(), _SHOWN, f"Request for classes {names} ... from {name}; {steps}"
         )
     lines = {
         f"from {name}": _band(tables[f"rounds_from_{name}"], config.num_samples) for name in starts

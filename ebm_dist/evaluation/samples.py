@@ -81,7 +81,8 @@ def evaluate(config: Config, subject: Subject) -> Report:
     }
     report = Report(metrics, tables, {})
     if len(subject.data.shape) == 3:
-        _draw(report, config, samples, chains, train[nearest], real, frames)
+        caption = f"Chains from noise, {config.num_steps} steps{subject.model.classes_caption}"
+        _draw(report, config, samples, chains, train[nearest], real, frames, caption)
     return report
 
 
@@ -173,11 +174,12 @@ def _draw(
     nearest: Tensor,
     real: Tensor,
     frames: list[tuple[int, Tensor]],
+    caption: str,
 ) -> None:
     def grid(x: Tensor, title: str) -> bytes:
         return figures.image_grid(x[: _COLUMNS**2].numpy(), _COLUMNS, title)
 
-    report.figures["samples.png"] = grid(samples, f"Chains from noise, {config.num_steps} steps")
+    report.figures["samples.png"] = grid(samples, caption)
     report.figures["replay.png"] = grid(chains, "Replay buffer at the end of training")
     report.figures["real.png"] = grid(real, f"Real images ({config.split} split)")
     pairs = torch.stack([samples[:50], nearest[:50]], dim=1).flatten(0, 1)

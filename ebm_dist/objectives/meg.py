@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ebm_dist.config import Mismatch, NonNegative, Params, PositiveInt, module_of, plugin, section
 from ebm_dist.energies import frozen
+from ebm_dist.errors import ConfigError
 from ebm_dist.generators import GeneratorModel
 from ebm_dist.objectives import Batch, Objective, ObjectiveConfig, StepContext, Turn
 from ebm_dist.samplers import Bounds, Kernel
@@ -62,6 +63,11 @@ class Config(ObjectiveConfig):
         return "generator", "statistics"
 
     def networks(self, *, shape: tuple[int, ...]) -> dict[str, nn.Module]:
+        if self.statistics_channels and len(shape) != 3:
+            raise ConfigError(
+                f"objective.statistics_channels: need images, found samples of shape {shape}",
+                "set statistics_channels: []",
+            )
         return {
             "generator": module_of(self.generator).build(self.generator, shape=shape),
             "statistics": Statistics(self, shape),

@@ -81,7 +81,11 @@ def _data(card: Mapping[str, Any]) -> str:
         return ""
     origin = "" if card["is_official"] else " **The user's own files.**"
     samples = f"Samples of shape {tuple(card['shape'])}, {card['num_classes'] or 'no'} classes."
-    return f"{card['dataset']}: {card['source']}.{origin} {samples}"
+    classes = f" Classes: {', '.join(card['class_names'])}." if "class_names" in card else ""
+    units = (
+        " Standardised; requests are in the units of the data." if "standardisation" in card else ""
+    )
+    return f"{card['dataset']}: {card['source']}.{origin} {samples}{classes}{units}"
 
 
 def _method(trained: TrainedModel, params: Params) -> str:

@@ -171,7 +171,7 @@ def _log_model(run_id: str, trained: models.TrainedModel, folder: Path) -> Any:
             artifacts={"model": str(folder)},
             code_paths=[str(ROOT / "ebm_dist")],
             signature=signature,
-            input_example=trained.chains[:2].numpy(),
+            input_example=trained.from_model(trained.chains[:2]).float().numpy(),
             pip_requirements=_requirements(),
         )
 

@@ -30,7 +30,7 @@ from ebm_dist.config import (
 )
 from ebm_dist.data import shards
 from ebm_dist.data.loader import LogicalShard
-from ebm_dist.energies import EnergyModel, iterate_power
+from ebm_dist.energies import EnergyModel, is_conditional, iterate_power
 from ebm_dist.errors import CheckpointError, ConfigError, DivergedError
 from ebm_dist.objectives import Batch, Objective, StepContext, Turn, build_players
 from ebm_dist.rng import stream
@@ -387,6 +387,38 @@ def _largest_energy(turn: Turn) -> Tensor:
     return torch.stack(energies).max() if energies else turn.loss.detach().abs()
 
 
+def check_data(params: Params, index: shards.Index) -> None:
+    """Check that the data have what the settings need.
+
+    A model of binary variables needs values in [0, 1], a conditional one training samples of each
+    class. Raises :class:`ConfigError` otherwise.
+    """
+    inner = params.objective
+    while getattr(inner, "inner", None):
+        inner = inner.inner
+    network = getattr(params.energy, "network", params.energy)
+    is_binary = getattr(network, "is_binary", False) or getattr(inner, "binarise", False)
+    if is_binary and index.bounds != (0.0, 1.0):
+        raise ConfigError(
+            "energy: a model of binary variables needs data with the bounds 0 and 1, but"
+            f" {index.dataset} has {index.bounds or 'none'}",
+            "set dataset.bounds: [0, 1] if all values lie there, or another energy",
+        )
+    if is_conditional(params):
+        counts = index.statistics["train"]["class_counts"] or []
+        absent = [
+            name
+            for k, name in enumerate(index.class_names[: index.num_classes])
+            if k >= len(counts) or not counts[k]
+        ]
+        if absent or not index.num_classes:
+            raise ConfigError(
+                "objective.conditional: needs training samples of each class, but"
+                f" {index.dataset} has {'none of ' + ', '.join(absent) if absent else 'no labels'}",
+                "set objective.conditional: false, or choose another data set",
+            )
+
+
 def build(
     params: Params, index: shards.Index, comm: Comm, device: torch.device, digest: str
 ) -> Trainer:
@@ -394,6 +426,7 @@ def build(
 
     Raise :class:`ConfigError` where the classes cannot be divided evenly among the tasks.
     """
+    check_data(params, index)
     config: Config = params.train
     rank_shards = deal(config.num_shards, comm.world_size, comm.rank)
     networks = {
