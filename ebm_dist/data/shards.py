@@ -122,7 +122,7 @@ def write(folder: Path, name: str, data: Dataset) -> Index:
     write_json(
         folder / INDEX,
         {
-            **described(data.class_names, data.standardisation),
+            **described(data),
             **({} if data.is_official or not notes else {"notes": notes}),
             "schema": SCHEMA,
             "dataset": name,
@@ -142,7 +142,7 @@ def write(folder: Path, name: str, data: Dataset) -> Index:
 def _stored(data: Dataset) -> Dataset:
     """Return the data set with samples as they are stored: standardised, floats as float32.
 
-    Raises :class:`DataError` for values that float32 cannot hold.
+    Raise :class:`DataError` for values that float32 cannot hold.
     """
     splits = {}
     for split, arrays in data.splits.items():
@@ -170,16 +170,14 @@ def _stored(data: Dataset) -> Dataset:
     return data._replace(splits=splits, scale=1.0, bounds=None)
 
 
-def described(
-    class_names: tuple[str, ...], standardisation: Standardisation | None
-) -> dict[str, Any]:
+def described(data: Dataset | Index) -> dict[str, Any]:
     """Return the keys of an index or a model's card that most data sets do not need."""
     keys: dict[str, Any] = {}
-    if class_names != tuple(str(k) for k in range(len(class_names))):
-        keys["class_names"] = list(class_names)
-    if standardisation:
+    if data.class_names not in ((), tuple(str(k) for k in range(data.num_classes))):
+        keys["class_names"] = list(data.class_names)
+    if data.standardisation:
         keys["standardisation"] = {
-            name: values.ravel().tolist() for name, values in standardisation._asdict().items()
+            name: values.ravel().tolist() for name, values in data.standardisation._asdict().items()
         }
     return keys
 
@@ -310,7 +308,7 @@ def read_index(folder: Path) -> Index:
 def class_names(described: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the names of the classes of an index or a model's card; numbers where it has none.
 
-    Raises :class:`ValueError`.
+    Raise :class:`ValueError`.
     """
     num_classes = int(described["num_classes"])
     names = described.get("class_names", [str(k) for k in range(num_classes)])
@@ -320,7 +318,7 @@ def class_names(described: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def standardisation(described: Mapping[str, Any]) -> Standardisation | None:
-    """Return the standardisation of an index or a model's card. Raises :class:`ValueError`."""
+    """Return the standardisation of an index or a model's card. Raise :class:`ValueError`."""
     if "standardisation" not in described:
         return None
     values = (described["standardisation"][name] for name in Standardisation._fields)

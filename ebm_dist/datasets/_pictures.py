@@ -40,7 +40,7 @@ def read_folder(folder: Path) -> Pictures:
     """Read all pictures below a folder. Each sub-folder is a class.
 
     ``train``, ``val`` and ``test`` are splits, with the classes inside, if there is a ``train`` and
-    no other folder. Raises :class:`DataError` with the name of the file.
+    no other folder. Raise :class:`DataError` with the name of the file.
     """
     skipped: Counter[str] = Counter()
     files = []

@@ -337,7 +337,7 @@ def _known_first(
 ) -> tuple[dict[str, Arrays], tuple[str, ...], int]:
     """Number the classes of the first split from 0, then the others.
 
-    Returns the splits, the names by number, and the number of classes of the first split.
+    Return the splits, the names by number, and the number of classes of the first split.
     """
     first = next(iter(splits.values())).y
     if first is None:

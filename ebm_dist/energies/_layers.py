@@ -14,7 +14,7 @@ from ebm_dist.errors import ConfigError
 def check_images(name: str, shape: tuple[int, ...], min_side: int = 1) -> None:
     """Check that samples have the shape of images of a minimum size.
 
-    Raises :class:`ConfigError` otherwise.
+    Raise :class:`ConfigError` otherwise.
     """
     if len(shape) != 3:
         raise ConfigError(

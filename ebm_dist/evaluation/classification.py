@@ -21,7 +21,7 @@ from ebm_dist.config import Mismatch, Params, Positive, PositiveInt, section
 from ebm_dist.data import shards
 from ebm_dist.energies import build_energy, is_classifier
 from ebm_dist.errors import DataError
-from ebm_dist.evaluation import Report, Subject
+from ebm_dist.evaluation import Report, Subject, check_finite
 from ebm_dist.report import figures
 from ebm_dist.rng import numpy_stream
 
@@ -63,6 +63,7 @@ def evaluate(config: Config, subject: Subject) -> Report:
     labelled, labels = few
     truth = y.numpy()
     probabilities = model.classify(x).double().numpy()
+    check_finite(probabilities, "evaluation.classification: p(k | x) of the energy")
     supervised = _supervised(config, model.params, labelled, labels, num_classes)
     with torch.no_grad():
         of_supervised = (

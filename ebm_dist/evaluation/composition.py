@@ -15,7 +15,7 @@ from torch import Tensor
 from ebm_dist.config import PositiveInt, section
 from ebm_dist.energies import frozen, is_conditional
 from ebm_dist.errors import ConfigError
-from ebm_dist.evaluation import Report, Subject
+from ebm_dist.evaluation import Report, Subject, check_finite
 from ebm_dist.metrics import features
 from ebm_dist.report import figures
 from ebm_dist.rng import stream
@@ -80,6 +80,7 @@ def sample(config: Config, subject: Subject, labels: Tensor) -> Tensor:
         end, _ = run_chain(
             model.kernel(), target, start, config.num_steps, stream(0, "composition/chain")
         )
+    check_finite(end, f"evaluation.composition: ends of chains of {config.num_steps} steps")
     return end
 
 

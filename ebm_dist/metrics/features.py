@@ -167,14 +167,21 @@ def frechet_distance(a: Array, b: Array) -> float:
     """Return the squared Frechet distance of Gaussians fitted to two sets of features.
 
     ``|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a^1/2 S_b S_a^1/2)^1/2)`` (Heusel et al. 2017, eq. 6).
-    It decreases with the number of samples, so compare equal numbers only.
+    It decreases with the number of samples, so compare equal numbers only. Raises
+    :class:`DataError` for fewer than two rows, which have no covariance.
     """
-    covariances = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    if min(len(a), len(b)) < 2:
+        raise DataError(
+            f"FID-clf compares at least 2 images with 2, found {len(a)} and {len(b)}",
+            "use a data set with more images",
+        )
+    covariances = [np.atleast_2d(np.cov(part, rowvar=False)) for part in (a, b)]
     values, vectors = np.linalg.eigh(covariances[0])
     root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
     cross = np.sqrt(np.linalg.eigvalsh(root @ covariances[1] @ root).clip(min=0)).sum()
     shift = a.mean(axis=0) - b.mean(axis=0)
-    return float(shift @ shift + np.trace(covariances[0]) + np.trace(covariances[1]) - 2 * cross)
+    squared = shift @ shift + np.trace(covariances[0]) + np.trace(covariances[1]) - 2 * cross
+    return max(float(squared), 0.0)  # rounding may go below
 
 
 def inception_score(probabilities: Array) -> float:

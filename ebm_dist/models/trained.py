@@ -313,7 +313,7 @@ def _about(index: Index) -> dict[str, Any]:
         "bounds": index.bounds,
         "num_classes": index.num_classes,
         "data_digest": index.digest,
-        **shards.described(index.class_names, index.standardisation),
+        **shards.described(index),
     }
 
 

@@ -95,6 +95,7 @@ class CompositeLikelihood(Wrapped):
                 start,
                 self.config.num_steps,
                 generator,
+                checks_start=False,  # all ranks stop together at the loss
             )
         return torch.where(hidden, end, x)
 

@@ -129,7 +129,8 @@ def _metrics(suites: Mapping[str, Any]) -> str:
     for suite, metrics in suites.items():
         seeds = [flat(seed_metrics) for seed_metrics in metrics.get("seeds", {}).values()]
         for key, value in flat({k: v for k, v in metrics.items() if k != "seeds"}).items():
-            ends = interval([float(seed_metrics[key]) for seed_metrics in seeds]) if seeds else None
+            values = [float(seed_metrics[key]) for seed_metrics in seeds]
+            ends = interval(values, f"{suite}.{key}")
             spread = "one seed" if ends is None else "{:.4g} to {:.4g}".format(*ends)
             rows.append(f"| {suite}.{key} | {value:.4g} | {spread} |")
     more = (

@@ -232,7 +232,10 @@ def _suite(folder: Path, metrics: dict[str, Any], reference: dict[str, Any]) -> 
         _Metric(
             key,
             value,
-            interval([float(replicate[key]) for replicate in replicates if key in replicate]),
+            interval(
+                [float(replicate[key]) for replicate in replicates if key in replicate],
+                f"{folder.name}.{key}",
+            ),
             reference.get(key),
         )
         for key, value in flat({k: v for k, v in metrics.items() if k != "seeds"}).items()

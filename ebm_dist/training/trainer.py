@@ -391,7 +391,7 @@ def check_data(params: Params, index: shards.Index) -> None:
     """Check that the data have what the settings need.
 
     A model of binary variables needs values in [0, 1], a conditional one training samples of each
-    class. Raises :class:`ConfigError` otherwise.
+    class. Raise :class:`ConfigError` otherwise.
     """
     inner = params.objective
     while getattr(inner, "inner", None):
@@ -407,9 +407,7 @@ def check_data(params: Params, index: shards.Index) -> None:
     if is_conditional(params):
         counts = index.statistics["train"]["class_counts"] or []
         absent = [
-            name
-            for k, name in enumerate(index.class_names[: index.num_classes])
-            if k >= len(counts) or not counts[k]
+            name for k, name in enumerate(index.class_names) if k >= len(counts) or not counts[k]
         ]
         if absent or not index.num_classes:
             raise ConfigError(

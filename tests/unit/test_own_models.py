@@ -14,6 +14,7 @@ from ebm_dist.datasets import Arrays, Standardisation
 from ebm_dist.errors import ConfigError, DataError, RequestError
 from ebm_dist.models import requests
 from ebm_dist.registry import card
+from ebm_dist.report import figures
 from pipelines import prepare
 from tests import helpers
 from tests.helpers import Silent
@@ -85,6 +86,19 @@ def test_answers_about_classes_have_their_names(from_one):
     assert requests.class_names(model, 6) == ()
     with pytest.raises(RequestError, match=r"label must be below 4.*classes 0: 1, 1: 2"):
         requests.answer(model, x, {"task": "sample", "label": 4})
+
+
+def test_captions_name_the_classes(from_one, table):
+    assert from_one[1].classes_caption == "; classes 1, 2, 3, 4 in turn"
+    assert table[0].classes_caption == ""
+
+
+def test_a_name_of_a_class_is_no_formula():
+    names = ["$a_$", "b", r"$\x$"]
+    cells, points = np.eye(3), RNG.random((4, 2))
+    assert figures.image_grid(RNG.random((2, 1, 4, 4)), 2, f"classes {', '.join(names)}")
+    assert figures.matrix(cells, names, ["1", "2", "3"], "classes", "accuracy")
+    assert figures.regions({names[0]: cells}, {names[2]: points}, 1.0, "title")
 
 
 def test_the_card_names_the_classes(from_one):
@@ -171,13 +185,11 @@ def test_a_binary_model_of_bytes_of_0_and_1(tmp_path):
     helpers.build(helpers.params(dataset=floats, **RBM), tmp_path / "f/dataset")
 
 
-@pytest.mark.parametrize(
-    "content", [{}, {"labels": np.arange(60) % 2, "anomaly": True}], ids=["none", "absent"]
-)
-def test_a_conditional_model_needs_samples_of_each_class(tmp_path, content, digits_data):
+@pytest.mark.parametrize("is_absent", [False, True], ids=["none", "absent"])
+def test_a_conditional_model_needs_samples_of_each_class(tmp_path, is_absent, digits_data):
     dataset = prepared(tmp_path, images=RNG.integers(0, 256, (60, 4, 4), np.uint8))
     folder = tmp_path / "dataset"
-    if content:  # as the published tables of anomalies: a class that only the test split has
+    if is_absent:  # as in the published tables of anomalies: a class that only the test split has
         index = json.loads((digits_data / "index.json").read_text())
         index["statistics"]["train"]["class_counts"][9] = 0
         folder = tmp_path / "absent"
@@ -188,6 +200,17 @@ def test_a_conditional_model_needs_samples_of_each_class(tmp_path, content, digi
     params = helpers.params(dataset=dataset, objective={"conditional": True})
     with pytest.raises(ConfigError, match=r"training samples of each class, but .* (none of 9|no labels)"):  # fmt: skip
         helpers.build(params, folder)
+
+
+def test_a_conditional_model_refuses_classes_that_only_the_test_part_has(tmp_path):
+    x, y = RNG.integers(0, 256, (60, 4, 4), np.uint8), np.arange(60) % 2
+    parts = {"train_images": x, "train_labels": y, "test_images": x[:4], "test_labels": y[:4] + 1}
+    dataset = prepared(tmp_path, **parts)
+    helpers.build(helpers.params(dataset=dataset), tmp_path / "dataset")
+    with pytest.raises(ConfigError, match="arrays has none of 2"):
+        helpers.build(
+            helpers.params(dataset=dataset, objective={"conditional": True}), tmp_path / "dataset"
+        )
 
 
 @pytest.mark.parametrize(
