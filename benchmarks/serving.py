@@ -12,7 +12,9 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,53 +45,54 @@ def latencies(url: str, body: bytes, clients: int) -> list[float]:
         return list(pool.map(lambda _: ask(url, body), range(REQUESTS)))
 
 
+def registered_shape(name: str) -> tuple[int, ...]:
+    """Return the shape of a sample, by the signature of the champion of a registered model."""
+    import mlflow
+
+    mlflow.set_tracking_uri(tracking.tracking_uri())
+    version = mlflow.MlflowClient().get_model_version_by_alias(name, "champion")
+    info = mlflow.models.get_model_info(f"models:/{name}/{version.version}")
+    return tuple(info.signature.inputs.inputs[0].shape[1:])
+
+
+@contextmanager
+def served(name: str) -> Iterator[dict[str, str]]:
+    """Serve the champion of a registered model by both servers; yield their addresses by name."""
+    ports = pages.free_port(), pages.free_port()
+    environment = os.environ | {
+        "MLFLOW_TRACKING_URI": tracking.tracking_uri(),
+        "PYTHONPATH": str(ROOT),
+    }
+    champion = f"models:/{name}@champion"
+    mlflow_server = ["mlflow", "models", "serve", "-m", champion, "--env-manager", "local"]
+    ray_server = [sys.executable, "infra/serve.py", name]
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    servers = [
+        subprocess.Popen(argv, env=environment, cwd=ROOT, **quiet)
+        for argv in ([*mlflow_server, "-p", ports[0]], [*ray_server, "--port", ports[1]])
+    ]
+    try:
+        for port in ports:
+            pages.wait_for(lambda port=port: pages.answers(f"http://127.0.0.1:{port}"))
+        yield {
+            "MLflow": f"http://127.0.0.1:{ports[0]}/invocations",
+            "Ray Serve": f"http://127.0.0.1:{ports[1]}/",
+        }
+    finally:
+        for server in servers:
+            server.terminate()
+            server.wait(timeout=60)
+
+
 def main() -> None:
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     options.add_argument("name", help="name of the registered model")
     args = options.parse_args()
-    import mlflow
-
-    mlflow.set_tracking_uri(tracking.tracking_uri())
-    version = mlflow.MlflowClient().get_model_version_by_alias(args.name, "champion")
-    shape = (
-        mlflow.models.get_model_info(f"models:/{args.name}/{version.version}")
-        .signature.inputs.inputs[0]
-        .shape[1:]
-    )
-    ports = pages.free_port(), pages.free_port()
-    environment = os.environ | {
-        "MLFLOW_TRACKING_URI": tracking.tracking_uri(),
-        "PYTHONPATH": str(ROOT),
-    }
-    command = [
-        "mlflow",
-        "models",
-        "serve",
-        "-m",
-        f"models:/{args.name}@champion",
-        "--env-manager",
-        "local",
-        "-p",
-        ports[0],
-    ]
-    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    servers = [
-        subprocess.Popen(argv, env=environment, cwd=cwd, **quiet)
-        for argv, cwd in (
-            (command, None),
-            ([sys.executable, "infra/serve.py", args.name, "--port", ports[1]], ROOT),
-        )
-    ]
-    urls = {
-        "MLflow": f"http://127.0.0.1:{ports[0]}/invocations",
-        "Ray Serve": f"http://127.0.0.1:{ports[1]}/",
-    }
+    shape = registered_shape(args.name)
     rows: list[dict[str, Any]] = []
-    try:
-        for port in ports:
-            pages.wait_for(lambda port=port: pages.answers(f"http://127.0.0.1:{port}"))
+    with served(args.name) as urls:
         for size in SIZES:
             body = json.dumps(
                 {"inputs": np.random.default_rng(0).random((size, *shape)).round(4).tolist()}
@@ -113,10 +116,6 @@ def main() -> None:
                         f" p50 {p50:.1f} ms, p99 {p99:.1f} ms",
                         flush=True,
                     )
-    finally:
-        for server in servers:
-            server.terminate()
-            server.wait(timeout=60)
     write_json(
         ROOT / "reports/benchmarks/serving.json",
         {"model": args.name, "shape": list(shape), "rows": rows} | circumstances(),

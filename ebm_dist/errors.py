@@ -69,6 +69,10 @@ class RequestError(EbmError):
     exit_code = 2
 
 
+class BusyError(RequestError):
+    """A served model has too many large requests at a time: HTTP status 429."""
+
+
 class ResultsError(EbmError):
     """A committed result or lock is not backed by a run."""
 

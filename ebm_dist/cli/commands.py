@@ -323,9 +323,8 @@ def report(args: Namespace) -> None:
         reference = args.compare_with
         if str(reference or "").startswith("models:"):
             reference = versions.reports_of(reference, Path(folder))
-        write_whole(
-            args.out, page.build(Path(args.reports), reference and Path(reference)).encode()
-        )
+        text = page.build(Path(args.reports), reference and Path(reference))
+        write_whole(args.out, text.encode(errors="backslashreplace"))  # names may be no UTF-8
     print(f"{args.out}: {args.out.stat().st_size / 2**20:.1f} MiB, open it in a browser")
 
 

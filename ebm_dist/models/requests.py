@@ -1,6 +1,14 @@
-"""Requests to a trained model, arrays in and arrays out. MLflow and Ray Serve use them."""
+"""Requests to a trained model, arrays in and arrays out. MLflow and Ray Serve use them.
 
-from collections.abc import Callable, Mapping
+The *work* of a request is samples x evaluations of the energy x values per sample. A step of a
+chain is one evaluation, and so is the energy of a class. A server limits the work of one request,
+and computes one *large* request at a time, so that small ones need not wait for it.
+"""
+
+import contextlib
+import reprlib
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,13 +17,52 @@ import torch
 from torch import Tensor
 
 from ebm_dist.energies import frozen, given, is_conditional
-from ebm_dist.errors import DataError, RequestError
+from ebm_dist.errors import BusyError, DataError, RequestError
 from ebm_dist.models.trained import TrainedModel
 from ebm_dist.rng import stream
 from ebm_dist.samplers import noise, run_chain
 
 MAX_SAMPLES, MAX_STEPS = 1000, 10000
+MAX_WORK, SMALL_WORK = 10_000_000, 500_000
+_MAX_INT = 2**63  # type long of the registered signature
 _ROUNDING = 1e-6  # of float32, as a fraction of the interval of the bounds
+
+
+class Limits:
+    """The limits of a server, which its threads share.
+
+    Of a request: ``max_work``. Of all requests: one above ``SMALL_WORK`` is computed at a time, and
+    at most ``max_large`` are accepted, because each holds a thread while it waits.
+    """
+
+    def __init__(self, max_work: int, max_large: int) -> None:
+        self.max_work = max_work
+        self._places = threading.BoundedSemaphore(max_large)
+        self._computation = threading.Lock()
+
+    @contextlib.contextmanager
+    def admitted(self, num_samples: int, evaluations: int, num_values: int) -> Iterator[None]:
+        """Wait for the turn of a request. Raise :class:`RequestError`, :class:`BusyError`."""
+        work = num_samples * evaluations * num_values
+        if work > self.max_work:
+            raise RequestError(
+                f"{num_samples} samples x {evaluations} evaluations of the energy x {num_values}"
+                f" values = {work} is above the limit of this server, {self.max_work}",
+                "ask for fewer samples or steps, or split the request",
+            )
+        if work <= SMALL_WORK:
+            yield
+            return
+        if not self._places.acquire(blocking=False):
+            raise BusyError(
+                f"too many requests above {SMALL_WORK} samples x evaluations x values at a time",
+                "ask again later",
+            )
+        try:
+            with self._computation:
+                yield
+        finally:
+            self._places.release()
 
 
 class Options(NamedTuple):
@@ -34,39 +81,66 @@ class Options(NamedTuple):
 
 
 def answer(
-    model: TrainedModel, samples: Any, options: Mapping[str, Any] | None = None
+    model: TrainedModel,
+    samples: Any,
+    options: Mapping[str, Any] | None = None,
+    limits: Limits | None = None,
 ) -> npt.NDArray[np.float32]:
     """Answer a request about samples ``(n, *shape)``.
 
     ``energy`` returns ``(n,)`` energies; ``classify`` ``(n, num_classes)`` probabilities;
     ``sample`` the ends ``(n, *shape)`` of chains from noise, as many as there are samples, whose
     values do not matter; ``complete`` the samples, with their lower rows drawn by chains. Samples
-    are in the units of the data. Raise :class:`RequestError`.
+    are in the units of the data, and answers are finite. Raise :class:`RequestError`, with
+    ``limits`` also for what a server refuses.
     """
     unknown = set(options or {}) - set(Options._fields)
     if unknown:
         raise RequestError(
-            f"unknown parameter {', '.join(sorted(unknown))}; use {', '.join(Options._fields)}"
+            f"unknown parameter {_short(*sorted(unknown))}; use {', '.join(Options._fields)}"
         )
     request = Options(**(options or {}))
     for name, default in Options._field_defaults.items():
         value = getattr(request, name)
         if not isinstance(value, type(default)) or isinstance(value, bool):
-            raise RequestError(f"{name} must be of type {type(default).__name__}, found {value!r}")
+            raise RequestError(
+                f"{name} must be of type {type(default).__name__}, found {_short(value)}"
+            )
+        if isinstance(value, int) and not -_MAX_INT <= value < _MAX_INT:
+            raise RequestError(f"{name} must be an integer of 64 bits, found a longer one")
     if not 1 <= request.num_steps <= MAX_STEPS:
         raise RequestError(f"num_steps must be from 1 to {MAX_STEPS}, found {request.num_steps}")
     if request.task not in TASKS:
-        raise RequestError(f"unknown task {request.task!r}; use {', '.join(TASKS)}")
+        raise RequestError(f"unknown task {_short(request.task)}; use {', '.join(TASKS)}")
     x = _checked(samples, model, has_values=request.task != "sample")
     if request.task in ("sample", "complete") and len(x) > MAX_SAMPLES:
         raise RequestError(f"at most {MAX_SAMPLES} samples per request, found {len(x)}")
+    cost = (len(x), _evaluations(model, request), x[0].size)
     try:
-        result = TASKS[request.task](model, model.to_model(x), request)
+        with limits.admitted(*cost) if limits else contextlib.nullcontext():
+            result = TASKS[request.task](model, model.to_model(x), request)
         if request.task in ("sample", "complete"):
             result = model.from_model(result)
-        return result.float().numpy()
+        result = result.float()
     except DataError as failed:  # this model does not support the task
         raise RequestError(str(failed)) from None
+    if not result.isfinite().all():
+        raise RequestError(
+            f"{request.task}: the energies of these samples overflow, or the chains diverged",
+            f"expected samples like the training data, found values from {x.min():.3g} to"
+            f" {x.max():.3g}; or ask for fewer steps",
+        )
+    return result.numpy()
+
+
+def _evaluations(model: TrainedModel, options: Options) -> int:
+    if options.task in ("sample", "complete"):
+        return options.num_steps
+    return int(model.card["num_classes"]) if is_conditional(model.params) else 1
+
+
+def _short(*values: Any) -> str:
+    return ", ".join(reprlib.repr(value) for value in values[:3])  # a message of any request
 
 
 def class_names(
@@ -93,9 +167,10 @@ def _checked(samples: Any, model: TrainedModel, has_values: bool) -> npt.NDArray
         raise RequestError(f"not an array of numbers: {failed}") from None
     if x.dtype.kind not in "biuf":
         raise RequestError(f"not an array of numbers: found {x.dtype}")
-    if x.ndim != len(shape) + 1 or x.shape[1:] != shape:
+    if x.ndim != len(shape) + 1 or x.shape[1:] != shape or len(x) == 0:
         raise RequestError(
-            f"expected samples of shape (n, {', '.join(map(str, shape))}), found {x.shape}"
+            f"expected samples of shape (n, {', '.join(map(str, shape))}), n at least 1,"
+            f" found {x.shape}"
         )
     x = x.astype(np.float64)
     if not model.to_model(x).isfinite().all():
@@ -164,6 +239,8 @@ def _complete(model: TrainedModel, x: Tensor, options: Options) -> Tensor:
         def target(rows: Tensor) -> Tensor:
             return energy(torch.cat([visible, rows], dim=2))
 
+        if not target(start).isfinite().all():
+            raise RequestError("the energies of these samples overflow; expected smaller values")
         end, _ = run_chain(
             model.kernel(), target, start, options.num_steps, stream(options.seed, "complete/chain")
         )

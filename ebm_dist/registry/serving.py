@@ -1,7 +1,8 @@
 """The registered model as MLflow loads it: a model from code, with safetensors and no pickle.
 
 MLflow runs this file when a version is loaded. It passes arrays in and returns the answers of
-:mod:`ebm_dist.models.requests`.
+:mod:`ebm_dist.models.requests`. The limit of the work of a request is that module's ``MAX_WORK``,
+or ``max_work`` of the ``model_config`` with which the model is loaded.
 
 A version has a copy of the package in ``code/``. MLflow puts it on the path of modules, but Python
 keeps a package that the process has loaded before. :func:`_check_code` therefore refuses to answer
@@ -9,6 +10,7 @@ with code that differs from the code of the version.
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +46,11 @@ def _check_code() -> None:
 _check_code()
 
 from ebm_dist import models
-from ebm_dist.errors import RequestError
+from ebm_dist.errors import BusyError, RequestError
 from ebm_dist.models import requests
+
+# MLflow's server has so many threads for requests; half of them are left for small ones.
+_NUM_THREADS = min(32, (os.cpu_count() or 1) + 4)
 
 
 class _Predict:
@@ -56,13 +61,20 @@ class _Predict:
     """
 
     model: models.TrainedModel
+    limits: requests.Limits
 
     def load_context(self, context: Any) -> None:
         self.model = models.load(Path(context.artifacts["model"]))
+        max_work = (context.model_config or {}).get("max_work", requests.MAX_WORK)
+        self.limits = requests.Limits(max_work, _NUM_THREADS // 2)
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         try:
-            return requests.answer(self.model, model_input, params)
+            return requests.answer(self.model, model_input, params, self.limits)
+        except BusyError as busy:
+            raise mlflow.exceptions.MlflowException(
+                str(busy), mlflow.protos.databricks_pb2.REQUEST_LIMIT_EXCEEDED
+            ) from None
         except RequestError as refused:
             raise mlflow.exceptions.MlflowException.invalid_parameter_value(str(refused)) from None
 

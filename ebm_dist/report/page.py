@@ -8,11 +8,14 @@ import base64
 import csv
 import io
 import math
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeVar
 
+import pydantic
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from pydantic import BaseModel, Field, FiniteFloat, PositiveInt
 
 from ebm_dist.errors import DataError
 from ebm_dist.files import flat, read_json
@@ -21,6 +24,55 @@ from ebm_dist.report.table import interval
 
 _KINDS = {".png": "image/png", ".gif": "image/gif"}
 _WIDTH, _HEIGHT = 240, 90  # of a curve, in pixels
+
+_Schema = TypeVar("_Schema", bound=BaseModel)
+
+
+_Count = Annotated[PositiveInt, Field(le=10**9)]
+
+
+class _Hardware(BaseModel):
+    cpu: str
+    cores: _Count
+
+
+class _Run(BaseModel):
+    """What ``run.json`` has for the page."""
+
+    seconds: FiniteFloat
+    workers: _Count | Annotated[list[_Count], Field(min_length=1)]
+    hardware: _Hardware
+    watts_a_worker: FiniteFloat | None = None
+
+
+class _Gate(BaseModel):
+    metric: str
+    value: float | None
+    bound: str
+    passes: bool
+    skipped: str = ""
+    """Why the gate cannot be applied"""
+
+
+class _Registration(BaseModel):
+    """What ``registry.json`` has for the page."""
+
+    model: str
+    version: int | str
+    aliases: list[str]
+    gates: list[_Gate]
+
+
+def _read(path: Path, schema: type[_Schema], made_by: str) -> _Schema:
+    try:
+        return schema.model_validate(read_json(path, made_by))
+    except pydantic.ValidationError as failed:
+        fault = failed.errors(include_url=False)[0]
+        place = ".".join(map(str, fault["loc"])) or "content"
+        raise DataError(
+            f"{path}: {place}: {fault['msg']}, found {reprlib.repr(fault['input'])}",
+            f"delete it and run 'dvc repro {made_by}'",
+        ) from None
 
 
 class _Picture(NamedTuple):
@@ -83,8 +135,8 @@ def build(reports: Path, reference: Path | None = None) -> str:
     environment.filters["anchor"] = lambda name: name.lower().replace(" ", "-")
     registry = reports / "registry.json"
     return environment.get_template("page.html.j2").render(
-        title=reports.name,
-        registration=read_json(registry, "register") if registry.exists() else None,
+        title=reports.resolve().name,
+        registration=_read(registry, _Registration, "register") if registry.exists() else None,
         training=_training(reports),
         suites=[
             _suite(reports / name, metrics, read_suite(reference, name) if reference else {})
@@ -98,7 +150,7 @@ def build(reports: Path, reference: Path | None = None) -> str:
 def _training(reports: Path) -> _Training:
     """Collect what each run cost, a picture of the chains and the curves of the first run."""
     runs = [
-        _cost(path.parent.relative_to(reports), read_json(path, "train"))
+        _cost(path.parent.relative_to(reports), _read(path, _Run, "train"))
         for path in sorted(reports.glob("train/**/run.json"))
     ]
     pictures = [
@@ -108,43 +160,64 @@ def _training(reports: Path) -> _Training:
     curves_file = next(iter(sorted(reports.glob("train/**/curves.csv"))), None)
     if curves_file is None:
         return _Training(runs, pictures, None)
-    rows = list(csv.DictReader(io.StringIO(curves_file.read_text())))
-    curves = [
-        _curve(key, [(float(row["step"]), float(row[key])) for row in rows if row[key]])
-        for key in rows[0]
-        if key != "step"
-    ]
-    return _Training(runs, pictures, [curve for curve in curves if curve is not None])
+    return _Training(runs, pictures, _curves(curves_file))
 
 
-def _cost(name: Path, run: dict[str, Any]) -> str:
+def _curves(path: Path) -> list[_Curve]:
+    """Return the curves of a table whose column ``step`` has the training steps.
+
+    Raise :class:`DataError` for a file that is no such table.
+    """
+    try:
+        reader = csv.DictReader(io.StringIO(path.read_text("utf-8")), strict=True)
+        columns: dict[str, list[tuple[float, float]]] = {
+            key: [] for key in reader.fieldnames or () if key != "step"
+        }
+        for row in reader:
+            for key, points in columns.items():
+                if row[key]:
+                    points.append((float(row["step"]), float(row[key])))
+    except (ValueError, KeyError, TypeError, csv.Error) as failed:
+        raise DataError(
+            f"{path}: expected a table of numbers with a column step ({failed})",
+            "delete it and run 'dvc repro train'",
+        ) from None
+    curves = (_curve(key, points) for key, points in columns.items())
+    return [curve for curve in curves if curve is not None]
+
+
+def _cost(name: Path, run: _Run) -> str:
     """Describe time, workers and energy of a run."""
-    workers = run["workers"] if isinstance(run["workers"], list) else [run["workers"]]
+    workers = run.workers if isinstance(run.workers, list) else [run.workers]
     # from the fewest workers to the most
-    cost, most = run["seconds"] * workers[-1], "at most " if len(workers) > 1 else ""
-    energy = (
-        f", {run['watts_a_worker'] * cost / 1000:.0f} kJ by NVML" if "watts_a_worker" in run else ""
-    )
+    cost, most = run.seconds * workers[-1], "at most " if len(workers) > 1 else ""
+    watts = run.watts_a_worker
+    energy = "" if watts is None else f", {watts * cost / 1000:.0f} kJ by NVML"
     count = " to ".join(map(str, workers))
-    machine = f"{run['hardware']['cpu']}, {run['hardware']['cores']} cores"
+    machine = f"{run.hardware.cpu}, {run.hardware.cores} cores"
     return (
-        f"{name}: {run['seconds']:.0f} s on {count} workers ({machine}): "
+        f"{name}: {run.seconds:.0f} s on {count} workers ({machine}): "
         f"{most}{cost:.0f} device-seconds{energy}."
     )
 
 
 def _curve(name: str, points: Sequence[tuple[float, float]]) -> _Curve | None:
     """Return the curve of the finite points ``(step, value)``, or None without any."""
-    shown = [(x, y) for x, y in points if math.isfinite(y)]
+    shown = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
     if not shown:
         return None
     xs, ys = zip(*shown, strict=True)
     low, high = min(ys), max(ys)
-    across, up = (max(xs) - min(xs)) or 1.0, (high - low) or 1.0
     path = " ".join(
-        f"{(x - min(xs)) / across * _WIDTH:.1f},{(high - y) / up * _HEIGHT:.1f}" for x, y in shown
+        f"{_share(x, min(xs), max(xs)) * _WIDTH:.1f},{(1 - _share(y, low, high)) * _HEIGHT:.1f}"
+        for x, y in shown
     )
     return _Curve(name, low, high, ys[-1], min(xs), max(xs), path)
+
+
+def _share(value: float, low: float, high: float) -> float:
+    """Return where a value lies between two others, also where their difference overflows."""
+    return (value / 2 - low / 2) / ((high / 2 - low / 2) or 1.0)
 
 
 def _suite(folder: Path, metrics: dict[str, Any], reference: dict[str, Any]) -> _Suite:
@@ -159,7 +232,10 @@ def _suite(folder: Path, metrics: dict[str, Any], reference: dict[str, Any]) -> 
         _Metric(
             key,
             value,
-            interval([float(replicate[key]) for replicate in replicates], f"{folder.name}.{key}"),
+            interval(
+                [float(replicate[key]) for replicate in replicates if key in replicate],
+                f"{folder.name}.{key}",
+            ),
             reference.get(key),
         )
         for key, value in flat({k: v for k, v in metrics.items() if k != "seeds"}).items()

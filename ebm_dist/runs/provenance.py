@@ -161,7 +161,24 @@ def _read(path: Path) -> dict[str, Any] | None:
         if path.exists():
             raise
         return None
+    if not _is_record(record, is_training="train" in path.parts[-3:-1]):
+        raise DataError(
+            f"{path}: expected a record with commit, code, params and weights",
+            "restore it from git, or delete it and run the stage again",
+        )
     return record
+
+
+def _is_record(record: Any, is_training: bool) -> bool:
+    """Return whether a record has the fields of its kind, or was made before it had a digest."""
+    if not isinstance(record, dict) or "code" not in record:
+        return isinstance(record, dict)
+    texts = {"commit", "code", "params", *(["prepare"] if is_training else [])}
+    return (
+        all(isinstance(record.get(name), str) for name in texts)
+        and isinstance(record.get("metrics_code", ""), str)
+        and isinstance(record.get("weights"), str if is_training else dict)
+    )
 
 
 def is_verified(recorded: str, present: str) -> bool:

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from importlib.util import find_spec
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import jsonschema
@@ -39,7 +40,8 @@ DOCUMENTS = [
 
 def pods(document):
     """Every pod template in a document."""
-    found = [document["template"]] if isinstance(document.get("template"), dict) else []
+    keys = ("template", "submitterPodTemplate")
+    found = [document[key] for key in keys if isinstance(document.get(key), dict)]
     for value in document.values():
         for entry in value if isinstance(value, list) else [value]:
             found += pods(entry) if isinstance(entry, dict) else []
@@ -115,17 +117,97 @@ def test_pods_are_locked_down_and_have_time_for_a_checkpoint(document):
             assert not plain, f"secrets in plain text: {plain}"
 
 
-def test_every_ray_cluster_asks_for_a_token_and_only_its_own_pods_reach_it():
+def test_every_ray_cluster_asks_for_a_token():
     clusters = [d for path in MANIFESTS for d in documents(path) if d["apiVersion"] == "ray.io/v1"]
     specs = [d["spec"].get("rayClusterSpec", d["spec"]) for d in clusters]
     assert len(specs) == 2 and all(spec["authOptions"] == {"mode": "token"} for spec in specs)
-    (policy,) = [
-        d for d in documents(INFRA / "kuberay/cluster.yaml") if d["kind"] == "NetworkPolicy"
+
+
+def test_only_the_head_that_scales_its_cluster_has_a_token_of_the_api_server():
+    with_token = [
+        (path.stem, template["metadata"]["labels"])
+        for path in MANIFESTS
+        for document in documents(path)
+        for template in pods(document)
+        if template["spec"].get("automountServiceAccountToken", True)
     ]
-    labels = policy["spec"]["podSelector"]["matchLabels"]
-    assert all(labels.items() <= t["metadata"]["labels"].items() for d in clusters for t in pods(d))
-    inside, others = policy["spec"]["ingress"]
-    assert "ports" not in inside and [p["port"] for p in others["ports"]] == [8265]
+    assert with_token == [("cluster", {"app": "ebm", "role": "head"})]
+
+
+def matches(peer, end):
+    """Whether a peer of a rule is an end: labels of a pod and its namespace, or an address."""
+    if "ipBlock" in peer:
+        block = peer["ipBlock"]
+        return "address" in end and not any(
+            ip_address(end["address"]) in ip_network(part) for part in block.get("except", [])
+        )
+    if "address" in end:
+        return False
+    namespace = peer.get("namespaceSelector", {"matchLabels": {"name": "ebm"}})
+    namespace = namespace.get("matchLabels", {})
+    labels = peer.get("podSelector", {}).get("matchLabels", {})
+    return labels.items() <= end["labels"].items() and all(
+        value == end["namespace"] for value in namespace.values()
+    )
+
+
+def is_allowed(policies, source, target, port, protocol="TCP"):
+    """Whether the policies of both ends let a connection pass."""
+    for end, other, kind, peers in (
+        (source, target, "Egress", "to"),
+        (target, source, "Ingress", "from"),
+    ):
+        selecting = [
+            policy["spec"]
+            for policy in policies
+            if kind in policy["spec"]["policyTypes"]
+            and end.get("namespace") == "ebm"
+            and policy["spec"]["podSelector"]["matchLabels"].items() <= end["labels"].items()
+        ]
+        rules = [rule for spec in selecting for rule in spec.get(kind.lower(), [])]
+        if selecting and not any(
+            any(matches(peer, other) for peer in rule[peers])
+            and ("ports" not in rule or {"protocol": protocol, "port": port} in rule["ports"])
+            for rule in rules
+        ):
+            return False
+    return True
+
+
+@pytest.mark.parametrize(
+    "files", [("cluster", "submit"), ("rayjob", "rayjob-network")], ids=" and ".join
+)
+def test_who_reaches_whom(files):
+    listed = [d for name in files for d in documents(INFRA / f"kuberay/{name}.yaml")]
+    policies = [d for d in listed if d["kind"] == "NetworkPolicy"]
+
+    def pod(labels, namespace="ebm"):
+        return {"labels": labels, "namespace": namespace}
+
+    templates = [pod(t["metadata"]["labels"]) for d in listed for t in pods(d)]
+    submitter = next(end for end in templates if end["labels"]["app"].endswith("submit"))
+    head = next(end for end in templates if end["labels"].get("role") == "head")
+    worker = next(end for end in templates if end["labels"].get("role") == "worker")
+    stranger = pod({"app": "else"})
+    dns, operator = pod({}, "kube-system"), pod({}, "kuberay-system")
+    metadata, store = {"address": "169.254.169.254"}, {"address": "192.0.2.7"}
+    for port in (6379, 8265, 10001, 41234):
+        assert is_allowed(policies, worker, head, port)
+        assert is_allowed(policies, head, worker, port)
+        assert not is_allowed(policies, stranger, head, port)
+        for end in (submitter, operator):
+            assert is_allowed(policies, end, head, port) == (port == 8265)
+            assert not is_allowed(policies, end, worker, port) or (end, port) == (operator, 8265)
+    for end in (head, worker, submitter):
+        assert is_allowed(policies, end, dns, 53, "UDP") and is_allowed(policies, end, dns, 53)
+        assert not is_allowed(policies, end, metadata, 80)
+        assert not is_allowed(policies, end, metadata, 443)
+        assert not is_allowed(policies, end, store, 25)
+        assert is_allowed(policies, end, store, 443) == (end is not submitter)
+        assert not is_allowed(policies, stranger, end, 22)
+    # only the cluster that scales calls the API server
+    assert is_allowed(policies, head, store, 6443) == ("cluster" in files)
+    assert not is_allowed(policies, worker, store, 6443)
 
 
 def test_exit_codes_tell_kubernetes_whether_to_try_again():

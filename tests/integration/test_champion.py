@@ -1,5 +1,7 @@
 """What a registered champion is for, beyond the main job's own tests: made again to the same bits, and served by Ray Serve."""
 
+import contextlib
+import http.client
 import json
 import signal
 import sys
@@ -70,9 +72,26 @@ def test_ray_serve_answers_as_mlflow_does(done):
             '{"inputs": [], "params": 3}',
             '{"inputs": [[NaN]]}',
             '{"inputs": 1, "more": 2}',
+            json.dumps({"inputs": np.full((1, 1, 8, 8), 3e38).tolist()}),
+            json.dumps(
+                {
+                    "inputs": x[:1].expand(1000, 1, 8, 8).tolist(),
+                    "params": {"task": "sample", "num_steps": 10000},
+                }
+            ),
         ):
             status, answer = ask(wrong.encode())
-            assert status == 400 and answer["error"], wrong
+            assert status == 400 and answer["error"], wrong[:100]
+        # a body that never ends: the answer comes after 8 MiB
+        sender = http.client.HTTPConnection("127.0.0.1", int(port), timeout=60)
+        sender.putrequest("POST", "/")
+        sender.putheader("Transfer-Encoding", "chunked")
+        sender.endheaders()
+        part = b"%x\r\n" % (1 << 20) + b" " * (1 << 20) + b"\r\n"
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            for _ in range(9):
+                sender.send(part)
+        assert sender.getresponse().status == 413
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(timeout=60)

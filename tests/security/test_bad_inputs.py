@@ -324,6 +324,7 @@ def test_requests_to_the_served_model(share, exported):
 
     class Context:
         artifacts = {"model": str(exported)}
+        model_config = None
 
     service = EnergyService()
     service.load_context(Context())

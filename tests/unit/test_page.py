@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 from html.parser import HTMLParser
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ebm_dist.cli import commands
 from ebm_dist.errors import DataError
 from ebm_dist.files import write_csv
 from ebm_dist.report import page
@@ -59,7 +61,7 @@ class Checker(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.tags, self.attributes = [], [], []
+        self.open, self.tags, self.attributes, self.texts = [], [], [], []
         self.feed(text)
         assert not self.open
 
@@ -71,6 +73,9 @@ class Checker(HTMLParser):
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
 
     def handle_startendtag(self, tag, attrs):
         self.tags.append(tag)
@@ -140,6 +145,94 @@ def test_another_run_is_a_second_column(reports, tmp_path):
 def test_a_folder_without_reports_says_so(tmp_path):
     with pytest.raises(DataError, match=r"no suite's metrics\.json; run 'dvc repro'"):
         page.build(tmp_path)
+
+
+MARKUP = "<b title='x' id=\"y\">&amp;"
+
+
+def test_markup_from_outside_is_text_everywhere(reports, tmp_path):
+    """In names of folders, files and columns, in attributes, and in every string of the records."""
+    folder = tmp_path / f"run {MARKUP}".replace("/", "")
+    suite = folder / f"suite {MARKUP}"
+    (suite / "plots").mkdir(parents=True)
+    shutil.copy(reports / "ood/plots/roc_curve.png", suite / "plots" / f"{MARKUP}.png")
+    (suite / "metrics.json").write_text(json.dumps({MARKUP: {MARKUP: 1.0}}))
+    (folder / "train" / MARKUP).mkdir(parents=True)
+    run = {"seconds": 1, "workers": 1, "hardware": {"cpu": MARKUP, "cores": 1}}
+    (folder / "train" / MARKUP / "run.json").write_text(json.dumps(run))
+    write_csv(folder / "train" / MARKUP / "curves.csv", [{"step": 1, MARKUP: 2.0}])
+    gate = {"metric": MARKUP, "value": 1, "bound": MARKUP, "passes": True}
+    registry = {"model": MARKUP, "version": MARKUP, "aliases": [MARKUP], "gates": [gate]}
+    (folder / "registry.json").write_text(json.dumps(registry))
+    checked = Checker(page.build(folder))
+    assert "b" not in checked.tags and ("id", "y") not in checked.attributes
+    texts = " ".join(checked.texts + [value for _, value in checked.attributes if value])
+    # title, heading, suite (heading and link), picture (alt and caption), metric (twice), run (name
+    # and machine), curve (label and caption), model, version, alias, gate and bound
+    assert texts.count(MARKUP) >= 17
+    assert {name for name, _ in checked.attributes} <= {
+        "lang", "charset", "name", "content", "id", "class", "href", "aria-label", "alt", "src",
+        "scope", "role", "viewbox", "width", "height", "d", "open",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "expected"),
+    [
+        ("ood/metrics.json", "[1, 2]", r"expected numbers by name, found \[1, 2\]; delete it and"),
+        ("ood/metrics.json", '{"a": {"b": "<b>"}}', "a.b: expected a number, found '<b>'"),
+        ("ood/metrics.json", '{"a": null}', "a: expected a number, found None"),
+        ("ood/metrics.json", '{"a": true}', "a: expected a number, found True"),
+        ("ood/metrics.json", '{"a": [1]}', r"a: expected a number, found \[1\]"),
+        ("ood/metrics.json", f'{{"a": 1{"0" * 400}}}', "a: expected a number, found 1000"),
+        ("ood/metrics.json", '{"a": 1, "seeds": [1]}', r"seeds: expected a number, found \[1\]"),
+        ("ood/metrics.json", '{"a": 1, "seeds": {"0": 1}}', "seeds.0: expected metrics of one"),
+        ("ood/metrics.json", '{"a": ' * 100 + "1" + "}" * 100, "at most 20 mappings in each other"),
+        ("ood/metrics.json", "{", "not readable as JSON"),
+        ("train/0/run.json", "3", "content: .* found 3; delete it and run 'dvc repro train'"),
+        ("train/0/run.json", '{"seconds": "soon"}', "seconds: .* found 'soon'"),
+        ("train/0/run.json", '{"seconds": 1, "workers": []}', "workers"),
+        ("train/0/run.json", '{"seconds": 1, "workers": 1, "hardware": 2}', "hardware: .* found 2"),
+        ("registry.json", '{"model": "ebm"}', "registry.json: version: .*dvc repro register"),
+        (
+            "registry.json",
+            '{"model": "m", "version": 1, "aliases": [], "gates": [{"metric": "a", "bound": "<= 1",'
+            ' "value": "low", "passes": true}]}',
+            "gates.0.value: .* found 'low'",
+        ),
+        ("train/0/curves.csv", "a,b\n1,2\n", "a table of numbers with a column step"),
+        ("train/0/curves.csv", "step,b\n1,<b>\n", "a table of numbers with a column step"),
+        ("train/0/curves.csv", "step,b\n,1\n", "a table of numbers with a column step"),
+        ("train/0/curves.csv", 'step,b\n1,"2\n', "a table of numbers with a column step"),
+        ("train/0/curves.csv", b"step,b\n1,\xff\n", "a table of numbers with a column step"),
+    ],
+)
+def test_a_malformed_report_is_one_message(reports, file, content, expected):
+    (reports / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DataError, match=expected) as error:
+        page.build(reports)
+    assert str(error.value).startswith(str(reports / file)) and len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize("table", ["", "step\n", "step,a\n", "step,a\n1,\n", "step,a\n1,nan\n"])
+def test_a_table_without_values_has_no_curves(reports, table):
+    (reports / "train/0/curves.csv").write_text(table)
+    assert "<svg" not in page.build(reports)
+
+
+def test_what_a_page_shows_may_be_extreme(reports, monkeypatch, tmp_path):
+    """The largest numbers, text without UTF-8, and gates that do not apply."""
+    table = "step,a\n1,-1.7e308\n2,1.7e308\n3,0\n1e999,1\n"
+    (reports / "train/0/curves.csv").write_text(table)
+    (reports / "ood/metrics.json").write_text('{"a\\ud800": 1e308, "b": NaN}')
+    gate = {"metric": "fid", "value": None, "bound": "<= 1", "passes": False, "skipped": "a < b"}
+    registry = {"model": "ebm", "version": 1, "aliases": [], "gates": [gate]}
+    (reports / "registry.json").write_text(json.dumps(registry))
+    monkeypatch.setattr("sys.argv", ["ebm-dist", "report", str(reports), "--out", f"{tmp_path}/o"])
+    commands.main()
+    text = (tmp_path / "o").read_text()
+    assert '<path d="M0.0,90.0 120.0,0.0 240.0,45.0"/>' in text
+    assert "a\\ud800" in text and "skipped: a &lt; b" in text
 
 
 @pytest.mark.parametrize("is_dark", [False, True])

@@ -261,6 +261,27 @@ def test_a_suite_from_before_provenance_is_stale(results):
     )
 
 
+@pytest.mark.parametrize(
+    ("folder", "values"),
+    [
+        ("histogram", {"code": None}),
+        ("histogram", {"weights": "0"}),
+        ("histogram", {"params": ["x"]}),
+        ("histogram", {"metrics_code": {}}),
+        ("train/1", {"prepare": None}),
+        ("train/1", {"weights": {}}),
+    ],
+)
+def test_a_malformed_record_is_one_message(results, folder, values):
+    recipe, reports, change = results
+    change(folder, **values)
+    with pytest.raises(DataError, match=r"run\.json: expected a record with commit, code, params"):
+        provenance.status(recipe, "histogram", reports)
+    (reports / "tiny" / folder / provenance.RUN).write_text("3")
+    with pytest.raises(DataError, match=r"run\.json: expected a record"):
+        provenance.status(recipe, "histogram", reports)
+
+
 def test_a_lock_that_claims_a_code_without_a_run_is_a_fault(results, verified):
     _, reports, change = results
     root, lock = reports.parent, reports.parent / "dvc.lock"
