@@ -17,7 +17,7 @@ def main() -> None:
         help="folder to write to: dataset/ and a folder per comparison set",
     )
     args = options.parse_args()
-    params = config.load(args.params, seed=args.seed)
+    params = config.load(args.params, seed=args.seed, needed=config.DATA)
     digests.check("prepare", args.params)
     for folder, config_of_set in {"dataset": params.dataset, **params.comparison_datasets}.items():
         name = plugin_name(config_of_set) or folder

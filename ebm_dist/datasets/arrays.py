@@ -42,7 +42,8 @@ class Config:
             )
 
 
-def load(config: Config) -> Dataset:
+def locate(config: Config) -> Path:
+    """Return the file or folder. Raises :class:`DataError` where it does not exist."""
     path = Path(config.path)
     if not path.exists():
         path = Path(os.environ.get("EBM_DATA_DIR", ".")) / config.path
@@ -51,6 +52,11 @@ def load(config: Config) -> Dataset:
             f"{path}: no such file or folder; set dataset.path to an .npz, an .npy or a folder of"
             " images"
         )
+    return path
+
+
+def load(config: Config) -> Dataset:
+    path = locate(config)
     parts = _read_folder(path) if path.is_dir() else _read_file(path)
     parts = {name: _limit(part, config.max_samples, name) for name, part in parts.items()}
     train = parts["train"]
