@@ -1,8 +1,12 @@
-"""Stage prepare: write the data set and the comparison sets as WebDataset shards with an index."""
+"""Stage prepare: write the data set and the comparison sets as WebDataset shards with an index.
+
+The parameter file needs only the sections dataset and comparison_datasets. If it is complete, the
+stage fails where a suite of its section evaluation cannot evaluate a model of the data.
+"""
 
 from pathlib import Path
 
-from ebm_dist import config
+from ebm_dist import config, evaluation
 from ebm_dist.config import module_of, plugin_name
 from ebm_dist.data import shards
 from pipelines import digests, parser, run
@@ -19,12 +23,16 @@ def main() -> None:
     args = options.parse_args()
     params = config.load(args.params, seed=args.seed, needed=config.DATA)
     digests.check("prepare", args.params)
+    indices = dict[str, shards.Index]()
     for folder, config_of_set in {"dataset": params.dataset, **params.comparison_datasets}.items():
         name = plugin_name(config_of_set) or folder
         index = shards.write(args.out / folder, name, module_of(config_of_set).load(config_of_set))
+        indices[folder] = index
         counts = ", ".join(f"{index.num_samples(split):,} {split}" for split in index.splits)
         mark = "" if index.is_official else "  (the user's own files)"
         print(f"{args.out / folder}: {name}: {counts}; shape {tuple(index.shape)}{mark}")
+    if params.is_complete:
+        evaluation.check(params, indices.pop("dataset"), indices)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ class FittedGaussian:
 
     def __init__(self, train: Tensor) -> None:
         flat = rows(train)
-        self.mean, self.covariance = flat.mean(axis=0), np.cov(flat, rowvar=False)
+        self.mean, self.covariance = flat.mean(axis=0), np.atleast_2d(np.cov(flat, rowvar=False))
         _, self.directions = np.linalg.eigh(self.covariance)
 
     def mahalanobis(self, x: Tensor, ridge: float) -> Array:

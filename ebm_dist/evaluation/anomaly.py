@@ -29,12 +29,13 @@ from ebm_dist.config import Positive, PositiveInt, Probability, section
 from ebm_dist.data import shards
 from ebm_dist.energies import build_energy, score
 from ebm_dist.errors import DataError
-from ebm_dist.evaluation import Report, Subject
+from ebm_dist.evaluation import Needs, Report, Subject
 from ebm_dist.evaluation._baselines import Array, FittedGaussian, rows
 from ebm_dist.report import figures
 from ebm_dist.rng import numpy_stream
 
 _BATCH = 128  # labelled rows per update
+_NUM_NEIGHBOURS = 5
 _ENERGY, _GIVEN_INK, _WITH_DOUBT, _CHANCE = (
     "E (model)",
     "E given ink (model)",
@@ -59,6 +60,19 @@ class Config:
     """Learning rate of Adam for that network."""
     split: str = "test"
     """The split to score: ``val`` to choose settings, ``test`` to report."""
+
+
+def check(config: Config, needs: Needs) -> None:
+    needs.split("train", _NUM_NEIGHBOURS)
+    needs.split("test")
+    needs.split(config.split)
+    label = len(needs.label_counts("test")) - 1  # of anomalies
+    counts = needs.label_counts(config.split)
+    if not sum(counts[:label]) or not sum(counts[label:]):
+        raise needs.error(
+            f"needs anomalies, under the highest label, and others in the {config.split} split of"
+            f" {needs.data.dataset}"
+        )
 
 
 def evaluate(config: Config, subject: Subject) -> Report:
@@ -167,7 +181,7 @@ def _baselines(
     subset = flat[numpy_stream(0, "anomaly/train").permutation(len(flat))[: config.max_train]]
     forest = IsolationForest(random_state=0).fit(subset)
     machine = OneClassSVM(nu=0.1, gamma="scale").fit(subset)
-    neighbours = NearestNeighbors(n_neighbors=5).fit(subset)
+    neighbours = NearestNeighbors(n_neighbors=_NUM_NEIGHBOURS).fit(subset)
 
     def residual(count: int) -> Callable[[Tensor], Array]:
         return lambda x: gaussian.residual(x, count)
@@ -195,7 +209,7 @@ def _baselines(
         scorers["distance to 5 nearest, over norm"] = lambda x: (
             nearest(x) / np.linalg.norm(rows(x), axis=1).clip(min=1e-6)
         )
-        by_angle = NearestNeighbors(n_neighbors=5, metric="cosine").fit(subset)
+        by_angle = NearestNeighbors(n_neighbors=_NUM_NEIGHBOURS, metric="cosine").fit(subset)
         scorers["angle to 5 nearest"] = lambda x: by_angle.kneighbors(rows(x))[0].mean(axis=1)
     return scorers
 

@@ -16,7 +16,7 @@ from ebm_dist.config import PositiveInt, section
 from ebm_dist.data import shards
 from ebm_dist.energies import frozen, given, is_conditional
 from ebm_dist.errors import ConfigError
-from ebm_dist.evaluation import Report, Subject
+from ebm_dist.evaluation import Needs, Report, Subject
 from ebm_dist.report import figures
 from ebm_dist.rng import numpy_stream, stream
 from ebm_dist.samplers import noise, run_chain
@@ -32,6 +32,21 @@ class Config:
     """Completions of each image."""
     num_steps: PositiveInt = 200
     """Steps of the chains."""
+
+
+def check(config: Config, needs: Needs) -> None:
+    needs.images()
+    needs.split("train")
+    needs.split("test")
+    needs.chains_of_parts()
+    if needs.data.shape[1] < 2:
+        raise needs.error(f"needs images of two rows, found the shape {needs.data.shape}")
+    if min(config.num_images, config.num_completions) < 2:
+        raise needs.error(
+            "needs num_images and num_completions of at least 2 for its variances, found"
+            f" {config.num_images} and {config.num_completions}",
+            "raise them",
+        )
 
 
 def evaluate(config: Config, subject: Subject) -> Report:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ebm_dist.config import PositiveInt, section
 from ebm_dist.data import shards
 from ebm_dist.energies import frozen, given, is_conditional
-from ebm_dist.evaluation import Report, Subject
+from ebm_dist.evaluation import Needs, Report, Subject
 from ebm_dist.metrics import features
 from ebm_dist.report import figures
 from ebm_dist.rng import numpy_stream, stream
@@ -34,6 +34,11 @@ class Config:
     """Frames of the animation of the chains."""
     split: str = "test"
     """The split of real data to compare with: ``val`` to choose settings, ``test`` to report."""
+
+
+def check(config: Config, needs: Needs) -> None:
+    needs.split("train")
+    needs.split(config.split)
 
 
 def evaluate(config: Config, subject: Subject) -> Report:
