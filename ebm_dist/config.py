@@ -277,7 +277,7 @@ def reference(section: str | None = None) -> Iterator[str]:
             yield f"  {key} ({_kind(info.annotation)}, {default})"
             yield f"      {' '.join((info.description or '').split())}"
     if not is_listed:
-        fix = _suggestion(str(section), list(dict.fromkeys(titles)))
+        fix = nearest(str(section), list(dict.fromkeys(titles)))
         raise ConfigError(f"{section}: no such section", fix)
 
 
@@ -399,15 +399,11 @@ class _Source:
     ) -> None:
         for name in values:
             if name not in names:
-                raise self.error((*key, name), "unknown key", _suggestion(str(name), names))
+                raise self.error((*key, name), "unknown key", nearest(str(name), names))
 
 
 def nearest(name: str, names: list[str]) -> str:
-    """Return the end of a message about an unknown name: the nearest of ``names``, or all."""
-    return f"; {_suggestion(name, names)}"
-
-
-def _suggestion(name: str, names: list[str]) -> str:
+    """Return the fix for an unknown name: the nearest of ``names``, or all."""
     close = difflib.get_close_matches(name, names, n=1)
     return f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(names)}"
 
@@ -424,7 +420,7 @@ def _section(source: _Source, key: tuple[str, ...], folder: str, value: dict[str
         raise source.error(
             (*key, "name"),
             f"no {value['name']!r} in {folder}",
-            _suggestion(str(value["name"]), names),
+            nearest(str(value["name"]), names),
         )
     config = importlib.import_module(f"{folder}.{value['name']}").Config
     return _checked(config, {k: v for k, v in value.items() if k != "name"}, source, key)
@@ -444,7 +440,7 @@ def _checked(kind: Any, value: Any, source: _Source, key: tuple[Any, ...]) -> An
         wrong_key = (*key, *(part for part in first["loc"] if part not in tags))
         if first["type"] == "unexpected_keyword_argument":
             owner = _owner(kind, first["loc"][:-1])
-            fix = _suggestion(str(first["loc"][-1]), [f.name for f in fields(owner)])
+            fix = nearest(str(first["loc"][-1]), [f.name for f in fields(owner)])
             raise source.error(wrong_key, "unknown key", fix) from None
         if first["type"] in ("missing", "missing_argument"):
             raise source.error(wrong_key, "missing", "set a value") from None

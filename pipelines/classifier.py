@@ -24,9 +24,7 @@ def main() -> None:
     torch.set_num_threads(params.features.num_threads)
     if not features.is_measurable(index):
         write_json(args.out / features.CARD, None)
-        print(
-            f"{index.dataset}: no labelled images with a test split: no classifier, no FID-clf"
-        )
+        print(f"{index.dataset}: no labelled images with a test split: no classifier, no FID-clf")
         return
     card = features.train(params.features, index, args.out)
     print(

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import t
 
+from ebm_dist.config import nearest
 from ebm_dist.errors import DataError
 from ebm_dist.files import flat, read_json
 from ebm_dist.report.suites import has_suites, read_suite, read_suites
@@ -55,8 +56,14 @@ def recipes(folder: Path, reports: Path) -> list[Recipe]:
 def compare(a: Path, b: Path) -> list[tuple[str, float, float]]:
     """Return the metrics ``<suite>.<key>`` that two folders of reports share.
 
-    Raises :class:`DataError` where they share none.
+    Raises :class:`DataError` where one has no metrics, or where they share none.
     """
+    if absent := [folder for folder in (a, b) if not has_suites(folder)]:
+        there = sorted(path.name for path in a.parent.glob("*") if has_suites(path))
+        raise DataError(
+            f"{' and '.join(map(str, absent))}: no metrics of a suite",
+            nearest(absent[0].name, there),
+        )
     first, second = (flat(read_suites(x)) for x in (a, b))
     rows = [
         (key, float(value), float(second[key]))
@@ -65,7 +72,8 @@ def compare(a: Path, b: Path) -> list[tuple[str, float, float]]:
     ]
     if not rows:
         raise DataError(
-            f"{a} and {b}: no suite judged both; ebm-dist recipes shows what has been run"
+            f"{a} and {b}: no suite judged both",
+            "compare recipes with the same suite; their metrics are in reports/<recipe>/<suite>/",
         )
     return rows
 
