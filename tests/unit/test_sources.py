@@ -88,7 +88,7 @@ def test_the_stages_of_a_recipe_on_own_files_depend_on_their_digest(tmp_path):
 
 def test_data_are_prepared_with_a_parameter_file_of_data_alone(tmp_path, monkeypatch):
     (tmp_path / "data.yaml").write_text("dataset: {name: photos}\n")
-    monkeypatch.setattr(digests, "check", lambda *_: None)
+    monkeypatch.setattr(digests, "check", lambda *_: lambda: None)
     command = ["prepare", "--params", str(tmp_path / "data.yaml"), "--out", str(tmp_path / "data")]
     monkeypatch.setattr(sys, "argv", command)
     prepare.main()
@@ -113,7 +113,7 @@ def test_data_that_no_suite_of_the_file_can_evaluate_are_refused(tmp_path, monke
     text = (ROOT / "params.yaml").read_text()
     text = text.replace("dataset: {name: digits}", "dataset: {name: toy2d}", 1)
     (tmp_path / "params.yaml").write_text(text)
-    monkeypatch.setattr(digests, "check", lambda *_: None)
+    monkeypatch.setattr(digests, "check", lambda *_: lambda: None)
     command = ["prepare", "--params", str(tmp_path / "params.yaml"), "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(ConfigError, match=r"evaluation.histogram: .* drop comparison_datasets.pho"):
