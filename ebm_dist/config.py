@@ -44,6 +44,9 @@ log = logging.getLogger(__name__)
 TRAINING = ("seed", "dataset", "energy", "sampler", "objective", "train", "replay", "optimizer")
 """Sections that decide the result of training."""
 
+DATA = ("dataset", "comparison_datasets")
+"""Sections that decide the prepared data."""
+
 RENAMED = {"others": "comparison_datasets"}
 """Sections with a new name, by their old name, which is accepted with a warning."""
 
@@ -115,6 +118,11 @@ class Params:
     tracking: Any = _module("runs.tracking")
     register: Any = _module("registry.versions")
     tune: Any = _module("search.study")
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether no section that names a plugin is missing, which :func:`load` may allow."""
+        return None not in (self.dataset, self.energy, self.sampler, self.objective)
 
     def as_dict(self, *names: str) -> dict[str, Any]:
         """Return the values of the named sections, or of all, with defaults, as JSON values."""
@@ -191,15 +199,17 @@ def plugins(folder: str) -> list[str]:
     return sorted(name for name in names if not name.startswith("_"))
 
 
-def load(path: Path | str, *, seed: int | None = None) -> Params:
+def load(path: Path | str, *, seed: int | None = None, needed: tuple[str, ...] = ()) -> Params:
     """Read, type and check a parameter file.
 
-    ``seed`` replaces that of the file: a replicate changes only this value. Raise
-    :class:`ConfigError` with file, line, key, the expected value and, for a misspelt name, the
-    nearest one.
+    ``seed`` replaces that of the file: a replicate changes only this value. With ``needed``, other
+    sections that name a plugin may be missing: their value is then None, and only the needed
+    sections are checked against the rest. Raise :class:`ConfigError` with file, line, key, the
+    expected value and, for a misspelt name, the nearest one.
     """
     values, lines = read(Path(path))
-    return _typed(_Source(Path(path), values | ({} if seed is None else {"seed": seed}), lines))
+    values |= {} if seed is None else {"seed": seed}
+    return _typed(_Source(Path(path), values, lines), needed)
 
 
 def from_values(values: dict[str, Any], origin: Path) -> Params:
@@ -212,7 +222,7 @@ def from_values(values: dict[str, Any], origin: Path) -> Params:
     return _typed(_with_new_names(_Source(origin, values, {})))
 
 
-def _typed(source: "_Source") -> Params:
+def _typed(source: "_Source", needed: tuple[str, ...] = ()) -> Params:
     metadata_of = {f.name: f.metadata for f in fields(Params)}
     source.refuse_unknown((), source.values, [*metadata_of, "recipe"])
     sections: dict[str, Any] = {}
@@ -229,7 +239,10 @@ def _typed(source: "_Source") -> Params:
                 importlib.import_module(metadata["module"]).Config, value, source, (name,)
             )
         elif "folder" in metadata:
-            sections[name] = _section(source, (name,), metadata["folder"], value)
+            is_missing = needed and name not in needed and name not in source.values
+            sections[name] = (
+                None if is_missing else _section(source, (name,), metadata["folder"], value)
+            )
         else:  # several plugins of one folder, each under its own key
             sections[name] = {}
             for key, entry in value.items():
@@ -240,7 +253,7 @@ def _typed(source: "_Source") -> Params:
                     source, (name, key), metadata["each"], implied | (entry or {})
                 )
     params = Params(**sections)
-    _check_pairs(params, source)
+    _check_pairs(params, source, () if params.is_complete else needed)
     return params
 
 
@@ -267,7 +280,7 @@ def reference(section: str | None = None) -> Iterator[str]:
             yield f"  {key} ({_kind(info.annotation)}, {default})"
             yield f"      {' '.join((info.description or '').split())}"
     if not is_listed:
-        fix = _suggestion(str(section), list(dict.fromkeys(titles)))
+        fix = nearest(str(section), list(dict.fromkeys(titles)))
         raise ConfigError(f"{section}: no such section", fix)
 
 
@@ -389,15 +402,11 @@ class _Source:
     ) -> None:
         for name in values:
             if name not in names:
-                raise self.error((*key, name), "unknown key", _suggestion(str(name), names))
+                raise self.error((*key, name), "unknown key", nearest(str(name), names))
 
 
 def nearest(name: str, names: list[str]) -> str:
-    """Return the end of a message about an unknown name: the nearest of ``names``, or all."""
-    return f"; {_suggestion(name, names)}"
-
-
-def _suggestion(name: str, names: list[str]) -> str:
+    """Return the fix for an unknown name: the nearest of ``names``, or all."""
     close = difflib.get_close_matches(name, names, n=1)
     return f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(names)}"
 
@@ -414,7 +423,7 @@ def _section(source: _Source, key: tuple[str, ...], folder: str, value: dict[str
         raise source.error(
             (*key, "name"),
             f"no {value['name']!r} in {folder}",
-            _suggestion(str(value["name"]), names),
+            nearest(str(value["name"]), names),
         )
     config = importlib.import_module(f"{folder}.{value['name']}").Config
     return _checked(config, {k: v for k, v in value.items() if k != "name"}, source, key)
@@ -434,7 +443,7 @@ def _checked(kind: Any, value: Any, source: _Source, key: tuple[Any, ...]) -> An
         wrong_key = (*key, *(part for part in first["loc"] if part not in tags))
         if first["type"] == "unexpected_keyword_argument":
             owner = _owner(kind, first["loc"][:-1])
-            fix = _suggestion(str(first["loc"][-1]), [f.name for f in fields(owner)])
+            fix = nearest(str(first["loc"][-1]), [f.name for f in fields(owner)])
             raise source.error(wrong_key, "unknown key", fix) from None
         if first["type"] in ("missing", "missing_argument"):
             raise source.error(wrong_key, "missing", "set a value") from None
@@ -465,9 +474,10 @@ def _dataclasses(kind: Any) -> Iterator[Any]:
         yield from _dataclasses(argument)
 
 
-def _check_pairs(params: Params, source: _Source) -> None:
-    for entry in fields(Params):
-        section_value = getattr(params, entry.name)
+def _check_pairs(params: Params, source: _Source, names: tuple[str, ...] = ()) -> None:
+    """Check the named sections, or all, against the rest of the file."""
+    for name in names or [entry.name for entry in fields(Params)]:
+        section_value = getattr(params, name)
         configs = section_value.values() if isinstance(section_value, dict) else [section_value]
         for config in configs:
             check: Callable[[Params], None] | None = getattr(config, "check", None)

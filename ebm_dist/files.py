@@ -26,7 +26,7 @@ def sha256(path: Path) -> str:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON with sorted keys and one value per line.
 
-    Equal content then gives equal bytes, and differences are readable. Raises :class:`DataError`
+    Equal content then gives equal bytes, and differences are readable. Raise :class:`DataError`
     for NaN and infinity, which JSON does not have.
     """
     for key, number in _not_finite(value):

@@ -22,9 +22,9 @@ def main() -> None:
     digests.check("classifier", args.params)
     index = shards.read_index(args.data / (params.features.dataset or "dataset"))
     torch.set_num_threads(params.features.num_threads)
-    if not features.is_possible(index):
+    if not features.is_measurable(index):
         write_json(args.out / features.CARD, None)
-        print(f"{index.dataset}: no labelled images, so no classifier, FID-clf or IS-clf")
+        print(f"{index.dataset}: no labelled images with a test split: no classifier, no FID-clf")
         return
     card = features.train(params.features, index, args.out)
     print(

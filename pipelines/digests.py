@@ -18,7 +18,7 @@ from ebm_dist.config import TRAINING
 from ebm_dist.errors import ConfigError
 from ebm_dist.runs import code
 from ebm_dist.storage import write_whole
-from pipelines import ROOT, run
+from pipelines import ROOT, run, sources
 
 CODE, RECIPES, ROWS = (
     Path("pipelines/code.yaml"),
@@ -79,6 +79,7 @@ def rows(root: Path = ROOT) -> dict[str, Any]:
     It has the rows of each stage, with the sections of the files that they depend on.
     """
     stages: dict[str, Any] = {
+        "sources": {},
         "prepare": {},
         "classifier": {},
         "train": {},
@@ -87,9 +88,11 @@ def rows(root: Path = ROOT) -> dict[str, Any]:
     }
     for name, path in recipes(root).items():
         params = config.load(path)
-        stages["prepare"][name] = {"recipe": name} | _sections(
-            path, root, ("dataset", "comparison_datasets")
-        )
+        digests = {"digests": str(CODE), "digests_key": f"prepare.{name}"}
+        if sources.has_own_files(params):
+            digests = {"digests": f"data/{name}.sources.json", "digests_key": sources.KEY}
+            stages["sources"][name] = {"recipe": name} | digests
+        stages["prepare"][name] = {"recipe": name} | digests | _sections(path, root, config.DATA)
         stages["classifier"][name] = {"recipe": name} | _sections(path, root, ("features",))
         for seed in range(params.num_seeds):
             stages["train"][f"{name}-{seed}"] = {"recipe": name, "seed": seed} | _sections(
@@ -152,7 +155,7 @@ def encode(content: dict[str, Any]) -> bytes:
     lines = [_HEAD]
     for section, entries in content.items():
         lines += [
-            f"{section}:\n",
+            f"{section}:\n" if entries else f"{section}: {{}}\n",
             *(f"  {name}: {json.dumps(entry)}\n" for name, entry in entries.items()),
         ]
     return "".join(lines).encode()

@@ -45,6 +45,7 @@ def main() -> None:
     comparison_indices = {
         name: shards.read_index(args.data / name) for name in params.comparison_datasets
     }
+    evaluation.check(params, index, comparison_indices, [args.suite])
     classifier = features.load(args.classifier)
     reports, weights = {}, {}
     for trained in map(versions.load, args.model):

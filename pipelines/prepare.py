@@ -1,9 +1,13 @@
-"""Stage prepare: write the data set and the comparison sets as WebDataset shards with an index."""
+"""Stage prepare: write the data set and the comparison sets as WebDataset shards with an index.
+
+The parameter file needs only the sections dataset and comparison_datasets. If it is complete, the
+stage fails where a suite of its section evaluation cannot evaluate a model of the data.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from ebm_dist import config
+from ebm_dist import config, evaluation
 from ebm_dist.config import Params, module_of, plugin_name
 from ebm_dist.data import shards
 from ebm_dist.datasets import Dataset
@@ -32,15 +36,18 @@ def main() -> None:
         help="folder to write to: dataset/ and a folder per comparison set",
     )
     args = options.parse_args()
-    params = config.load(args.params, seed=args.seed)
+    params = config.load(args.params, seed=args.seed, needed=config.DATA)
     digests.check("prepare", args.params)
     configs = {"dataset": params.dataset, **params.comparison_datasets}
+    indices = dict[str, shards.Index]()
     for folder, data in load_all(params):
         name = plugin_name(configs[folder]) or folder
-        index = shards.write(args.out / folder, name, data)
+        index = indices[folder] = shards.write(args.out / folder, name, data)
         counts = ", ".join(f"{index.num_samples(split):,} {split}" for split in index.splits)
         mark = "" if index.is_official else "  (the user's own files)"
         print(f"{args.out / folder}: {name}: {counts}; shape {tuple(index.shape)}{mark}")
+    if params.is_complete:
+        evaluation.check(params, indices.pop("dataset"), indices)
 
 
 if __name__ == "__main__":

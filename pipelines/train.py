@@ -6,7 +6,7 @@ store that EBM_STORE names. The digest is of settings, data and code.
 
 from pathlib import Path
 
-from ebm_dist import config, models, storage
+from ebm_dist import config, evaluation, models, storage
 from ebm_dist.data import shards
 from ebm_dist.files import write_csv, write_json
 from ebm_dist.runs import cluster, lineage, progress, provenance, record, snapshots, tracking
@@ -29,6 +29,10 @@ def main() -> None:
     params, runs = config.load(args.params, seed=args.seed), args.runs or storage.store("runs")
     digests.check("train", args.params)
     index = shards.read_index(args.data / "dataset")
+    comparison_datasets = {
+        name: shards.read_index(args.data / name) for name in params.comparison_datasets
+    }
+    evaluation.check(params, index, comparison_datasets)
     shards.verify(index)
     storage.check(runs)
     digest = lineage.run_digest(params, index.digest)

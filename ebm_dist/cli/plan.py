@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from ebm_dist import evaluation
 from ebm_dist.chains.replay import deal
 from ebm_dist.config import Params
 from ebm_dist.data import shards
@@ -21,6 +22,10 @@ def lines(params: Params, data: Path) -> Iterator[str]:
     A few steps are timed in this process with all shards; nothing is written.
     """
     index, config = shards.read_index(data / "dataset"), params.train
+    comparison_datasets = {
+        name: shards.read_index(data / name) for name in params.comparison_datasets
+    }
+    evaluation.check(params, index, comparison_datasets)
     torch.set_num_threads(config.num_threads)
     probe = trainer.build(params, index, LocalComm(), torch.device("cpu"), "plan")
     _, workers = params.cluster.fewest_and_most

@@ -80,7 +80,8 @@ class _Part(NamedTuple):
     labels: npt.NDArray[Any] | None
 
 
-def load(config: Config) -> Dataset:
+def locate(config: Config) -> Path:
+    """Return the file or folder. Raise :class:`DataError` where it does not exist."""
     path = Path(config.path)
     if not path.exists():
         path = Path(os.environ.get("EBM_DATA_DIR", ".")) / config.path
@@ -89,6 +90,11 @@ def load(config: Config) -> Dataset:
             f"{path}: no such file or folder; set dataset.path to an .npz, an .npy or a folder of"
             " images"
         )
+    return path
+
+
+def load(config: Config) -> Dataset:
+    path = locate(config)
     if path.is_dir():
         pictures = read_folder(path)
         parts = {split: _Part(*pair) for split, pair in pictures.splits.items()}

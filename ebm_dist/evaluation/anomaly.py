@@ -30,12 +30,13 @@ from ebm_dist.config import Mismatch, Params, Positive, PositiveInt, Probability
 from ebm_dist.data import shards
 from ebm_dist.energies import build_energy, score
 from ebm_dist.errors import DataError
-from ebm_dist.evaluation import Report, Subject, check_finite
+from ebm_dist.evaluation import Needs, Report, Subject, check_finite
 from ebm_dist.evaluation._baselines import Array, FittedGaussian, rows
 from ebm_dist.report import figures
 from ebm_dist.rng import numpy_stream
 
 _BATCH = 128  # labelled rows per update
+_NUM_NEIGHBOURS = 5
 _ENERGY, _GIVEN_INK, _WITH_DOUBT, _CHANCE = (
     "E (model)",
     "E given ink (model)",
@@ -67,6 +68,19 @@ class Config:
                 "evaluation.anomaly.contamination",
                 "classifies no row as anomalous; use a share above 0, or leave it out",
             )
+
+
+def check(config: Config, needs: Needs) -> None:
+    needs.split("train", _NUM_NEIGHBOURS)
+    needs.split("test")
+    needs.split(config.split)
+    label = len(needs.label_counts("test")) - 1  # of anomalies
+    counts = needs.label_counts(config.split)
+    if not sum(counts[:label]) or not sum(counts[label:]):
+        raise needs.error(
+            f"needs anomalies, under the highest label, and others in the {config.split} split of"
+            f" {needs.data.dataset}"
+        )
 
 
 def evaluate(config: Config, subject: Subject) -> Report:
@@ -182,7 +196,7 @@ def _baselines(
     subset = flat[numpy_stream(0, "anomaly/train").permutation(len(flat))[: config.max_train]]
     forest = IsolationForest(random_state=0).fit(subset)
     machine = OneClassSVM(nu=0.1, gamma="scale").fit(subset)
-    neighbours = NearestNeighbors(n_neighbors=5).fit(subset)
+    neighbours = NearestNeighbors(n_neighbors=_NUM_NEIGHBOURS).fit(subset)
 
     def residual(count: int) -> Callable[[Tensor], Array]:
         return lambda x: gaussian.residual(x, count)
@@ -210,7 +224,7 @@ def _baselines(
         scorers["distance to 5 nearest, over norm"] = lambda x: (
             nearest(x) / np.linalg.norm(rows(x), axis=1).clip(min=1e-6)
         )
-        by_angle = NearestNeighbors(n_neighbors=5, metric="cosine").fit(subset)
+        by_angle = NearestNeighbors(n_neighbors=_NUM_NEIGHBOURS, metric="cosine").fit(subset)
         scorers["angle to 5 nearest"] = lambda x: by_angle.kneighbors(rows(x))[0].mean(axis=1)
     return scorers
 

@@ -34,7 +34,7 @@ from ebm_dist.config import (
 )
 from ebm_dist.data import shards
 from ebm_dist.energies import EnergyFn, frozen, given, is_conditional
-from ebm_dist.evaluation import Report, Subject, check_finite, defined
+from ebm_dist.evaluation import Needs, Report, Subject, check_finite, defined
 from ebm_dist.report import figures
 from ebm_dist.rng import stream
 from ebm_dist.samplers import Info, State, noise, run_chain
@@ -53,7 +53,8 @@ class Config:
     thin: PositiveInt = 5
     """Steps of the sampler from one draw to the next."""
     num_components: PositiveInt = 5
-    """Principal components of the training data to follow, in addition to the energy."""
+    """Principal components of the training data to follow, in addition to the energy; fewer where
+    the data vary in fewer directions."""
     temperatures: tuple[Positive, ...] = ()
     """Temperatures of parallel tempering, from 1 up; plain chains if empty."""
     warm_up: NonNegativeInt = 0
@@ -110,6 +111,10 @@ class _Run(NamedTuple):
     """of the warm-up and of tempering, if there were any"""
 
 
+def check(config: Config, needs: Needs) -> None:
+    needs.split("train")
+
+
 def evaluate(config: Config, subject: Subject) -> Report:
     model = subject.model
     train, _ = shards.read_split(subject.data, "train")
@@ -121,7 +126,7 @@ def evaluate(config: Config, subject: Subject) -> Report:
         "noise": _run(config, subject, "noise", start, labels, components),
         "replay": _run(config, subject, "replay", model.chains[:n], model.labels[:n], components),
     }
-    names = ["energy", *(f"component {i + 1}" for i in range(config.num_components))]
+    names = ["energy", *(f"component {i + 1}" for i in range(components.directions.shape[1]))]
     rows, metrics = list[dict[str, Any]](), dict[str, Any]()
     for name, parts in {
         **{name: [run] for name, run in runs.items()},
@@ -171,7 +176,10 @@ def _principal_components(x: Tensor, num: int) -> _Components:
     flat = x.flatten(1)
     mean = flat.mean(dim=0)
     values, vectors = torch.linalg.eigh(((flat - mean).T @ (flat - mean) / len(flat)).double())
-    largest = vectors[:, -num:].flip(1) / values[-num:].flip(0).sqrt()
+    # the covariance is of 32-bit numbers: smaller values are rounding errors
+    smallest = values.max() * len(values) * torch.finfo(torch.float32).eps
+    num = min(num, int((values > smallest).sum()))
+    largest = vectors.flip(1)[:, :num] / values.flip(0)[:num].sqrt()
     return _Components(mean, largest.float())
 
 
@@ -238,13 +246,14 @@ def _run(
 def _pictures(
     config: Config, subject: Subject, runs: dict[str, _Run], dots: Tensor
 ) -> dict[str, bytes]:
-    x, y = shards.read_split(subject.data, "val")
+    split = next(split for split in ("val", "test", "train") if split in subject.data.splits)
+    x, y = shards.read_split(subject.data, split)
     data = given(subject.model.energy, y if is_conditional(subject.model.params) else None)(x)
     steps = [config.thin * (i + 1) for i in range(config.num_draws)]
     lines = {
         f"chains from {name}": (steps, *_band(run.followed[:, :, 0])) for name, run in runs.items()
     }
-    lines["validation data"] = (
+    lines[f"{split} data"] = (
         [0, steps[-1]],
         *(np.repeat(v, 2) for v in _band(data.numpy()[:, None])),
     )
@@ -256,7 +265,7 @@ def _pictures(
             "Energy along the chains",
         )
     }
-    if config.num_components > 1:
+    if dots.shape[1] > 1:
         pictures["paths.png"] = figures.paths(
             {f"chain from {name}": run.followed[:_NUM_PATHS, :, 1:3] for name, run in runs.items()},
             dots[:, :2].numpy(),

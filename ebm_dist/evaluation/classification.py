@@ -21,7 +21,7 @@ from ebm_dist.config import Mismatch, Params, Positive, PositiveInt, section
 from ebm_dist.data import shards
 from ebm_dist.energies import build_energy, is_classifier
 from ebm_dist.errors import DataError
-from ebm_dist.evaluation import Report, Subject, check_finite
+from ebm_dist.evaluation import Needs, Report, Subject, check_finite
 from ebm_dist.report import figures
 from ebm_dist.rng import numpy_stream
 
@@ -52,6 +52,17 @@ class Config:
                 "evaluation.classification",
                 "needs an energy with one output per class; use energy classifier",
             )
+
+
+def check(config: Config, needs: Needs) -> None:
+    needs.split("train")
+    needs.split(config.split)
+    needs.classes(config.split)
+    if not any(split.startswith("labelled-") for split in needs.data.splits):
+        raise needs.error(
+            f"needs data with few labels, and {needs.data.dataset} has all",
+            "use dataset few_labels, or leave this suite out",
+        )
 
 
 def evaluate(config: Config, subject: Subject) -> Report:

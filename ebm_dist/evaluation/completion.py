@@ -16,7 +16,7 @@ from ebm_dist.config import Mismatch, Params, PositiveInt, section
 from ebm_dist.data import shards
 from ebm_dist.energies import frozen, given, is_conditional
 from ebm_dist.errors import ConfigError
-from ebm_dist.evaluation import Report, Subject, check_finite
+from ebm_dist.evaluation import Needs, Report, Subject, check_finite
 from ebm_dist.report import figures
 from ebm_dist.rng import numpy_stream, stream
 from ebm_dist.samplers import noise, run_chain
@@ -37,6 +37,15 @@ class Config:
         for name in ("num_images", "num_completions"):
             if getattr(self, name) < 2:
                 raise Mismatch(f"evaluation.completion.{name}", "needs at least 2, for a variance")
+
+
+def check(config: Config, needs: Needs) -> None:
+    needs.images()
+    needs.split("train")
+    needs.split("test")
+    needs.chains_of_parts()
+    if needs.data.shape[1] < 2:
+        raise needs.error(f"needs images of two rows, found the shape {needs.data.shape}")
 
 
 def evaluate(config: Config, subject: Subject) -> Report:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ebm_dist.config import PositiveInt, section
 from ebm_dist.energies import frozen, is_conditional
 from ebm_dist.errors import ConfigError
-from ebm_dist.evaluation import Report, Subject, check_finite
+from ebm_dist.evaluation import Needs, Report, Subject, check_finite
 from ebm_dist.metrics import features
 from ebm_dist.report import figures
 from ebm_dist.rng import stream
@@ -28,6 +28,12 @@ class Config:
     """Chains for each pair of classes, and as many for each class of the pair alone."""
     num_steps: PositiveInt = 80
     """Steps of the chains."""
+
+
+def check(config: Config, needs: Needs) -> None:
+    needs.labels_learnt()
+    needs.classifier_data()
+    needs.chains_of_parts()
 
 
 def evaluate(config: Config, subject: Subject) -> Report:

@@ -19,7 +19,7 @@ from ebm_dist.config import Positive, PositiveInt, section
 from ebm_dist.data import shards
 from ebm_dist.energies import EnergyModel, is_conditional
 from ebm_dist.errors import ConfigError
-from ebm_dist.evaluation import Report, Subject, check_finite
+from ebm_dist.evaluation import Needs, Report, Subject, check_finite
 from ebm_dist.report import figures
 
 
@@ -33,6 +33,18 @@ class Config:
     """Added to the variances of each class's Gaussian; inputs are between 0 and 1."""
     weight: Positive = 200.0
     """Weight of the model's energy in its sum with the Gaussian's, in nats per unit."""
+
+
+def check(config: Config, needs: Needs) -> None:
+    needs.labels_learnt()
+    if needs.params.train.num_tasks == 1:
+        raise needs.error(
+            "needs a model that learns classes in tasks",
+            "set train.num_tasks, or leave this suite out",
+        )
+    for split in ("train", config.split):
+        needs.split(split)
+        needs.classes(split)
 
 
 def evaluate(config: Config, subject: Subject) -> Report:

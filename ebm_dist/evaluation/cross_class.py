@@ -15,7 +15,7 @@ from ebm_dist.config import PositiveInt, section
 from ebm_dist.data import shards
 from ebm_dist.energies import frozen, given, is_conditional
 from ebm_dist.errors import ConfigError
-from ebm_dist.evaluation import Report, Subject, check_finite
+from ebm_dist.evaluation import Needs, Report, Subject, check_finite
 from ebm_dist.metrics import features
 from ebm_dist.report import figures
 from ebm_dist.rng import stream
@@ -32,6 +32,19 @@ class Config:
     """Rounds after which the samples are classified."""
     steps_per_round: PositiveInt = 20
     """Steps of the chains per round."""
+
+
+def check(config: Config, needs: Needs) -> None:
+    needs.labels_learnt()
+    needs.classifier_data()
+    needs.split("test")
+    needs.classes("test")
+    if config.num_samples < needs.data.num_classes:
+        raise needs.error(
+            f"needs a sample per class, {needs.data.num_classes}, found num_samples:"
+            f" {config.num_samples}",
+            "raise it",
+        )
 
 
 def evaluate(config: Config, subject: Subject) -> Report:

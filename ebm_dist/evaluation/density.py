@@ -26,7 +26,7 @@ from ebm_dist.config import (
     section,
 )
 from ebm_dist.data import shards
-from ebm_dist.evaluation import Report, Subject, check_finite
+from ebm_dist.evaluation import Needs, Report, Subject, check_finite
 from ebm_dist.generators import FlowModel
 from ebm_dist.models import latent
 from ebm_dist.report import figures
@@ -54,6 +54,11 @@ class Config:
     def check(self, params: Params) -> None:
         if not hasattr(module_of(params.dataset), "density"):
             raise Mismatch("evaluation.density", "needs a data set with a known density; use toy2d")
+
+
+def check(config: Config, needs: Needs) -> None:
+    needs.generator()
+    needs.split("test")
 
 
 def evaluate(config: Config, subject: Subject) -> Report:

@@ -5,7 +5,7 @@ from sklearn.metrics import roc_auc_score
 
 from ebm_dist.config import PositiveInt, section
 from ebm_dist.data import shards
-from ebm_dist.evaluation import Report, Subject, check_finite
+from ebm_dist.evaluation import Needs, Report, Subject, check_finite
 from ebm_dist.metrics.ood_images import others_like
 from ebm_dist.report import figures
 from ebm_dist.rng import stream
@@ -16,6 +16,12 @@ from ebm_dist.samplers import noise
 class Config:
     max_samples: PositiveInt = 10000
     """Largest number of samples per set."""
+
+
+def check(config: Config, needs: Needs) -> None:
+    needs.split("train")
+    needs.split("test")
+    needs.comparable_sets()
 
 
 def evaluate(config: Config, subject: Subject) -> Report:

@@ -21,7 +21,7 @@ from torch import Tensor
 from ebm_dist.config import Mismatch, Params, PositiveInt, plugin_name, section
 from ebm_dist.data import shards
 from ebm_dist.energies import rbm
-from ebm_dist.evaluation import Report, Subject, check_finite, defined
+from ebm_dist.evaluation import Needs, Report, Subject, check_finite, defined
 from ebm_dist.metrics.ais import (
     Estimate,
     ais,
@@ -66,6 +66,16 @@ class Config:
             )
         if self.num_chains < 2:
             raise Mismatch("evaluation.likelihood.num_chains", "needs at least 2, for an interval")
+
+
+def check(config: Config, needs: Needs) -> None:
+    if needs.data.bounds != (0.0, 1.0):
+        raise needs.error(
+            f"needs values in [0, 1], the probabilities of ones, and {needs.data.dataset} has the"
+            f" bounds {needs.data.bounds}"
+        )
+    needs.split("train")
+    needs.split(config.split)
 
 
 def evaluate(config: Config, subject: Subject) -> Report:

@@ -16,7 +16,7 @@ from torch import Tensor
 from ebm_dist.config import PositiveInt, section
 from ebm_dist.data import shards
 from ebm_dist.energies import frozen, given, is_conditional
-from ebm_dist.evaluation import Report, Subject, check_finite
+from ebm_dist.evaluation import Needs, Report, Subject, check_finite
 from ebm_dist.report import figures
 from ebm_dist.rng import stream
 from ebm_dist.samplers import noise, run_chain
@@ -36,6 +36,11 @@ class Config:
     """Looks at the chains per decade of steps, spread evenly in the logarithm."""
     max_samples: PositiveInt = 10000
     """Training samples for the range of energies to compare with."""
+
+
+def check(config: Config, needs: Needs) -> None:
+    needs.split("train")
+    needs.split("test")
 
 
 def evaluate(config: Config, subject: Subject) -> Report:

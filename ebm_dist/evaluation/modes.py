@@ -15,7 +15,7 @@ from torch import Tensor
 from ebm_dist.config import PositiveInt, section
 from ebm_dist.data import shards
 from ebm_dist.errors import ConfigError
-from ebm_dist.evaluation import Report, Subject, check_finite
+from ebm_dist.evaluation import Needs, Report, Subject, check_finite
 from ebm_dist.metrics import features
 from ebm_dist.models import latent
 from ebm_dist.report import figures
@@ -30,6 +30,17 @@ class Config:
     """Images per mode: 26,000 for a thousand modes."""
     num_steps: PositiveInt = 5
     """Steps of the chains in latent space."""
+
+
+def check(config: Config, needs: Needs) -> None:
+    needs.generator()
+    needs.images()
+    needs.split("test")
+    if needs.classifier_data().num_classes ** needs.data.shape[0] != needs.data.num_classes:
+        raise needs.error(
+            "needs images with a digit in each channel, and a classifier of single digits",
+            "set dataset.num_channels and features.dataset, or leave this suite out",
+        )
 
 
 def evaluate(config: Config, subject: Subject) -> Report:

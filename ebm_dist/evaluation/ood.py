@@ -1,8 +1,9 @@
 """Out-of-distribution detection (Du & Mordatch 2019, section 4.4 and Figure 10).
 
 The metric is the AUROC of ``-E`` with the test split as positives (Hendrycks & Gimpel 2017); chance
-is 0.5. Images of both sides are prepared alike and rounded to the grey levels of the data. Each
-value has baselines without a model, and nothing is tuned on these sets.
+is 0.5. Samples of both sides are prepared alike; images of integers are rounded to the grey levels
+of the data. Each value has baselines without a model, and nothing is tuned on these sets. Samples
+that are no images have no set of one colour and fewer baselines.
 
 The second score is the drop of the energy along a chain of the model's sampler that starts at the
 image and is as long as in training. Training makes chains end where the data are, so chains from
@@ -23,10 +24,10 @@ from torch import Tensor
 from ebm_dist.config import Mismatch, Params, PositiveInt, section
 from ebm_dist.data import shards
 from ebm_dist.energies import build_energy, given, is_conditional
-from ebm_dist.errors import ConfigError, DataError
-from ebm_dist.evaluation import Report, Subject, check_finite
+from ebm_dist.errors import DataError
+from ebm_dist.evaluation import Needs, Report, Subject, check_finite
 from ebm_dist.evaluation._baselines import Array, FittedGaussian
-from ebm_dist.metrics.ood_images import others_like, synthetic
+from ebm_dist.metrics.ood_images import others_like, synthetic, synthetic_names
 from ebm_dist.models.trained import TrainedModel
 from ebm_dist.report import figures
 from ebm_dist.rng import numpy_stream, stream
@@ -57,6 +58,17 @@ class Config:
             )
 
 
+def check(config: Config, needs: Needs) -> None:
+    needs.split("train")
+    needs.split("test")
+    needs.comparable_sets()
+    names = [*synthetic_names(needs.data.shape), *needs.comparison_datasets]
+    if unknown := set(config.mean_of) - set(names):
+        raise needs.error(
+            f"no set {', '.join(sorted(unknown))} for mean_of", f"choose of {', '.join(names)}"
+        )
+
+
 def evaluate(config: Config, subject: Subject) -> Report:
     train = shards.read_split(subject.data, "train")[0][: config.max_samples]
     inside = shards.read_split(subject.data, "test")[0][: config.max_samples]
@@ -72,7 +84,7 @@ def evaluate(config: Config, subject: Subject) -> Report:
         untrained.initialise(lambda of: of(train.double()).mean(dim=0))
         blank = subject.model._replace(energy=untrained.eval().requires_grad_(False))
         scorers[_UNTRAINED] = lambda x: -blank.energies(x).double().numpy()
-    scorers |= _baselines(train)
+    scorers |= _baselines(train, subject.data.bounds)
     inside_scores = {name: score(inside) for name, score in scorers.items()}
     rows: list[dict[str, Any]] = []
     for set_name, x in sets.items():
@@ -115,11 +127,6 @@ def evaluate(config: Config, subject: Subject) -> Report:
     for row in rows:
         if row["score"] == _FALL:
             metrics[row["set"]] |= {f"{key}_by_fall": row[key] for key in ("auroc", "low", "high")}
-    if unknown := set(config.mean_of) - set(sets):
-        raise ConfigError(
-            f"evaluation.ood.mean_of: no set {', '.join(sorted(unknown))}; "
-            f"choose of {', '.join(sets)}"
-        )
     averaged = config.mean_of or tuple(sets)
     means = {
         name: float(
@@ -137,12 +144,19 @@ def evaluate(config: Config, subject: Subject) -> Report:
         }
         for name in model_rows
     }
-    title = f"{subject.data.dataset}: test images ({len(inside):,}) against other images"
+    title = f"{subject.data.dataset}: test samples ({len(inside):,}) against others"
     picture = figures.intervals(shown, "AUROC, 95 % interval (dashed: chance)", title, 0.5)
+    report = Report(metrics, {"auroc": rows}, {"auroc.png": picture})
+    if inside.ndim == 4:
+        report.figures["sets.png"] = _sheet(inside, sets)
+    return report
+
+
+def _sheet(inside: Tensor, sets: dict[str, Tensor]) -> bytes:
+    """Draw ten images of each set that has them."""
     examples = torch.cat([x[:10] for x in [inside, *sets.values()] if len(x) >= 10])
     rows_shown = ", ".join(["test", *(name for name, x in sets.items() if len(x) >= 10)])
-    sheet = figures.image_grid(examples.numpy(), 10, f"Rows: {rows_shown}")
-    return Report(metrics, {"auroc": rows}, {"auroc.png": picture, "sets.png": sheet})
+    return figures.image_grid(examples.numpy(), 10, f"Rows: {rows_shown}")
 
 
 def auroc(
@@ -150,7 +164,7 @@ def auroc(
 ) -> tuple[float, float, float]:
     """Return P(inside scores above outside) and its 2.5 % and 97.5 % bootstrap quantiles.
 
-    Ties count half. Both sets are resampled. Raises :class:`DivergedError` for a score that is not
+    Ties count half. Both sets are resampled. Raise :class:`DivergedError` for a score that is not
     finite and :class:`DataError` for a set of one, which cannot be resampled; ``what`` names the
     scores.
     """
@@ -198,18 +212,20 @@ def energy_drop(model: TrainedModel, x: Tensor) -> Tensor:
     return torch.cat(drops)
 
 
-def _baselines(train: Tensor) -> dict[str, Any]:
+def _baselines(train: Tensor, bounds: tuple[float, float] | None) -> dict[str, Any]:
     """Return scores without an energy model, two-sided where the sign would be a choice."""
     gaussian = FittedGaussian(train)
     size = len(gaussian.mean)
-    ridge = 1e-3 * np.trace(gaussian.covariance) / size
+    ridge = 1e-3 * np.trace(gaussian.covariance) / size or 1e-3
+
+    num_components = min(_NUM_COMPONENTS, max(1, size // 4))
 
     def two_sided(statistic: Any) -> Any:
         middle = np.median(statistic(train))
         return lambda x: -np.abs(statistic(x) - middle)
 
     def residual(x: Tensor) -> Array:
-        squared = gaussian.residual(x, min(_NUM_COMPONENTS, size // 4))
+        squared = gaussian.residual(x, num_components)
         return np.log(squared + 1e-6)  # type: ignore[no-any-return]
 
     def variation(x: Tensor) -> Array:
@@ -219,21 +235,33 @@ def _baselines(train: Tensor) -> dict[str, Any]:
     def saturation(x: Tensor) -> Array:
         return (x.amax(dim=1) - x.amin(dim=1)).flatten(1).mean(dim=1).double().numpy()
 
-    colour = {"saturation, two-sided": two_sided(saturation)} if train.shape[1] > 1 else {}
-    return {
-        "PNG size, two-sided": two_sided(_png_bytes),
-        "brightness, two-sided": two_sided(lambda x: x.flatten(1).mean(dim=1).double().numpy()),
-        "total variation, two-sided": two_sided(variation),
-        "PCA residual, two-sided": two_sided(residual),
-        "Gaussian (Mahalanobis)": lambda x: -gaussian.mahalanobis(x, ridge),
-        **colour,
-    }
+    scorers: dict[str, Any] = {}
+    if train.ndim == 4:
+        low, high = bounds or (float(train.min()), float(train.max()))
+        scorers["PNG size, two-sided"] = two_sided(lambda x: _png_bytes(x, low, high))
+        scorers["brightness, two-sided"] = two_sided(
+            lambda x: x.flatten(1).mean(dim=1).double().numpy()
+        )
+        scorers["total variation, two-sided"] = two_sided(variation)
+    if size > 1:
+        scorers["PCA residual, two-sided"] = two_sided(residual)
+    scorers["Gaussian (Mahalanobis)"] = lambda x: -gaussian.mahalanobis(x, ridge)
+    if train.ndim == 4 and train.shape[1] > 1:
+        scorers["saturation, two-sided"] = two_sided(saturation)
+    return scorers
 
 
-def _png_bytes(x: Tensor) -> Array:
+def _png_bytes(x: Tensor, low: float, high: float) -> Array:
+    """Return the size ``(n,)`` of each image as a PNG file, with 256 levels from low to high.
+
+    Images of two or more than four channels are stored as one grey image, channel below channel.
+    """
+    levels = ((x - low) / max(high - low, 1e-12)).clamp(0, 1)
     sizes = []
-    for image in (x * 255).round().byte().numpy():
+    for image in (levels * 255).round().byte().numpy():
+        is_colour = len(image) in (3, 4)
+        pixels = image.transpose(1, 2, 0) if is_colour else image.reshape(-1, image.shape[2])
         out = io.BytesIO()
-        Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(out, "PNG")
+        Image.fromarray(pixels).save(out, "PNG")
         sizes.append(out.tell())
     return np.array(sizes, np.float64)

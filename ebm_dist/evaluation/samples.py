@@ -23,7 +23,7 @@ from ebm_dist.config import Mismatch, Params, PositiveInt, section
 from ebm_dist.data import shards
 from ebm_dist.energies import frozen, given, is_conditional
 from ebm_dist.errors import DataError
-from ebm_dist.evaluation import Report, Subject, check_finite
+from ebm_dist.evaluation import Needs, Report, Subject, check_finite
 from ebm_dist.metrics import features
 from ebm_dist.report import figures
 from ebm_dist.rng import numpy_stream, stream
@@ -48,6 +48,11 @@ class Config:
     def check(self, params: Params) -> None:
         if self.num_samples < 2:
             raise Mismatch("evaluation.samples.num_samples", "needs at least 2, for a covariance")
+
+
+def check(config: Config, needs: Needs) -> None:
+    needs.split("train")
+    needs.split(config.split)
 
 
 def evaluate(config: Config, subject: Subject) -> Report:

@@ -89,6 +89,11 @@ def is_possible(index: shards.Index) -> bool:
     return sum(count > 0 for count in counts) > 1 and len(index.shape) == 3
 
 
+def is_measurable(index: shards.Index) -> bool:
+    """Return whether the data can train a classifier and measure its accuracy on a test split."""
+    return "test" in index.splits and is_possible(index)
+
+
 def train(config: Config, index: shards.Index, folder: Path) -> dict[str, Any]:
     """Train on the training split, write weights and card to ``folder``, and return the card.
 

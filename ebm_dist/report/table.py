@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import t
 
+from ebm_dist.config import nearest
 from ebm_dist.errors import DataError
 from ebm_dist.files import flat, read_json
 from ebm_dist.report.suites import has_suites, read_suite, read_suites
@@ -68,8 +69,14 @@ def recipes(folder: Path, reports: Path) -> list[Recipe]:
 def compare(a: Path, b: Path) -> list[tuple[str, float, float]]:
     """Return the metrics ``<suite>.<key>`` that two folders of reports share.
 
-    Raise :class:`DataError` where they share none.
+    Raise :class:`DataError` where one has no metrics, or where they share none.
     """
+    if absent := [folder for folder in (a, b) if not has_suites(folder)]:
+        there = sorted(path.name for path in a.parent.glob("*") if has_suites(path))
+        raise DataError(
+            f"{' and '.join(map(str, absent))}: no metrics of a suite",
+            nearest(absent[0].name, there),
+        )
     first, second = (flat(read_suites(x)) for x in (a, b))
     rows = [
         (key, float(value), float(second[key]))
@@ -78,13 +85,14 @@ def compare(a: Path, b: Path) -> list[tuple[str, float, float]]:
     ]
     if not rows:
         raise DataError(
-            f"{a} and {b}: no suite judged both; ebm-dist recipes shows what has been run"
+            f"{a} and {b}: no suite judged both",
+            "compare recipes with the same suite; their metrics are in reports/<recipe>/<suite>/",
         )
     return rows
 
 
 def value_at(metrics: Mapping[str, Any], key: str) -> float:
-    """Return the number under a dotted key. Raises :class:`DataError` where there is none.
+    """Return the number under a dotted key. Raise :class:`DataError` where there is none.
 
     A figure that a run leaves undefined is absent.
     """

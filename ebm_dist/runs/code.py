@@ -328,7 +328,9 @@ def evaluate_digest(
         ("ebm_dist.metrics.features", "load"),
     ]
     roots += _whole(f"ebm_dist.evaluation.{suite}")
-    skipped = _ruled_out(params) + ([] if figures else [_FIGURES])
+    # a check refuses data, and decides no result
+    skipped = [(f"ebm_dist.evaluation.{suite}", "check"), *_ruled_out(params)]
+    skipped += [] if figures else [_FIGURES]
     return digest([*roots, *_plugins_of(params, "energy", "sampler", "objective")], skipped, root)
 
 

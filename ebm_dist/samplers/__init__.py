@@ -120,7 +120,7 @@ def reflect(x: Tensor, bounds: tuple[float, float]) -> tuple[Tensor, Tensor]:
 def check_start(state: State) -> None:
     """Check that chains that accept or reject can leave their start.
 
-    Raises :class:`DivergedError` if one cannot: from an energy or score that is not finite, every
+    Raise :class:`DivergedError` if one cannot: from an energy or score that is not finite, every
     proposal is rejected.
     """
     if not isinstance(state, AdjustedState) or state.is_finite.all():
@@ -148,7 +148,7 @@ def run_chain(
 ) -> tuple[Tensor, ChainStats]:
     """Run a batch of chains ``(B, *shape)``; return their positions and statistics.
 
-    ``observe(step, state, info)`` is called after each step. Raises :class:`DivergedError` for
+    ``observe(step, state, info)`` is called after each step. Raise :class:`DivergedError` for
     starts that fail :func:`check_start`, unless ``checks_start`` is false. Freeze the target's
     parameters (:func:`ebm_dist.energies.frozen`), otherwise each step also computes their
     gradients.

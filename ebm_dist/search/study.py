@@ -101,8 +101,8 @@ class Config:
         if key not in defaults:
             raise Mismatch(
                 place,
-                "no such value decides the result of training"
-                + config.nearest(key, list(defaults)),
+                "no such value decides the result of training",
+                config.nearest(key, list(defaults)),
             )
         if self.scheduler == "pbt" and not key.startswith(_KEEP_SHAPES):
             raise Mismatch(

@@ -26,6 +26,11 @@ FAST_LAYERS = "tests/unit/test_cpu_layers.py"
 ADAM = "tests/integration/test_trainer.py::test_kernels_that_lie_channels_last_learn_as_adam_says_also_after_a_restart"
 BAND_POWER = "tests/statistical/test_band_power.py"
 CHAINS, TASKS = "tests/statistical/test_chains_suite.py", "tests/statistical/test_tasks.py"
+DIRECTIONS, FLOATS = (
+    "tests/unit/test_suite_needs.py::"
+    "test_chains_are_followed_in_the_directions_in_which_the_data_vary",
+    "tests/unit/test_suite_needs.py::test_synthetic_sets_keep_the_values_of_floats",
+)
 GEWEKE, BOUNDS = (
     f"{SAMPLERS}::test_exact_draws_stay_exact_at_every_step",
     f"{SAMPLERS}::test_bounds_leave_the_sampler_exact",
@@ -195,7 +200,9 @@ MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "starts are not compared": ("evaluation/chains.py", '"both": list(runs.values())', '"both": list(runs.values())[:1]', CHAINS),
     "classes are pooled": ("evaluation/chains.py", "for y in np.unique(classes)]", "for y in [0]] and [draws]", CHAINS),
     "the warm-up is judged": ("evaluation/chains.py", "config.num_draws // 2 :", "0 :", CHAINS),
-    "components in no order": ("evaluation/chains.py", "values[-num:].flip(0)", "values[-num:]", CHAINS),
+    "components in no order": ("evaluation/chains.py", "values.flip(0)[:num]", "values[-num:]", CHAINS),
+    "directions without variance": ("evaluation/chains.py", "int((values > smallest).sum())", "len(values)", DIRECTIONS),
+    "floats are rounded to integers": ("metrics/ood_images.py", "np.issubdtype(stored, np.integer)", "np.issubdtype(stored, np.number)", FLOATS),
     "replicas of another class": ("evaluation/chains.py", "labels.repeat(num_replicas)", "labels.repeat_interleave(num_replicas)", CHAINS),
     "a warm-up without effect": ("evaluation/chains.py", "kernel = module_of(sampler).build(sampler, bounds=model.bounds)", "kernel = model.kernel()", CHAINS),
     "replicas that are not used": ("evaluation/chains.py", "kernel = tempering.tempered(kernel, config.temperatures, bounds=model.bounds)", "tempering.tempered(kernel, config.temperatures, bounds=model.bounds)", CHAINS),

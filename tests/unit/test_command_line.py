@@ -230,7 +230,7 @@ def test_recipes_and_their_comparison(tmp_path):
     }
     assert rows["density.num_modes"] == (25, 8)
     with pytest.raises(DataError, match="no suite judged both"):
-        table.compare(ROOT / "reports/meg-25gaussians", tmp_path)
+        table.compare(ROOT / "reports/meg-25gaussians", ROOT / "reports/digits")
 
 
 def test_a_plan_counts_and_does_a_step(digits_data, tmp_path):
@@ -252,11 +252,12 @@ def test_a_plan_counts_and_does_a_step(digits_data, tmp_path):
 
 
 def test_a_job_is_submitted_with_the_exit_code_of_the_job_or_of_its_refusal(
-    run, digits_data, tmp_path
+    run, digits_data, photos_data, tmp_path
 ):
     """A job that really runs, on a real cluster: tests/faults/test_cluster.py."""
     (tmp_path / "main").mkdir()
     shutil.copytree(digits_data, tmp_path / "main/dataset")
+    shutil.copytree(photos_data, tmp_path / "main/photos")
     code, out, err = run("submit", "--dry-run", "--data", str(tmp_path / "main"))
     assert code == 0 and "shards" in out and "minutes of training" in out, err
     command = [
@@ -310,5 +311,8 @@ def test_the_command_speaks_plainly(run, tmp_path):
     )
     code, _, err = run("new", "sampler", "langevin")
     assert code == 2 and err.startswith("error: 'langevin': there is one already")
-    code, _, err = run("compare", "digits", "nothing")
-    assert code == 4 and "ebm-dist recipes" in err
+    code, _, err = run("compare", "digits", "digit")
+    assert code == 4 and "reports/digit: no metrics" in err and "did you mean 'digits'?" in err
+    assert "reports/digits" not in err
+    code, _, err = run("compare", "nothing", "nowhere")
+    assert code == 4 and "reports/nothing and " in err and "reports/nowhere: no metrics" in err

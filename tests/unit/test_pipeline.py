@@ -34,6 +34,8 @@ def test_the_generated_files_are_of_this_code_and_these_recipes():
 def test_each_stage_depends_on_the_digest_of_its_code(stages):
     known = YAML(typ="safe", pure=True).load((ROOT / digests.CODE).read_text())
     for name, stage in stages.items():
+        if stage.get("do", stage).get("always_changed"):
+            continue
         params = stage.get("do", stage)["params"]
         (key,) = next(
             entry["pipelines/code.yaml"] for entry in params if "pipelines/code.yaml" in entry
