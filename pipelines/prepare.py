@@ -18,13 +18,14 @@ def main() -> None:
     )
     args = options.parse_args()
     params = config.load(args.params, seed=args.seed)
-    digests.check("prepare", args.params)
+    check_unchanged = digests.check("prepare", args.params)
     for folder, config_of_set in {"dataset": params.dataset, **params.comparison_datasets}.items():
         name = plugin_name(config_of_set) or folder
         index = shards.write(args.out / folder, name, module_of(config_of_set).load(config_of_set))
         counts = ", ".join(f"{index.num_samples(split):,} {split}" for split in index.splits)
         mark = "" if index.is_official else "  (the user's own files)"
         print(f"{args.out / folder}: {name}: {counts}; shape {tuple(index.shape)}{mark}")
+    check_unchanged()
 
 
 if __name__ == "__main__":

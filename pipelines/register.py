@@ -26,7 +26,7 @@ def main() -> None:
     )
     args = options.parse_args()
     params, card = config.load(args.params, seed=args.seed), models.load(args.model).card
-    digests.check("register", args.params)
+    check_unchanged = digests.check("register", args.params)
     digest = card["run_digest"]
     name = f"{card['dataset']}-{digest[:8]}"
     runs = args.runs or storage.store("runs")
@@ -42,6 +42,7 @@ def main() -> None:
         "   (pictures: the run's artifacts, reports/)"
     )
     print("            dvc metrics show;  dvc plots show --open")
+    check_unchanged()
 
 
 if __name__ == "__main__":

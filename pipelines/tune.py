@@ -42,7 +42,7 @@ def main() -> None:
     )
     args = options.parse_args()
     params, runs = config.load(args.params, seed=args.seed), args.runs or storage.store("runs")
-    digests.check("tune", args.params)
+    check_unchanged = digests.check("tune", args.params)
     index = shards.read_index(args.data / "dataset")
     shards.verify(index)
     storage.check(runs)
@@ -66,6 +66,7 @@ def main() -> None:
     print(f"adopt and retrain: dvc exp run -S recipe={args.tuned}")
     where = f"mlflow ui --backend-store-uri {tracking.tracking_uri()}"
     print(f"look at it: {where}   ({family.name}, its children and artifacts)")
+    check_unchanged()
 
 
 if __name__ == "__main__":

@@ -107,8 +107,7 @@ def run_trial(point: dict[str, Any], *, job: Job) -> None:
         thread = threading.Thread(target=_train, args=training, daemon=True)
         deadline = time.monotonic() + job.timeout_s
         is_trained = (
-            cluster.is_finished(run, digest, trial_config.train.num_steps)
-            and (run / SCORES).exists()
+            cluster.is_finished(run, digest, trial_config.train) and (run / SCORES).exists()
         )
         if not is_trained and not (run / STOP).exists():
             thread.start()
