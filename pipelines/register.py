@@ -6,6 +6,7 @@ The version becomes candidate, and champion if it passes all its gates.
 from pathlib import Path
 
 from ebm_dist import config, models, storage
+from ebm_dist.errors import redact
 from ebm_dist.files import write_json
 from ebm_dist.registry import versions
 from ebm_dist.runs import tracking
@@ -38,7 +39,7 @@ def main() -> None:
     aliases = " ".join(f"@{alias}" for alias in result["aliases"])
     print(f"models:/{result['model']}/{result['version']}  {aliases}")
     print(
-        f"look at it: mlflow ui --backend-store-uri {tracking.tracking_uri()}"
+        f"look at it: mlflow ui --backend-store-uri {redact(tracking.tracking_uri())}"
         "   (pictures: the run's artifacts, reports/)"
     )
     print("            dvc metrics show;  dvc plots show --open")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ebm_dist import models, storage
-from ebm_dist.config import Mismatch, Params, plugin_name, section
+from ebm_dist.config import Mismatch, Params, PlainName, plugin_name, section
 from ebm_dist.errors import DataError, RegistryError
 from ebm_dist.files import flat
 from ebm_dist.models import requests
@@ -38,7 +38,7 @@ class Gate:
 
 @section
 class Config:
-    model: str = "ebm"
+    model: PlainName = "ebm"
     """Name of the registered model."""
     gates: tuple[Gate, ...] = ()
     """Bounds that all must hold for the alias ``champion``; each version becomes ``candidate``."""

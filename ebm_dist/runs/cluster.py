@@ -390,12 +390,18 @@ def exclusive_lock(run: Path, digest: str) -> Iterator[None]:
         else Path(tempfile.gettempdir()) / f"ebm-dist-{digest[:16]}.lock"
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
+    lock = FileLock(path, mode=0o600)
     try:
         lock.acquire(timeout=_LOCK_WAIT_S, poll_interval=1.0)
     except Timeout:
         raise ClusterError(
             f"{run}: this very training is running already; wait for it or stop it"
+        ) from None
+    except OSError as refused:
+        raise ClusterError(
+            f"{path}: cannot be locked ({refused.strerror}): expected a file of this user, not a"
+            " link",
+            "remove it and run again",
         ) from None
     try:
         yield
