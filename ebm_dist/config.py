@@ -396,7 +396,6 @@ class _Source:
             if name not in names:
                 raise self.error((*key, name), "unknown key", _suggestion(str(name), names))
 
-
     def check_name(self, key: tuple[str, str]) -> None:
         """Raise :class:`ConfigError` unless a folder may have the name that is the last key."""
         if not re.fullmatch(_PLAIN_NAME, key[-1]):

@@ -31,6 +31,7 @@ from ebm_dist.errors import CheckpointError, ClusterError, DivergedError, EbmErr
 from ebm_dist.runs import code, lineage, provenance
 from ebm_dist.runs.record import STOP, FileReporter
 from ebm_dist.training import checkpoint, state, trainer
+from ebm_dist.training.reduce import Comm, TorchComm
 from ebm_dist.training.reporter import Request, Row
 
 _LOCK_WAIT_S = 9
@@ -345,7 +346,6 @@ def _worker(job: dict[str, Any]) -> dict[str, Any]:
     from ray.train.torch import get_device
 
     from ebm_dist.data import shards
-    from ebm_dist.training.reduce import TorchComm
 
     params, device, context = (
         config.from_values(job["params"], Path("job")),
@@ -364,13 +364,18 @@ def _worker(job: dict[str, Any]) -> dict[str, Any]:
     index, comm = shards.read_index(data), TorchComm(device)
     rank_trainer = trainer.build(params, index, comm, device, job["digest"])
     # all ranks return these errors together: Ray must not retry what would fail again
-    if comm.agree(code.train_digest(params) != job["code"]):
+    if is_code_changed(params, job["code"], comm):
         return {"step": 0, "error": code.changed(run)}
     try:
         step = rank_trainer.fit(run, job["reporter"](run, context.get_world_rank(), facts))
     except DivergedError as error:
         return {"step": rank_trainer.step, "error": error}
     return {"step": step, "error": None}
+
+
+def is_code_changed(params: Params, digest: str, comm: Comm, root: Path = code.ROOT) -> bool:
+    """Return whether any rank has other code than that of a digest; all ranks return the same."""
+    return bool(comm.agree(code.train_digest(params, root) != digest))
 
 
 @contextmanager

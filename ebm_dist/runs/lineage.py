@@ -17,7 +17,7 @@ ROOT = code.ROOT
 
 
 CADENCE = ("log_every", "checkpoint_every", "max_energy", "max_rollbacks")
-"""Keys of ``train`` that decide when a run reports, saves or gives up, but not what a step computes.
+"""Keys of ``train`` that decide when a run reports, saves or gives up, not what a step computes.
 They may be changed while it is interrupted."""
 
 

@@ -96,7 +96,9 @@ def start(run, step, torch, device="CPU"):
     FileReporter(run, facts=facts).started(step, [], 0, "resumed" if step else "start")
 
 
-def test_a_resume_with_other_libraries_or_another_device_is_said_in_one_line(tmp_path, capsys, caplog):
+def test_a_resume_with_other_libraries_or_another_device_is_said_in_one_line(
+    tmp_path, capsys, caplog
+):
     start(tmp_path, 0, "2.8")
     start(tmp_path, 4, "2.8")
     assert record.changes(tmp_path) == []

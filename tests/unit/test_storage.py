@@ -81,7 +81,7 @@ def test_a_lock_is_not_opened_through_a_link(tmp_path, monkeypatch):
     run.mkdir()
     os.symlink(target, run / "lock")
     with (
-        pytest.raises(ClusterError, match="cannot be locked .*not a link; remove it"),
+        pytest.raises(ClusterError, match=r"cannot be locked .*not a link; remove it"),
         cluster.exclusive_lock(run, "0" * 64),
     ):
         pass
