@@ -9,6 +9,7 @@ import hashlib
 import io
 import math
 import tarfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -119,6 +120,8 @@ def _write_tar(
                 packs[key] = len(pack)
         content = path.read_bytes()
     except OSError as failed:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
         raise DataError(
             f"{path}: cannot be written ({failed.strerror}); free space and run"
             f" 'dvc repro {STAGE}' again"
