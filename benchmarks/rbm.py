@@ -10,6 +10,7 @@ reports/benchmarks/rbm.json and rbm.png.
 import argparse
 import copy
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,19 @@ def likelihood(machine: Any, held_out: Tensor) -> tuple[float, float, float]:
     return -free - log_z.high, -free - log_z.log_z, -free - log_z.low
 
 
+def _without_infinity(
+    curves: dict[str, dict[str, list[float]]],
+) -> dict[str, dict[str, list[float | None]]]:
+    """Return the curves with None for the infinite ends of intervals."""
+    return {
+        name: {
+            key: [value if math.isfinite(value) else None for value in values]
+            for key, values in columns.items()
+        }
+        for name, columns in curves.items()
+    }
+
+
 def main() -> None:
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -120,7 +134,7 @@ def main() -> None:
         curves[name] = curve(
             values, shards.read_index(args.data / "dataset"), args.seconds, args.points
         )
-    write_json(args.out / "rbm.json", {"threads": 1, "curves": curves})
+    write_json(args.out / "rbm.json", {"threads": 1, "curves": _without_infinity(curves)})
     title = f"RBM 784 x 500 on MNIST: {args.seconds:.0f} CPU seconds each"
     lines = {name: (c["seconds"], c["nats"], c["low"], c["high"]) for name, c in curves.items()}
     picture = figures.curves(

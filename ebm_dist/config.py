@@ -139,9 +139,12 @@ def _plain(value: Any) -> Any:
         return [_plain(entry) for entry in value]
     if not is_dataclass(value):
         return value
-    name = plugin_name(value)
+    name, added = plugin_name(value), getattr(value, "added_keys", ())
     return ({"name": name} if name else {}) | {
-        f.name: _plain(getattr(value, f.name)) for f in fields(value)
+        f.name: _plain(getattr(value, f.name))
+        for f in fields(value)
+        # digests of files written before these keys stay as they were
+        if f.name not in added or getattr(value, f.name) != f.default
     }
 
 
@@ -194,7 +197,7 @@ def plugins(folder: str) -> list[str]:
 def load(path: Path | str, *, seed: int | None = None) -> Params:
     """Read, type and check a parameter file.
 
-    ``seed`` replaces that of the file: a replicate changes only this value. Raises
+    ``seed`` replaces that of the file: a replicate changes only this value. Raise
     :class:`ConfigError` with file, line, key, the expected value and, for a misspelt name, the
     nearest one.
     """
@@ -205,7 +208,7 @@ def load(path: Path | str, *, seed: int | None = None) -> Params:
 def from_values(values: dict[str, Any], origin: Path) -> Params:
     """Type and check values such as those of :meth:`Params.as_dict`.
 
-    Missing sections have their defaults. Raises :class:`ConfigError` like :func:`load`.
+    Missing sections have their defaults. Raise :class:`ConfigError` like :func:`load`.
     """
     if not isinstance(values, dict):
         raise ConfigError(f"{origin}: expected sections, found {type(values).__name__}")
@@ -248,7 +251,7 @@ def _typed(source: "_Source") -> Params:
 def reference(section: str | None = None) -> Iterator[str]:
     """List the settings as lines of text: sections, plugins, and keys with type, default and help.
 
-    ``section``: list only this one, such as ``train``, ``sampler`` or ``sampler.mala``. Raises
+    ``section``: list only this one, such as ``train``, ``sampler`` or ``sampler.mala``. Raise
     :class:`ConfigError` if it does not exist.
     """
     titles: list[str] = []
@@ -503,7 +506,7 @@ def read(path: Path) -> tuple[dict[str, Any], Lines]:
 
     A section is merged key by key with that of the base if both name the same plugin. Otherwise it
     replaces the section of the base. The sections ``evaluation`` and ``comparison_datasets`` always
-    replace. Return the values, and file and line of each key. Raises :class:`ConfigError`.
+    replace. Return the values, and file and line of each key. Raise :class:`ConfigError`.
     """
     values, lines = read_one(path)
     if "base" not in values:
@@ -548,7 +551,7 @@ def _merge(
 def read_one(path: Path) -> tuple[dict[str, Any], Lines]:
     """Read one file, without its base; old names of sections are replaced by the new ones.
 
-    Return the values, and file and line of each key. Raises :class:`ConfigError`.
+    Return the values, and file and line of each key. Raise :class:`ConfigError`.
     """
     values, numbers = _parse(path)
     lines = {key: (path, number) for key, number in numbers.items()}

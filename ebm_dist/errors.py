@@ -12,11 +12,18 @@ _SECRET = re.compile(
     r"[^&;\s'\"]+",
     re.IGNORECASE,
 )
+_MAX_REASON = 200  # characters
 
 
 def redact(text: str) -> str:
     """Return a text without the user, password and tokens of the addresses in it."""
     return _SECRET.sub(r"\1***", _USERINFO.sub("***@", text))
+
+
+def reason(error: BaseException) -> str:
+    """Return the type and text of an error of a library in one short line, for a message."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= _MAX_REASON else f"{text[:_MAX_REASON]}..."
 
 
 class EbmError(Exception):

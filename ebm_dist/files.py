@@ -4,7 +4,8 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,28 @@ def sha256(path: Path) -> str:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON with sorted keys and one value per line.
 
-    Equal content then gives equal bytes, and differences are readable.
+    Equal content then gives equal bytes, and differences are readable. Raises :class:`DataError`
+    for NaN and infinity, which JSON does not have.
     """
+    for key, number in _not_finite(value):
+        raise DataError(
+            f"{path}: {key} is {number}, which JSON does not have",
+            "look for energies that diverged or too few samples, and run the stage again",
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+
+
+def _not_finite(value: Any, *keys: str) -> Iterator[tuple[str, float]]:
+    """Yield the dotted key and the value of each NaN or infinity in a JSON value."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield ".".join(keys), value
+    elif isinstance(value, Mapping):
+        for key, child in value.items():
+            yield from _not_finite(child, *keys, str(key))
+    elif isinstance(value, (list, tuple)):
+        for i, child in enumerate(value):
+            yield from _not_finite(child, *keys, str(i))
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -67,7 +86,7 @@ def encode(content: Mapping[str, Tensor] | dict[str, Any] | list[Any]) -> bytes:
 def read_tensors(path: Path, made_by: str) -> dict[str, Tensor]:
     """Return the tensors by name of a safetensors file that the stage ``made_by`` writes.
 
-    Raises :class:`DataError` if the file is missing or broken.
+    Raise :class:`DataError` if the file is missing or broken.
     """
     try:
         return safetensors.torch.load(read_bytes(path))
@@ -82,7 +101,7 @@ def read_tensors(path: Path, made_by: str) -> dict[str, Tensor]:
 def read_json(path: Path, made_by: str) -> Any:
     """Return the value of a JSON file that the stage ``made_by`` writes.
 
-    Raises :class:`DataError` if the file is missing or broken.
+    Raise :class:`DataError` if the file is missing or broken.
     """
     try:
         return json.loads(read_bytes(path))

@@ -26,7 +26,7 @@ _ATTEMPTS = 10  # per request, with growing pauses: they bridge an outage of one
 def location(text: str | Path) -> Path:
     """Return a local path, or a path in an object store with the same methods.
 
-    Raises :class:`DataError` for any other scheme, or if s3fs is not installed.
+    Raise :class:`DataError` for any other scheme, or if s3fs is not installed.
     """
     scheme, separator, _ = str(text).partition("://")
     if not separator:
@@ -67,7 +67,7 @@ def is_local(path: Path) -> bool:
 def check(path: Path) -> None:
     """Write and delete a probe in an object store, so that a problem shows before any work.
 
-    Raises :class:`DataError` if the store cannot be reached or denies access.
+    Raise :class:`DataError` if the store cannot be reached or denies access.
     """
     if is_local(path):
         return
@@ -83,7 +83,7 @@ def check(path: Path) -> None:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return the content of a file. Raises only :class:`OSError`, if it cannot be read."""
+    """Return the content of a file. Raise only :class:`OSError`, if it cannot be read."""
     if is_local(path):
         return path.read_bytes()
     for _ in range(_READS - 1):
@@ -109,7 +109,7 @@ def _remote(call: Callable[..., T], *args: Any) -> T:
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file durably and atomically: it appears complete or not at all.
 
-    A file that is replaced keeps its mode. Raises :class:`DataError` if the disk or store refuses
+    A file that is replaced keeps its mode. Raise :class:`DataError` if the disk or store refuses
     the file; nothing is left of it then.
     """
     try:

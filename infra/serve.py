@@ -1,10 +1,10 @@
 """Serve the champion of a registered model on Ray Serve: ``python infra/serve.py ebm-digits``.
 
 A request is ``POST /`` with ``{"inputs": samples, "params": {"task": "sample", ...}}``, as for the
-MLflow server; the answer is ``{"predictions": ...}``. See ebm_dist/models/requests.py. A wrong
-request gets status 400 and a message that says what was expected. ``MLFLOW_TRACKING_URI`` and
-``RAY_ADDRESS`` name the servers; without ``RAY_ADDRESS`` Ray starts on this machine. Needs
-``pip install 'ebm-dist[serve]'``.
+MLflow server; the answer is ``{"predictions": ...}``, and ``classes`` with the names of the classes
+if it has any. See ebm_dist/models/requests.py. A wrong request gets status 400 and a message that
+says what was expected. ``MLFLOW_TRACKING_URI`` and ``RAY_ADDRESS`` name the servers; without
+``RAY_ADDRESS`` Ray starts on this machine. Needs ``pip install 'ebm-dist[serve]'``.
 """
 
 import argparse
@@ -37,7 +37,11 @@ class Champion:
     async def __call__(self, request: Request) -> JSONResponse:
         if request.method != "POST":
             return JSONResponse(
-                {"tasks": list(requests.TASKS), "shape": list(self.model.card["shape"])}
+                {
+                    "tasks": list(requests.TASKS),
+                    "shape": list(self.model.card["shape"]),
+                    "classes": list(self.model.class_names),
+                }
             )
         if int(request.headers.get("content-length", 0)) > _MAX_REQUEST_BYTES:
             limit = _MAX_REQUEST_BYTES >> 20
@@ -57,7 +61,9 @@ class Champion:
             return JSONResponse({"error": f"not JSON: {error}"}, 400)
         except RequestError as error:
             return JSONResponse({"error": str(error)}, 400)
-        return JSONResponse({"predictions": answer.tolist()})
+        names = requests.class_names(self.model, len(answer), body.get("params"))
+        classes = {"classes": list(names)} if names else {}
+        return JSONResponse({"predictions": answer.tolist(), **classes})
 
 
 def main() -> None:

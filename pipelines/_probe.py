@@ -20,7 +20,7 @@ _MAX_CHAIN_STEPS = 3
 _CHAINS = 100  # in the replay buffer
 _MAX_COUNT = 40  # of anything that a suite counts: samples, chains, draws
 _MAX_TRAIN = 400  # samples behind the class energies of an export
-_CAPS = {"num_steps": 10, "steps_per_round": 5, "num_rounds": 2}
+_CAPS = {"samples_per_mode": 1, "num_steps": 10, "steps_per_round": 5, "num_rounds": 2}
 
 
 class Interrupted(Exception):

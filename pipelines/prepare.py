@@ -1,11 +1,26 @@
 """Stage prepare: write the data set and the comparison sets as WebDataset shards with an index."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from ebm_dist import config
-from ebm_dist.config import module_of, plugin_name
+from ebm_dist.config import Params, module_of, plugin_name
 from ebm_dist.data import shards
+from ebm_dist.datasets import Dataset
 from pipelines import digests, parser, run
+
+
+def load_all(params: Params) -> Iterator[tuple[str, Dataset]]:
+    """Yield the folder and content of the data set, then of the comparison sets.
+
+    Comparison sets take the standardisation of the data, so that they are in its units.
+    """
+    data: Dataset = module_of(params.dataset).load(params.dataset)
+    standardisation = data.standardisation
+    yield "dataset", data
+    for folder, config_of_set in params.comparison_datasets.items():
+        other: Dataset = module_of(config_of_set).load(config_of_set)
+        yield folder, other._replace(standardisation=standardisation)
 
 
 def main() -> None:
@@ -19,9 +34,10 @@ def main() -> None:
     args = options.parse_args()
     params = config.load(args.params, seed=args.seed)
     check_unchanged = digests.check("prepare", args.params)
-    for folder, config_of_set in {"dataset": params.dataset, **params.comparison_datasets}.items():
-        name = plugin_name(config_of_set) or folder
-        index = shards.write(args.out / folder, name, module_of(config_of_set).load(config_of_set))
+    configs = {"dataset": params.dataset, **params.comparison_datasets}
+    for folder, data in load_all(params):
+        name = plugin_name(configs[folder]) or folder
+        index = shards.write(args.out / folder, name, data)
         counts = ", ".join(f"{index.num_samples(split):,} {split}" for split in index.splits)
         mark = "" if index.is_official else "  (the user's own files)"
         print(f"{args.out / folder}: {name}: {counts}; shape {tuple(index.shape)}{mark}")

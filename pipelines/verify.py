@@ -48,7 +48,7 @@ class Comparison(NamedTuple):
 def recipe_paths(root: Path, names: Sequence[str]) -> list[Path]:
     """Return the parameter files of recipes given by names, paths, or ``all``.
 
-    Raises :class:`ConfigError` for a file that does not exist.
+    Raise :class:`ConfigError` for a file that does not exist.
     """
     if list(names) == ["all"]:
         recipes = sorted(
@@ -86,7 +86,7 @@ def all_suites(paths: Sequence[Path]) -> dict[Path, list[str]]:
 def worktree(commit: str, folder: Path) -> Iterator[Path]:
     """Check a commit out into a folder while the block runs.
 
-    Raises :class:`ConfigError` for an unknown commit.
+    Raise :class:`ConfigError` for an unknown commit.
     """
     added = _git("worktree", "add", "--detach", str(folder), commit)
     if added.returncode:
@@ -146,7 +146,7 @@ def report(
 ) -> Comparison:
     """Print a line per recipe as both trees finish it, and return the equal results.
 
-    Raises :class:`DifferenceError` if results differ or a recipe failed.
+    Raise :class:`DifferenceError` if results differ or a recipe failed.
     """
     differing, skipped, failed = list[str](), list[str](), list[str]()
     equal = dict[Path, dict[str, str]]()
@@ -188,7 +188,7 @@ def report(
 def code_digests(path: Path, suites: Sequence[str], tree: Path) -> dict[str, str]:
     """Return the digests of a recipe's code in a tree, by stage.
 
-    Raises :class:`ConfigError` for a tree with another layout.
+    Raise :class:`ConfigError` for a tree with another layout.
     """
     params, name = config.load(path), path.stem
     try:
@@ -221,7 +221,7 @@ def record(
 ) -> dict[str, Any]:
     """Append a line to ``pipelines/verified.jsonl`` and return it.
 
-    ``trees`` are the old and the new one, and the recipes are files of the new one. Raises
+    ``trees`` are the old and the new one, and the recipes are files of the new one. Raise
     :class:`ConfigError` if nothing was compared or a tree has another layout.
     """
     compared = {  # a training that diverges has no weights to compare

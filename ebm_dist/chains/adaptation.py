@@ -19,7 +19,7 @@ from torch import Generator, Tensor
 
 from ebm_dist.config import module_of
 from ebm_dist.energies import EnergyFn
-from ebm_dist.samplers import Bounds
+from ebm_dist.samplers import Bounds, check_start
 
 _GAMMA, _T0, _KAPPA = 0.05, 10, 0.75
 
@@ -39,11 +39,14 @@ def adapt(
 
     ``acceptance`` is the target acceptance rate; None stands for the sampler's optimum. Positions
     are ``(B, *shape)``. They are not samples of the target, because the kernel changes while they
-    are drawn.
+    are drawn. Raises ValueError for less than one step.
     """
+    if num_steps < 1:
+        raise ValueError(f"a warm-up needs at least one step, found {num_steps}")
     module = module_of(config)
     target_rate = module.ACCEPTANCE if acceptance is None else acceptance
     state = module.build(config, bounds=bounds).init(target, position)
+    check_start(state)
     mu, deficit, averaged, step_size = math.log(10 * config.step_size), 0.0, 0.0, config.step_size
     for t in range(1, num_steps + 1):
         kernel = module.build(dataclasses.replace(config, step_size=step_size), bounds=bounds)

@@ -25,7 +25,7 @@ def affine(x: Tensor, prob: float, bounds: Bounds, generator: Generator) -> Tens
     """Apply a random affine map to each image ``(B, C, H, W)`` with probability ``prob``.
 
     It rotates by any angle, mirrors half of the images, scales, shears and shifts. Pixels from
-    outside the image are the lower bound, or 0. Raises :class:`ConfigError` if ``x`` is not images.
+    outside the image are the lower bound, or 0. Raise :class:`ConfigError` if ``x`` is not images.
     """
     low = bounds[0] if bounds else 0.0
     uniform = _uniform(x, generator)
@@ -45,7 +45,7 @@ def crop(x: Tensor, prob: float, bounds: Bounds, generator: Generator) -> Tensor
 
     Half of the images are mirrored. The square crop has 8 to 100 % of the area, log-uniformly, and
     is enlarged to the image. Saturation, contrast, brightness and hue change by up to 40, 40, 20
-    and 10 % of the range. Raises :class:`ConfigError` if ``x`` is not images.
+    and 10 % of the range. Raise :class:`ConfigError` if ``x`` is not images.
     """
     uniform = _uniform(x, generator)
     is_changed, mirror = uniform(1.0).add(1).div(2) < prob, torch.where(uniform(1.0) < 0, -1.0, 1.0)

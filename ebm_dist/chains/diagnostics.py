@@ -1,8 +1,9 @@
 """Convergence of chains: R-hat and effective sample size (Vehtari et al. 2021).
 
 ``draws`` are ``(num_chains, num_draws, *dims)``. Each result has shape ``dims`` and is NaN where a
-draw is not finite. Do not pool chains of different temperatures: their distributions differ. All
-results are computed in float64.
+draw is not finite, or where all draws are equal: chains that never move say nothing about mixing.
+This is the convention of Stan; arviz counts all such draws as effective. Do not pool chains of
+different temperatures: their distributions differ. All results are computed in float64.
 """
 
 from typing import Any, NamedTuple
@@ -23,11 +24,13 @@ def rhat(draws: Draws) -> Floats:
     """Return split, rank-normalised R-hat: the maximum over the draws and the folded draws.
 
     Section 3.1 and equation 15. It is about 1 if all halves of all chains have the same
-    distribution. Do not use draws with a value above 1.01. NaN if the draws are constant.
+    distribution. Do not use draws with a value above 1.01. Infinite if no chain moves and their
+    places differ.
     """
     halves = _split(_array(draws))
     folds = np.abs(halves - np.median(halves, axis=(0, 1)))
-    return np.maximum(_plain_rhat(_normal_scores(halves)), _plain_rhat(_normal_scores(folds)))
+    # folds about the median are all equal for draws of two values
+    return np.fmax(_plain_rhat(_normal_scores(halves)), _plain_rhat(_normal_scores(folds)))
 
 
 def ess_bulk(draws: Draws) -> Floats:
@@ -39,14 +42,17 @@ def ess_bulk(draws: Draws) -> Floats:
 
 
 def ess_tail(draws: Draws) -> Floats:
-    """Return the smaller effective sample size of the 5% and the 95% quantile (section 4.3)."""
+    """Return the smaller effective sample size of the 5% and the 95% quantile (section 4.3).
+
+    A quantile that no draw exceeds, as where most draws are equal, is left out.
+    """
     x = _array(draws)
     flat = x.reshape(-1, *x.shape[2:])
     # in integers: a rounded product may be one rank off
     ranks = [percent * (len(flat) - 1) // 100 for percent in (5, 95)]
     low, high = np.partition(flat, ranks, axis=0)[ranks]
     below = (np.where(np.isnan(x), np.nan, x <= threshold) for threshold in (low, high))
-    return np.minimum(*(_ess(_split(indicator)) for indicator in below))
+    return np.fmin(*(_ess(_split(indicator)) for indicator in below))
 
 
 def ess_mean(draws: Draws) -> Floats:
@@ -82,6 +88,9 @@ def _variances(x: Floats) -> tuple[Floats, Floats]:
     n = x.shape[1]
     within = x.var(axis=1, ddof=1).mean(axis=0)
     between = x.mean(axis=1).var(axis=0, ddof=1) if len(x) > 1 else np.zeros_like(within)
+    # exactly 0 in spite of rounding
+    within = np.where((x == x[:, :1]).all(axis=(0, 1)), 0, within)
+    between = np.where((x == x[:1, :1]).all(axis=(0, 1)), 0, between)
     return within, within * (n - 1) / n + between
 
 
@@ -114,8 +123,8 @@ def _ess(x: Floats) -> Floats:
     last = np.take_along_axis(rho, 2 * positive.sum(axis=0)[None], axis=0)[0]
     tau = -1 + 2 * monotone.sum(axis=0) + np.maximum(last, 0)
     size = num_chains * n
-    effective = np.where(constant, size, size / np.maximum(tau, 1 / np.log10(size)))
-    return np.where(np.isnan(total), np.nan, effective)
+    effective = size / np.maximum(tau, 1 / np.log10(size))
+    return np.where(constant | np.isnan(total), np.nan, effective)
 
 
 class Report(NamedTuple):
@@ -126,11 +135,13 @@ class Report(NamedTuple):
     num_not_finite: int
     """Proposals with an energy or score that was not finite"""
     rhat: float
-    """Largest over all dimensions"""
+    """Largest over the dimensions that vary; NaN if none does"""
     ess_bulk: float
-    """Smallest over all dimensions"""
+    """Smallest over the dimensions that vary; NaN if none does"""
     ess_tail: float
-    """Smallest over all dimensions"""
+    """Smallest over the dimensions that vary; NaN if none does"""
+    num_constant: int
+    """Dimensions where all draws of all chains are equal"""
     moved: float
     """Mean Euclidean distance between consecutive draws"""
     at_bounds: float
@@ -167,15 +178,17 @@ class Trace:
     def report(self, bounds: Bounds = None) -> Report:
         """Compute the diagnostics; ``bounds`` are those that positions were clamped to."""
         x = self.draws()
+        varies = (x != x[:1, :1]).flatten(0, 1).any(dim=0).cpu().numpy()
         at_bounds = (
             0.0 if bounds is None else ((x <= bounds[0]) | (x >= bounds[1])).double().mean().item()
         )
         return Report(
             acceptance_rate=torch.stack(self.accepted).mean().item(),
             num_not_finite=int(sum(count.item() for count in self.not_finite)),
-            rhat=float(np.max(rhat(x))),
-            ess_bulk=float(np.min(ess_bulk(x))),
-            ess_tail=float(np.min(ess_tail(x))),
+            rhat=float(np.max(rhat(x)[varies])) if varies.any() else np.nan,
+            ess_bulk=float(np.min(ess_bulk(x)[varies])) if varies.any() else np.nan,
+            ess_tail=float(np.min(ess_tail(x)[varies])) if varies.any() else np.nan,
+            num_constant=int((~varies).sum()),
             moved=x.diff(dim=1).flatten(2).norm(dim=2).mean().item(),
             at_bounds=at_bounds,
             energy=torch.stack(self.energies).double().mean(dim=1).cpu().numpy(),

@@ -2,8 +2,8 @@
 
 Tieleman (2008); Du & Mordatch (2019), section 3.2. The buffer is divided into a fixed number of
 *logical shards*, which does not depend on the number of workers. The shards are dealt to the
-workers that exist, so a run can continue with another number of workers and no chain is lost or
-duplicated.
+available workers. A run can therefore continue with a different number of workers, without losing
+or duplicating a chain.
 """
 
 from typing import Literal, NamedTuple
@@ -24,8 +24,8 @@ class Config:
     reinit_prob: Probability = 0.05
     """Probability that a drawn chain restarts from noise."""
     max_age: PositiveInt | None = None
-    """Number of draws after which a chain restarts from noise, so that no chain is longer than
-    those that sample the model; no limit if absent."""
+    """Number of draws after which a chain restarts from noise; no limit if absent. It keeps the
+    chains of training no longer than the chains that sample the trained model."""
     policy: Policy = "persistent"
     """Slot that a chain is returned to. ``persistent``: the slot it was drawn from (Tieleman 2008).
     ``fifo``: the slot of the chain that was returned longest ago (code of Du & Mordatch 2019).
@@ -36,10 +36,9 @@ class Config:
         if self.capacity % params.train.num_shards or self.capacity < params.train.batch_size:
             raise Mismatch(
                 "replay.capacity",
-                f"{self.capacity} chains cannot be dealt to train.num_shards ="
-                f" {params.train.num_shards} shards of equal size with at least train.batch_size ="
-                f" {params.train.batch_size} chains in all",
-                "choose a multiple of num_shards that is at least batch_size",
+                f"must be a multiple of train.num_shards = {params.train.num_shards} and at least"
+                f" train.batch_size = {params.train.batch_size}, found {self.capacity}",
+                "change one of these three values",
             )
 
 
@@ -62,8 +61,8 @@ class ReplayShard:
     """The chains of one logical shard, ``(capacity, *shape)``.
 
     All start from noise (:func:`ebm_dist.samplers.noise`) with labels uniform over ``classes``;
-    labels are 0 for data without labels. They start at age 0, or with a ``max_age`` at ages uniform
-    below it, so that they do not all restart at once.
+    labels are 0 for data without labels. They start at age 0. With a ``max_age``, they start at
+    random ages, uniform below ``max_age``, so that they do not all restart at once.
     """
 
     def __init__(
@@ -134,7 +133,7 @@ class ReplayShard:
         )
 
     def _places(self, drawn: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-        """Return which of the chains drawn from these slots to return, and to which slots."""
+        """Return the indices of the drawn chains to put back, and the slots to put them in."""
         capacity, order = len(self.age), torch.arange(len(drawn), device=drawn.device)
         if self.policy == "fifo":
             return order, (self.count + order) % capacity
@@ -160,14 +159,15 @@ class ReplayShard:
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Load the tensors by name of a checkpoint.
+        """Load the tensors of a checkpoint, given by name.
 
-        Raises :class:`ValueError` if a shape or type differs.
+        Raise :class:`ValueError` if a shape or type differs.
         """
         for name, tensor in self.state_dict().items():
             if tensor.shape != state[name].shape or tensor.dtype != state[name].dtype:
                 raise ValueError(
-                    f"chains.{name} is {tuple(state[name].shape)}, not {tuple(tensor.shape)}"
+                    f"chains.{name} must be {tuple(tensor.shape)} {tensor.dtype},"
+                    f" found {tuple(state[name].shape)} {state[name].dtype}"
                 )
             tensor.copy_(state[name])
 

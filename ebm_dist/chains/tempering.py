@@ -18,7 +18,8 @@ import torch
 from torch import Generator, Tensor
 
 from ebm_dist.energies import EnergyFn
-from ebm_dist.samplers import Bounds, Info, Kernel, accept_mask, where_accepted
+from ebm_dist.samplers import AdjustedState, Bounds, Info, Kernel, accept_mask, where_accepted
+from ebm_dist.samplers._gradient_state import State as GradientState
 
 
 class State(NamedTuple):
@@ -34,6 +35,13 @@ class State(NamedTuple):
     swap_rates: Tensor
     """``(R - 1,)`` share of chains that swapped at a pair's last attempt; NaN before the first"""
 
+    @property
+    def is_finite(self) -> Tensor:
+        """``(R * B,)``: whether energy and score of each replica are finite."""
+        if isinstance(self.inner, AdjustedState):
+            return self.inner.is_finite
+        return torch.ones(self.replicas.shape[:2], dtype=torch.bool).flatten()
+
 
 def geometric(num_temperatures: int, hottest: float) -> list[float]:
     """Return ``num_temperatures`` temperatures from 1 to ``hottest`` with a constant ratio."""
@@ -46,11 +54,12 @@ def tempered(kernel: Kernel, temperatures: Sequence[float], *, bounds: Bounds) -
     A step is one step of ``kernel`` for each replica and one possible swap. ``temperatures`` start
     at 1 and grow; the temperature of ``kernel`` must be 1. The result is exact if ``kernel`` is.
     All replicas are one batch: a step costs ``len(temperatures)`` times a step of ``kernel``, and a
-    second evaluation of energy and score after the swap.
+    second evaluation of energy and score after the swap. Info has the coldest replica's energy
+    after the swap.
 
     ``bounds`` are those of ``kernel``. Without bounds, a replica moves in the coordinates ``x /
     sqrt(T_r)``, so its steps are longer as its distribution is wider. With bounds, which these
-    coordinates would shift, all replicas use the same step. Raises ValueError if the temperatures
+    coordinates would shift, all replicas use the same step. Raise ValueError if the temperatures
     do not start at 1 or do not grow.
     """
     num_replicas = len(temperatures)
@@ -95,10 +104,14 @@ def tempered(kernel: Kernel, temperatures: Sequence[float], *, bounds: Bounds) -
                 where_accepted(swapped, source[r], source[r + 1]),
             )
             swap_rates[r] = swapped.float().mean()
-        x = x[source, torch.arange(n, device=x.device)]
+        chains = torch.arange(n, device=x.device)
+        x, energy = x[source, chains], energy[source, chains]
         inner = kernel.init(heated_target, scaled(x.flatten(0, 1), -0.5))
         is_finite = None if info.is_finite is None else info.is_finite[:n]
-        cold = Info(info.energy[:n], info.score_norm[:n], info.is_accepted[:n], is_finite)
+        score_norm = info.score_norm
+        if isinstance(inner, GradientState):
+            score_norm = inner.score.flatten(1).norm(dim=1)
+        cold = Info(energy[0], score_norm[:n], info.is_accepted[:n], is_finite)
         return State(x[0], x, inner, state.num_steps + 1, swap_rates), cold
 
     return Kernel(init, step)

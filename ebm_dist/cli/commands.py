@@ -162,7 +162,7 @@ def examine(args: Namespace) -> None:
 
 
 def plan_training(args: Namespace) -> None:
-    """Print the cost of a training. Raises :class:`DataError` if no data are prepared."""
+    """Print the cost of a training. Raise :class:`DataError` if no data are prepared."""
     from ebm_dist import config
     from ebm_dist.cli import plan
 
@@ -173,7 +173,7 @@ def plan_training(args: Namespace) -> None:
 def submit(args: Namespace) -> None:
     """Replace this process by the submitter of the pipeline, ``infra/submit.py``.
 
-    With ``--dry-run`` print the plan instead. Raises :class:`ConfigError` outside a checkout: an
+    With ``--dry-run`` print the plan instead. Raise :class:`ConfigError` outside a checkout: an
     installed package has no ``infra/``.
     """
     from ebm_dist.runs.lineage import ROOT
@@ -194,7 +194,7 @@ def submit(args: Namespace) -> None:
 
 
 def settings(args: Namespace) -> None:
-    """Print the keys of a parameter file. Raises :class:`ConfigError` for an unknown section."""
+    """Print the keys of a parameter file. Raise :class:`ConfigError` for an unknown section."""
     from ebm_dist import config
 
     print(
@@ -207,10 +207,9 @@ def settings(args: Namespace) -> None:
 def sample(args: Namespace) -> None:
     """Write samples of a model as a figure or an array.
 
-    Raises :class:`ConfigError` for a figure of samples that are no images.
+    Raise :class:`ConfigError` for a figure of samples that are no images.
     """
     import numpy as np
-    import torch
 
     from ebm_dist import models
     from ebm_dist.models import requests
@@ -223,6 +222,7 @@ def sample(args: Namespace) -> None:
     x = requests.answer(
         trained, template, {"task": "sample", "num_steps": args.steps, "seed": args.seed}
     )
+    title = f"{args.count} chains of {args.steps} steps from noise{trained.classes_caption}"
     if args.out.suffix == ".npy":
         content = io.BytesIO()
         np.save(content, x)
@@ -230,18 +230,18 @@ def sample(args: Namespace) -> None:
     elif x.ndim == 4:
         write_whole(
             args.out,
-            figures.image_grid(x, 10, f"{args.count} chains of {args.steps} steps from noise"),
+            figures.image_grid(x, 10, title),
         )
     else:
         raise ConfigError(
             f"--out {args.out}: samples of shape {x.shape[1:]} are no images; name a .npy file"
         )
-    mean_energy = trained.energies(torch.from_numpy(x)).mean()
+    mean_energy = trained.energies(trained.to_model(x)).mean()
     print(f"{args.out}: {args.count} samples, mean energy {mean_energy:.4g}")
 
 
 def reproduce(args: Namespace) -> None:
-    """Retrain a registered version, a line per step. Raises :class:`DataError` if bits differ."""
+    """Retrain a registered version, a line per step. Raise :class:`DataError` if bits differ."""
     from ebm_dist.registry import reproduce as reproduction
 
     for line in reproduction.again(args.uri):
@@ -249,7 +249,7 @@ def reproduce(args: Namespace) -> None:
 
 
 def new(args: Namespace) -> None:
-    """Write a new plugin. Raises :class:`ConfigError` for a name that is invalid or taken."""
+    """Write a new plugin. Raise :class:`ConfigError` for a name that is invalid or taken."""
     from ebm_dist.runs.lineage import ROOT
 
     path, use = scaffold.write(args.kind, args.name, ROOT, args.like)
@@ -305,7 +305,7 @@ def show_results(args: Namespace) -> None:
 
 
 def compare(args: Namespace) -> None:
-    """Print the metrics that two recipes share. Raises :class:`DataError` if they share none."""
+    """Print the metrics that two recipes share. Raise :class:`DataError` if they share none."""
     from ebm_dist.report import table
     from ebm_dist.runs.lineage import ROOT
 
@@ -317,7 +317,7 @@ def compare(args: Namespace) -> None:
 
 
 def report(args: Namespace) -> None:
-    """Write the page of a run. Raises :class:`DataError` if there are no reports."""
+    """Write the page of a run. Raise :class:`DataError` if there are no reports."""
     from ebm_dist.registry import versions
     from ebm_dist.report import page
     from ebm_dist.storage import write_whole
@@ -333,10 +333,10 @@ def report(args: Namespace) -> None:
 
 
 def promote(args: Namespace) -> None:
-    """Make a version champion. Raises :class:`RegistryError` if a gate did not pass."""
+    """Make a version champion. Raise :class:`RegistryError` if a gate did not pass."""
     from ebm_dist.registry import promotion
 
-    event = promotion.ask(lambda mlflow: promotion.promote(mlflow, args.model, args.version))
+    event = promotion.call(lambda mlflow: promotion.promote(mlflow, args.model, args.version))
     print(
         f"{args.model}/{args.version} is champion"
         + (f", in place of {event.before}" if event and event.before else "")
@@ -346,11 +346,11 @@ def promote(args: Namespace) -> None:
 def roll_back(args: Namespace) -> None:
     """Make the previous champion champion again.
 
-    Raises :class:`RegistryError` if there was none.
+    Raise :class:`RegistryError` if there was none.
     """
     from ebm_dist.registry import promotion
 
-    event = promotion.ask(lambda mlflow: promotion.roll_back(mlflow, args.model))
+    event = promotion.call(lambda mlflow: promotion.roll_back(mlflow, args.model))
     print(f"{args.model}/{event.version} is champion again, in place of {event.before}")
 
 
@@ -358,7 +358,7 @@ def history(args: Namespace) -> None:
     """List the promotions of a model."""
     from ebm_dist.registry import promotion
 
-    for event in promotion.ask(lambda mlflow: promotion.log(mlflow, args.model)):
+    for event in promotion.call(lambda mlflow: promotion.log(mlflow, args.model)):
         gates = "; ".join(f"{metric} {verdict}" for metric, verdict in event.gates.items())
         change = f"{event.before or '-'} -> {event.version}"
         print(f"{event.at} UTC  {change}  by {event.who} ({event.why}): {gates}")

@@ -36,7 +36,7 @@ KINDS = {
 def write(kind: str, name: str, root: Path, like: str | None = None) -> tuple[Path, str]:
     """Write the file; return its path and how to use it.
 
-    Raises :class:`ConfigError` for a name that is invalid or taken.
+    Raise :class:`ConfigError` for a name that is invalid or taken.
     """
     template = KINDS[kind]
     existing = plugins(f"ebm_dist.{template.folder}")

@@ -45,7 +45,7 @@ class LogicalShard:
     def only(self, classes: range) -> "LogicalShard":
         """Return a copy with only the samples of some classes.
 
-        Raises :class:`DataError` if there are none.
+        Raise :class:`DataError` if there are none.
         """
         part = copy.copy(self)
         rows = ((self.y >= classes.start) & (self.y < classes.stop)).nonzero().flatten()

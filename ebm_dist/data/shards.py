@@ -7,8 +7,11 @@ a folder without it is not a data set.
 
 import hashlib
 import io
+import itertools
+import logging
 import math
 import tarfile
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +22,7 @@ import torch
 import webdataset
 from torch import Tensor
 
-from ebm_dist.datasets import Arrays, Dataset
+from ebm_dist.datasets import Arrays, Dataset, Standardisation
 from ebm_dist.errors import DataError
 from ebm_dist.files import read_json, write_json
 from ebm_dist.rng import numpy_stream
@@ -33,6 +36,10 @@ PACK_SIZE = 256
 INDEX = "index.json"
 _MAX_SIDE = 1 << 20  # maximum side of an image or number of classes of a valid index
 STAGE = "prepare"
+LABELLED = "labelled-"
+"""Prefix of the splits that repeat samples of ``train`` with their labels."""
+
+log = logging.getLogger(__name__)
 
 
 class Pack(NamedTuple):
@@ -70,6 +77,10 @@ class Index(NamedTuple):
     statistics: dict[str, dict[str, Any]]
     digest: str
     """SHA-256 of the index, which holds the SHA-256 of each shard: it identifies the data"""
+    class_names: tuple[str, ...]
+    """Name of each class, anomalies included; () without labels"""
+    standardisation: Standardisation | None = None
+    """Applied to the stored samples; undo it to get the units of the data"""
 
     def num_samples(self, split: str) -> int:
         """Return the number of samples of a split."""
@@ -77,7 +88,25 @@ class Index(NamedTuple):
 
 
 def write(folder: Path, name: str, data: Dataset) -> Index:
-    """Write a data set as shards, in a fixed random order. Equal data give equal bytes."""
+    """Write a data set as shards, in a fixed random order. Equal data give equal bytes.
+
+    What was converted or skipped, and samples that are in two splits, are logged.
+    """
+    data = _stored(data)
+    duplicates, notes = _duplicates(data.splits), [*data.notes]
+    if data.standardisation:
+        mean, sd = data.standardisation
+        notes.append(
+            f"columns are standardised: means {mean.min():g} to {mean.max():g}, standard deviations"
+            f" {sd.min():g} to {sd.max():g}"
+        )
+    for split, counts in duplicates.items():
+        notes += [
+            f"{count:,} of {len(data.splits[split].x):,} {split} samples are in {other} too"
+            for other, count in counts.items()
+        ]
+    for note in notes:
+        log.warning("%s: %s: %s", folder, data.source, note)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / INDEX).unlink(missing_ok=True)  # first: the old data are no longer valid
     splits, statistics = {}, {}
@@ -88,10 +117,14 @@ def write(folder: Path, name: str, data: Dataset) -> Index:
             _write_tar(folder, f"{split}-{i:06d}.tar", arrays, rows) for i, rows in enumerate(tars)
         ]
         statistics[split] = _statistics(arrays, data.scale)
+        if split in duplicates and not data.is_official:
+            statistics[split]["duplicates"] = duplicates[split]
     example = next(iter(data.splits.values())).x
     write_json(
         folder / INDEX,
         {
+            **described(data),
+            **({} if data.is_official or not notes else {"notes": notes}),
             "schema": SCHEMA,
             "dataset": name,
             "source": data.source,
@@ -105,6 +138,64 @@ def write(folder: Path, name: str, data: Dataset) -> Index:
         },
     )
     return read_index(folder)
+
+
+def _stored(data: Dataset) -> Dataset:
+    """Return the data set with samples as they are stored: standardised, floats as float32.
+
+    Raise :class:`DataError` for values that float32 cannot hold.
+    """
+    splits = {}
+    for split, arrays in data.splits.items():
+        x = arrays.x
+        if data.standardisation and x.shape[1:] != data.standardisation.mean.shape:
+            raise DataError(
+                f"{data.source}: samples of shape {x.shape[1:]} cannot be standardised as those of"
+                f" the data set, of shape {data.standardisation.mean.shape}",
+                "compare samples of one shape, or set dataset.standardise: false",
+            )
+        with np.errstate(over="ignore", invalid="ignore"):
+            if data.standardisation:
+                x = data.standardisation.apply(x / data.scale)
+            elif x.dtype.kind == "f":
+                x = x.astype(np.float32, copy=False)
+        if x.dtype.kind == "f" and not np.isfinite(x).all():
+            raise DataError(
+                f"{data.source}: {split} samples have NaN, infinite or too large values for"
+                f" float32, from {arrays.x.min():g} to {arrays.x.max():g}",
+                "remove or rescale them",
+            )
+        splits[split] = arrays._replace(x=x)
+    if not data.standardisation:
+        return data._replace(splits=splits)
+    return data._replace(splits=splits, scale=1.0, bounds=None)
+
+
+def described(data: Dataset | Index) -> dict[str, Any]:
+    """Return the keys of an index or a model's card that most data sets do not need."""
+    keys: dict[str, Any] = {}
+    if data.class_names not in ((), tuple(str(k) for k in range(data.num_classes))):
+        keys["class_names"] = list(data.class_names)
+    if data.standardisation:
+        keys["standardisation"] = {
+            name: values.ravel().tolist() for name, values in data.standardisation._asdict().items()
+        }
+    return keys
+
+
+def _duplicates(splits: Mapping[str, Arrays]) -> dict[str, dict[str, int]]:
+    """Return how many samples of each split are in each split before it, where there are any."""
+    rows = {
+        split: [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in arrays.x]
+        for split, arrays in splits.items()
+        if not split.startswith(LABELLED)
+    }
+    distinct = {split: set(digests) for split, digests in rows.items()}
+    duplicates: dict[str, dict[str, int]] = {}
+    for first, second in itertools.combinations(rows, 2):
+        if count := sum(digest in distinct[first] for digest in rows[second]):
+            duplicates.setdefault(second, {})[first] = count
+    return duplicates
 
 
 def _write_tar(
@@ -157,7 +248,7 @@ def _statistics(arrays: Arrays, scale: float) -> dict[str, Any]:
 def read_index(folder: Path) -> Index:
     """Read and check ``index.json``.
 
-    Raises :class:`DataError` where it is missing, broken or of another schema.
+    Raise :class:`DataError` where it is missing, broken or of another schema.
     """
     path = folder / INDEX
     raw = read_json(path, STAGE)
@@ -194,24 +285,49 @@ def read_index(folder: Path) -> Index:
             raw["shape"] and all(isinstance(n, int) and 0 < n < _MAX_SIDE for n in raw["shape"]),
         )
         _sound(f"{raw['num_classes']} classes", 0 <= int(raw["num_classes"]) < _MAX_SIDE)
+        shape, num_classes = tuple(int(n) for n in raw["shape"]), int(raw["num_classes"])
         return Index(
             folder=folder,
             dataset=str(raw["dataset"]),
             source=str(raw["source"]),
             is_official=bool(raw["is_official"]),
-            shape=tuple(int(n) for n in raw["shape"]),
+            shape=shape,
             scale=float(raw["scale"]),
             bounds=bounds,
-            num_classes=int(raw["num_classes"]),
+            num_classes=num_classes,
             splits=splits,
             statistics=dict(raw["statistics"]),
             digest=hashlib.sha256(read_bytes(path)).hexdigest(),
+            class_names=class_names(raw),
+            standardisation=standardisation(raw),
         )
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as failed:
         raise DataError(
             f"{path}: is not an index of a prepared data set ({type(failed).__name__}: {failed});"
             f" run 'dvc repro -f {STAGE}'"
         ) from None
+
+
+def class_names(described: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the classes of an index or a model's card; numbers where it has none.
+
+    Raise :class:`ValueError`.
+    """
+    num_classes = int(described["num_classes"])
+    names = described.get("class_names", [str(k) for k in range(num_classes)])
+    _sound(f"{len(names)} class_names", len(names) >= num_classes)
+    _sound("class_names", all(isinstance(name, str) for name in names))
+    return tuple(names)
+
+
+def standardisation(described: Mapping[str, Any]) -> Standardisation | None:
+    """Return the standardisation of an index or a model's card. Raise :class:`ValueError`."""
+    if "standardisation" not in described:
+        return None
+    values = (described["standardisation"][name] for name in Standardisation._fields)
+    mean, sd = (np.array(value, np.float64).reshape(described["shape"]) for value in values)
+    _sound("standardisation", np.isfinite(mean).all() and (np.isfinite(sd) & (sd > 0)).all())
+    return Standardisation(mean, sd)
 
 
 def _sound(what: str, is_sound: Any) -> None:
@@ -251,7 +367,7 @@ def publish(index: Index, root: Path) -> Index:
 def verify(index: Index) -> None:
     """Read every shard and compare it with the index.
 
-    Raises :class:`DataError` that names the first bad one.
+    Raise :class:`DataError` that names the first bad one.
     """
     for tars in index.splits.values():
         for tar in tars:
@@ -317,10 +433,10 @@ def read_split(index: Index, split: str, tars: range | None = None) -> tuple[Ten
 def read_labelled(index: Index, seed: int) -> tuple[Tensor, Tensor] | None:
     """Read the few labelled samples ``(n, *shape)`` of this seed, and their labels ``(n,)``.
 
-    Returns None where the data are not for semi-supervised learning.
+    Return None where the data are not for semi-supervised learning.
     """
-    draws = sum(split.startswith("labelled-") for split in index.splits)
-    return read_split(index, f"labelled-{seed % draws}") if draws else None
+    draws = sum(split.startswith(LABELLED) for split in index.splits)
+    return read_split(index, f"{LABELLED}{seed % draws}") if draws else None
 
 
 def read_raw(
@@ -328,7 +444,7 @@ def read_raw(
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
     """Read samples ``(n, *shape)`` as stored and labels ``(n,)``, of some tars or all.
 
-    Raises :class:`DataError`.
+    16-bit integers are returned as int32, which torch can index. Raise :class:`DataError`.
     """
     if split not in index.splits:
         raise DataError(
@@ -340,7 +456,8 @@ def read_raw(
         for i, tar in enumerate(index.splits[split])
         if tars is None or i in tars
     ]
-    return np.concatenate([x for x, _ in parts]), np.concatenate([y for _, y in parts])
+    x, y = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return x.astype(np.int32) if x.dtype == np.uint16 else x, y
 
 
 def to_model(x: Tensor, scale: float) -> Tensor:

@@ -1,6 +1,7 @@
 """Data sets: one file per source, each with a ``Config`` and a ``load(config) -> Dataset``.
 
-Images are ``(n, channels, height, width)`` bytes. Samples drawn or published as floats are float32.
+Images are ``(n, channels, height, width)`` bytes; own files may have 16-bit integers or floats.
+Samples drawn or published as floats are float32.
 """
 
 from typing import Any, NamedTuple
@@ -15,9 +16,37 @@ class Arrays(NamedTuple):
     """Samples and optional labels."""
 
     x: npt.NDArray[Any]
-    """``(n, *shape)`` uint8 or float32"""
+    """``(n, *shape)`` uint8, uint16 or floats"""
     y: npt.NDArray[np.int64] | None
     """``(n,)`` classes from 0, or None without labels"""
+
+
+class Standardisation(NamedTuple):
+    """Mean and standard deviation of each feature: a model sees ``(x - mean) / sd``."""
+
+    mean: npt.NDArray[np.float64]
+    """``(*shape,)``"""
+    sd: npt.NDArray[np.float64]
+    """``(*shape,)``; 1 for a constant feature"""
+
+    @classmethod
+    def of(cls, x: npt.NDArray[Any]) -> "Standardisation":
+        """Return that of samples ``(n, *shape)``."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean, sd = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
+        is_constant = x.min(axis=0) == x.max(axis=0)
+        return cls(np.where(is_constant, x[0], mean), np.where(is_constant, 1.0, sd))
+
+    def apply(self, x: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Return standardised samples ``(n, *shape)``."""
+        with np.errstate(over="ignore", invalid="ignore"):  # callers check for infinity
+            standardised: npt.NDArray[np.float32] = ((x - self.mean) / self.sd).astype(np.float32)
+        return standardised
+
+    def undo(self, x: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """Return samples ``(n, *shape)`` in the units of the data."""
+        undone: npt.NDArray[np.float64] = x * self.sd + self.mean
+        return undone
 
 
 class Dataset(NamedTuple):
@@ -36,6 +65,12 @@ class Dataset(NamedTuple):
     """Publication that the data come from; shown with every result"""
     is_official: bool
     """False for a user's own files; results on them are marked"""
+    class_names: tuple[str, ...] = ()
+    """Name of each class, anomalies included; the numbers where there are none"""
+    standardisation: Standardisation | None = None
+    """Applied to ``x / scale`` when the arrays are stored; comparison sets take that of the data"""
+    notes: tuple[str, ...] = ()
+    """What was converted or skipped, a sentence each; logged and kept in the index"""
 
 
 def hold_out(data: Arrays, count: int, purpose: str) -> tuple[Arrays, Arrays]:

@@ -3,6 +3,7 @@
 import gzip
 import os
 import sys
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,7 +34,7 @@ def fetch(file: RawFile, cache: Path = Path("data/raw")) -> Path:
     download with a wrong hash (cut off, an error page, another file) is removed. A wrong file in
     the user's own folder stays there.
 
-    Raises :class:`DataError` if the user's file is wrong or the download fails.
+    Raise :class:`DataError` if the user's file is wrong or the download fails.
     """
     user_folder = os.environ.get("EBM_DATA_DIR")
     if user_folder and (path := Path(user_folder) / file.name).exists():
@@ -86,7 +87,7 @@ def _download(file: RawFile, path: Path) -> None:
 def read_idx(path: Path) -> npt.NDArray[np.uint8]:
     """Read a gzipped IDX file of bytes, the format of MNIST, into an array of the file's shape.
 
-    Raises :class:`DataError` for any other file.
+    Raise :class:`DataError` for any other file.
     """
     try:
         content = gzip.decompress(path.read_bytes())
@@ -96,7 +97,7 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
         if content[:2] != b"\0\0" or content[2] != _IDX_UINT8:
             raise ValueError("wrong magic number")
         return values.reshape(shape)
-    except (OSError, EOFError, IndexError, ValueError) as error:
+    except (OSError, EOFError, IndexError, ValueError, zlib.error) as error:
         raise DataError(
             f"{path}: not a gzipped IDX file of bytes ({error}); remove it to fetch it again"
         ) from None

@@ -1,38 +1,62 @@
 """The user's own data: an ``.npz`` or ``.npy`` file, or a folder of images.
 
-Each sub-folder of images is a class. Unsigned bytes are images of shape ``(n, h, w)``,
-``(n, h, w, channels)`` or ``(n, channels, h, w)``. Floats may have any shape ``(n, ...)`` and are
-not scaled. Results on such data have the mark "own files" and the digest of the index.
+Unsigned integers are scaled by the largest value of their type: 255, or 65535 for 16 bits. Bytes of
+only 0 and 1 are binary data and stay so. Floats are not scaled; tables of floats are standardised,
+see ``standardise``. Labels become classes from 0, and their names are kept. What is converted or
+skipped is logged and kept in the index. Results on such data have the mark "own files" and the
+digest of the index.
 """
 
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from ebm_dist.config import Mismatch, Params, PositiveInt, Probability, section
-from ebm_dist.datasets import Arrays, Dataset, hold_out
-from ebm_dist.errors import DataError
+from ebm_dist.config import Mismatch, Params, Positive, PositiveInt, Probability, section
+from ebm_dist.datasets import Arrays, Dataset, Standardisation, hold_out
+from ebm_dist.datasets._pictures import natural_order, read_folder
+from ebm_dist.errors import DataError, reason
 
-_IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 _MAX_CHANNELS = 4
+_SPLITS = ("train", "val", "test")
+_MAX_SHOWN = 10  # names in a message
+_FAR, _NARROW = 10.0, 0.1  # from N(0, 1): means and standard deviations of columns
 
 
 @section
 class Config:
     path: str
     """File or folder, relative to the working directory or else to EBM_DATA_DIR. An ``.npz`` has
-    ``images`` and optionally ``labels``, or both with the prefixes ``train_`` and ``test_``."""
+    ``images`` and optionally ``labels`` (integers from 0, or strings), or both with the prefixes
+    ``train_``, ``val_`` and ``test_``. In a folder, each sub-folder of images is a class; or
+    ``train``, ``val`` and ``test`` are the only folders in it, with the classes inside."""
     val_fraction: Probability = 0.1
-    """Fraction of the training samples held out for choosing settings, by a fixed random choice."""
+    """Fraction of the training samples held out for choosing settings, by a fixed random choice, if
+    the data have no val part."""
     test_fraction: Probability = 0.2
-    """Fraction of all samples held out for reporting, if the file has no test part; 1 for a set
+    """Fraction of all samples held out for reporting, if the data have no test part; 1 for a set
     used only for comparison."""
     max_samples: PositiveInt | None = None
     """Maximum number of samples of each part, drawn at random; all samples if absent."""
+    layout: Literal["auto", "image", "table", "channels_first", "channels_last"] = "auto"
+    """What an array is. ``auto``: ``(n, columns)`` is a table, ``(n, h, w)``,
+    ``(n, h, w, channels)`` and ``(n, channels, h, w)`` are images, with at most 4 channels;
+    ``image``: the same without tables; ``table``: each sample is one row of numbers, of any shape;
+    ``channels_first`` and ``channels_last``: images whose shape fits both."""
+    scale: Positive | None = None
+    """Divisor of the values; if absent, 255 or 65535 for integers, 1 for binary data and floats."""
+    bounds: tuple[float, float] | None = None
+    """Lowest and highest value after scaling, to which chains are clamped. If absent, 0 and 1 for
+    integers, and none for floats."""
+    standardise: bool | None = None
+    """Shift and scale each column to mean 0 and standard deviation 1 of the training samples, where
+    chains start; samples are converted back. If absent, done for tables of floats without
+    bounds."""
+
+    added_keys = ("layout", "scale", "bounds", "standardise")
 
     def check(self, params: Params) -> None:
         if self.val_fraction + self.test_fraction > 1:
@@ -40,6 +64,20 @@ class Config:
                 "dataset.val_fraction",
                 "val_fraction and test_fraction add up to more than 1; lower one of them",
             )
+        if self.bounds and not -np.inf < self.bounds[0] < self.bounds[1] < np.inf:
+            raise Mismatch("dataset.bounds", "must be two finite numbers, the lower one first")
+        if self.bounds and self.standardise:
+            raise Mismatch(
+                "dataset.standardise",
+                "columns of different scale have no common bounds; drop bounds or standardise",
+            )
+
+
+class _Part(NamedTuple):
+    """Samples ``(n, ...)`` and the names of their classes ``(n,)``, integers or strings."""
+
+    x: npt.NDArray[Any]
+    labels: npt.NDArray[Any] | None
 
 
 def load(config: Config) -> Dataset:
@@ -51,31 +89,72 @@ def load(config: Config) -> Dataset:
             f"{path}: no such file or folder; set dataset.path to an .npz, an .npy or a folder of"
             " images"
         )
-    parts = _read_folder(path) if path.is_dir() else _read_file(path)
-    parts = {name: _limit(part, config.max_samples, name) for name, part in parts.items()}
-    train = parts["train"]
-    if len(train.x) < 2:
-        raise DataError(f"{path}: has {len(train.x)} samples; provide at least 2")
-    test = parts.get("test")
-    if test is None:
-        train, test = hold_out(train, round(config.test_fraction * len(train.x)), "arrays/test")
-    train, val = hold_out(train, round(config.val_fraction * len(train.x)), "arrays/val")
-    is_image = train.x.dtype == np.uint8
-    splits = {
-        name: part
-        for name, part in {"train": train, "val": val, "test": test}.items()
-        if len(part.x)
-    }
+    if path.is_dir():
+        pictures = read_folder(path)
+        parts = {split: _Part(*pair) for split, pair in pictures.splits.items()}
+        notes, layout = pictures.notes, "table" if config.layout == "table" else "channels_last"
+    else:
+        (parts, notes), layout = _read_file(path), config.layout
+    _check_alike(path, parts)
+    arranged = {name: _arrange(part.x, layout, path) for name, part in parts.items()}
+    is_float = arranged["train"].dtype.kind == "f"
+    if is_float and arranged["train"].ndim == 4 and layout == "auto":
+        shape = parts["train"].x.shape
+        notes.append(f"floats of shape {shape} are images; set layout: table if they are not")
+    arranged, scale, scale_notes = _scaled(config, arranged)
+    bounds = config.bounds or (None if is_float else (0.0, 1.0))
+    _check_values(path, arranged, scale, bounds)
+    names, numbered = _number_labels({name: part.labels for name, part in parts.items()})
+    splits = _split(config, {name: Arrays(x, numbered[name]) for name, x in arranged.items()}, path)
+    splits, names, num_classes = _known_first(splits, names)
+    first = next(iter(splits))
+    if anomalies := names[num_classes:]:
+        notes.append(f"classes without {first} samples, so anomalies: {_listed(anomalies)}")
+    standardise = config.standardise
+    if standardise is None:
+        standardise = is_float and arranged["train"].ndim == 2 and bounds is None
+    standardisation = Standardisation.of(splits[first].x / scale) if standardise else None
+    notes += scale_notes
+    if is_float:
+        notes += _column_notes(splits[first].x / scale, standardisation is None and bounds is None)
     return Dataset(
         splits=splits,
-        scale=255.0 if is_image else 1.0,
-        bounds=(0.0, 1.0) if is_image else None,
-        num_classes=max(
-            (int(part.y.max()) + 1 for part in splits.values() if part.y is not None), default=0
-        ),
+        scale=scale,
+        bounds=None if standardisation else bounds,
+        num_classes=num_classes,
         source=f"own files: {path.name}",
         is_official=False,
+        class_names=names,
+        standardisation=standardisation,
+        notes=tuple(notes),
     )
+
+
+def _split(config: Config, parts: Mapping[str, Arrays], path: Path) -> dict[str, Arrays]:
+    """Return the splits with samples; those that the data lack are held out from ``train``."""
+    parts = {name: _limit(part, config.max_samples, name) for name, part in parts.items()}
+    train, val, test = parts["train"], parts.get("val"), parts.get("test")
+    if len(train.x) < 2:
+        raise DataError(f"{path}: has {len(train.x)} samples; provide at least 2")
+    if test is None:
+        train, test = _hold_out(train, config.test_fraction, "arrays/test")
+    if val is None:
+        train, val = _hold_out(train, config.val_fraction, "arrays/val")
+    splits = {"train": train, "val": val, "test": test}
+    return {name: part for name, part in splits.items() if len(part.x)}
+
+
+def _hold_out(data: Arrays, fraction: float, purpose: str) -> tuple[Arrays, Arrays]:
+    """Return ``(rest, held out)``; samples of classes that the rest lacks stay in the rest."""
+    rest, held = hold_out(data, round(fraction * len(data.x)), purpose)
+    if rest.y is None or held.y is None or not len(rest.x):
+        return rest, held
+    is_known = np.isin(held.y, rest.y)
+    if is_known.all():
+        return rest, held
+    x = np.concatenate([rest.x, held.x[~is_known]])
+    y = np.concatenate([rest.y, held.y[~is_known]])
+    return Arrays(x, y), Arrays(held.x[is_known], held.y[is_known])
 
 
 def _limit(part: Arrays, count: int | None, name: str) -> Arrays:
@@ -84,94 +163,213 @@ def _limit(part: Arrays, count: int | None, name: str) -> Arrays:
     )
 
 
-def _read_file(path: Path) -> dict[str, Arrays]:
+def _read_file(path: Path) -> tuple[dict[str, _Part], list[str]]:
     try:
-        content = np.load(path, allow_pickle=False)
-        arrays: dict[str, Any] = (
-            {"images": content} if isinstance(content, np.ndarray) else dict(content)
-        )
-    except (OSError, ValueError, EOFError) as error:
+        with path.open("rb") as stream:
+            content = np.load(stream, allow_pickle=False)
+            if isinstance(content, np.ndarray):
+                content = {"images": content}
+            arrays: dict[str, npt.NDArray[Any]] = {
+                name: np.asarray(array) for name, array in content.items()
+            }
+    # damaged archives raise errors of zip, deflate, numpy's header, memory and more
+    except Exception as failed:  # noqa: BLE001
         raise DataError(
-            f"{path}: not a plain .npy or .npz of numbers ({error}); write it with numpy.savez"
+            f"{path}: not a plain .npy or .npz of numbers ({reason(failed)});"
+            " write it with numpy.savez"
         ) from None
-    prefixes = {"train": "train_", "test": "test_"} if "train_images" in arrays else {"train": ""}
-    parts = {}
+    has_parts = "train_images" in arrays
+    prefixes = {split: f"{split}_" for split in _SPLITS} if has_parts else {"train": ""}
+    if not has_parts and "images" not in arrays:
+        raise DataError(
+            f"{path}: has {_listed(arrays)}; expected 'images' or 'train_images', rename the"
+            " samples"
+        )
+    used, parts = set(), {}
     for split, prefix in prefixes.items():
-        if f"{prefix}images" not in arrays:
-            if split == "train":
-                raise DataError(
-                    f"{path}: has {', '.join(arrays)}; expected 'images' or 'train_images', rename"
-                    " the samples"
-                )
-            continue
-        labels = arrays.get(f"{prefix}labels")
-        x = _samples(arrays[f"{prefix}images"], path)
-        if labels is not None and (
-            labels.shape != (len(x),)
-            or not np.issubdtype(labels.dtype, np.integer)
-            or labels.min() < 0
+        if f"{prefix}images" in arrays:
+            x, labels = arrays[f"{prefix}images"], arrays.get(f"{prefix}labels")
+            used |= {f"{prefix}images", f"{prefix}labels"}
+            if labels is not None:
+                labels = _checked_labels(path, f"{prefix}labels", labels, x.shape[:1])
+            parts[split] = _Part(x.astype(x.dtype.newbyteorder("="), copy=False), labels)
+    unused = [name for name in arrays if name not in used]
+    return parts, [f"arrays that are not used: {_listed(unused)}"] if unused else []
+
+
+def _checked_labels(
+    path: Path, name: str, labels: npt.NDArray[Any], shape: tuple[int, ...]
+) -> npt.NDArray[Any]:
+    """Return labels as int64 or strings."""
+    is_integer = labels.dtype.kind in "iu"
+    is_usable = is_integer and 0 <= labels.min(initial=0) <= labels.max(initial=0) < 1 << 63
+    if labels.shape != shape or not (is_usable or labels.dtype.kind == "U"):
+        ends = f" from {labels.min()} to {labels.max()}" if is_integer and labels.size else ""
+        raise DataError(
+            f"{path}: {name} must be {shape[0] if shape else 0} integers from 0 or strings, found"
+            f" {labels.dtype} {labels.shape}{ends}",
+            "write one class per sample, such as labels.astype(int).ravel()",
+        )
+    return labels.astype(np.int64) if is_integer else labels
+
+
+def _check_alike(path: Path, parts: Mapping[str, _Part]) -> None:
+    """Raise :class:`DataError` where a part is unusable or differs from the training part."""
+    train = parts["train"].x
+    for split, (x, labels) in parts.items():
+        is_number = x.dtype.kind in "bf" or x.dtype in (np.uint8, np.uint16)
+        if not is_number or x.ndim < 2:
+            raise DataError(
+                f"{path}: expected samples (n, ...) of unsigned bytes, 16-bit unsigned integers,"
+                f" bool or floats, found {x.dtype} {x.shape} in {split}",
+                "convert them, for example with astype(numpy.float32)",
+            )
+        if not x.size:
+            raise DataError(
+                f"{path}: the {split} part has the shape {x.shape}, which has no values",
+                "provide samples, or leave the part out",
+            )
+        if x.dtype != train.dtype or x.shape[1:] != train.shape[1:]:
+            raise DataError(
+                f"{path}: {split} samples are {x.dtype} {x.shape[1:]}, train samples"
+                f" {train.dtype} {train.shape[1:]}",
+                "convert both to one type and shape",
+            )
+        first_labels = parts["train"].labels
+        if (labels is None) != (first_labels is None):
+            raise DataError(
+                f"{path}: only one of train and {split} has labels; provide labels for both or"
+                " neither"
+            )
+        if (
+            labels is not None
+            and first_labels is not None
+            and labels.dtype.kind != first_labels.dtype.kind
         ):
             raise DataError(
-                f"{path}: {prefix}labels must be {len(x)} integers from 0, found {labels.dtype}"
-                f" {labels.shape}"
+                f"{path}: labels are {first_labels.dtype} in train and {labels.dtype} in {split}",
+                "use integers or strings in both",
             )
-        parts[split] = Arrays(x, None if labels is None else labels.astype(np.int64))
-    if len({part.y is None for part in parts.values()}) > 1:
-        raise DataError(
-            f"{path}: only one of train and test has labels; provide labels for both or neither"
-        )
-    return parts
 
 
-def _samples(x: npt.NDArray[Any], path: Path) -> npt.NDArray[Any]:
-    if x.dtype != np.uint8:
-        if not np.issubdtype(x.dtype, np.floating) or x.ndim < 2:
-            raise DataError(
-                f"{path}: expected images of unsigned bytes or samples of floats, found {x.dtype}"
-                f" {x.shape}"
-            )
-        x = x.astype(np.float32)
-        if not np.isfinite(x).all():
-            raise DataError(f"{path}: has NaN or infinite values; remove them first")
-        return x
-    if x.ndim == 3:  # grey
+def _arrange(x: npt.NDArray[Any], layout: str, path: Path) -> npt.NDArray[Any]:
+    """Return images ``(n, channels, h, w)`` or a table ``(n, columns)``."""
+    if layout == "table" or (layout == "auto" and x.ndim == 2):
+        return x.reshape(len(x), -1)
+    if x.ndim == 3 and layout != "channels_first":
         return x[:, None]
-    if x.ndim == 4 and x.shape[-1] <= _MAX_CHANNELS:
-        return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
-    if x.ndim == 4 and x.shape[1] <= _MAX_CHANNELS:
-        return x
-    raise DataError(
-        f"{path}: images of shape {x.shape}; expected (n, h, w), (n, h, w, channels) or"
-        " (n, channels, h, w)"
-    )
-
-
-def _read_folder(path: Path) -> dict[str, Arrays]:
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _IMAGES)
-    if not files:
-        raise DataError(f"{path}: no images in this folder; add files of {', '.join(_IMAGES)}")
-    images: list[npt.NDArray[np.uint8]] = []
-    for file in files:
-        try:
-            with Image.open(file) as picture:
-                images.append(
-                    np.asarray(
-                        picture.convert("L" if picture.mode in ("1", "L", "I;16") else "RGB")
-                    )
-                )
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
+    if x.ndim == 4:
+        first, last = (x.shape[axis] <= _MAX_CHANNELS for axis in (1, 3))
+        if first and last and layout in ("auto", "image"):
             raise DataError(
-                f"{file}: not a readable image ({error}); replace or remove it"
-            ) from None
-        if images[-1].shape != images[0].shape:
-            raise DataError(
-                f"{file}: has the shape {images[-1].shape}, but {files[0].name} has"
-                f" {images[0].shape}; convert all images to one size and mode"
+                f"{path}: images of shape {x.shape} fit (n, channels, h, w) and"
+                " (n, h, w, channels)",
+                "set dataset.layout: channels_first or channels_last",
             )
-    folders = sorted({file.parent for file in files})
-    labels = (
-        np.array([folders.index(file.parent) for file in files], np.int64)
-        if len(folders) > 1
-        else None
+        if layout == "channels_last" or (last and layout != "channels_first"):
+            return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+        if layout == "channels_first" or first:
+            return x
+    raise DataError(
+        f"{path}: samples of shape {x.shape} are no images; expected (n, h, w),"
+        f" (n, h, w, channels) or (n, channels, h, w), with at most {_MAX_CHANNELS} channels",
+        "set dataset.layout: table if each sample is a row of numbers",
     )
-    return {"train": Arrays(_samples(np.stack(images), path), labels)}
+
+
+def _scaled(
+    config: Config, arrays: dict[str, npt.NDArray[Any]]
+) -> tuple[dict[str, npt.NDArray[Any]], float, list[str]]:
+    """Return the arrays in a type that shards store, their divisor, and what is to be said."""
+    dtype = arrays["train"].dtype
+    if dtype.kind == "b":
+        arrays = {name: x.astype(np.uint8) for name, x in arrays.items()}
+    if config.scale:
+        return arrays, config.scale, []
+    if dtype.kind == "f":
+        return arrays, 1.0, []
+    if dtype == np.uint16:
+        return arrays, 65535.0, ["16-bit values are divided by 65535"]
+    if all(x.max() <= 1 for x in arrays.values()):
+        note = "only 0 and 1: binary data, not divided by 255 (set scale: 255 if they are grey)"
+        return arrays, 1.0, [note]
+    return arrays, 255.0, []
+
+
+def _check_values(
+    path: Path,
+    arrays: Mapping[str, npt.NDArray[Any]],
+    scale: float,
+    bounds: tuple[float, float] | None,
+) -> None:
+    for split, x in arrays.items():
+        low, high = float(x.min()) / scale, float(x.max()) / scale
+        if not np.isfinite([low, high]).all():
+            raise DataError(f"{path}: has NaN or infinite values; remove them first")
+        if bounds and not bounds[0] <= low <= high <= bounds[1]:
+            raise DataError(
+                f"{path}: {split} samples lie in {low:g} to {high:g} after division by {scale:g},"
+                f" outside the bounds {bounds[0]:g} to {bounds[1]:g}",
+                "correct dataset.bounds or dataset.scale",
+            )
+
+
+def _number_labels(
+    labels: Mapping[str, npt.NDArray[Any] | None],
+) -> tuple[tuple[str, ...], dict[str, npt.NDArray[np.int64] | None]]:
+    """Return the names of all labels in natural order, and the labels as numbers of names."""
+    present = {split: values for split, values in labels.items() if values is not None}
+    if not present:
+        return (), dict.fromkeys(labels)
+    distinct = np.unique(np.concatenate([*present.values()]))
+    names = [str(name) for name in distinct]
+    if distinct.dtype.kind == "U":
+        names.sort(key=natural_order)
+    rank = {name: i for i, name in enumerate(names)}
+    to_number = np.array([rank[str(name)] for name in distinct], np.int64)
+    return tuple(names), {
+        split: to_number[np.searchsorted(distinct, values)] for split, values in present.items()
+    }
+
+
+def _known_first(
+    splits: Mapping[str, Arrays], names: tuple[str, ...]
+) -> tuple[dict[str, Arrays], tuple[str, ...], int]:
+    """Number the classes of the first split from 0, then the others.
+
+    Return the splits, the names by number, and the number of classes of the first split.
+    """
+    first = next(iter(splits.values())).y
+    if first is None:
+        return dict(splits), (), 0
+    known = np.unique(first)
+    order = np.concatenate([known, np.setdiff1d(np.arange(len(names)), known)])
+    rank = np.argsort(order)
+    numbered = {
+        name: part._replace(y=None if part.y is None else rank[part.y])
+        for name, part in splits.items()
+    }
+    return numbered, tuple(names[i] for i in order), len(known)
+
+
+def _column_notes(x: npt.NDArray[Any], is_start_of_chains: bool) -> Iterator[str]:
+    """Yield what is to be said about training samples ``x (n, *shape)`` of floats.
+
+    ``is_start_of_chains``: whether chains from N(0, 1) start in the units of x.
+    """
+    constant = np.flatnonzero(x.min(axis=0) == x.max(axis=0))
+    if x.ndim == 2 and len(constant):
+        yield f"constant columns: {_listed(constant)}"
+    with np.errstate(over="ignore"):
+        mean, sd = (float(np.abs(v).max()) for v in (x.mean(axis=0), x.std(axis=0)))
+    if is_start_of_chains and (mean > _FAR or not _NARROW < sd < _FAR):
+        yield (
+            f"means up to {mean:g} and standard deviations up to {sd:g} are far from N(0, 1), where"
+            " chains start; set dataset.standardise: true, or dataset.bounds"
+        )
+
+
+def _listed(names: Any) -> str:
+    names = [str(name) for name in names]
+    more = f" and {len(names) - _MAX_SHOWN} more" if len(names) > _MAX_SHOWN else ""
+    return ", ".join(names[:_MAX_SHOWN]) + more

@@ -4,6 +4,7 @@ Reads the binary archive, because the Python archive contains pickles.
 """
 
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,19 @@ _FILE = RawFile(
     "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
 )
 _SHAPE = (3, 32, 32)
-NUM_CLASSES = 10
+_CLASSES = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
+NUM_CLASSES = len(_CLASSES)
 
 
 @section
@@ -40,13 +53,14 @@ def load(config: Config) -> Dataset:
         num_classes=NUM_CLASSES,
         source="CIFAR-10 (Krizhevsky 2009)",
         is_official=True,
+        class_names=_CLASSES,
     )
 
 
 def read(path: Path, names: list[str]) -> Arrays:
     """Return images ``(n, 3, 32, 32)`` and labels ``(n,)`` of the files ``names`` in the archive.
 
-    A record is a label and the red, green and blue planes. Raises :class:`DataError` for any other
+    A record is a label and the red, green and blue planes. Raise :class:`DataError` for any other
     archive.
     """
     records = []
@@ -58,7 +72,7 @@ def read(path: Path, names: list[str]) -> Arrays:
                 records.append(
                     np.frombuffer(content, np.uint8).reshape(-1, 1 + int(np.prod(_SHAPE)))
                 )
-    except (OSError, EOFError, KeyError, ValueError, tarfile.TarError) as error:
+    except (OSError, EOFError, KeyError, ValueError, tarfile.TarError, zlib.error) as error:
         raise DataError(
             f"{path}: not the archive of CIFAR-10 in bytes ({error}); remove it to fetch it again"
         ) from None

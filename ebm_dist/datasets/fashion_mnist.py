@@ -30,6 +30,18 @@ _FILES = {
         "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
     ),
 }
+_CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
 
 
 @section
@@ -39,6 +51,7 @@ class Config:
 
 
 def load(config: Config) -> Dataset:
-    return load_idx(
+    data = load_idx(
         _FILES, config.num_val, "fashion_mnist/val", "Fashion-MNIST (Xiao, Rasul & Vollgraf 2017)"
     )
+    return data._replace(class_names=_CLASSES)

@@ -11,6 +11,7 @@ half.
 """
 
 import gzip
+import zlib
 from typing import Any, Literal
 
 import numpy as np
@@ -124,7 +125,7 @@ def _read(config: Config) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_
                 else [column.astype(np.float64)]
             )
         return np.column_stack(parts).astype(np.float64), columns[-1] != "normal."
-    except (OSError, EOFError, UnicodeError, ValueError) as error:
+    except (OSError, EOFError, UnicodeError, ValueError, zlib.error) as error:
         raise DataError(
             f"{path}: not the KDD Cup 1999 data ({error}); remove it to fetch it again"
         ) from None

@@ -14,7 +14,7 @@ from scipy.io import loadmat
 from ebm_dist.config import NonNegativeInt, section
 from ebm_dist.datasets import Arrays, Dataset
 from ebm_dist.datasets._download import RawFile, fetch
-from ebm_dist.errors import DataError
+from ebm_dist.errors import DataError, reason
 from ebm_dist.rng import numpy_stream
 
 _FILES = {
@@ -44,9 +44,9 @@ def load(config: Config) -> Dataset:
     try:
         raw = np.load(path, allow_pickle=False) if path.suffix == ".npz" else loadmat(path)
         x, y = np.asarray(raw["X"], np.float64), np.asarray(raw["y"]).ravel().astype(np.int64)
-    except (OSError, KeyError, ValueError, TypeError) as error:
+    except Exception as error:  # noqa: BLE001 (a broken archive or MATLAB file can raise any error)
         raise DataError(
-            f"{path}: not the table {config.table} ({error}); remove it to fetch it again"
+            f"{path}: not the table {config.table} ({reason(error)}); remove it to fetch it again"
         ) from None
     order = numpy_stream(config.split_seed, f"odds/{config.table}").permutation(len(x))
     train_half, test = order[: len(x) // 2], order[len(x) // 2 :]

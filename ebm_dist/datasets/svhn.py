@@ -48,7 +48,7 @@ def read(path: Path) -> Arrays:
     """Return the images ``(n, 3, 32, 32)`` and labels ``(n,)`` of a MATLAB 5 file.
 
     The file has ``X (32, 32, 3, n)`` and ``y (n, 1)``, in which the digit 0 has the label 10.
-    Raises :class:`DataError` for any other file.
+    Raise :class:`DataError` for any other file.
     """
     try:
         arrays = loadmat(path, variable_names=["X", "y"])

@@ -1,5 +1,5 @@
-"""Layers that several energies share: SiLU with a cheap gradient, spectral normalisation, and
-the linear energy of features."""
+"""What several energies share: SiLU with a cheap gradient, spectral normalisation, the linear
+energy of features, and the check for images."""
 
 from typing import Any
 
@@ -7,6 +7,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
+
+from ebm_dist.errors import ConfigError
+
+
+def check_images(name: str, shape: tuple[int, ...], min_side: int = 1) -> None:
+    """Check that samples have the shape of images of a minimum size.
+
+    Raise :class:`ConfigError` otherwise.
+    """
+    if len(shape) != 3:
+        raise ConfigError(
+            f"energy: {name} needs images, found samples of shape {shape}", "set energy.name: mlp"
+        )
+    if min(shape[1:]) < min_side:
+        raise ConfigError(
+            f"energy: {name} with these channels needs images of at least {min_side}x{min_side}"
+            f" pixels, found {shape[1]}x{shape[2]}",
+            "drop some of energy.channels, or set energy.name: mlp",
+        )
 
 
 def linear_energy(layer: nn.Linear, h: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ebm_dist.config import Mismatch, Params, Positive, module_of, plugin, section
 from ebm_dist.energies import Average, EnergyModel
-from ebm_dist.errors import ConfigError
+from ebm_dist.energies._layers import check_images
 
 _RIDGE = 1e-3  # added to the variances of the log powers, which are about 1
 
@@ -108,10 +108,6 @@ def contrasts(x: Tensor) -> Tensor:
 
 
 def build(config: Config, *, shape: tuple[int, ...], num_classes: int) -> EnergyModel:
-    if len(shape) != 3:
-        raise ConfigError(
-            f"energy: band_power needs images, found samples of shape {shape}",
-            "set energy.name: mlp",
-        )
+    check_images("band_power", shape)
     network = module_of(config.network).build(config.network, shape=shape, num_classes=num_classes)
     return BandPower(config, network, shape)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ebm_dist.config import PositiveInt, section
 from ebm_dist.energies import EnergyModel
+from ebm_dist.energies._layers import check_images
 
 IS_CLASSIFIER = True
 
@@ -48,4 +49,6 @@ class Classifier(EnergyModel):
 
 
 def build(config: Config, *, shape: tuple[int, ...], num_classes: int) -> EnergyModel:
+    if config.channels:
+        check_images("classifier with channels", shape)
     return Classifier(config, shape, num_classes)

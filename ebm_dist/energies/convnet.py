@@ -9,7 +9,7 @@ from torch.nn.utils import parametrize
 
 from ebm_dist.config import Mismatch, Params, PositiveInt, section
 from ebm_dist.energies import EnergyModel
-from ebm_dist.energies._layers import linear_energy, silu, spectral_norm
+from ebm_dist.energies._layers import check_images, linear_energy, silu, spectral_norm
 
 
 @section
@@ -111,4 +111,5 @@ class ConvNet(EnergyModel):
 
 
 def build(config: Config, *, shape: tuple[int, ...], num_classes: int) -> EnergyModel:
+    check_images("convnet", shape)
     return ConvNet(config, shape, num_classes)

@@ -32,6 +32,7 @@ class Config:
     """Learn in the units ``v - mean of the data`` and ``h - 1/2``."""
 
     has_conditionals = True
+    is_binary = True
 
 
 class Weights(NamedTuple):

@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 
 from ebm_dist.config import Mismatch, Params, PositiveInt, section
 from ebm_dist.energies import EnergyModel
-from ebm_dist.energies._layers import linear_energy, spectral_norm
+from ebm_dist.energies._layers import check_images, linear_energy, spectral_norm
 
 _SLOPE = 0.2
 
@@ -105,4 +105,6 @@ class ResNet(EnergyModel):
 
 
 def build(config: Config, *, shape: tuple[int, ...], num_classes: int) -> EnergyModel:
+    num_halvings = (len(config.channels) + 1) // 2
+    check_images("resnet", shape, min_side=2**num_halvings)
     return ResNet(config, shape, num_classes)

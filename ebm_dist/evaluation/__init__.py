@@ -4,11 +4,17 @@ Each has a ``Config`` and ``evaluate(config, subject) -> Report``. A suite reads
 data and writes nothing. Its report is deterministic for fixed weights and settings.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
 from ebm_dist.data import shards
+from ebm_dist.errors import DivergedError
 from ebm_dist.files import write_csv, write_json
 from ebm_dist.metrics.features import Classifier
 from ebm_dist.models.trained import TrainedModel
@@ -47,10 +53,30 @@ class Report(NamedTuple):
         write_json(folder / "metrics.json", self.metrics)
 
 
+def check_finite(values: Tensor | npt.NDArray[np.floating[Any]], what: str) -> None:
+    """Check values of any shape, which ``what`` names.
+
+    Raises :class:`DivergedError` if one is NaN or infinite.
+    """
+    array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
+    if num_bad := np.count_nonzero(~np.isfinite(array)):
+        raise DivergedError(
+            f"{what}: {num_bad} of {array.size} values are NaN or infinite",
+            "train the model again with a smaller optimizer.lr or sampler.step_size, or leave"
+            " this suite out",
+        )
+
+
+def defined(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return the metrics that are finite: one that the data leave undefined is absent."""
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
 def over_seeds(reports: Mapping[int, Report]) -> Report:
     """Combine the reports of several seeds into one.
 
-    Metrics are means, with those of every seed under ``seeds``. Tables and figures are those of the
+    Metrics are means, with those of every seed under ``seeds``. A metric that a seed lacks has no
+    mean. Tables and figures are those of the
     first seed.
     """
     first = next(iter(reports.values()))
@@ -66,4 +92,5 @@ def _mean(metrics: list[dict[str, Any]]) -> dict[str, Any]:
         if isinstance(value, dict)
         else sum(m[key] for m in metrics) / len(metrics)
         for key, value in metrics[0].items()
+        if all(key in m for m in metrics)
     }

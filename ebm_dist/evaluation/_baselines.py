@@ -18,7 +18,7 @@ class FittedGaussian:
 
     def __init__(self, train: Tensor) -> None:
         flat = rows(train)
-        self.mean, self.covariance = flat.mean(axis=0), np.cov(flat, rowvar=False)
+        self.mean, self.covariance = flat.mean(axis=0), np.atleast_2d(np.cov(flat, rowvar=False))
         _, self.directions = np.linalg.eigh(self.covariance)
 
     def mahalanobis(self, x: Tensor, ridge: float) -> Array:
@@ -35,4 +35,4 @@ class FittedGaussian:
         """Return the squared distance ``(n,)`` to the span of the ``count`` leading components."""
         d, leading = rows(x) - self.mean, self.directions[:, -count:]
         squared: Array = (d**2).sum(axis=1) - ((d @ leading) ** 2).sum(axis=1)
-        return squared
+        return squared.clip(min=0)  # rounding may go below

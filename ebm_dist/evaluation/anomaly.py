@@ -2,7 +2,8 @@
 
 The model is trained on inliers and scores a test set with anomalies, which have the highest class
 label. The score is E; high means anomalous. Precision, recall and F1 classify the known share of
-anomalies as anomalous, by the highest scores. The areas under the two curves need no threshold.
+anomalies as anomalous, by the highest scores. Average precision and the area under the ROC curve
+need no threshold.
 
 Baselines are the norm of the energy's gradient, chance, and detectors without a network that learn
 from the same rows. Where the inliers have labels, two more kinds of detectors use them: the same
@@ -20,16 +21,16 @@ import torch
 import torch.nn.functional as F
 from scipy.spatial.distance import cdist
 from sklearn.ensemble import IsolationForest
-from sklearn.metrics import auc, precision_recall_curve, roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 from sklearn.svm import OneClassSVM
 from torch import Tensor
 
-from ebm_dist.config import Positive, PositiveInt, Probability, section
+from ebm_dist.config import Mismatch, Params, Positive, PositiveInt, Probability, section
 from ebm_dist.data import shards
 from ebm_dist.energies import build_energy, score
 from ebm_dist.errors import DataError
-from ebm_dist.evaluation import Report, Subject
+from ebm_dist.evaluation import Report, Subject, check_finite
 from ebm_dist.evaluation._baselines import Array, FittedGaussian, rows
 from ebm_dist.report import figures
 from ebm_dist.rng import numpy_stream
@@ -60,6 +61,13 @@ class Config:
     split: str = "test"
     """The split to score: ``val`` to choose settings, ``test`` to report."""
 
+    def check(self, params: Params) -> None:
+        if self.contamination == 0:
+            raise Mismatch(
+                "evaluation.anomaly.contamination",
+                "classifies no row as anomalous; use a share above 0, or leave it out",
+            )
+
 
 def evaluate(config: Config, subject: Subject) -> Report:
     train, _ = shards.read_split(subject.data, "train")
@@ -74,18 +82,21 @@ def evaluate(config: Config, subject: Subject) -> Report:
             f"{subject.data.folder}: the {config.split} split needs anomalies and others; "
             "use another data set"
         )
-    contamination = config.contamination or float(truth.mean())
+    contamination = float(truth.mean()) if config.contamination is None else config.contamination
     scorers: dict[str, Callable[[Tensor], Array]] = {
         _ENERGY: lambda x: subject.model.energies(x).double().numpy(),
         "|dE/dx| (model)": lambda x: np.concatenate(
             [_score_norm(subject, part) for part in x.split(1000)]
         ),
     }
-    if train.ndim == 4:
+    if train.ndim == 4 and np.ptp(_ink(train)):
         scorers[_GIVEN_INK] = _given_ink(scorers[_ENERGY], train)
     scorers |= _baselines(config, subject, train) | _by_class(config, subject)
+    by_scorer = {name: scorer(test) for name, scorer in scorers.items()}
+    for name, values in by_scorer.items():
+        check_finite(values, f"evaluation.anomaly: scores {name!r}")
     scores = {
-        name: score_detector(truth, scorer(test), contamination) for name, scorer in scorers.items()
+        name: score_detector(truth, values, contamination) for name, values in by_scorer.items()
     }
     prevalence = float(truth.mean())
     chance = dict.fromkeys(("precision", "recall", "f1", "auprc"), prevalence)
@@ -121,19 +132,23 @@ def evaluate(config: Config, subject: Subject) -> Report:
 def score_detector(
     truth: npt.NDArray[np.int64], scores: Array, contamination: float
 ) -> dict[str, float]:
-    """Return precision, recall, F1 and the areas under both curves (trapezoid rule).
+    """Return precision, recall, F1, average precision and the area under the ROC curve.
 
-    The share ``contamination`` with the highest scores is classified as anomalous.
+    The share ``contamination`` with the highest scores, at least one row, is classified as
+    anomalous. Among equal scores at its end, rows are drawn at random: the values are the
+    expectations. Average precision is the step-wise sum, because a trapezoid between the ends of
+    a tie promises more than a detector that cannot tell its rows apart.
     """
-    called = scores > np.quantile(scores, 1 - contamination)
-    hits = float((called & (truth == 1)).sum())
-    precision, recall = hits / max(called.sum(), 1), hits / truth.sum()
-    curve = precision_recall_curve(truth, scores)
+    count = max(round(contamination * len(scores)), 1)
+    lowest = np.partition(scores, -count)[-count]
+    above, tied = scores > lowest, scores == lowest
+    share = (count - above.sum()) / tied.sum()
+    hits = truth[above].sum() + share * truth[tied].sum()
     return {
-        "precision": float(precision),
-        "recall": float(recall),
-        "f1": float(2 * hits / (called.sum() + truth.sum())),
-        "auprc": float(auc(curve[1], curve[0])),
+        "precision": float(hits / count),
+        "recall": float(hits / truth.sum()),
+        "f1": float(2 * hits / (count + truth.sum())),
+        "auprc": float(average_precision_score(truth, scores)),
         "auroc": float(roc_auc_score(truth, scores)),
     }
 
@@ -209,7 +224,7 @@ def _by_class(config: Config, subject: Subject) -> dict[str, Callable[[Tensor], 
     num_classes, model = subject.data.num_classes, subject.model
     flat, labels = x.flatten(1).double().numpy(), y.numpy()
     means = np.stack([flat[labels == k].mean(axis=0) for k in range(num_classes)])
-    within = np.cov(flat - means[labels], rowvar=False)
+    within = np.atleast_2d(np.cov(flat - means[labels], rowvar=False))
     root = np.linalg.cholesky(np.linalg.inv(within + 1e-6 * np.eye(len(within))))
     network = _supervised(config, subject, x, y)
 

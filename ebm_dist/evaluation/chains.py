@@ -4,7 +4,9 @@ Single pixels say little and many never vary, so the diagnostics follow the ener
 principal components of the training data. Chains from noise and chains continued from the replay
 buffer are each compared among themselves, and then with each other. Only if both kinds agree do
 samples depend on the model alone and not on where a chain started. The labels of a conditional
-energy stay fixed, so only chains of the same class are compared.
+energy stay fixed, so only chains of the same class are compared. ``num_constant`` counts the
+quantities that never vary; R-hat and sample sizes are those of the others. They are absent if
+nothing varies, and R-hat if no chain moves.
 
 By default the sampler is that of the training. ``warm_up`` adapts its step size first, and
 ``temperatures`` adds replicas that exchange positions (parallel tempering).
@@ -32,7 +34,7 @@ from ebm_dist.config import (
 )
 from ebm_dist.data import shards
 from ebm_dist.energies import EnergyFn, frozen, given, is_conditional
-from ebm_dist.evaluation import Report, Subject
+from ebm_dist.evaluation import Report, Subject, check_finite, defined
 from ebm_dist.report import figures
 from ebm_dist.rng import stream
 from ebm_dist.samplers import Info, State, noise, run_chain
@@ -128,21 +130,29 @@ def evaluate(config: Config, subject: Subject) -> Report:
         draws = np.concatenate([run.followed[:, config.num_draws // 2 :] for run in parts])
         classes = torch.cat([run.labels for run in parts]).numpy()
         groups = [draws[classes == y] for y in np.unique(classes)]
+        # NaN where all draws of a class are equal
         diagnostics = {
-            "rhat": np.max([rhat(group) for group in groups], axis=0),
-            "ess_bulk": np.sum([ess_bulk(group) for group in groups], axis=0),
-            "ess_tail": np.sum([ess_tail(group) for group in groups], axis=0),
+            "rhat": np.fmax.reduce([rhat(group) for group in groups]),
+            "ess_bulk": np.nansum([ess_bulk(group) for group in groups], axis=0),
+            "ess_tail": np.nansum([ess_tail(group) for group in groups], axis=0),
         }
+        varies = ~np.isnan(diagnostics["rhat"])
         rows += [
             {"chains": name, "of": of} | {k: float(v[i]) for k, v in diagnostics.items()}
             for i, of in enumerate(names)
         ]
         metrics[name] = {
-            "rhat": float(diagnostics["rhat"].max()),
-            "ess_bulk": float(diagnostics["ess_bulk"].min()),
-            "ess_tail": float(diagnostics["ess_tail"].min()),
+            "num_constant": int((~varies).sum()),
             "draws": draws.shape[0] * draws.shape[1],
         }
+        if varies.any():
+            metrics[name] |= defined(
+                {
+                    "rhat": float(diagnostics["rhat"][varies].max()),
+                    "ess_bulk": float(diagnostics["ess_bulk"][varies].min()),
+                    "ess_tail": float(diagnostics["ess_tail"][varies].min()),
+                }
+            )
     for name, run in runs.items():
         report = run.trace.report(model.bounds)
         metrics[name] |= {
@@ -214,9 +224,11 @@ def _run(
         rates = torch.stack(swap_rates).nanmean(dim=0).tolist()
         metrics["swap_rates"] = {f"pair_{i + 1}": rate for i, rate in enumerate(rates)}
     along = torch.stack([components.of(x) for x in trace.positions], dim=1)
+    followed = torch.cat([torch.stack(trace.energies, dim=1)[:, :, None], along], dim=2).double()
+    check_finite(followed, f"evaluation.chains: energies and positions of chains from {name}")
     return _Run(
         trace,
-        torch.cat([torch.stack(trace.energies, dim=1)[:, :, None], along], dim=2).double().numpy(),
+        followed.numpy(),
         labels,
         metrics,
     )

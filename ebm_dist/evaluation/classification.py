@@ -21,7 +21,7 @@ from ebm_dist.config import Mismatch, Params, Positive, PositiveInt, section
 from ebm_dist.data import shards
 from ebm_dist.energies import build_energy, is_classifier
 from ebm_dist.errors import DataError
-from ebm_dist.evaluation import Report, Subject
+from ebm_dist.evaluation import Report, Subject, check_finite
 from ebm_dist.report import figures
 from ebm_dist.rng import numpy_stream
 
@@ -63,6 +63,7 @@ def evaluate(config: Config, subject: Subject) -> Report:
     labelled, labels = few
     truth = y.numpy()
     probabilities = model.classify(x).double().numpy()
+    check_finite(probabilities, "evaluation.classification: p(k | x) of the energy")
     supervised = _supervised(config, model.params, labelled, labels, num_classes)
     with torch.no_grad():
         of_supervised = (
@@ -190,13 +191,14 @@ def _regions(config: Config, subject: Subject, labelled: Tensor, labels: Tensor)
         log_joint = -torch.cat(
             [model.energy(part, _all_classes(part, num_classes)) for part in points.split(10000)]
         )
+    names = subject.data.class_names
     density = (log_joint - log_joint.max()).exp()
     maps = {
-        "p(0 | x)": log_joint.softmax(dim=1)[:, 0],
-        **{f"p(x, {k}) over its largest": density[:, k] for k in range(num_classes)},
+        f"p({names[0]} | x)": log_joint.softmax(dim=1)[:, 0],
+        **{f"p(x, {names[k]}) over its largest": density[:, k] for k in range(num_classes)},
     }
     shown = {name: values.view(_SIDE, _SIDE).numpy() for name, values in maps.items()}
-    by_class = {f"labelled {k}": labelled[labels == k].numpy() for k in range(num_classes)}
+    by_class = {f"labelled {names[k]}": labelled[labels == k].numpy() for k in range(num_classes)}
     return figures.regions(
         shown, by_class, config.extent, "Probability of a class, and joint densities"
     )

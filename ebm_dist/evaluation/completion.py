@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ebm_dist.config import PositiveInt, section
+from ebm_dist.config import Mismatch, Params, PositiveInt, section
 from ebm_dist.data import shards
 from ebm_dist.energies import frozen, given, is_conditional
 from ebm_dist.errors import ConfigError
-from ebm_dist.evaluation import Report, Subject
+from ebm_dist.evaluation import Report, Subject, check_finite
 from ebm_dist.report import figures
 from ebm_dist.rng import numpy_stream, stream
 from ebm_dist.samplers import noise, run_chain
@@ -27,11 +27,16 @@ _SHOWN = 10
 @section
 class Config:
     num_images: PositiveInt = 500
-    """Images of each split to complete."""
+    """Images of each split to complete, at least 2."""
     num_completions: PositiveInt = 8
-    """Completions of each image."""
+    """Completions of each image, at least 2."""
     num_steps: PositiveInt = 200
     """Steps of the chains."""
+
+    def check(self, params: Params) -> None:
+        for name in ("num_images", "num_completions"):
+            if getattr(self, name) < 2:
+                raise Mismatch(f"evaluation.completion.{name}", "needs at least 2, for a variance")
 
 
 def evaluate(config: Config, subject: Subject) -> Report:
@@ -49,21 +54,26 @@ def evaluate(config: Config, subject: Subject) -> Report:
         "train": (train[rows_of_train], train_labels[rows_of_train]),
         "test": (test[: config.num_images], test_labels[: config.num_images]),
     }
-    metrics: dict[str, Any] = {"num_images": config.num_images, "num_steps": config.num_steps}
+    num_images = len(sets["test"][0])
+    metrics: dict[str, Any] = {"num_images": num_images, "num_steps": config.num_steps}
     mean_image, rows = hidden(train.mean(dim=0, keepdim=True)), list[dict[str, Any]]()
     pictures, has_labels = {}, is_conditional(subject.model.params)
     for name, (x, y) in sets.items():
         truth, ends = hidden(x), complete(config, subject, x, y, name)
         errors = ((ends - truth) ** 2).flatten(2).mean(dim=2)  # (completions, images)
         per_image = errors.mean(dim=0)
-        same_class = y[:, None] == train_labels if has_labels else None
+        allowed = torch.ones(len(x), len(train), dtype=torch.bool)
+        if has_labels:
+            allowed &= y[:, None] == train_labels
+        if name == "train":
+            allowed[torch.arange(len(x)), rows_of_train] = False  # the image itself
         metrics[name] = {
             "mse": per_image.mean().item(),
             "mse_standard_error": (per_image.std() / len(x) ** 0.5).item(),
             "mse_of_mean_completion": ((ends.mean(dim=0) - truth) ** 2).mean().item(),
             "variance": ends.var(dim=0).mean().item(),
             "mse_mean_image": ((mean_image - truth) ** 2).mean().item(),
-            "mse_nearest": ((nearest(x, train, same_class) - truth) ** 2).mean().item(),
+            "mse_nearest": ((nearest(x, train, allowed) - truth) ** 2).mean().item(),
         }
         rows += [{"set": name, **metrics[name]}]
         pictures[f"{name}.png"] = _picture(x, ends, name)
@@ -72,17 +82,16 @@ def evaluate(config: Config, subject: Subject) -> Report:
     return Report(metrics, {"completion": rows}, pictures)
 
 
-def nearest(x: Tensor, train: Tensor, allowed: Tensor | None) -> Tensor:
+def nearest(x: Tensor, train: Tensor, allowed: Tensor) -> Tensor:
     """Return the lower halves ``(n, channels, h/2, w)`` of the nearest training images.
 
-    The distance is that of the upper halves. The image itself is excluded.
-    ``allowed (n, num_train)`` masks the training images to use for each image; None allows all.
+    The distance is that of the upper halves. ``allowed (n, num_train)`` masks the training images
+    to use for each image.
     """
     upper, train_upper = (part[:, :, : x.shape[2] // 2].flatten(1) for part in (x, train))
-    distance = torch.cdist(upper, train_upper)
-    distance[distance < 1e-3] = torch.inf  # the image itself
-    if allowed is not None:
-        distance[~allowed] = torch.inf
+    # an expanded square would cancel far from 0, and break ties by rounding
+    distance = torch.cdist(upper, train_upper, compute_mode="donot_use_mm_for_euclid_dist")
+    distance[~allowed] = torch.inf
     return hidden(train[distance.argmin(dim=1)])
 
 
@@ -112,6 +121,7 @@ def complete(config: Config, subject: Subject, x: Tensor, y: Tensor, name: str) 
                 config.num_steps,
                 chain,
             )
+            check_finite(end, f"evaluation.completion: completions of {name} images")
             ends.append(end)
     return torch.stack(ends)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ebm_dist.config import PositiveInt, section
 from ebm_dist.energies import frozen, is_conditional
 from ebm_dist.errors import ConfigError
-from ebm_dist.evaluation import Report, Subject
+from ebm_dist.evaluation import Report, Subject, check_finite
 from ebm_dist.metrics import features
 from ebm_dist.report import figures
 from ebm_dist.rng import stream
@@ -54,9 +54,10 @@ def evaluate(config: Config, subject: Subject) -> Report:
         "energy_of_both": energies["both"],
         "energy_of_both_alone": (energies["first"] + energies["second"]) / 2,
     }
+    names = subject.data.class_names
     by_pair = has_both["both"].view(-1, n).mean(dim=1).tolist()
     rows = [
-        {"first": int(a), "second": int(b), "share": share}
+        {"first": names[a], "second": names[b], "share": share}
         for (a, b), share in zip(pairs[::n], by_pair, strict=True)
     ]
     triples = torch.stack([samples[name][::n] for name in ("first", "both", "second")], dim=1)
@@ -79,6 +80,7 @@ def sample(config: Config, subject: Subject, labels: Tensor) -> Tensor:
         end, _ = run_chain(
             model.kernel(), target, start, config.num_steps, stream(0, "composition/chain")
         )
+    check_finite(end, f"evaluation.composition: ends of chains of {config.num_steps} steps")
     return end
 
 

@@ -19,7 +19,7 @@ from ebm_dist.config import Positive, PositiveInt, section
 from ebm_dist.data import shards
 from ebm_dist.energies import EnergyModel, is_conditional
 from ebm_dist.errors import ConfigError
-from ebm_dist.evaluation import Report, Subject
+from ebm_dist.evaluation import Report, Subject, check_finite
 from ebm_dist.report import figures
 
 
@@ -76,7 +76,11 @@ def evaluate(config: Config, subject: Subject) -> Report:
             str(k): (final[y == k] == k).float().mean().item() for k in range(num_classes)
         },
     }
-    names = [f"{on * per_task} to {(on + 1) * per_task - 1}" for on in range(num_tasks)]
+    of_class = subject.data.class_names
+    names = [
+        f"{of_class[on * per_task]} to {of_class[(on + 1) * per_task - 1]}"
+        for on in range(num_tasks)
+    ]
     rows = [
         {"after_task": a + 1}
         | {names[on]: matrix[a, on] if on <= a else "" for on in range(num_tasks)}
@@ -97,12 +101,14 @@ def evaluate(config: Config, subject: Subject) -> Report:
 def _energies(config: Config, energy: EnergyModel, x: Tensor, num_labels: int) -> Tensor:
     """Return the energies ``(n, num_labels)`` under each of the first labels."""
     labels = [torch.full((config.batch_size,), k) for k in range(num_labels)]
-    return torch.cat(
+    energies = torch.cat(
         [
             torch.stack([energy(part, y[: len(part)]) for y in labels], dim=1)
             for part in x.split(config.batch_size)
         ]
     )
+    check_finite(energies, "evaluation.continual: energies of the images under each label")
+    return energies
 
 
 def references(

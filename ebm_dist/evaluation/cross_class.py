@@ -15,7 +15,7 @@ from ebm_dist.config import PositiveInt, section
 from ebm_dist.data import shards
 from ebm_dist.energies import frozen, given, is_conditional
 from ebm_dist.errors import ConfigError
-from ebm_dist.evaluation import Report, Subject
+from ebm_dist.evaluation import Report, Subject, check_finite
 from ebm_dist.metrics import features
 from ebm_dist.report import figures
 from ebm_dist.rng import stream
@@ -42,6 +42,7 @@ def evaluate(config: Config, subject: Subject) -> Report:
         )
     x, y = shards.read_split(subject.data, "test")
     num_classes = subject.data.num_classes
+    names = ", ".join(subject.data.class_names[: min(num_classes, 3)])
     requested = torch.arange(config.num_samples) % num_classes
     origin = other_classes(y, requested, num_classes)
     starts = {
@@ -71,12 +72,12 @@ def evaluate(config: Config, subject: Subject) -> Report:
         metrics[name] = dict(rows[-1])
         metrics[name]["worst_class_hit_rate"] = min(
             hits(subject, looks[-1][requested == k], requested[requested == k]).mean().item()
-            for k in range(num_classes)
+            for k in requested.unique().tolist()
         )
         shown = torch.cat([look[:_SHOWN] for look in looks])
         steps = f"{config.steps_per_round} steps a row"
         pictures[f"{name}.png"] = figures.image_grid(
-            shown.numpy(), _SHOWN, f"Request for classes 0, 1, 2 ... from {name}; {steps}"
+            shown.numpy(), _SHOWN, f"Request for classes {names} ... from {name}; {steps}"
         )
     lines = {
         f"from {name}": _band(tables[f"rounds_from_{name}"], config.num_samples) for name in starts
@@ -116,6 +117,7 @@ def walk(
             chain = stream(0, f"cross_class/{name}", step=count)
             target = given(model.energy, requested)
             end, _ = run_chain(model.kernel(), target, looks[-1], config.steps_per_round, chain)
+            check_finite(end, f"evaluation.cross_class: chains from {name} after round {count + 1}")
             looks.append(end)
     return looks
 
@@ -126,7 +128,8 @@ def _band(rows: list[dict[str, Any]], count: int) -> tuple[Any, ...]:
     share, z = np.array([row["hit_rate"] for row in rows]), 1.96
     middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    return steps, share, middle - half, middle + half
+    # rounding may exceed the range of a share
+    return steps, share, (middle - half).clip(min=0), (middle + half).clip(max=1)
 
 
 def hits(subject: Subject, x: Tensor, y: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from ebm_dist.config import (
     section,
 )
 from ebm_dist.data import shards
-from ebm_dist.evaluation import Report, Subject
+from ebm_dist.evaluation import Report, Subject, check_finite
 from ebm_dist.generators import FlowModel
 from ebm_dist.models import latent
 from ebm_dist.report import figures
@@ -73,6 +73,7 @@ def evaluate(config: Config, subject: Subject) -> Report:
             kinds[f"generator, {name}"] = drawn
     rows: list[dict[str, Any]] = []
     for name, drawn in kinds.items():
+        check_finite(drawn.x, f"evaluation.density: samples of the {name}")
         rows.append({"samples": name, **quality(truth, drawn.x.double().numpy(), num_modes)})
         rows[-1] |= {"acceptance_rate": drawn.acceptance_rate, "squared_norm": drawn.squared_norm}
     real, _ = truth.draw(config.num_samples, numpy_stream(0, "density/real"))
@@ -80,6 +81,7 @@ def evaluate(config: Config, subject: Subject) -> Report:
 
     points = _grid(config)
     log_p, energy = truth.log_prob(points), _on_grid(model.energy, points)
+    check_finite(energy, "evaluation.density: energies on the grid")
     kl = {
         f"temperature_{t:g}".replace(".", "_"): grid_kl(log_p, -energy / t)
         for t in config.temperatures

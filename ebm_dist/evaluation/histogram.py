@@ -5,7 +5,7 @@ from sklearn.metrics import roc_auc_score
 
 from ebm_dist.config import PositiveInt, section
 from ebm_dist.data import shards
-from ebm_dist.evaluation import Report, Subject
+from ebm_dist.evaluation import Report, Subject, check_finite
 from ebm_dist.metrics.ood_images import others_like
 from ebm_dist.report import figures
 from ebm_dist.rng import stream
@@ -29,6 +29,8 @@ def evaluate(config: Config, subject: Subject) -> Report:
     )
     sets |= others_like(subject.data, subject.comparison_datasets, config.max_samples)
     energies = {name: subject.model.energies(x) for name, x in sets.items()}
+    for name, values in energies.items():
+        check_finite(values, f"evaluation.histogram: energies of {name}")
     rows = [
         {"set": name, "count": len(e), "mean": e.mean().item(), "sd": e.std().item()}
         | dict(

@@ -9,7 +9,8 @@ Neither notices a mode that its chains never enter; interval and weights then lo
 Training with persistent chains can leave such modes far from the data, with more mass than all of
 the data. So AIS also starts from uniform units, and chains from noise search for states: the sum of
 their weights is a lower bound of Z. ``worst`` is the likelihood by the largest of these estimates
-of log Z, or by the exact value.
+of log Z, or by the exact value. ``low`` and ``high`` are absent where the interval of AIS has no
+such end, because the weights of its chains differ too much.
 """
 
 from typing import Any
@@ -20,7 +21,7 @@ from torch import Tensor
 from ebm_dist.config import Mismatch, Params, PositiveInt, plugin_name, section
 from ebm_dist.data import shards
 from ebm_dist.energies import rbm
-from ebm_dist.evaluation import Report, Subject
+from ebm_dist.evaluation import Report, Subject, check_finite, defined
 from ebm_dist.metrics.ais import (
     Estimate,
     ais,
@@ -63,6 +64,8 @@ class Config:
                 "evaluation.likelihood.num_chains",
                 f"reverse AIS starts from replay.capacity = {params.replay.capacity}",
             )
+        if self.num_chains < 2:
+            raise Mismatch("evaluation.likelihood.num_chains", "needs at least 2, for an interval")
 
 
 def evaluate(config: Config, subject: Subject) -> Report:
@@ -97,6 +100,8 @@ def evaluate(config: Config, subject: Subject) -> Report:
     if weights.weight.shape[1] <= config.max_exact_hidden:
         exact = exact_log_z(weights)
         estimates["exact"] = Estimate(exact, exact, exact, float("inf"))
+    for name, parameter in weights._asdict().items():
+        check_finite(parameter, f"evaluation.likelihood: {name}")
     energies = {name: subject.model.energies(x).double().mean().item() for name, x in data.items()}
     log_weights = -weights.free_energy(torch.cat([particles, wanderers]).unique(dim=0)).double()
     log_sum = log_weights.logsumexp(0).item()
@@ -112,14 +117,11 @@ def evaluate(config: Config, subject: Subject) -> Report:
         for name, e in estimates.items()
     }
     for name in ("ais", "ais_uniform", "reverse_ais"):
-        metrics[name] |= {
-            "low": estimates[name].low,
-            "high": estimates[name].high,
-            "ess": estimates[name].ess,
-        }
+        e = estimates[name]
+        metrics[name] |= defined({"low": e.low, "high": e.high, "ess": e.ess})
     if "exact" in estimates:
         metrics["ais_gap"] = abs(estimates["ais"].log_z - estimates["exact"].log_z)
-        metrics["ais_three_sigma"] = (estimates["ais"].high - estimates["ais"].low) / 2
+        metrics |= defined({"ais_three_sigma": (estimates["ais"].high - estimates["ais"].low) / 2})
     scored = data[config.split]
     pseudo = pseudo_log_likelihood(machine, scored, stream(0, "likelihood/pseudo"))
     metrics |= {
@@ -132,7 +134,7 @@ def evaluate(config: Config, subject: Subject) -> Report:
     if len(subject.data.shape) == 3:
         shape = (-1, *subject.data.shape)
         filters = weights.weight.T[:100]
-        spread = filters.abs().quantile(0.995)
+        spread = filters.abs().quantile(0.995).clamp(min=torch.finfo(filters.dtype).tiny)
         report.figures["filters.png"] = figures.image_grid(
             ((filters / spread).clamp(-1, 1) / 2 + 0.5).view(shape).numpy(),
             10,

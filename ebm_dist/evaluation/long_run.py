@@ -16,7 +16,7 @@ from torch import Tensor
 from ebm_dist.config import PositiveInt, section
 from ebm_dist.data import shards
 from ebm_dist.energies import frozen, given, is_conditional
-from ebm_dist.evaluation import Report, Subject
+from ebm_dist.evaluation import Report, Subject, check_finite
 from ebm_dist.report import figures
 from ebm_dist.rng import stream
 from ebm_dist.samplers import noise, run_chain
@@ -131,9 +131,11 @@ def walk(
 def _energies(subject: Subject, x: Tensor, y: Tensor) -> Tensor:
     model = subject.model
     labels = y.split(1000) if is_conditional(model.params) else [None] * len(x)
-    return torch.cat(
+    energies = torch.cat(
         [given(model.energy, y)(part) for part, y in zip(x.split(1000), labels, strict=False)]
     ).double()
+    check_finite(energies, "evaluation.long_run: energies of training data or of chains")
+    return energies
 
 
 def _at_bounds(subject: Subject, x: Tensor) -> float:

@@ -1,8 +1,9 @@
 """Mode counts of stacked digits (Metz et al. 2017, section 3.3.2; Kumar et al. 2019, section 4.2).
 
 A classifier of single digits reads each channel; the mode is the number that the channels spell.
-The suite reports the number of modes hit and KL(shares || uniform) in nats. The floor of both comes
-from an exactly uniform generator and from stacked test digits, which hit the modes unevenly too.
+The suite reports the number of modes hit and KL(shares || uniform) in nats. Both depend on the
+number of samples, so the references have as many: an exactly uniform generator, and random test
+digits stacked anew, which hit the modes unevenly too.
 """
 
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 from ebm_dist.config import PositiveInt, section
 from ebm_dist.data import shards
 from ebm_dist.errors import ConfigError
-from ebm_dist.evaluation import Report, Subject
+from ebm_dist.evaluation import Report, Subject, check_finite
 from ebm_dist.metrics import features
 from ebm_dist.models import latent
 from ebm_dist.report import figures
@@ -40,32 +41,33 @@ def evaluate(config: Config, subject: Subject) -> Report:
         )
     count = config.samples_per_mode * num_modes
     shares: dict[str, npt.NDArray[np.float64]] = {}
-    acceptance = 0.0
     for name, num_steps in {"generator": 0, "generator, chains": config.num_steps}.items():
-        total = np.zeros(num_modes)
+        total, acceptance = np.zeros(num_modes), 0.0
         for start in range(0, count, _PART):
             drawn = latent.draw(
                 subject.model, min(_PART, count - start), f"modes/{start}", num_steps=num_steps
             )
-            total += np.bincount(read(classifier, drawn.x), minlength=num_modes)
-            acceptance = drawn.acceptance_rate
+            check_finite(drawn.x, f"evaluation.modes: samples of the {name}")
+            total += np.bincount(number(read_digits(classifier, drawn.x)), minlength=num_modes)
+            acceptance += drawn.acceptance_rate * len(drawn.x) / count
         shares[name] = total / count
-    real = shards.read_split(subject.data, "test")[0][:count]
+    digits = read_digits(classifier, shards.read_split(subject.data, "test")[0])
+    stacked = numpy_stream(0, "modes/test digits").choice(digits.ravel(), (count, digits.shape[1]))
+    shares["test digits"] = np.bincount(number(stacked), minlength=num_modes) / count
     generator = numpy_stream(0, "modes/uniform")
-    shares["test digits"] = np.bincount(read(classifier, real), minlength=num_modes) / len(real)
     shares["exactly uniform"] = (
         generator.multinomial(count, np.full(num_modes, 1 / num_modes)) / count
     )
     rows: list[dict[str, Any]] = [
         {"samples": name, **class_balance(share)} for name, share in shares.items()
     ]
-    plain, after_chains, digits, floor = (
+    plain, after_chains, of_digits, floor = (
         {k: v for k, v in row.items() if k != "samples"} for row in rows
     )
     metrics = {"num_modes": float(num_modes), "num_samples": float(count), **plain}
     metrics |= {
         "chains": after_chains | {"acceptance_rate": acceptance},
-        "test_digits": digits,
+        "test_digits": of_digits,
         "uniform": floor,
     }
     images = latent.draw(subject.model, 100, "modes/0").x.numpy()
@@ -77,17 +79,21 @@ def evaluate(config: Config, subject: Subject) -> Report:
     return Report(metrics, {"modes": rows}, sheets)
 
 
-def read(classifier: features.Classifier, x: Tensor) -> npt.NDArray[np.int64]:
-    """Return the number ``(n,)`` that the channels of ``x (n, k, h, w)`` spell.
+def read_digits(classifier: features.Classifier, x: Tensor) -> npt.NDArray[np.int64]:
+    """Return the digits ``(n, k)`` in the channels of ``x (n, k, h, w)``."""
+    return np.stack(
+        [
+            features.classify(classifier, channel[:, None]).probabilities.argmax(axis=1)
+            for channel in x.unbind(dim=1)
+        ],
+        axis=1,
+    )
 
-    The first channel is the digit of the ones.
-    """
-    digits = [
-        features.classify(classifier, channel[:, None]).probabilities.argmax(axis=1)
-        for channel in x.unbind(dim=1)
-    ]
-    number: npt.NDArray[np.int64] = sum(digit * 10**i for i, digit in enumerate(digits))  # type: ignore[assignment]
-    return number
+
+def number(digits: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return the numbers ``(n,)`` that digits ``(n, k)`` spell; the first is that of the ones."""
+    spelt: npt.NDArray[np.int64] = digits @ 10 ** np.arange(digits.shape[1])
+    return spelt
 
 
 def class_balance(shares: npt.NDArray[np.float64]) -> dict[str, float]:

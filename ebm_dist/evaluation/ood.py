@@ -20,11 +20,11 @@ from PIL import Image
 from scipy.stats import rankdata
 from torch import Tensor
 
-from ebm_dist.config import PositiveInt, section
+from ebm_dist.config import Mismatch, Params, PositiveInt, section
 from ebm_dist.data import shards
 from ebm_dist.energies import build_energy, given, is_conditional
-from ebm_dist.errors import ConfigError
-from ebm_dist.evaluation import Report, Subject
+from ebm_dist.errors import ConfigError, DataError
+from ebm_dist.evaluation import Report, Subject, check_finite
 from ebm_dist.evaluation._baselines import Array, FittedGaussian
 from ebm_dist.metrics.ood_images import others_like, synthetic
 from ebm_dist.models.trained import TrainedModel
@@ -35,6 +35,7 @@ from ebm_dist.samplers import run_chain
 _MODEL, _FALL, _UNTRAINED = "-E (model)", "fall of E (model)", "-E (before training)"
 _BATCH = 1000  # chains per batch
 _NUM_COMPONENTS = 100
+_FEWEST_RESAMPLES = 40  # one beyond each end of the interval
 
 
 @section
@@ -44,9 +45,16 @@ class Config:
     num_chains: PositiveInt = 2000
     """Largest number of samples per set that start a chain, for the drop of the energy."""
     num_bootstrap: PositiveInt = 1000
-    """Bootstrap resamples of both sets for each 95 % interval."""
+    """Bootstrap resamples of both sets for each 95 % interval, at least 40."""
     mean_of: tuple[str, ...] = ()
     """Sets to average in ``mean_auroc``; all sets if empty."""
+
+    def check(self, params: Params) -> None:
+        if self.num_bootstrap < _FEWEST_RESAMPLES:
+            raise Mismatch(
+                "evaluation.ood.num_bootstrap",
+                f"needs at least {_FEWEST_RESAMPLES}, for the 2.5 % and 97.5 % quantiles",
+            )
 
 
 def evaluate(config: Config, subject: Subject) -> Report:
@@ -70,7 +78,12 @@ def evaluate(config: Config, subject: Subject) -> Report:
     for set_name, x in sets.items():
         for name, score in scorers.items():
             outside_scores = score(x)
-            value, low, high = auroc(inside_scores[name], outside_scores, config.num_bootstrap)
+            value, low, high = auroc(
+                inside_scores[name],
+                outside_scores,
+                config.num_bootstrap,
+                f"evaluation.ood: scores {name!r} of the test images and of {set_name}",
+            )
             rows.append(
                 {
                     "set": set_name,
@@ -132,11 +145,22 @@ def evaluate(config: Config, subject: Subject) -> Report:
     return Report(metrics, {"auroc": rows}, {"auroc.png": picture, "sets.png": sheet})
 
 
-def auroc(inside: Array, outside: Array, num_bootstrap: int) -> tuple[float, float, float]:
+def auroc(
+    inside: Array, outside: Array, num_bootstrap: int, what: str = "scores"
+) -> tuple[float, float, float]:
     """Return P(inside scores above outside) and its 2.5 % and 97.5 % bootstrap quantiles.
 
-    Ties count half. Both sets are resampled.
+    Ties count half. Both sets are resampled. Raises :class:`DivergedError` for a score that is not
+    finite and :class:`DataError` for a set of one, which cannot be resampled; ``what`` names the
+    scores.
     """
+    check_finite(np.concatenate([inside, outside]), what)
+    if min(len(inside), len(outside)) < 2:
+        raise DataError(
+            f"{what}: an AUROC with an interval needs at least 2 on each side, found"
+            f" {len(inside)} and {len(outside)}",
+            "use larger sets",
+        )
     # resampled ranks instead of values: all resamples need one sort only
     n, m = len(inside), len(outside)
     ranks = rankdata(np.concatenate([inside, outside]), method="dense") - 1

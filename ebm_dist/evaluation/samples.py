@@ -1,20 +1,29 @@
 """Sample quality of chains from noise: distance to held-out data, and copies of training data.
 
 FID-clf and IS-clf use the features of the pipeline's own classifier (see
-:mod:`ebm_dist.metrics.features`). The floor and the plain baselines are scored in the same way,
-with the same number of samples.
+:mod:`ebm_dist.metrics.features`). FID depends on the number of samples, so samples, floor and plain
+baselines are all scored with the same ``num_scored``, which is less than ``num_samples`` where
+there are fewer training images. All are compared with the ``num_real`` images of the split. The
+replay buffer is scored with ``num_replay`` chains, all that it has of them.
+
+``copies`` is the share of samples that are nearer to a training sample than half the median
+distance of the real samples of the split, ``copies_of_real`` the share of those. Real samples that
+are exactly training samples count in the share and not in the median, so duplicates in the data do
+not move the limit.
 """
 
 from typing import Any
 
 import numpy as np
 import torch
+from sklearn.metrics import pairwise_distances_argmin
 from torch import Tensor
 
-from ebm_dist.config import PositiveInt, section
+from ebm_dist.config import Mismatch, Params, PositiveInt, section
 from ebm_dist.data import shards
 from ebm_dist.energies import frozen, given, is_conditional
-from ebm_dist.evaluation import Report, Subject
+from ebm_dist.errors import DataError
+from ebm_dist.evaluation import Report, Subject, check_finite
 from ebm_dist.metrics import features
 from ebm_dist.report import figures
 from ebm_dist.rng import numpy_stream, stream
@@ -27,7 +36,8 @@ _COLUMNS = 10
 @section
 class Config:
     num_samples: PositiveInt = 1000
-    """Chains from noise; the floor and the baselines have the same number of samples."""
+    """Chains from noise, at least 2. Floor and baselines have as many samples, and all are scored
+    with the number of training samples where that is less."""
     num_steps: PositiveInt = 200
     """Steps of the chains from noise, with the sampler of the training."""
     num_frames: PositiveInt = 20
@@ -35,32 +45,48 @@ class Config:
     split: str = "test"
     """The split of real data to compare with: ``val`` to choose settings, ``test`` to report."""
 
+    def check(self, params: Params) -> None:
+        if self.num_samples < 2:
+            raise Mismatch("evaluation.samples.num_samples", "needs at least 2, for a covariance")
+
 
 def evaluate(config: Config, subject: Subject) -> Report:
     samples, trace, frames = sample(config, subject)
+    check_finite(samples, f"evaluation.samples: ends of chains of {config.num_steps} steps")
     train, _ = shards.read_split(subject.data, "train")
     real, _ = shards.read_split(subject.data, config.split)
     rows = torch.from_numpy(
         numpy_stream(_SEED, "samples/real").permutation(len(train))[: config.num_samples]
     )
-    chains = subject.model.chains[: config.num_samples]
+    chains, n = subject.model.chains[: len(rows)], len(rows)
     metrics: dict[str, Any] = {"num_samples": len(samples), "num_steps": config.num_steps}
     tables: dict[str, list[dict[str, Any]]] = {"chain_energy": trace}
     if subject.classifier is not None:
         sets = {
-            "model, from noise": samples,
+            "model, from noise": samples[:n],
             "model, replay buffer": chains,
             "real training images (floor)": train[rows],
-            "Gaussian fitted to training images": _gaussian(train, config.num_samples),
+            "Gaussian fitted to training images": _gaussian(train, n),
             "pixels shuffled": _shuffled(train[rows]),
             "uniform noise": noise(
-                tuple(samples.shape), subject.model.bounds, stream(_SEED, "samples/uniform")
+                (n, *samples.shape[1:]), subject.model.bounds, stream(_SEED, "samples/uniform")
             ),
         }
         scores = {name: _scores(subject, x, real) for name, x in sets.items()}
-        tables["quality"] = [{"set": name, **row} for name, row in scores.items()]
+        tables["quality"] = [
+            {"set": name, "count": len(sets[name]), **row} for name, row in scores.items()
+        ]
         model, replay, floor, gaussian = list(scores.values())[:4]
+        if floor["fid_clf"] == 0 or gaussian["fid_clf"] == 0:
+            raise DataError(
+                f"{subject.data.folder}: FID-clf of real images against the {config.split} split is"
+                " 0, so there is no floor to compare with",
+                "use images of which the splits are not the same, or leave suite samples out",
+            )
         metrics |= {
+            "num_scored": n,
+            "num_real": len(real),
+            "num_replay": len(chains),
             "fid_clf": model["fid_clf"],
             "fid_clf_floor": floor["fid_clf"],
             "fid_clf_over_floor": model["fid_clf"] / floor["fid_clf"],
@@ -77,11 +103,12 @@ def evaluate(config: Config, subject: Subject) -> Report:
     metrics |= {
         "nearest_train_distance": distance.mean().item(),
         "nearest_train_distance_of_real": real_distance.mean().item(),
-        "copies": (distance < real_distance.min()).float().mean().item(),
+        **copies(distance, real_distance),
     }
     report = Report(metrics, tables, {})
     if len(subject.data.shape) == 3:
-        _draw(report, config, samples, chains, train[nearest], real, frames)
+        caption = f"Chains from noise, {config.num_steps} steps{subject.model.classes_caption}"
+        _draw(report, config, samples, chains, train[nearest], real, frames, caption)
     return report
 
 
@@ -90,7 +117,7 @@ def sample(
 ) -> tuple[Tensor, list[dict[str, Any]], list[tuple[int, Tensor]]]:
     """Run chains from noise, the same noise for every model.
 
-    Returns their ends ``(n, *shape)``, quantiles of the energy along the chains, and frames
+    Return their ends ``(n, *shape)``, quantiles of the energy along the chains, and frames
     ``(step, positions)`` of the first hundred chains.
     """
     model = subject.model
@@ -128,12 +155,35 @@ def sample(
 def nearest_neighbours(x: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
     """Return Euclidean distance and index, ``(n,)`` each, of the nearest training sample.
 
-    ``x (n, *shape)`` are the samples, ``train (num_train, *shape)`` the training samples.
+    ``x (n, *shape)`` are the samples, ``train (num_train, *shape)`` the training samples. The
+    search expands the square, so it runs on samples centred in float64. The distances are those of
+    the differences, so an equal sample has distance 0.
     """
-    nearest = [torch.cdist(part.flatten(1), train.flatten(1)).min(dim=1) for part in x.split(500)]
-    return torch.cat([part.values for part in nearest]), torch.cat(
-        [part.indices for part in nearest]
-    )
+    centre = train.mean(dim=0, dtype=torch.float64)
+    centred, references = ((part - centre).flatten(1).numpy() for part in (x, train))
+    index = torch.from_numpy(pairwise_distances_argmin(centred, references))
+    distances = [
+        (part.double() - train[rows].double()).flatten(1).norm(dim=1)
+        for part, rows in zip(x.split(500), index.split(500), strict=True)
+    ]
+    return torch.cat(distances), index
+
+
+def copies(distance: Tensor, real_distance: Tensor) -> dict[str, float]:
+    """Return the share of copies of training samples, of the samples and of real samples.
+
+    The arguments are the distances ``(n,)`` to the nearest training sample. A copy is nearer than
+    half the median distance of the real samples that are not training samples themselves. There is
+    no share where all are.
+    """
+    unseen = real_distance[real_distance > 0]
+    if not len(unseen):
+        return {}
+    limit = unseen.median() / 2
+    return {
+        "copies": (distance < limit).double().mean().item(),
+        "copies_of_real": (real_distance < limit).double().mean().item(),
+    }
 
 
 def _scores(subject: Subject, x: Tensor, real: Tensor) -> dict[str, float]:
@@ -154,7 +204,7 @@ def _gaussian(train: Tensor, n: int) -> Tensor:
     The Gaussian has full covariance and is a strong baseline.
     """
     flat = train.flatten(1).double().numpy()
-    values, vectors = np.linalg.eigh(np.cov(flat, rowvar=False))
+    values, vectors = np.linalg.eigh(np.atleast_2d(np.cov(flat, rowvar=False)))
     white = numpy_stream(_SEED, "samples/gaussian").standard_normal((n, flat.shape[1]))
     x = flat.mean(axis=0) + (white * np.sqrt(values.clip(min=0))) @ vectors.T
     return torch.from_numpy(x).float().clamp(train.min(), train.max()).view(n, *train.shape[1:])
@@ -173,11 +223,12 @@ def _draw(
     nearest: Tensor,
     real: Tensor,
     frames: list[tuple[int, Tensor]],
+    caption: str,
 ) -> None:
     def grid(x: Tensor, title: str) -> bytes:
         return figures.image_grid(x[: _COLUMNS**2].numpy(), _COLUMNS, title)
 
-    report.figures["samples.png"] = grid(samples, f"Chains from noise, {config.num_steps} steps")
+    report.figures["samples.png"] = grid(samples, caption)
     report.figures["replay.png"] = grid(chains, "Replay buffer at the end of training")
     report.figures["real.png"] = grid(real, f"Real images ({config.split} split)")
     pairs = torch.stack([samples[:50], nearest[:50]], dim=1).flatten(0, 1)

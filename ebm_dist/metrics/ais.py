@@ -34,7 +34,8 @@ class Estimate(NamedTuple):
 
     log_z: float
     low: float
-    """log Z at the mean weight minus three standard errors; minus infinity if that is negative"""
+    """log Z at the mean weight minus three standard errors; minus infinity, which is no lower
+    bound, if that weight is not positive"""
     high: float
     """log Z at the mean weight plus three standard errors"""
     ess: float
@@ -48,7 +49,7 @@ def exact_log_z(weights: Weights) -> float:
 
     log Z = logsumexp_h [c.h + sum_i softplus(b_i + W_i h)]
 
-    Raises :class:`ValueError` if that layer has more than 25 units.
+    Raise :class:`ValueError` if that layer has more than 25 units.
     """
     weight, visible_bias, hidden_bias = (value.double() for value in weights)
     if weight.shape[0] < weight.shape[1]:
@@ -68,9 +69,13 @@ def exact_log_z(weights: Weights) -> float:
 def schedule(num_betas: int = 14_500) -> list[float]:
     """Return inverse temperatures from 0 to 1 (Salakhutdinov & Murray 2008).
 
-    1/29 of them are below 0.5, 8/29 between 0.5 and 0.9, and 20/29 above.
+    1/29 of them are below 0.5, 8/29 between 0.5 and 0.9, and 20/29 above; at least one is below
+    0.5, which is 0. Raises ValueError for less than one.
     """
-    first, second = round(num_betas / 29), round(num_betas * 8 / 29)
+    if num_betas < 1:
+        raise ValueError(f"AIS needs at least one step from 0 to 1, found {num_betas}")
+    first = max(round(num_betas / 29), 1)
+    second = min(round(num_betas * 8 / 29), num_betas - first)
     parts = (0.0, 0.5, first), (0.5, 0.9, second), (0.9, 1.0, num_betas - first - second)
     return [a + (b - a) * i / n for a, b, n in parts for i in range(n)] + [1.0]
 
@@ -81,8 +86,10 @@ def ais(
     """Estimate log Z from ``num_chains`` chains annealed from a base machine to this one.
 
     ``base (num_visible,)`` are the biases of the base machine, which has no weights. The logits of
-    the data's mean are a good choice.
+    the data's mean are a good choice. ``betas`` grow from 0 to 1. Raises ValueError for others, or
+    for fewer than two chains, which have no standard error.
     """
+    _check(betas, num_chains)
     v = bernoulli(base.sigmoid().expand(num_chains, -1), generator)
     log_mean, low, high, ess = _mean(_anneal(weights, base, betas, v, generator))
     start = _log_z_of_base(weights, base)
@@ -95,11 +102,20 @@ def reverse_ais(
     """Estimate log Z from chains annealed from draws of the machine to ``base (num_visible,)``.
 
     The draws are ``v (num_chains, num_visible)``. For exact draws the estimate is too large on
-    average. For draws of a long chain this requires that the chain has forgotten its start.
+    average. For draws of a long chain this requires that the chain has forgotten its start. Raises
+    ValueError as :func:`ais`.
     """
+    _check(betas, len(v))
     log_mean, low, high, ess = _mean(_anneal(weights, base, betas[::-1], v, generator))
     start = _log_z_of_base(weights, base)
     return Estimate(start - log_mean, start - high, start - low, ess)
+
+
+def _check(betas: Sequence[float], num_chains: int) -> None:
+    if num_chains < 2:
+        raise ValueError(f"AIS needs at least two chains for an interval, found {num_chains}")
+    if len(betas) < 2 or (betas[0], betas[-1]) != (0, 1) or any(a >= b for a, b in pairwise(betas)):
+        raise ValueError(f"inverse temperatures must grow from 0 to 1, found {list(betas)}")
 
 
 def _log_z_of_base(weights: Weights, base: Tensor) -> float:

@@ -43,7 +43,7 @@ class Config:
     seed: int = 0
     """Seed of the classifier. It differs from that of the file: replicates share the features."""
     num_threads: PositiveInt = 2
-    """CPU threads; another number gives slightly different weights."""
+    """CPU threads; a different number gives slightly different weights."""
 
     def check(self, params: Params) -> None:
         if self.dataset is not None and self.dataset not in params.comparison_datasets:
@@ -130,7 +130,7 @@ def _batches(count: int, config: Config) -> Iterator[Tensor]:
 def load(folder: Path) -> Classifier | None:
     """Load the classifier of a folder; return None where the data had no labelled images.
 
-    Raises :class:`DataError` if the weights do not match the card.
+    Raise :class:`DataError` if the weights do not match the card.
     """
     card = read_json(folder / CARD, "classifier")
     if card is None:
@@ -167,14 +167,21 @@ def frechet_distance(a: Array, b: Array) -> float:
     """Return the squared Frechet distance of Gaussians fitted to two sets of features.
 
     ``|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a^1/2 S_b S_a^1/2)^1/2)`` (Heusel et al. 2017, eq. 6).
-    It decreases with the number of samples, so compare equal numbers only.
+    It decreases with the number of samples, so compare equal numbers only. Raises
+    :class:`DataError` for fewer than two rows, which have no covariance.
     """
-    covariances = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    if min(len(a), len(b)) < 2:
+        raise DataError(
+            f"FID-clf compares at least 2 images with 2, found {len(a)} and {len(b)}",
+            "use a data set with more images",
+        )
+    covariances = [np.atleast_2d(np.cov(part, rowvar=False)) for part in (a, b)]
     values, vectors = np.linalg.eigh(covariances[0])
     root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
     cross = np.sqrt(np.linalg.eigvalsh(root @ covariances[1] @ root).clip(min=0)).sum()
     shift = a.mean(axis=0) - b.mean(axis=0)
-    return float(shift @ shift + np.trace(covariances[0]) + np.trace(covariances[1]) - 2 * cross)
+    squared = shift @ shift + np.trace(covariances[0]) + np.trace(covariances[1]) - 2 * cross
+    return max(float(squared), 0.0)  # rounding may go below
 
 
 def inception_score(probabilities: Array) -> float:

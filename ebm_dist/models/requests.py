@@ -15,6 +15,7 @@ from ebm_dist.rng import stream
 from ebm_dist.samplers import noise, run_chain
 
 MAX_SAMPLES, MAX_STEPS = 1000, 10000
+_ROUNDING = 1e-6  # of float32, as a fraction of the interval of the bounds
 
 
 class Options(NamedTuple):
@@ -38,8 +39,9 @@ def answer(
     """Answer a request about samples ``(n, *shape)``.
 
     ``energy`` returns ``(n,)`` energies; ``classify`` ``(n, num_classes)`` probabilities;
-    ``sample`` the ends ``(n, *shape)`` of chains from noise, as many as there are samples;
-    ``complete`` the samples, with their lower rows drawn by chains. Raises :class:`RequestError`.
+    ``sample`` the ends ``(n, *shape)`` of chains from noise, as many as there are samples, whose
+    values do not matter; ``complete`` the samples, with their lower rows drawn by chains. Samples
+    are in the units of the data. Raise :class:`RequestError`.
     """
     unknown = set(options or {}) - set(Options._fields)
     if unknown:
@@ -55,27 +57,59 @@ def answer(
         raise RequestError(f"num_steps must be from 1 to {MAX_STEPS}, found {request.num_steps}")
     if request.task not in TASKS:
         raise RequestError(f"unknown task {request.task!r}; use {', '.join(TASKS)}")
-    x = _checked(samples, tuple(model.card["shape"]))
+    x = _checked(samples, model, has_values=request.task != "sample")
     if request.task in ("sample", "complete") and len(x) > MAX_SAMPLES:
         raise RequestError(f"at most {MAX_SAMPLES} samples per request, found {len(x)}")
     try:
-        return TASKS[request.task](model, x, request).float().numpy()
+        result = TASKS[request.task](model, model.to_model(x), request)
+        if request.task in ("sample", "complete"):
+            result = model.from_model(result)
+        return result.float().numpy()
     except DataError as failed:  # this model does not support the task
         raise RequestError(str(failed)) from None
 
 
-def _checked(samples: Any, shape: tuple[int, ...]) -> Tensor:
+def class_names(
+    model: TrainedModel, count: int, options: Mapping[str, Any] | None = None
+) -> tuple[str, ...]:
+    """Return the names of the classes in the answer to a valid request of ``count`` samples.
+
+    They are those of the columns of ``classify``, those of the samples that a conditional model
+    draws or completes, and else ().
+    """
+    request = Options(**(options or {}))
+    if request.task == "classify":
+        return model.class_names[: model.card["num_classes"]]
+    labels = _labels(model, count, request) if request.task in ("sample", "complete") else None
+    return () if labels is None else tuple(model.class_names[k] for k in labels)
+
+
+def _checked(samples: Any, model: TrainedModel, has_values: bool) -> npt.NDArray[np.float64]:
+    """Return samples as float64, if they are finite and in the bounds of the data."""
+    shape = tuple(model.card["shape"])
     try:
-        x = np.asarray(samples, np.float32)
+        x = np.asarray(samples)
     except (ValueError, TypeError, OverflowError) as failed:
         raise RequestError(f"not an array of numbers: {failed}") from None
+    if x.dtype.kind not in "biuf":
+        raise RequestError(f"not an array of numbers: found {x.dtype}")
     if x.ndim != len(shape) + 1 or x.shape[1:] != shape:
         raise RequestError(
             f"expected samples of shape (n, {', '.join(map(str, shape))}), found {x.shape}"
         )
-    if not np.isfinite(x).all():
-        raise RequestError("samples must be finite; found NaN or infinity")
-    return torch.from_numpy(x)
+    x = x.astype(np.float64)
+    if not model.to_model(x).isfinite().all():
+        raise RequestError("samples must be finite; found NaN, infinity or values beyond float32")
+    if has_values and model.bounds and x.size:
+        (low, high), ends = model.bounds, (float(x.min()), float(x.max()))
+        margin = _ROUNDING * (high - low)
+        if ends[0] < low - margin or ends[1] > high + margin:
+            raise RequestError(
+                f"samples must lie in the bounds of the data, {low:g} to {high:g}; found"
+                f" {ends[0]:g} to {ends[1]:g}",
+                "scale them as the data were",
+            )
+    return x
 
 
 def _energy(model: TrainedModel, x: Tensor, options: Options) -> Tensor:
@@ -91,8 +125,10 @@ def _labels(model: TrainedModel, count: int, options: Options) -> Tensor | None:
         return None
     num_classes = model.card["num_classes"]
     if not -1 <= options.label < num_classes:
+        names = ", ".join(f"{k}: {name}" for k, name in enumerate(model.class_names[:20]))
         raise RequestError(
             f"label must be below {num_classes}, or -1 for each in turn; found {options.label}"
+            f" (classes {names})"
         )
     return (
         torch.arange(count) % num_classes

@@ -11,13 +11,17 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from ebm_dist import config
 from ebm_dist.config import TRAINING, Params, module_of
+from ebm_dist.data import shards
+from ebm_dist.data.shards import Index
 from ebm_dist.energies import EnergyModel, HasConditionals, is_conditional, iterate_power
 from ebm_dist.errors import DataError
 from ebm_dist.files import encode, read_tensors, sha256, write_json
@@ -27,9 +31,6 @@ from ebm_dist.samplers import Kernel
 from ebm_dist.storage import write_whole
 from ebm_dist.training import checkpoint, state
 
-if TYPE_CHECKING:
-    from ebm_dist.data.shards import Index
-
 _CARD, _CHAINS, _PLAYER, _EARLIER = (
     "model.json",
     "chains.safetensors",
@@ -38,6 +39,7 @@ _CARD, _CHAINS, _PLAYER, _EARLIER = (
 )
 # The averages have other largest singular values than the last weights, which set the buffers.
 _POWER_ITERATIONS = 15
+_MAX_CAPTION = 10  # names
 
 
 class OnGpu(EnergyModel):
@@ -83,7 +85,7 @@ class TrainedModel(NamedTuple):
 
     @property
     def generator(self) -> GeneratorModel:
-        """The generator. Raises :class:`DataError` where the objective trains none."""
+        """The generator. Raise :class:`DataError` where the objective trains none."""
         if "generator" not in self.other_players:
             raise DataError(
                 f"this model has no generator, only {', '.join(['energy', *self.other_players])};"
@@ -95,6 +97,35 @@ class TrainedModel(NamedTuple):
     def bounds(self) -> tuple[float, float] | None:
         """Bounds of the data and of chains; None where there are none."""
         return None if self.card["bounds"] is None else tuple(self.card["bounds"])
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Name of each class; the numbers where the data have no names."""
+        return shards.class_names(self.card)
+
+    @property
+    def classes_caption(self) -> str:
+        """Caption of samples that have each class in turn; "" for an unconditional model."""
+        if not is_conditional(self.params):
+            return ""
+        names = self.class_names[: self.card["num_classes"]]
+        more = ", ..." if len(names) > _MAX_CAPTION else ""
+        return f"; classes {', '.join(names[:_MAX_CAPTION])}{more} in turn"
+
+    def to_model(self, x: npt.NDArray[Any]) -> Tensor:
+        """Convert samples ``(n, *shape)`` in the units of requests to model inputs, float32.
+
+        They are standardised if the training data were, and unchanged otherwise.
+        """
+        standardisation = shards.standardisation(self.card)
+        with np.errstate(over="ignore"):  # infinity is refused by requests
+            x = standardisation.apply(x) if standardisation else x.astype(np.float32)
+        return torch.from_numpy(x)
+
+    def from_model(self, x: Tensor) -> Tensor:
+        """Convert model samples ``(n, *shape)`` to the units of requests."""
+        standardisation = shards.standardisation(self.card)
+        return torch.from_numpy(standardisation.undo(x.numpy())) if standardisation else x
 
     @torch.no_grad()
     def energies(self, x: Tensor) -> Tensor:
@@ -149,7 +180,7 @@ class TrainedModel(NamedTuple):
     def classify(self, x: Tensor) -> Tensor:
         """Return ``p(y | x) = softmax(-E(x, y) / T)``, ``(n, num_classes)``.
 
-        Raises :class:`DataError` where the model has not learnt it.
+        Raise :class:`DataError` where the model has not learnt it.
         """
         if not self.knows_labels:
             raise DataError(
@@ -189,14 +220,14 @@ def export(
     run: Path,
     folder: Path,
     params: Params,
-    index: "Index",
+    index: Index,
     train: tuple[Tensor, Tensor],
     digest: str,
 ) -> dict[str, Any]:
     """Write the model of a finished run.
 
     Its bits are a function of the last checkpoint and the training data ``(n, *shape)`` with
-    labels ``(n,)``. Returns the history of metrics and the seconds of training. Raises
+    labels ``(n,)``. Return the history of metrics and the seconds of training. Raise
     :class:`DataError` for a run that has not ended.
     """
     final = checkpoint.latest(run, digest)
@@ -230,7 +261,7 @@ def export(
     return {"history": state.read_history(final), "seconds": state.read_progress(final).seconds}
 
 
-def from_checkpoint(folder: Path, params: Params, index: "Index") -> TrainedModel:
+def from_checkpoint(folder: Path, params: Params, index: Index) -> TrainedModel:
     """Load the model of a checkpoint: the averages of the weights, and the chains.
 
     The energies of a conditional model are not normalised: that needs the training data.
@@ -255,19 +286,17 @@ def _trained(
 
 
 def _read(
-    folder: Path, params: Params, index: "Index"
+    folder: Path, params: Params, index: Index
 ) -> tuple[Mapping[str, nn.Module], dict[str, Tensor]]:
     return _rebuilt(state.read_averages(folder), params, index), state.read_chains(folder)
 
 
-def _read_previous_tasks(folder: Path, params: Params, index: "Index") -> list[EnergyModel]:
+def _read_previous_tasks(folder: Path, params: Params, index: Index) -> list[EnergyModel]:
     tasks = state.read_previous_task_averages(folder)
     return [cast(EnergyModel, _rebuilt(averages, params, index)["energy"]) for averages in tasks]
 
 
-def _rebuilt(
-    averages: dict[str, Tensor], params: Params, index: "Index"
-) -> Mapping[str, nn.Module]:
+def _rebuilt(averages: dict[str, Tensor], params: Params, index: Index) -> Mapping[str, nn.Module]:
     players = build_players(params, index.shape, index.num_classes)
     for name, player in players.items():
         player.load_state_dict(state.of_player(averages, name))
@@ -275,7 +304,7 @@ def _rebuilt(
     return players
 
 
-def _about(index: "Index") -> dict[str, Any]:
+def _about(index: Index) -> dict[str, Any]:
     return {
         "dataset": index.dataset,
         "source": index.source,
@@ -284,13 +313,14 @@ def _about(index: "Index") -> dict[str, Any]:
         "bounds": index.bounds,
         "num_classes": index.num_classes,
         "data_digest": index.digest,
+        **shards.described(index),
     }
 
 
 def load(folder: Path) -> TrainedModel:
     """Load a model. Its files are checked against the hashes in ``model.json``.
 
-    Raises :class:`DataError` where they differ.
+    Raise :class:`DataError` where they differ.
     """
     try:
         card = json.loads((folder / _CARD).read_bytes())
@@ -302,6 +332,7 @@ def load(folder: Path) -> TrainedModel:
         # the default of two workers would be too many for one logical shard
         params = config.from_values(card["params"] | {"cluster": {"workers": 1}}, folder / _CARD)
         players = build_players(params, tuple(card["shape"]), card["num_classes"])
+        shards.class_names(card), shards.standardisation(card)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as failed:
         raise DataError(
             f"{folder}: is not an exported model ({type(failed).__name__}: {failed}); run"

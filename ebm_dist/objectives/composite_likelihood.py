@@ -95,6 +95,7 @@ class CompositeLikelihood(Wrapped):
                 start,
                 self.config.num_steps,
                 generator,
+                checks_start=False,  # all ranks stop together at the loss
             )
         return torch.where(hidden, end, x)
 
@@ -102,7 +103,7 @@ class CompositeLikelihood(Wrapped):
 def halves(x: Tensor, generator: torch.Generator) -> Tensor:
     """Draw the upper, lower, left or right half of each image ``(n, C, H, W)``.
 
-    Returns masks ``(n, 1, H, W)`` bool.
+    Return masks ``(n, 1, H, W)`` bool.
     """
     (height, width), device = x.shape[2:], x.device
     above = (torch.arange(height, device=device) < height // 2)[:, None].expand(height, width)

@@ -242,7 +242,8 @@ class ContrastiveDivergence(Objective):
         distances = torch.cdist(moved.flatten(1), x.flatten(1)) + torch.diag(
             torch.full_like(x.flatten(1)[:, 0], float("inf"))
         )
-        return term - self.config.entropy_weight * distances.amin(dim=1).log().mean()
+        nearest = distances.amin(dim=1).clamp(min=torch.finfo(x.dtype).tiny)  # of equal chains: 0
+        return term - self.config.entropy_weight * nearest.log().mean()
 
     def _perturb(self, x: Tensor, context: StepContext) -> Tensor:
         if not self.config.data_noise:

@@ -8,9 +8,9 @@ entropy of the generator's samples (section 3.1):
     G:    E(G(z)) - mi_weight * I(G(z); z)                                             (eq. 6)
     T:    -I(G(z); z),   I = -mean softplus(-T(G(z), z)) - mean softplus(T(G(z), z'))
 
-with z' another latent of the batch (Hjelm et al. 2019, eq. 4). At the best T, I is twice the
-Jensen-Shannon divergence of p(x, z) and p(x) p(z), less 2 log 2: between -2 log 2, where G(z) is
-independent of z, and 0.
+where z' is the latent of another sample in the batch (Hjelm et al. 2019, eq. 4). At the optimal T,
+I is twice the Jensen-Shannon divergence between p(x, z) and p(x) p(z), minus 2 log 2. It is
+-2 log 2 if G(z) is independent of z, and at most 0.
 The authors' code takes the mean over both halves, so its weight of 1 is ``mi_weight`` 0.5 here.
 """
 
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ebm_dist.config import Mismatch, NonNegative, Params, PositiveInt, module_of, plugin, section
 from ebm_dist.energies import frozen
+from ebm_dist.errors import ConfigError
 from ebm_dist.generators import GeneratorModel
 from ebm_dist.objectives import Batch, Objective, ObjectiveConfig, StepContext, Turn
 from ebm_dist.samplers import Bounds, Kernel
@@ -37,22 +38,23 @@ class Config(ObjectiveConfig):
     """Updates of the energy for each update of the generator and the statistics network."""
     loss: Literal["linear", "logistic", "relativistic"] = "linear"
     """``linear``: ``E(x+) - E(x-)`` as published; ``logistic``: ``softplus(E(x+)) +
-    softplus(-E(x-))``, which saturates for samples that are told apart already; ``relativistic``:
-    ``softplus(E(x+) - E(x-))`` of pairs, and for the generator ``softplus(E(x-) - E(x+))`` in place
-    of the energy, so that no mode is forgotten (Jolicoeur-Martineau 2019; Huang et al. 2024)."""
+    softplus(-E(x-))``, which saturates for samples that the energy already separates;
+    ``relativistic``: ``softplus(E(x+) - E(x-))`` over pairs. The generator's loss then has
+    ``softplus(E(x-) - E(x+))`` in place of the energy, so that the generator does not forget a mode
+    (Jolicoeur-Martineau 2019; Huang et al. 2024)."""
     gradient_penalty: NonNegative = 0.1
     """Weight of the squared norm of the energy's gradient at the data."""
     negative_penalty: NonNegative = 0.0
-    """Weight of the squared norm of the energy's gradient at the generator's samples, which is not
-    in the paper (Huang et al. 2024)."""
+    """Weight of the squared norm of the energy's gradient at the generator's samples (Huang et al.
+    2024). Kumar et al. do not have this term."""
     mi_weight: NonNegative = 0.5
     """Weight of the mutual information in the generator's loss."""
     final_mi_weight: NonNegative | None = None
-    """That weight at the end of training; by default ``mi_weight``.
-    In between the weight changes linearly."""
+    """Weight of the mutual information at the end of training; ``mi_weight`` if absent. The weight
+    changes linearly during training."""
     statistics_channels: tuple[PositiveInt, ...] = ()
-    """Channels of the 4x4 convolutions with stride 2 in the statistics network of images; empty: a
-    network of all pixels."""
+    """Channels of the 4x4 convolutions with stride 2 in the statistics network of images; if
+    empty, there are no convolutions and the first hidden layer takes all pixels."""
     statistics_hidden: tuple[PositiveInt, ...] = (128, 128, 128)
     """Width of each hidden layer of the statistics network; the first also gets the latent."""
 
@@ -65,6 +67,11 @@ class Config(ObjectiveConfig):
         return "generator", "statistics"
 
     def networks(self, *, shape: tuple[int, ...]) -> dict[str, nn.Module]:
+        if self.statistics_channels and len(shape) != 3:
+            raise ConfigError(
+                f"objective.statistics_channels: need images, found samples of shape {shape}",
+                "set statistics_channels: []",
+            )
         return {
             "generator": module_of(self.generator).build(self.generator, shape=shape),
             "statistics": Statistics(self, shape),
@@ -75,7 +82,8 @@ class Config(ObjectiveConfig):
             raise Mismatch(
                 "train.log_every",
                 f"must be a multiple of objective.num_energy_steps = {self.num_energy_steps}, found"
-                f" {params.train.log_every}: rows of metrics would lack the generator",
+                f" {params.train.log_every}: rows of metrics would lack the generator; set"
+                f" train.log_every to a multiple of {self.num_energy_steps}",
             )
 
 
@@ -120,7 +128,7 @@ class MaximumEntropyGenerator(Objective):
         self.generator = cast(GeneratorModel, networks["generator"])
 
     def turns(self, batch: Batch, context: StepContext) -> Iterator[Turn]:
-        """Algorithm 1 of Kumar et al. 2019; each step updates the energy."""
+        """Yield the turns of Algorithm 1 of Kumar et al. 2019; each step updates the energy."""
         with torch.no_grad():
             negative = self.generator(self._latents(batch, context, "energy"))
         yield self._energy_turn(batch.x, negative, context)

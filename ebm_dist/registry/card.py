@@ -37,7 +37,7 @@ def write(
 ) -> str:
     """Return the card as Markdown.
 
-    Raises :class:`DataError`, with the names of the empty sections, for a card with gaps.
+    Raise :class:`DataError`, with the names of the empty sections, for a card with gaps.
     """
     suites = read_suites(reports)
     pictures = sorted(
@@ -81,7 +81,11 @@ def _data(card: Mapping[str, Any]) -> str:
         return ""
     origin = "" if card["is_official"] else " **The user's own files.**"
     samples = f"Samples of shape {tuple(card['shape'])}, {card['num_classes'] or 'no'} classes."
-    return f"{card['dataset']}: {card['source']}.{origin} {samples}"
+    classes = f" Classes: {', '.join(card['class_names'])}." if "class_names" in card else ""
+    units = (
+        " Standardised; requests are in the units of the data." if "standardisation" in card else ""
+    )
+    return f"{card['dataset']}: {card['source']}.{origin} {samples}{classes}{units}"
 
 
 def _method(trained: TrainedModel, params: Params) -> str:
@@ -125,7 +129,8 @@ def _metrics(suites: Mapping[str, Any]) -> str:
     for suite, metrics in suites.items():
         seeds = [flat(seed_metrics) for seed_metrics in metrics.get("seeds", {}).values()]
         for key, value in flat({k: v for k, v in metrics.items() if k != "seeds"}).items():
-            ends = interval([float(seed_metrics[key]) for seed_metrics in seeds]) if seeds else None
+            values = [float(seed_metrics[key]) for seed_metrics in seeds]
+            ends = interval(values, f"{suite}.{key}")
             spread = "one seed" if ends is None else "{:.4g} to {:.4g}".format(*ends)
             rows.append(f"| {suite}.{key} | {value:.4g} | {spread} |")
     more = (

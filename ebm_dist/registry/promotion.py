@@ -1,4 +1,4 @@
-"""Promotion of versions to champion: the gates, an append-only log, and the way back."""
+"""Promotion of versions to champion: gates, an append-only log, and rollback."""
 
 import getpass
 import json
@@ -43,7 +43,10 @@ def _read_gate(metric: str, text: str) -> Verdict | str:
 
 
 def passes(verdict: Verdict | str) -> bool:
-    """Return whether a gate passed; a tag of the old format says so by "pass" at its end."""
+    """Return whether a gate passed.
+
+    A tag in the old format passed if it ends with "pass".
+    """
     return verdict.endswith("pass") if isinstance(verdict, str) else verdict.passes is True
 
 
@@ -77,9 +80,9 @@ def champion(mlflow: Any, model: str) -> str | None:
 
 
 def promote(mlflow: Any, model: str, version: str, why: str = "gates") -> Event | None:
-    """Make a version champion; return None if it is already.
+    """Make a version champion, or return None if it already is the champion.
 
-    Raises :class:`RegistryError` unless it has gates and all have passed.
+    Raise :class:`RegistryError` unless it has gates and all have passed.
     """
     gates = read_gates(mlflow.get_model_version(model, version).tags)
     failed = [f"{metric} {verdict}" for metric, verdict in gates.items() if not passes(verdict)]
@@ -110,34 +113,37 @@ def promote(mlflow: Any, model: str, version: str, why: str = "gates") -> Event 
 def roll_back(mlflow: Any, model: str) -> Event:
     """Make the previous champion champion again.
 
-    Raises :class:`RegistryError` if there was none.
+    Raise :class:`RegistryError` if there was none.
     """
-    now = champion(mlflow, model)
-    promotion_of_now = next(
+    current_version = champion(mlflow, model)
+    current_promotion = next(
         (
             event
             for event in reversed(log(mlflow, model))
-            if event.version == now and event.why != "roll-back"
+            if event.version == current_version and event.why != "roll-back"
         ),
         None,
     )
-    if promotion_of_now is None or promotion_of_now.before is None:
+    if current_promotion is None or current_promotion.before is None:
         raise RegistryError(
-            f"{model}: no champion before {now or 'any'}; the log: ebm-dist history {model}"
+            f"{model}: no previous champion to roll back to"
+            f" (champion now: {current_version or 'none'}); see 'ebm-dist history {model}'"
         )
-    event = promote(mlflow, model, promotion_of_now.before, "roll-back")
+    event = promote(mlflow, model, current_promotion.before, "roll-back")
     if event is None:
-        raise RegistryError(f"{model}/{now} is champion already; the log: ebm-dist history {model}")
+        raise RegistryError(
+            f"{model}/{current_version} is already the champion; see 'ebm-dist history {model}'"
+        )
     return event
 
 
-def ask(question: Callable[[Any], T]) -> T:
-    """Return the answer of the registry to a question, a function of its client.
+def call(function: Callable[[Any], T]) -> T:
+    """Call a function with the registry's client, and return its result.
 
-    Raises :class:`RegistryError` if it cannot be reached or does not have the model.
+    Raise :class:`RegistryError` if it cannot be reached or does not have the model.
     """
     try:
-        return question(tracking.client())
+        return function(tracking.client())
     except RegistryError:
         raise
     except Exception as failed:  # noqa: BLE001 (MLflow raises many kinds)

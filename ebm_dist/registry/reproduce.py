@@ -19,7 +19,7 @@ def again(uri: str) -> Iterator[str]:
     """Prepare the data and train again; yield a line per step.
 
     ``uri`` is ``models:/name@alias`` or ``models:/name/version``. The code is that of the version's
-    commit if this repository has it, else the present code. Raises :class:`DataError` if data or
+    commit if this repository has it, else the present code. Raise :class:`DataError` if data or
     weights differ.
     """
     card, commit = versions.origin(uri)

@@ -62,7 +62,7 @@ class Config:
 def check_gates(gates: tuple[Gate, ...], metrics: dict[str, Any]) -> list[Verdict]:
     """Check metrics, by dotted key, against the gates.
 
-    Raises :class:`DataError` for a metric that is missing.
+    Raise :class:`DataError` for a metric that is missing.
     """
     verdicts = []
     for gate in gates:
@@ -82,7 +82,7 @@ def check_gates(gates: tuple[Gate, ...], metrics: dict[str, Any]) -> list[Verdic
 def register(params: Params, folder: Path, reports: Path, run: Path, name: str) -> dict[str, Any]:
     """Log a trained model and its reports on its run, make it a version, and set its aliases.
 
-    A second call finds the same run and version. Return the content of ``registry.json``. Raises
+    A second call finds the same run and version. Return the content of ``registry.json``. Raise
     :class:`RegistryError` if MLflow refuses, :class:`DataError` if the card would have gaps.
     """
     trained = models.load(folder)
@@ -171,7 +171,7 @@ def _log_model(run_id: str, trained: models.TrainedModel, folder: Path) -> Any:
             artifacts={"model": str(folder)},
             code_paths=[str(ROOT / "ebm_dist")],
             signature=signature,
-            input_example=trained.chains[:2].numpy(),
+            input_example=trained.from_model(trained.chains[:2]).float().numpy(),
             pip_requirements=_requirements(),
         )
 
@@ -241,7 +241,7 @@ def _lineage(params: Params, trained: models.TrainedModel, run: Path) -> dict[st
 def origin(uri: str) -> tuple[dict[str, Any], str]:
     """Return the card of a registered version and its commit, "" if it names none.
 
-    ``uri`` is ``models:/name@alias`` or ``models:/name/version``. Raises :class:`RegistryError` if
+    ``uri`` is ``models:/name@alias`` or ``models:/name/version``. Raise :class:`RegistryError` if
     the registry cannot be reached or has no such version.
     """
     with _opened(uri) as (version, fetch):
@@ -252,7 +252,7 @@ def origin(uri: str) -> tuple[dict[str, Any], str]:
 def reports_of(uri: str, folder: Path) -> Path:
     """Fetch the reports of a registered version into ``folder`` and return their path.
 
-    Raises :class:`RegistryError` as :func:`origin` does.
+    Raise :class:`RegistryError` as :func:`origin` does.
     """
     with _opened(uri) as (version, fetch):
         return Path(fetch(f"runs:/{version.run_id}/reports", dst_path=str(folder)))

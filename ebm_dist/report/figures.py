@@ -29,6 +29,11 @@ _CYCLE = (
 Array = npt.NDArray[Any]
 
 
+def _plain(name: str) -> str:
+    """Return a name that matplotlib does not read as a formula: dollars are escaped."""
+    return name.replace("$", r"\$")
+
+
 def _png(figure: Figure) -> bytes:
     out = io.BytesIO()
     FigureCanvasAgg(figure).print_png(  # type: ignore[no-untyped-call]
@@ -82,7 +87,7 @@ def titled(sheet: Array, title: str, rows: Sequence[str] = ()) -> bytes:
     )
     axes = figure.add_subplot()
     axes.imshow(sheet, interpolation="nearest")
-    axes.set_title(title, fontsize=11)
+    axes.set_title(_plain(title), fontsize=11)
     axes.set_axis_off()
     for i, name in enumerate(rows):
         axes.text(
@@ -312,7 +317,7 @@ def regions(
             vmax=1,
             cmap="magma",
         )
-        axes.set_title(name, fontsize=11)
+        axes.set_title(_plain(name), fontsize=11)
         for marker, (label, x) in zip("o^sDv", points.items(), strict=False):
             axes.scatter(
                 *x.T,
@@ -321,7 +326,7 @@ def regions(
                 facecolor="white",
                 edgecolor=_CYCLE[0],
                 lw=1.2,
-                label=label,
+                label=_plain(label),
             )
         axes.set(xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal")
     figure.colorbar(image, ax=panels[-1])
@@ -341,7 +346,7 @@ def matrix(
     """Draw shares ``(rows, columns)`` in [0, 1] as shaded cells; the cell of a NaN is empty."""
     figure, axes = _figure(6.4, 0.55 * len(rows) + 1.3)
     axes.imshow(values, vmin=0, vmax=1, cmap="Blues", aspect="auto")
-    axes.set_xticks(range(len(columns)), columns)
+    axes.set_xticks(range(len(columns)), [_plain(name) for name in columns])
     axes.set_yticks(range(len(rows)), rows)
     axes.tick_params(length=0)
     axes.set(xlabel=xlabel, title=title)

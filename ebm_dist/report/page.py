@@ -67,7 +67,7 @@ def build(reports: Path, reference: Path | None = None) -> str:
     """Return the page of a folder of reports as HTML.
 
     ``reference`` is another folder of reports, such as the champion's; its metrics are a second
-    column. Raises :class:`DataError` where there are no reports.
+    column. Raise :class:`DataError` where there are no reports.
     """
     suites = read_suites(reports)
     suites.pop("train", None)
@@ -159,7 +159,7 @@ def _suite(folder: Path, metrics: dict[str, Any], reference: dict[str, Any]) -> 
         _Metric(
             key,
             value,
-            interval([float(replicate[key]) for replicate in replicates]),
+            interval([float(replicate[key]) for replicate in replicates], f"{folder.name}.{key}"),
             reference.get(key),
         )
         for key, value in flat({k: v for k, v in metrics.items() if k != "seeds"}).items()

@@ -11,7 +11,7 @@ _METRICS = "metrics.json"
 def read_suites(reports: Path) -> dict[str, dict[str, Any]]:
     """Return the metrics of every suite of a folder of reports, by suite.
 
-    Raises :class:`DataError` for a broken file.
+    Raise :class:`DataError` for a broken file.
     """
     return {
         path.parent.name: read_json(path, "evaluate")
@@ -22,7 +22,7 @@ def read_suites(reports: Path) -> dict[str, dict[str, Any]]:
 def read_suite(reports: Path, suite: str, made_by: str = "evaluate") -> dict[str, Any]:
     """Return the metrics of one suite.
 
-    Raises :class:`DataError` without them; the message names the stage to run.
+    Raise :class:`DataError` without them; the message names the stage to run.
     """
     metrics: dict[str, Any] = read_json(reports / suite / _METRICS, made_by)
     return metrics

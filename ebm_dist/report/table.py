@@ -1,5 +1,6 @@
 """The table of results: committed metrics against published figures, one generated row per id."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,18 @@ _COLUMNS = (
 )
 
 _MARK, _END = "<!-- python -m pipelines.results -->", "<!-- end -->"
+
+
+_SHARE = re.compile(
+    r"^(ood|continual)\.(?!forgetting|num_)|accuracy|auroc|auprc|prevalence|quality|copies"
+    r"|(^|[._])(f1|precision|recall|share|rate|stayed|at_bounds|calibration_error|is_within_data)"
+    r"($|[._])|chance$"
+)
+"""Dotted keys of metrics between 0 and 1."""
+_NOT_NEGATIVE = re.compile(
+    r"fid_clf|distance|(^|[._])(kl|js|mse|modes|ess|variance|moved|squared_norm|error)($|[._])"
+)
+"""Dotted keys of metrics from 0 up."""
 
 
 class Recipe(NamedTuple):
@@ -55,7 +68,7 @@ def recipes(folder: Path, reports: Path) -> list[Recipe]:
 def compare(a: Path, b: Path) -> list[tuple[str, float, float]]:
     """Return the metrics ``<suite>.<key>`` that two folders of reports share.
 
-    Raises :class:`DataError` where they share none.
+    Raise :class:`DataError` where they share none.
     """
     first, second = (flat(read_suites(x)) for x in (a, b))
     rows = [
@@ -71,10 +84,16 @@ def compare(a: Path, b: Path) -> list[tuple[str, float, float]]:
 
 
 def value_at(metrics: Mapping[str, Any], key: str) -> float:
-    """Return the number under a dotted key. Raises KeyError."""
+    """Return the number under a dotted key. Raises :class:`DataError` where there is none.
+
+    A figure that a run leaves undefined is absent.
+    """
+    value: Any = metrics
     for part in key.split("."):
-        metrics = metrics[part]
-    return float(metrics)  # type: ignore[arg-type]
+        if not isinstance(value, Mapping) or part not in value:
+            raise DataError(f"no metric {key} in the report", "compare by another metric")
+        value = value[part]
+    return float(value)
 
 
 def row(name: str, entry: Mapping[str, Any], reports: Path) -> dict[str, Any]:
@@ -91,7 +110,7 @@ def row(name: str, entry: Mapping[str, Any], reports: Path) -> dict[str, Any]:
         "id": name,
         **{field: entry[field] for field in ("system", "source", "what", "metric", "published")},
         "reached": float(np.mean(values)),
-        "interval": interval(values),
+        "interval": interval(values, entry["metric"]),
         "seeds": replicates if len(replicates) > 1 else {},
         "reference": {
             label: _reference(reference, recipes, reports)
@@ -143,12 +162,18 @@ def _reference(reference: float | str, recipes: list[str], reports: Path) -> flo
     return float(np.mean(list(replicates.values())))
 
 
-def interval(values: list[float]) -> tuple[float, float] | None:
-    """Return the 95 % interval of the mean by Student's t, or None for a single value."""
+def interval(values: list[float], metric: str = "") -> tuple[float, float] | None:
+    """Return the 95 % interval of the mean by Student's t, or None for a single value.
+
+    It ends at the range of ``metric``, ``<suite>.<key>``, such as 0 and 1 of a share.
+    """
     if len(values) < 2:
         return None
     half = t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
-    return float(np.mean(values) - half), float(np.mean(values) + half)
+    low = 0.0 if _SHARE.search(metric) or _NOT_NEGATIVE.search(metric) else -np.inf
+    high = 1.0 if _SHARE.search(metric) else np.inf
+    mean = np.mean(values)
+    return float(max(mean - half, low)), float(min(mean + half, high))
 
 
 def systems(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -242,7 +267,7 @@ def _verdict(row: dict[str, Any]) -> str:
 
 
 def renewed(page: str, rows: list[dict[str, Any]]) -> str:
-    """Return the README with its table replaced. Raises :class:`DataError` without its marks."""
+    """Return the README with its table replaced. Raise :class:`DataError` without its marks."""
     before, mark, rest = page.partition(_MARK)
     _, end, after = rest.partition(_END)
     if not (mark and end):

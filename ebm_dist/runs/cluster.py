@@ -120,7 +120,7 @@ def fit(params: Params, data: Path, run: Path, digest: str) -> None:
     """Train in the run's folder from its latest checkpoint to the end; return at once if finished.
 
     SIGTERM and SIGINT request a stop with a checkpoint; a second signal ends the process at once.
-    Raises :class:`Stopped` after such a stop, :class:`ClusterError` where resources are missing or
+    Raise :class:`Stopped` after such a stop, :class:`ClusterError` where resources are missing or
     workers keep dying, :class:`CodeChangedError`, and any :class:`EbmError` that a worker raised.
     """
     from ray.exceptions import RayActorError, RaySystemError, RpcError
@@ -177,7 +177,7 @@ def train(
     """Run the training job on the connected cluster and return the step reached.
 
     ``reporter(run, rank, facts)`` is called on each rank. ``resource_tag`` is a number of bytes of
-    memory to reserve for each worker, by which :func:`free` recognises the job. Raises
+    memory to reserve for each worker, by which :func:`free` recognises the job. Raise
     :class:`DivergedError`, :class:`CodeChangedError` where a worker starts on other code than this
     process, :class:`ClusterError` where workers keep dying, and any :class:`EbmError` that a worker
     raised.
@@ -275,7 +275,7 @@ def connect(
     A cluster that is started has ``num_cpus`` CPUs (default: as many as the workers need) and the
     given ``resources`` of other kinds. With ``resources``, that is for a search, it has a
     dashboard: Ray's watchers ask it whether the process they watch has ended, and then end too.
-    Raises :class:`ClusterError` if the cluster is too small.
+    Raise :class:`ClusterError` if the cluster is too small.
     """
     cluster: Config = params.cluster
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
@@ -383,7 +383,7 @@ def exclusive_lock(run: Path, digest: str) -> Iterator[None]:
     """Lock the run on this machine while the block runs, so that no two commands train it at once.
 
     The lock is waited for briefly: workers of a driver that was just killed may live for some
-    seconds. On a cluster commands wait for each other there instead, see :func:`_lease`. Raises
+    seconds. On a cluster commands wait for each other there instead, see :func:`_lease`. Raise
     :class:`ClusterError` if another command holds the lock.
     """
     if address() != "local":

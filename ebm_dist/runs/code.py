@@ -206,7 +206,7 @@ def closure(
     """Return each symbol that the roots reach, roots included, with its canonical definitions.
 
     ``skipped`` symbols are not followed. Plugins, which are looked up by name at run time, are
-    followed only as roots. Raises KeyError for a root that does not exist.
+    followed only as roots. Raise KeyError for a root that does not exist.
     """
     definitions: dict[Symbol, frozenset[str]] = {}
     for name, wanted in (roots := list(roots)):

@@ -43,7 +43,7 @@ def start(runs: Path, run: Path, digest: str, params: Params, data_digest: str) 
 
 
 def _copy(folder: Path, run: Path, digest: str) -> None:
-    """Copy a checkpoint as one of another run. Raises :class:`CheckpointError` if it is damaged."""
+    """Copy a checkpoint as one of another run. Raise :class:`CheckpointError` if it is damaged."""
     step = checkpoint.verify(folder)
     names = json.loads(read_bytes(folder / checkpoint.MANIFEST))["files"]
     content = {name: read_bytes(folder / name) for name in names}

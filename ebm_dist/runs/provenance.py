@@ -106,7 +106,7 @@ def suite_params(params: Params, suite: str) -> str:
 def status(recipe: Path, suite: str, reports: Path) -> Status:
     """Compare the records of a recipe's trainings and a suite with the present code and settings.
 
-    Raises :class:`DataError` for a record that cannot be read.
+    Raise :class:`DataError` for a record that cannot be read.
     """
     record = _read(reports / recipe.stem / suite / RUN)
     params = config.load(recipe)
@@ -143,7 +143,7 @@ def status(recipe: Path, suite: str, reports: Path) -> Status:
 def of_row(row: Mapping[str, Any], recipes: Path, reports: Path) -> Status:
     """Return the status of a row of the results over all its recipes.
 
-    Raises :class:`DataError` for a record that cannot be read.
+    Raise :class:`DataError` for a record that cannot be read.
     """
     statuses = [
         status(recipes / f"{name}.yaml", row["metric"].split(".")[0], reports)

@@ -114,7 +114,7 @@ class FileReporter:
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of a JSON-lines file; none if it is missing.
 
-    A last line that was cut off while it was written is left out. Raises :class:`DataError` for any
+    A last line that was cut off while it was written is left out. Raise :class:`DataError` for any
     other line that is no row.
     """
     try:
@@ -157,7 +157,7 @@ def _row(line: bytes) -> dict[str, Any] | None:
 def check(run: Path) -> None:
     """Read the record of a run; warn of a line that was cut off.
 
-    Raises :class:`DataError` for a damaged record, which no training can add to.
+    Raise :class:`DataError` for a damaged record, which no training can add to.
     """
     for path in (run / METRICS, run / EVENTS):
         num_rows = sum(1 for _ in read_lines(path))

@@ -192,7 +192,7 @@ def open_run(
 ) -> tuple["MlflowClient", str]:
     """Return the client and the run of a finished training, with all its metrics.
 
-    Raises :class:`RegistryError` if the server cannot be reached.
+    Raise :class:`RegistryError` if the server cannot be reached.
     """
     for attempt in range(attempts):
         try:

@@ -6,13 +6,14 @@ Random numbers come from a generator argument. There is no loop over chains.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Generator, Tensor
 
 from ebm_dist import faults
 from ebm_dist.energies import EnergyFn
+from ebm_dist.errors import DivergedError
 
 Bounds = tuple[float, float] | None
 
@@ -23,6 +24,15 @@ class State(Protocol):
     @property
     def position(self) -> Tensor:
         """Positions ``(B, *shape)``."""
+
+
+@runtime_checkable
+class AdjustedState(State, Protocol):
+    """State of a kernel that accepts or rejects."""
+
+    @property
+    def is_finite(self) -> Tensor:
+        """``(B,)``: whether the energy, and the score if the kernel uses it, are finite."""
 
 
 class Info(NamedTuple):
@@ -80,6 +90,8 @@ def accept_mask(log_ratio: Tensor, is_finite: Tensor, generator: Generator) -> T
     Proposals that are not finite are rejected.
     """
     uniform = torch.rand(log_ratio.shape, generator=generator, device=log_ratio.device)
+    # 0 would accept any proposal; the smallest other draw of torch.rand is eps / 2
+    uniform.clamp_(min=torch.finfo(uniform.dtype).eps / 2)
     return is_finite & (uniform.log() < log_ratio)  # false if the ratio is NaN
 
 
@@ -105,6 +117,22 @@ def reflect(x: Tensor, bounds: tuple[float, float]) -> tuple[Tensor, Tensor]:
     return torch.where((x < low) | (x > high), mirrored, x), turned
 
 
+def check_start(state: State) -> None:
+    """Check that chains that accept or reject can leave their start.
+
+    Raises :class:`DivergedError` if one cannot: from an energy or score that is not finite, every
+    proposal is rejected.
+    """
+    if not isinstance(state, AdjustedState) or state.is_finite.all():
+        return
+    raise DivergedError(
+        f"{(~state.is_finite).sum()} of {len(state.is_finite)} chains start where the energy or"
+        " its gradient is not finite, and would never move",
+        "start the chains where the energy is finite, or train the model again with a smaller"
+        " optimizer.lr",
+    )
+
+
 Observer = Callable[[int, State, Info], None]
 
 
@@ -116,14 +144,19 @@ def run_chain(
     generator: Generator,
     *,
     observe: Observer | None = None,
+    checks_start: bool = True,
 ) -> tuple[Tensor, ChainStats]:
     """Run a batch of chains ``(B, *shape)``; return their positions and statistics.
 
-    ``observe(step, state, info)`` is called after each step. Freeze the target's parameters
-    (:func:`ebm_dist.energies.frozen`), otherwise each step also computes their gradients.
+    ``observe(step, state, info)`` is called after each step. Raises :class:`DivergedError` for
+    starts that fail :func:`check_start`, unless ``checks_start`` is false. Freeze the target's
+    parameters (:func:`ebm_dist.energies.frozen`), otherwise each step also computes their
+    gradients.
     """
     with torch.no_grad():
         start, state, accepted = position, kernel.init(target, position), torch.zeros(())
+        if checks_start:
+            check_start(state)
         for step in range(num_steps):
             faults.point("chain.step")
             state, info = kernel.step(target, state, generator)

@@ -41,6 +41,11 @@ class State(NamedTuple):
     energy: Tensor
     """``(B,)`` at the positions"""
 
+    @property
+    def is_finite(self) -> Tensor:
+        """``(B,)``: whether the energy is finite."""
+        return self.energy.isfinite()
+
 
 def build(config: Config, *, bounds: Bounds) -> Kernel:
     """Build the kernel of ``exp(-E / T)`` restricted to ``bounds``, where a walk is mirrored.

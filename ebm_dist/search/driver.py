@@ -46,7 +46,7 @@ _FREE_EVERY_S = 1.0
 def start(params: Params, index: shards.Index, classifier: Path, runs: Path) -> Job:
     """Compute the digest of the search and create its folder.
 
-    Raises :class:`DataError` without a validation split, :class:`ConfigError` for a metric that
+    Raise :class:`DataError` without a validation split, :class:`ConfigError` for a metric that
     cannot be computed for this data set.
     """
     if "val" not in index.splits:
@@ -128,7 +128,7 @@ def max_concurrent_trials(
 def connected(params: Params) -> Iterator[int]:
     """Connect to the cluster, or start one here, and yield how many trials may run at once.
 
-    Raises :class:`ClusterError` before anything is started if no trial fits.
+    Raise :class:`ClusterError` before anything is started if no trial fits.
     """
     tune, config = params.tune, params.cluster
     first_params = space.trial_params(params, {}, params.seed, tune.num_steps, tune.num_steps)
@@ -210,7 +210,7 @@ def find(params: Params, job: Job, family: Family, *, compares: bool = True) -> 
     """Run the whole search: the trials, then the comparison if ``compares``.
 
     The comparison trains the best trials and the file's own values over several seeds. An
-    interrupted search is resumed. Raises :class:`DivergedError` if no trial has a score.
+    interrupted search is resumed. Raise :class:`DivergedError` if no trial has a score.
     """
     tune, home, began = params.tune, storage.location(job.home), time.monotonic()
     draws = [

@@ -48,7 +48,7 @@ class Family:
             yield
 
     def bring(self, mlflow: "MlflowClient", phases: Mapping[str, Sequence[Trial]]) -> None:
-        """Log the present state of parent and children. Raises what MLflow raises."""
+        """Log the present state of parent and children. Raise what MLflow raises."""
         values = flat(self.params.as_dict("tune")) | dict(self.facts)
         self._parent = self._parent or tracking.find_or_create_run(
             mlflow, self.params, self.digest, self.name, values, {"ebm.kind": "search"}

@@ -17,7 +17,7 @@ _ATTEMPTS = 100
 class Proposals:
     """Values proposed by Optuna from the scores so far.
 
-    Raises :class:`ConfigError` if Optuna is not installed.
+    Raise :class:`ConfigError` if Optuna is not installed.
     """
 
     def __init__(self, params: Params, trials: Iterable[Trial]) -> None:

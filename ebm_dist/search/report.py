@@ -66,8 +66,8 @@ def summary(params: Params, result: SearchResult) -> dict[str, Any]:
             "num_steps": result.num_steps,
             "num_seeds": tune.final_seeds,
             "split": "val",
-            "file": _spread(file_scores),
-            "tuned": _spread(tuned_scores),
+            "file": _spread(file_scores, tune.metric),
+            "tuned": _spread(tuned_scores, tune.metric),
             "difference": difference,
             "values": result.finalists[winner],
             "is_better": None not in tuned_scores
@@ -77,12 +77,12 @@ def summary(params: Params, result: SearchResult) -> dict[str, Any]:
     }
 
 
-def _spread(values: list[float | None]) -> dict[str, Any]:
+def _spread(values: list[float | None], metric: str = "") -> dict[str, Any]:
     """Return the mean with its 95 % t-interval; all are None if a training diverged or failed."""
     numbers = [value for value in values if value is not None]
     if len(numbers) < len(values):
         return {"mean": None, "low": None, "high": None, "each": values}
-    low, high = interval(numbers) or (None, None)
+    low, high = interval(numbers, metric) or (None, None)
     return {"mean": sum(numbers) / len(numbers), "low": low, "high": high, "each": values}
 
 

@@ -16,6 +16,7 @@ import torch
 from ebm_dist import models, storage
 from ebm_dist.config import from_values, module_of
 from ebm_dist.data import shards
+from ebm_dist.errors import DivergedError
 from ebm_dist.evaluation import Subject, samples
 from ebm_dist.metrics import features
 from ebm_dist.runs.record import Lines, read_lines
@@ -66,7 +67,10 @@ class Scorer:
         options = samples.Config(
             num_samples=self.num_samples, num_steps=config.num_steps, split="val"
         )
-        ends, _, _ = module_of(options).sample(options, Subject(trained, index, {}, classifier))
+        try:
+            ends, _, _ = module_of(options).sample(options, Subject(trained, index, {}, classifier))
+        except DivergedError:  # chains that cannot leave their start
+            return {"fid_clf": WORST}
         positive, negative = trained.energies(real), trained.energies(ends)
         gap, size = positive.mean() - negative.mean(), torch.cat([positive, negative]).abs().mean()
         row = {"energy_gap": gap.item(), "abs_gap": gap.abs().item(), "abs_energy": size.item()}

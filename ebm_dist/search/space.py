@@ -61,7 +61,7 @@ def keys(params: Params) -> dict[str, Any]:
 def with_values(params: Params, values: Mapping[str, Any], **more: Any) -> Params:
     """Return the settings with some dotted keys replaced, without the search.
 
-    Raises :class:`ConfigError` for values that the settings refuse.
+    Raise :class:`ConfigError` for values that the settings refuse.
     """
     plain = params.as_dict()
     del plain["tune"]
@@ -102,7 +102,7 @@ def draw(params: Params, index: int) -> dict[str, Any]:
     """Draw the values of a trial, a function of ``tune.seed`` and its index.
 
     Trials are points of a scrambled Sobol sequence (Sobol 1967), which is spread more evenly than
-    independent draws. Combinations that the settings refuse are drawn again, independently. Raises
+    independent draws. Combinations that the settings refuse are drawn again, independently. Raise
     :class:`ConfigError` if all draws are refused.
     """
     from scipy.stats.qmc import Sobol  # slow to import, and every process imports this module

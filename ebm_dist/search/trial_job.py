@@ -167,9 +167,9 @@ def _settle(
 ) -> dict[str, Any]:
     """Return which run of a trial this is, ``{values, digest, inherited}``, and note it on disk.
 
-    PBT passes a checkpoint of another digest: the weights, averages, moments and chains of a better
-    trial. It becomes the first checkpoint of a new run, and the new digest depends on the settings
-    and on that checkpoint.
+    PBT passes a checkpoint with a different digest: the weights, averages, moments and chains of a
+    better trial. It becomes the first checkpoint of a new run, and the new digest depends on the
+    settings and on that checkpoint.
     """
     note: dict[str, Any] = read_json(home / _NOTE, "tune") if (home / _NOTE).exists() else {}
     if donated is not None:
@@ -189,7 +189,7 @@ def clone_checkpoint(
 ) -> dict[str, Any]:
     """Start a run of a trial from another trial's checkpoint and return its note.
 
-    Raises :class:`CheckpointError` for a checkpoint that is damaged.
+    Raise :class:`CheckpointError` for a checkpoint that is damaged.
     """
     step = checkpoint.verify(donor)
     manifest = json.loads((donor / checkpoint.MANIFEST).read_bytes())

@@ -90,7 +90,7 @@ def _write_manifest(folder: Path, step: int, digest: str) -> None:
 def verify(folder: Path, digest: str | None = None) -> int:
     """Check every file of a checkpoint against its manifest. Return its step.
 
-    Raises :class:`CheckpointError`.
+    Raise :class:`CheckpointError`.
     """
     try:
         manifest = json.loads(read_bytes(folder / MANIFEST))
@@ -127,7 +127,7 @@ def verify(folder: Path, digest: str | None = None) -> int:
 def latest(root: Path, digest: str | None = None) -> Path | None:
     """Return the newest complete checkpoint, or None if there is none yet.
 
-    A broken one is logged and skipped, never deleted. Raises :class:`CheckpointError` if all are
+    A broken one is logged and skipped, never deleted. Raise :class:`CheckpointError` if all are
     broken.
     """
     errors = []

@@ -72,7 +72,7 @@ def load_networks(
 ) -> None:
     """Load weights and averages into networks.
 
-    Raises KeyError or RuntimeError where they do not fit.
+    Raise KeyError or RuntimeError where they do not fit.
     """
     for name, networks in ((_WEIGHTS, players), (_AVERAGES, averages)):
         tensors = read_tensors(folder / name, _STAGE)
@@ -97,7 +97,7 @@ def load_moments(folder: Path, optimizers: Mapping[str, torch.optim.Optimizer]) 
 
 
 def load_chains(folder: Path, replay: Mapping[int, ReplayShard]) -> None:
-    """Load the chains of logical shards. Raises ValueError where shapes or types differ."""
+    """Load the chains of logical shards. Raise ValueError where shapes or types differ."""
     for shard, chains in replay.items():
         chains.load_state_dict(read_tensors(folder / _CHAINS.format(shard), _STAGE))
 

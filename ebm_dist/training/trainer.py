@@ -30,7 +30,7 @@ from ebm_dist.config import (
 )
 from ebm_dist.data import shards
 from ebm_dist.data.loader import LogicalShard
-from ebm_dist.energies import EnergyModel, iterate_power
+from ebm_dist.energies import EnergyModel, is_conditional, iterate_power
 from ebm_dist.errors import CheckpointError, ConfigError, DivergedError
 from ebm_dist.objectives import Batch, Objective, StepContext, Turn, build_players
 from ebm_dist.rng import stream
@@ -49,8 +49,9 @@ class Config:
     """Logical shards of batch, replay buffer and random streams: 1, 2, 4, 8 or 16. The maximum
     number of workers."""
     num_tasks: PositiveInt = 1
-    """Groups of classes to learn in sequence, in equal shares of the steps, each without the data,
-    chains and moments of earlier groups: class-incremental learning (van de Ven & Tolias 2019)."""
+    """Number of groups of classes to learn in sequence: class-incremental learning (van de Ven &
+    Tolias 2019). Each group gets an equal share of the steps. It does not use the data, chains or
+    optimizer moments of earlier groups."""
     reduce: Literal["ordered", "ddp"] = "ordered"
     """``ordered``: bitwise the same result for any number of workers; ``ddp``:
     DistributedDataParallel, for GPUs."""
@@ -60,11 +61,11 @@ class Config:
     """Steps between two checkpoints: the maximum that an interruption loses. No digest of a run has
     it."""
     num_threads: PositiveInt = 1
-    """CPU threads of each worker. Another number gives other bits, so this is no setting of the
-    cluster."""
+    """CPU threads of each worker. A different number changes the last bits of the result, so this
+    is a training setting and not a cluster setting."""
     compile: bool = False
-    """Run Langevin chains in code of torch.compile: faster, but each start takes seconds to a
-    minute more, and the last bits differ."""
+    """Compile the Langevin chains with torch.compile. Training is faster, but each start takes
+    between a few seconds and a minute longer, and the last bits of the result differ."""
     precision: Precision = "float32"
     """Precision of the network while chains run. Positions, noise and steps are always float32.
     bfloat16 is for GPUs."""
@@ -72,9 +73,9 @@ class Config:
     """Training diverges where the mean, the gap or the standard deviation of a shard's energies
     exceeds this in absolute value, or is NaN. No digest of a run has it."""
     max_rollbacks: NonNegativeInt = 0
-    """Number of divergences after which training rolls back to the last checkpoint and continues
-    with other random streams and a smaller learning rate. No digest of a run has it, so that a run
-    that has diverged may go on."""
+    """Maximum number of rollbacks. After a divergence, training continues from the last checkpoint
+    with different random streams and a smaller learning rate. No digest of a run has it, so that a
+    run that has diverged may go on."""
     rollback_lr: Probability = 0.5
     """Factor of the learning rate for each rollback."""
 
@@ -82,18 +83,20 @@ class Config:
         if shards.NUM_TARS % self.num_shards:
             raise Mismatch(
                 "train.num_shards",
-                f"{self.num_shards} does not divide the {shards.NUM_TARS} tars of a data set",
+                f"{self.num_shards} does not divide the {shards.NUM_TARS} tars of a data set;"
+                " choose 1, 2, 4, 8 or 16",
             )
         if self.batch_size % self.num_shards:
             raise Mismatch(
                 "train.batch_size",
-                f"{self.batch_size} is not divisible by train.num_shards = {self.num_shards}",
+                f"{self.batch_size} is not divisible by train.num_shards = {self.num_shards};"
+                " choose a multiple of it",
             )
         if self.num_steps % self.num_tasks:
             raise Mismatch(
                 "train.num_tasks",
-                f"train.num_steps = {self.num_steps} cannot be shared evenly by {self.num_tasks}"
-                " tasks",
+                f"train.num_steps = {self.num_steps} cannot be divided evenly among"
+                f" {self.num_tasks} tasks; choose a num_steps that is a multiple of num_tasks",
             )
         compiled_keys = [
             f"train.{key}"
@@ -124,7 +127,7 @@ class Trainer:
     num_classes: int
     labelled: Batch | None
     digest: str
-    """Digest of settings, data and code: a checkpoint of another digest is refused."""
+    """Digest of settings, data and code: a checkpoint with a different digest is refused."""
     clock: Callable[[], float] = time.perf_counter
 
     def __post_init__(self) -> None:
@@ -142,7 +145,7 @@ class Trainer:
     def fit(self, folder: Path, reporter: Reporter) -> int:
         """Train from the latest checkpoint in a folder to the last step, or to an agreed stop.
 
-        Returns the step reached.
+        Return the step reached.
         """
         self.resume_or_init(folder)
         reporter.started(
@@ -170,7 +173,7 @@ class Trainer:
     def advance(self) -> dict[str, Tensor]:
         """Run one training step: the turns of this rank's shards, in lock-step.
 
-        Returns metrics, each of shape ``(shards of this rank,)``.
+        Return metrics, each of shape ``(shards of this rank,)``.
         """
         if self.config.num_tasks > 1:
             self.start_task()
@@ -221,7 +224,7 @@ class Trainer:
     def check_divergence(self, player: str, turns: tuple[Turn, ...], gradient: Tensor) -> None:
         """Stop all ranks before the update if one of them diverges.
 
-        ``gradient`` has shape ``(num_parameters,)``. Raises :class:`DivergedError`.
+        ``gradient`` has shape ``(num_parameters,)``. Raise :class:`DivergedError`.
         """
         losses = torch.stack([turn.loss.detach() for turn in turns])
         energies = torch.stack([_largest_energy(turn) for turn in turns])
@@ -255,7 +258,7 @@ class Trainer:
     def roll_back(self, folder: Path, reporter: Reporter, diverged: DivergedError) -> None:
         """Restore the last checkpoint, with other random streams and a smaller learning rate.
 
-        Raises the divergence after ``max_rollbacks``.
+        Raise the divergence after ``max_rollbacks``.
         """
         count = self.rollbacks + 1
         if count > self.config.max_rollbacks:
@@ -265,7 +268,10 @@ class Trainer:
         reporter.started(self.step, self.history, self.rollbacks, f"rolled back: {diverged}")
 
     def is_due(self, every: int) -> bool:
-        """Whether an event of every ``every`` steps is due now; at the last step each one is."""
+        """Return whether an event that occurs every ``every`` steps is due now.
+
+        Every event is due at the last step.
+        """
         return self.step % every == 0 or self.step == self.config.num_steps
 
     def start_task(self) -> None:
@@ -358,7 +364,7 @@ class Trainer:
     def restore(self, root: Path) -> bool:
         """Load the latest complete checkpoint of this run. Return False if there is none.
 
-        Raises :class:`CheckpointError` if it does not fit.
+        Raise :class:`CheckpointError` if it does not fit.
         """
         folder = checkpoint.latest(root, self.digest)
         if folder is None:
@@ -383,13 +389,44 @@ def _largest_energy(turn: Turn) -> Tensor:
     return torch.stack(energies).max() if energies else turn.loss.detach().abs()
 
 
+def check_data(params: Params, index: shards.Index) -> None:
+    """Check that the data have what the settings need.
+
+    A model of binary variables needs values in [0, 1], a conditional one training samples of each
+    class. Raise :class:`ConfigError` otherwise.
+    """
+    inner = params.objective
+    while getattr(inner, "inner", None):
+        inner = inner.inner
+    network = getattr(params.energy, "network", params.energy)
+    is_binary = getattr(network, "is_binary", False) or getattr(inner, "binarise", False)
+    if is_binary and index.bounds != (0.0, 1.0):
+        raise ConfigError(
+            "energy: a model of binary variables needs data with the bounds 0 and 1, but"
+            f" {index.dataset} has {index.bounds or 'none'}",
+            "set dataset.bounds: [0, 1] if all values lie there, or another energy",
+        )
+    if is_conditional(params):
+        counts = index.statistics["train"]["class_counts"] or []
+        absent = [
+            name for k, name in enumerate(index.class_names) if k >= len(counts) or not counts[k]
+        ]
+        if absent or not index.num_classes:
+            raise ConfigError(
+                "objective.conditional: needs training samples of each class, but"
+                f" {index.dataset} has {'none of ' + ', '.join(absent) if absent else 'no labels'}",
+                "set objective.conditional: false, or choose another data set",
+            )
+
+
 def build(
     params: Params, index: shards.Index, comm: Comm, device: torch.device, digest: str
 ) -> Trainer:
     """Build a trainer at step 0, with the logical shards of this rank.
 
-    Raises :class:`ConfigError` where the classes cannot be shared evenly by the tasks.
+    Raise :class:`ConfigError` where the classes cannot be divided evenly among the tasks.
     """
+    check_data(params, index)
     config: Config = params.train
     rank_shards = deal(config.num_shards, comm.world_size, comm.rank)
     networks = {
@@ -406,7 +443,7 @@ def build(
     )
     if index.num_classes % config.num_tasks:
         raise ConfigError(
-            f"train.num_tasks: {index.num_classes} classes cannot be shared evenly by"
+            f"train.num_tasks: {index.num_classes} classes cannot be divided evenly among"
             f" {config.num_tasks} tasks"
         )
     new_chains = partial(
@@ -445,7 +482,10 @@ def build(
 def _average(
     data: Mapping[int, LogicalShard], comm: Comm, num_shards: int, of: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Mean of a function over all training samples, bitwise the same for any number of workers."""
+    """Return the mean of a function over all training samples.
+
+    It is bitwise the same for any number of workers.
+    """
     sums = comm.gather(torch.stack([shard.sum(of) for shard in data.values()]), num_shards)
     counts = comm.gather(torch.tensor([len(shard.x) for shard in data.values()]), num_shards)
     return sums.sum(dim=0) / counts.sum()

@@ -1,5 +1,7 @@
 """The suite of chains: it tells a sampler that mixes from one that does not, and a chain's start from its end."""
 
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -224,3 +226,32 @@ def test_components_are_those_of_the_data(digits_data):
 def test_too_few_draws_are_refused():
     with pytest.raises(ConfigError, match="num_draws"):
         helpers.params(evaluation={"chains": {"num_draws": 4}})
+
+
+class Cliff(nn.Module):
+    """So steep that no proposal of a long step is accepted."""
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
+        return 1e12 * ((x.flatten(1) - 0.5) ** 2).sum(1)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "places"), [({"name": "mala", "step_size": 1.0}, 40), (MALA, 1)]
+)
+def test_chains_that_never_move_report_what_is_defined(digits_data, sampler, places):
+    params = helpers.params(
+        sampler=sampler, evaluation={"chains": {"num_chains": 40, "num_draws": 8, "thin": 1}}
+    )
+    index = shards.read_index(digits_data)
+    card = {"shape": index.shape, "bounds": index.bounds, "num_classes": index.num_classes}
+    positions = shards.read_split(index, "train")[0][:places].repeat(40 // places, 1, 1, 1)
+    model = TrainedModel(Cliff(), positions, torch.zeros(40, dtype=torch.long), params, card)
+    report = chains.evaluate(
+        params.evaluation["chains"], evaluation.Subject(model, index, {}, None)
+    )
+    replay = report.metrics["replay"]
+    assert replay["moved"] == replay["acceptance_rate"] == 0 and "rhat" not in replay
+    # quantities that all chains share, and those in which they differ
+    assert replay["num_constant"] == (6 if places == 1 else 0)
+    assert ("ess_bulk" in replay) == (places > 1)
+    json.dumps(report.metrics, allow_nan=False)

@@ -6,10 +6,11 @@ from torch import nn
 
 from ebm_dist import evaluation
 from ebm_dist.data import shards
-from ebm_dist.errors import ConfigError
+from ebm_dist.errors import ConfigError, DivergedError
 from ebm_dist.evaluation import completion, composition, cross_class
 from ebm_dist.metrics import features
 from ebm_dist.models.trained import TrainedModel
+from ebm_dist.rng import numpy_stream
 from tests import helpers
 
 STIFFNESS = 500.0
@@ -144,10 +145,59 @@ def test_the_nearest_upper_half_lends_its_lower_one():
     train = torch.zeros(3, 1, 4, 2)
     train[:, 0, :2] = torch.tensor([0.0, 0.5, 0.6])[:, None, None]
     train[:, 0, 2:] = torch.tensor([1.0, 2.0, 3.0])[:, None, None]
-    x = train[1:2]  # itself is among them, and is not taken
-    assert completion.nearest(x, train, None).mean() == 3.0
-    assert completion.nearest(x, train, torch.tensor([[True, True, False]])).mean() == 1.0
-    assert completion.nearest(x, train, None).shape == (1, 1, 2, 2)
+    x = train[1:2]
+    assert completion.nearest(x, train, torch.tensor([[True, False, True]])).mean() == 3.0
+    assert completion.nearest(x, train, torch.tensor([[True, False, False]])).mean() == 1.0
+    assert completion.nearest(x, train, torch.ones(1, 3, dtype=torch.bool)).shape == (1, 1, 2, 2)
+    train[2, 0, :2] = 0.5  # an equal upper half of another image is its nearest
+    assert completion.nearest(x, train, torch.tensor([[True, False, True]])).mean() == 3.0
+    train[0, 0, :2] = 0.51
+    assert (
+        completion.nearest(x + 1000, train + 1000, torch.tensor([[True, False, True]])).mean()
+        == 1003.0
+    )
+
+
+def test_no_training_image_lends_to_itself_and_a_duplicate_does(digits_data):
+    """The distance of an image to itself may round to more than 0."""
+    model = subject(digits_data, Mirror())
+    config = completion.Config(num_images=200, num_completions=2, num_steps=1)
+    mse = completion.evaluate(config, model).metrics["train"]["mse_nearest"]
+    train = shards.read_split(model.data, "train")[0]
+    rows = numpy_stream(0, "completion/train").permutation(len(train))[:200]
+    upper, lower = (half.flatten(1) for half in train.chunk(2, dim=2))
+    distance = torch.cdist(upper[rows], upper, compute_mode="donot_use_mm_for_euclid_dist")
+    distance[torch.arange(200), rows] = torch.inf
+    by_hand = ((lower[distance.argmin(dim=1)] - lower[rows]) ** 2).mean().item()
+    assert mse == pytest.approx(by_hand, rel=1e-3)
+
+
+class Broken(nn.Module):
+    def forward(self, x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
+        return x.flatten(1).sum(1) * torch.nan
+
+
+@pytest.mark.parametrize("suite", [completion, composition, cross_class])
+def test_chains_that_are_not_finite_have_a_message(suite, digits_data, classifier):
+    conditional = suite is not completion
+    broken = subject(digits_data, Broken(), classifier, conditional=conditional)
+    name = suite.__name__.split(".")[-1]
+    with pytest.raises(DivergedError, match=rf"evaluation\.{name}: .* NaN"):
+        suite.evaluate(suite.Config(), broken)
+
+
+def test_fewer_samples_than_classes_leave_the_other_classes_out(digits_data, classifier):
+    config = cross_class.Config(num_samples=5, num_rounds=1, steps_per_round=15)
+    model = subject(digits_data, ClassMeans(means(digits_data)), classifier, conditional=True)
+    report = cross_class.evaluate(config, model)
+    assert report.metrics["noise"]["worst_class_hit_rate"] == 1
+
+
+def test_an_interval_of_hit_rates_ends_at_0_and_1():
+    for count in range(1, 200):
+        rows = [{"steps": 0, "hit_rate": 0.0}, {"steps": 1, "hit_rate": 1.0}]
+        _, _, low, high = cross_class._band(rows, count)
+        assert low.min() >= 0 and high.max() <= 1
 
 
 def test_completions_follow_the_energy_and_keep_what_is_given(digits_data, tmp_path):

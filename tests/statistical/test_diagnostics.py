@@ -75,7 +75,7 @@ def test_dimensions_are_apart_and_the_library_does_not_matter():
         value = function(torch.from_numpy(x))
         assert value.shape == (2, 2) and np.isnan(value[0, 1]) and np.isnan(value[1, 0])
         assert value[0, 0] == function(x[..., 0, 0])
-    assert np.isnan(diagnostics.rhat(x)[1, 1]) and diagnostics.ess_bulk(x)[1, 1] == 150
+        assert np.isnan(value[1, 1])
     with pytest.raises(ValueError, match="num_draws"):
         diagnostics.rhat(np.zeros((3, 3)))
 
@@ -139,3 +139,46 @@ def test_a_trace_keeps_every_so_many_steps():
         2,
         1,
     )
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 1e6 + 0.1])
+def test_chains_that_never_move_have_no_sample_size(value):
+    """A mean of equal numbers may round, which is no movement."""
+    for function, _ in PAIRS.values():
+        assert np.isnan(function(np.full((4, 100), value)))
+
+
+def test_chains_stuck_at_different_places_have_an_infinite_r_hat_and_a_draw_each():
+    x = np.repeat(numpy_stream(0, "chains").standard_normal((4, 1)), 100, axis=1)
+    assert diagnostics.rhat(x) == np.inf and diagnostics.ess_bulk(x) < 10
+    two = np.repeat([[-0.1], [0.1]], 100, axis=1)  # the folds are all equal
+    assert diagnostics.rhat(two) == np.inf
+
+
+def test_draws_of_two_values():
+    """The folds and one of the two quantiles are constant; the rest tells."""
+    x = (numpy_stream(0, "chains").random((4, 500)) < 0.5).astype(float)
+    assert diagnostics.rhat(x) == pytest.approx(1, abs=0.02)
+    assert 1000 < diagnostics.ess_tail(x) < 4000 and 1000 < diagnostics.ess_bulk(x) < 4000
+
+
+def trace_of(x):
+    """A trace of the draws ``(num_chains, num_draws, *dims)``."""
+    trace = diagnostics.Trace()
+    for step, position in enumerate(torch.from_numpy(x).unbind(dim=1)):
+        zero = torch.zeros(len(position))
+        trace(step, langevin.State(position), Info(zero, zero, zero.bool()))
+    return trace
+
+
+def test_a_report_is_over_the_dimensions_that_vary_and_counts_the_others():
+    x = numpy_stream(0, "chains").standard_normal((4, 100, 3))
+    of_moving = trace_of(x).report()
+    x = np.concatenate([x, np.full((4, 100, 2), 0.1)], axis=2)
+    report = trace_of(x).report()
+    assert report.num_constant == 2 and of_moving.num_constant == 0
+    assert (report.rhat, report.ess_bulk, report.ess_tail) == of_moving[2:5]
+    still = trace_of(np.zeros((4, 100, 2))).report()
+    assert still.num_constant == 2 and np.isnan([still.rhat, still.ess_bulk]).all()
+    x[0, 3, 0] = np.nan  # what is not finite is not left out
+    assert np.isnan(trace_of(x).report().rhat)

@@ -1,11 +1,14 @@
 """The suite of likelihoods is not taken in by a mode that the data's chains never see."""
 
+import json
+
 import pytest
 import torch
 
 from ebm_dist import evaluation
 from ebm_dist.data import shards
 from ebm_dist.energies import rbm
+from ebm_dist.errors import ConfigError, DivergedError
 from ebm_dist.evaluation import likelihood
 from ebm_dist.metrics.ais import exact_log_z
 from ebm_dist.models.trained import TrainedModel
@@ -61,3 +64,25 @@ def test_without_such_a_mode_all_agree(digits_data):
     for name in ("ais", "ais_uniform", "reverse_ais", "worst"):
         assert found[name]["log_z"] == pytest.approx(exact, abs=0.3), name
     assert found["states"]["log_z"] < exact
+
+
+def test_an_interval_without_a_lower_end_leaves_it_out(digits_data):
+    """A deep narrow mode: a few of the chains have nearly all the weight."""
+    found = metrics(planted(-14.0), digits_data)
+    assert "low" not in found["ais"] and "ais_three_sigma" not in found
+    assert found["ais"]["high"] > found["ais"]["log_z"]
+    json.dumps(found, allow_nan=False)
+
+
+def test_one_chain_and_weights_that_are_not_finite_are_refused(digits_data):
+    with pytest.raises(ConfigError, match=r"likelihood\.num_chains.*at least 2"):
+        helpers.params(
+            energy={"name": "rbm"},
+            sampler={"name": "gibbs"},
+            objective={"binarise": True, "data_noise": 0.0},
+            evaluation={"likelihood": {"num_chains": 1}},
+        )
+    machine = planted(-14.0)
+    machine.weight[3, 4] = torch.nan
+    with pytest.raises(DivergedError, match="likelihood: weight: 1 of 640 values are NaN"):
+        metrics(machine, digits_data)

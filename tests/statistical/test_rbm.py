@@ -232,3 +232,30 @@ def test_reconstruction():
     assert ais.reconstruction_error(
         weights._replace(weight=torch.zeros(3, 3)), torch.ones(1, 3)
     ) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("num_betas", [1, 2, 3, 5, 10, 14, 15, 20, 29])
+def test_a_short_schedule_also_starts_at_0_and_grows(num_betas):
+    """So the mean weight is right, as for any temperatures."""
+    betas = ais.schedule(num_betas)
+    assert len(betas) == num_betas + 1 and (betas[0], betas[-1]) == (0, 1)
+    assert all(a < b for a, b in itertools.pairwise(betas))
+    weights = plain(machine(6, 5, 0.5).weights())
+    estimate = ais.ais(weights, torch.zeros(6), betas, 20_000, stream(8, "ais"))
+    error = (estimate.high - estimate.low) / 6  # one standard error
+    assert abs(estimate.log_z - ais.exact_log_z(weights)) < Z * error and error < 0.1
+
+
+def test_ais_refuses_what_gives_no_estimate_or_no_interval():
+    weights, base = plain(machine(6, 5).weights()), torch.zeros(6)
+    for betas in ([0.5, 1.0], [0.0, 0.5], [0.0, 0.7, 0.3, 1.0], [1.0]):
+        with pytest.raises(ValueError, match="must grow from 0 to 1"):
+            ais.ais(weights, base, betas, 10, stream(0, "ais"))
+        with pytest.raises(ValueError, match="must grow from 0 to 1"):
+            ais.reverse_ais(weights, base, betas, torch.zeros(10, 6), stream(0, "ais"))
+    with pytest.raises(ValueError, match="at least two chains"):
+        ais.ais(weights, base, [0.0, 1.0], 1, stream(0, "ais"))
+    with pytest.raises(ValueError, match="at least two chains"):
+        ais.reverse_ais(weights, base, [0.0, 1.0], torch.zeros(1, 6), stream(0, "ais"))
+    with pytest.raises(ValueError, match="at least one step"):
+        ais.schedule(0)

@@ -7,10 +7,21 @@ import numpy as np
 import pytest
 import torch
 
-from ebm_dist.chains import adaptation, tempering
+from ebm_dist.chains import adaptation, eager, tempering
 from ebm_dist.config import module_of
+from ebm_dist.errors import DivergedError
 from ebm_dist.rng import stream
-from ebm_dist.samplers import gibbs, hmc, langevin, mala, metropolis, noise, reflect, run_chain
+from ebm_dist.samplers import (
+    accept_mask,
+    gibbs,
+    hmc,
+    langevin,
+    mala,
+    metropolis,
+    noise,
+    reflect,
+    run_chain,
+)
 from tests.statistical.targets import (
     Banana,
     EightGaussians,
@@ -240,6 +251,74 @@ def test_adaptation_reaches_its_acceptance(config, wanted):
     assert acceptance == pytest.approx(wanted, abs=0.04)
 
 
+def test_a_warm_up_of_no_steps_is_refused():
+    with pytest.raises(ValueError, match="at least one step"):
+        adaptation.adapt(
+            adjusted(0.3), Gaussian(), torch.zeros(5, 4), 0, stream(8, "warmup"), bounds=None
+        )
+
+
+def test_a_uniform_number_of_zero_accepts_nothing_impossible():
+    """Of 2^24 numbers with 24 random bits one is 0 on average; this stream has one early."""
+    generator, size = stream(1, "accept"), 2**19
+    assert (torch.rand(size, generator=generator) == 0).sum() > 0
+    log_ratio, is_finite = torch.full((size,), -1e30), torch.ones(size, dtype=torch.bool)
+    assert not accept_mask(log_ratio, is_finite, stream(1, "accept")).any()
+    assert accept_mask(log_ratio * 0, is_finite, stream(1, "accept")).all()
+    half = accept_mask(torch.full((size,), math.log(0.5)), is_finite, generator)
+    assert half.float().mean() == pytest.approx(0.5, abs=3e-3)
+
+
+def half_line(x):
+    """A half-normal; to the left of 0 its energy is infinite."""
+    return torch.where(x[:, 0] < 0, torch.inf, (x**2).sum(1) / 2)
+
+
+def steep(x):
+    """Finite energies, and a gradient that is not finite at 0."""
+    return x.abs().sqrt().sum(1)
+
+
+@pytest.mark.parametrize("temperatures", [[], [1.0, 2.0]])
+@pytest.mark.parametrize(
+    "config", [walk(1.0), independent(1.0), adjusted(0.3), hamiltonian(0.3, 3)]
+)
+def test_a_start_that_no_chain_could_leave_is_refused(config, temperatures):
+    kernel = module_of(config).build(config, bounds=None)
+    if temperatures:
+        kernel = tempering.tempered(kernel, temperatures, bounds=None)
+    start = torch.tensor([[1.0], [-1.0], [2.0]])
+    count = "2 of 6" if temperatures else "1 of 3"
+    with pytest.raises(DivergedError, match=f"{count} chains start where"):
+        run_chain(kernel, half_line, start, 5, stream(0, "chain"))
+    run_chain(kernel, half_line, start.abs(), 5, stream(0, "chain"))
+
+
+@pytest.mark.parametrize("config", [walk(1.0), adjusted(0.3), hamiltonian(0.3, 3)])
+def test_chains_of_the_training_go_on_from_any_start(config):
+    """Their energies are in the loss, where all ranks stop together."""
+
+    class HalfLine(torch.nn.Module):
+        def forward(self, x, y=None):
+            return half_line(x)
+
+    kernel = module_of(config).build(config, bounds=None)
+    start = torch.tensor([[1.0], [-1.0], [2.0]])
+    x, stats = eager.Chains(HalfLine(), kernel, 5)(start, None, stream(0, "chain"))
+    assert x[1] == -1 or half_line(x)[1].isfinite()
+    assert 0 < stats.acceptance_rate < 1
+
+
+def test_a_gradient_that_is_not_finite_is_no_start_either():
+    start = torch.tensor([[1.0], [0.0]])
+    for config in (adjusted(0.3), hamiltonian(0.3, 3)):
+        with pytest.raises(DivergedError, match="1 of 2 chains"):
+            run(config, steep, start, 5)
+        with pytest.raises(DivergedError, match="1 of 2 chains"):
+            adaptation.adapt(config, steep, start, 5, stream(8, "warmup"), bounds=None)
+    run(walk(0.3), steep, start, 5)  # it takes no gradient
+
+
 # Gibbs
 
 
@@ -303,6 +382,19 @@ def test_tempering_keeps_the_target_exact_at_every_temperature(inner):
     for replica, temperature in zip(states[-1].replicas, temperatures, strict=True):
         assert_standard_normal(replica / temperature**0.5)
     assert torch.equal(states[-1].replicas[0], x) and (states[-1].swap_rates > 0.3).all()
+
+
+@pytest.mark.parametrize("inner", [walk(0.5), adjusted(0.12), langevin.Config(step_size=0.01)])
+def test_tempering_reports_the_energy_and_score_of_the_position_after_the_swap(inner):
+    kernel = tempering.tempered(module_of(inner).build(inner, bounds=None), [1.0, 3.0], bounds=None)
+    target, generator = lambda v: (v**2).sum(1) / 2, stream(1, "chain")
+    state = kernel.init(target, torch.randn(200, 2, generator=generator))
+    for _ in range(3):
+        state, info = kernel.step(target, state, generator)
+        torch.testing.assert_close(info.energy, target(state.position))
+        if isinstance(inner, mala.Config):
+            torch.testing.assert_close(info.score_norm, state.position.norm(dim=1))
+    assert state.swap_rates[0] > 0.1
 
 
 def test_tempering_fills_modes_that_the_kernel_alone_does_not_leave():

@@ -176,7 +176,7 @@ def test_references_are_the_class_means_and_gaussians(digits_data):
 
 def test_what_cannot_be_is_refused(digits_data, tmp_path):
     with pytest.raises(
-        ConfigError, match=r"train\.num_tasks: 10 classes cannot be shared evenly by 3 tasks"
+        ConfigError, match=r"train\.num_tasks: 10 classes cannot be divided evenly among 3 tasks"
     ):
         helpers.build(
             helpers.params(objective=OBJECTIVE, train={"num_steps": 12, "num_tasks": 3}),
@@ -184,7 +184,7 @@ def test_what_cannot_be_is_refused(digits_data, tmp_path):
         )
     with pytest.raises(
         ConfigError,
-        match=r"train\.num_tasks: train\.num_steps = 12 cannot be shared evenly by 5 tasks",
+        match=r"train\.num_tasks: train\.num_steps = 12 cannot be divided evenly among 5 tasks",
     ):
         helpers.params(objective=OBJECTIVE, train={"num_steps": 12, "num_tasks": 5})
     with pytest.raises(ConfigError, match=r"energy\.gates: selects units by class"):

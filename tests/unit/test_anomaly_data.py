@@ -5,12 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from ebm_dist import config, evaluation, models
+from ebm_dist import config, energies, evaluation, models
 from ebm_dist.data import shards
 from ebm_dist.datasets import Arrays, digits, kdd99, mnist, odds
-from ebm_dist.errors import DataError
+from ebm_dist.errors import ConfigError, DataError, DivergedError
 from ebm_dist.evaluation import anomaly, modes
+from ebm_dist.metrics import features
 from tests import helpers
 
 needs_data = pytest.mark.skipif("EBM_DATA_DIR" not in os.environ, reason="EBM_DATA_DIR is not set")
@@ -130,10 +132,80 @@ def test_scores_are_judged_by_the_known_share():
     found = anomaly.score_detector(truth, scores, 0.2)
     assert found["precision"] == 0.5 and found["recall"] == 0.5 and found["f1"] == 0.5
     assert found["auroc"] == pytest.approx(15 / 16)  # one pair of 16 the wrong way round
-    # precisions 1, 1/2, 2/3 at recalls 1/2, 1/2, 1, by trapezoids from (0, 1)
-    assert found["auprc"] == pytest.approx(0.5 * 1 + 0.5 * (0.5 + 2 / 3) / 2)
+    # precisions 1 and 2/3 at the two steps of the recall
+    assert found["auprc"] == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
     best = anomaly.score_detector(truth, truth.astype(float), 0.2)
     assert best["f1"] == best["auprc"] == best["auroc"] == 1
+
+
+def test_tied_scores_have_the_expectation_over_their_orders():
+    """20 anomalies among the 30 rows that share the highest score: 20 of the 30 are drawn."""
+    truth = np.r_[np.ones(20, int), np.zeros(80, int)]
+    scores = np.r_[np.ones(30), np.zeros(70)]
+    score = anomaly.score_detector(truth, scores, 0.2)
+    assert score["precision"] == score["recall"] == score["f1"] == pytest.approx(2 / 3)
+    assert score["auprc"] == pytest.approx(2 / 3)
+    orders = np.random.default_rng(0).permuted(np.tile(np.arange(30), (4000, 1)), axis=1)
+    hits = (orders[:, :20] < 20).sum(axis=1)
+    assert score["f1"] == pytest.approx((2 * hits / 40).mean(), abs=0.01)
+    # some above, some tied at the limit: 1 + 2 * 1/3 of 3
+    score = anomaly.score_detector(
+        np.array([1, 1, 0, 0, 0, 0]), np.array([3, 2, 2, 2, 1, 0.0]), 0.5
+    )
+    assert score["precision"] == pytest.approx((1 + 2 / 3) / 3)
+
+
+@pytest.mark.parametrize(("positives", "size"), [(20, 100), (5, 500), (101, 1000)])
+def test_a_constant_score_has_the_precision_of_chance(positives, size):
+    truth = np.r_[np.ones(positives, int), np.zeros(size - positives, int)]
+    prevalence = positives / size
+    score = anomaly.score_detector(truth, np.zeros(size), prevalence)
+    assert score["auroc"] == 0.5
+    for name in ("precision", "recall", "f1", "auprc"):
+        assert score[name] == pytest.approx(prevalence), name
+
+
+def test_no_row_classified_as_anomalous_is_refused():
+    with pytest.raises(ConfigError, match="contamination"):
+        helpers.params(evaluation={"anomaly": {"contamination": 0}})
+
+
+class Digits(torch.nn.Module):
+    """A generator of grey squares."""
+
+    latent_size, scale = 4, 1.0
+
+    def forward(self, z):
+        return self.scale * z.mean(dim=1).sigmoid()[:, None, None, None].expand(-1, 2, 8, 8)
+
+
+def test_stacked_test_digits_are_counted_at_the_number_of_the_model_s_samples(tmp_path):
+    whole = digits.load(digits.Config())
+    test = whole.splits["test"]
+    rows = np.random.default_rng(0).integers(len(test.x), size=(60, 2))
+    stacked = Arrays(test.x[rows, 0], test.y[rows] @ np.array([1, 10]))
+    data = whole._replace(splits={"test": stacked}, num_classes=100)
+    index = shards.write(tmp_path / "stacked", "digits", data)
+    features.train(
+        features.Config(num_steps=200, num_threads=1),
+        shards.write(tmp_path / "digits", "digits", whole),
+        tmp_path,
+    )
+    energy = energies.build_energy(helpers.params(), index.shape, 0).requires_grad_(False)
+    model = models.TrainedModel(
+        energy, torch.zeros(0), torch.zeros(0), helpers.params(), {"bounds": None},
+        other_players={"generator": Digits()},
+    )  # fmt: skip
+    subject = evaluation.Subject(model, index, {}, features.load(tmp_path))
+    report = modes.evaluate(modes.Config(num_steps=1), subject)
+    ceiling, floor = report.metrics["test_digits"], report.metrics["uniform"]
+    assert report.metrics["num_samples"] == 2600
+    # 60 stacks hold at most 60 of the hundred modes
+    assert ceiling["modes"] >= 95 and ceiling["kl"] < floor["kl"] + 0.05
+    assert report.metrics["modes"] < 10
+    subject.model.generator.scale = torch.nan
+    with pytest.raises(DivergedError, match="modes: samples of the generator: 332800 of 332800"):
+        modes.evaluate(modes.Config(num_steps=1), subject)
 
 
 def test_modes_are_counted_and_their_shares_compared_with_even_ones():
@@ -228,6 +300,16 @@ def test_detectors_that_know_the_classes_stand_beside_the_energy(labelled_nine):
     assert found.metrics["best_baseline"]["auprc"] == max(plain) and found.figures[
         "scores.png"
     ].startswith(b"\x89PNG")
+
+
+def test_scores_that_are_not_finite_are_named(labelled_nine):
+    class Broken(torch.nn.Module):
+        def forward(self, x, y=None):
+            return labelled_nine.model.energy(x, y) * torch.nan
+
+    broken = labelled_nine._replace(model=labelled_nine.model._replace(energy=Broken()))
+    with pytest.raises(DivergedError, match=r"anomaly: scores 'E \(model\)': \d+ of \d+ values"):
+        anomaly.evaluate(anomaly.Config(supervised_steps=1), broken)
 
 
 def test_a_split_without_anomalies_is_refused(labelled_nine):

@@ -47,16 +47,10 @@ def test_images_in_every_usual_order(tmp_path, shape, expected):
 def test_named_parts_with_labels(tmp_path):
     np.savez(tmp_path / "x.npz", train_images=images(20, 4, 4), train_labels=np.arange(20) % 3, test_images=images(7, 4, 4), test_labels=np.full(7, 4))  # fmt: skip
     data = load(tmp_path / "x.npz")
-    assert len(data.splits["test"].x) == 7 and data.splits["test"].y.tolist() == [4] * 7
-    assert data.num_classes == 5
+    assert len(data.splits["test"].x) == 7 and data.splits["test"].y.tolist() == [3] * 7
+    assert data.num_classes == 3 and data.class_names == ("0", "1", "2", "4")
+    assert data.notes == ("classes without train samples, so anomalies: 4",)
     assert len(load(tmp_path / "x.npz", max_samples=10).splits["train"].x) == 9
-
-
-def test_floats_are_kept_and_unbounded(tmp_path):
-    x = RNG.normal(size=(40, 2))
-    np.save(tmp_path / "x.npy", x)
-    data = load(tmp_path / "x.npy")
-    assert data.bounds is None and data.scale == 1.0 and data.splits["train"].x.dtype == np.float32
 
 
 def test_a_folder_of_images_with_a_sub_folder_a_class(tmp_path):

@@ -47,10 +47,10 @@ def test_only_versions_whose_gates_passed_become_champion_and_the_log_has_each_c
             promotion.promote(mlflow, "ebm", refused)
     with pytest.raises(RegistryError, match="bare/1 cannot become champion: it has no gates"):
         promotion.promote(mlflow, "bare", "1")
-    with pytest.raises(RegistryError, match="no champion before any"):
+    with pytest.raises(RegistryError, match=r"no previous champion .*now: none\)"):
         promotion.roll_back(mlflow, "ebm")
     assert promotion.promote(mlflow, "ebm", "1").before is None
-    with pytest.raises(RegistryError, match="no champion before 1"):
+    with pytest.raises(RegistryError, match=r"no previous champion .*now: 1\)"):
         promotion.roll_back(mlflow, "ebm")
     assert promotion.promote(mlflow, "ebm", "1") is None  # it is already
     event = promotion.promote(mlflow, "ebm", "2")
@@ -60,7 +60,7 @@ def test_only_versions_whose_gates_passed_become_champion_and_the_log_has_each_c
         and event.at
     )
     assert promotion.roll_back(mlflow, "ebm").version == "1" == promotion.champion(mlflow, "ebm")
-    with pytest.raises(RegistryError, match="no champion before 1"):
+    with pytest.raises(RegistryError, match=r"no previous champion .*now: 1\)"):
         promotion.roll_back(mlflow, "ebm")  # what it was before the first is not known
     assert [(e.before, e.version, e.why) for e in promotion.log(mlflow, "ebm")] == [
         (None, "1", "gates"),
@@ -92,7 +92,7 @@ def test_what_the_registry_says_is_one_message(monkeypatch, database):
     with pytest.raises(
         RegistryError, match=r"MLflow at sqlite.*: .*nothing.* not found; see ebm-dist doctor"
     ):
-        promotion.ask(lambda client: promotion.log(client, "nothing"))
+        promotion.call(lambda client: promotion.log(client, "nothing"))
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_the_card_says_what_it_learnt_how_and_how_well(version):
         "- It was judged by ood; nothing" in text
         and "| train.energy_gap | 0.1 | one seed |" in text
     )
-    assert "| ood.auroc | 0.9 | 0.6459 to 1.154 |" in text  # t interval of .88 and .92
+    assert "| ood.auroc | 0.9 | 0.6459 to 1 |" in text  # t interval of .88 and .92
     assert (
         trained.card["data_digest"] in text
         and "`reports/ood/plots/roc.png`" in text

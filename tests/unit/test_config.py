@@ -91,7 +91,7 @@ def test_every_parameter_file_loads_and_comes_back(path):
         (
             "capacity: 2048",
             "capacity: 2047",
-            r":\d+: replay\.capacity: 2047 chains cannot be dealt",
+            r":\d+: replay\.capacity: must be a multiple of train\.num_shards = 4 .*found 2047",
         ),
         (
             "data_noise: 0.1}",
@@ -150,7 +150,7 @@ def test_a_message_has_its_fix_apart(tmp_path):
     (tmp_path / "params.yaml").write_text(GOOD.replace("capacity: 2048", "capacity: 2047"))
     with pytest.raises(ConfigError) as caught:
         config.load(tmp_path / "params.yaml")
-    assert caught.value.fix == "choose a multiple of num_shards that is at least batch_size"
+    assert caught.value.fix == "change one of these three values"
     assert str(caught.value) == f"{caught.value.what}; {caught.value.fix}"
 
 

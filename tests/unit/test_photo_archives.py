@@ -1,5 +1,6 @@
 """CIFAR-10 and SVHN as they are published, in small."""
 
+import contextlib
 import io
 import tarfile
 
@@ -8,6 +9,7 @@ import pytest
 from scipy.io import savemat
 
 from ebm_dist.datasets import cifar10, svhn
+from ebm_dist.datasets._download import read_idx
 from ebm_dist.errors import DataError
 
 
@@ -46,6 +48,18 @@ def test_a_wrong_cifar10_archive_is_refused(tmp_path, content, complaint):
     path.write_bytes(b"<html>not found</html>")
     with pytest.raises(DataError, match="not the archive"):
         cifar10.read(path, ["a.bin"])
+
+
+def test_each_damage_of_a_compressed_archive_is_one_message(tmp_path):
+    content = np.random.default_rng(0).integers(0, 9, 3 * 3073, np.uint8).tobytes()
+    path = archive(tmp_path / "c.tar.gz", {"a.bin": content})
+    good = path.read_bytes()
+    for place in range(10, len(good) - 8, max(1, len(good) // 40)):
+        path.write_bytes(good[:place] + bytes([good[place] ^ 0xFF]) + good[place + 1 :])
+        with contextlib.suppress(DataError):  # tar has no checksum of a file's content
+            cifar10.read(path, ["a.bin"])
+        with pytest.raises(DataError, match=r"c.tar.gz: not a gzipped IDX file"):
+            read_idx(path)
 
 
 def test_svhn_images_have_their_axes_and_zero_is_zero(tmp_path):

@@ -109,7 +109,7 @@ def test_suites_report_numbers_tables_and_readable_pictures(
         evaluation={
             "samples": {"num_samples": 100, "num_steps": 20},
             "histogram": {},
-            "ood": {"num_bootstrap": 20},
+            "ood": {"num_bootstrap": 40},
             "chains": {"num_draws": 8, "num_components": 2},
         }
     )

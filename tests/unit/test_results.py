@@ -58,6 +58,33 @@ def test_a_row_is_the_mean_with_a_t_interval_and_what_to_read_it_by(reports):
     )
 
 
+@pytest.mark.parametrize(
+    ("metric", "values", "low", "high"),
+    [
+        ("density.quality", [0.9939, 0.9877, 0.9999], None, 1.0),
+        ("anomaly.scores.E and doubt (model).auprc", [0.99, 1.0], None, 1.0),
+        ("ood.constant.low", [0.001, 0.04], 0.0, None),
+        ("samples.smallest_class_share", [0.0, 0.01], 0.0, None),
+        ("density.kl", [0.001, 0.02], 0.0, None),
+        ("samples.fid_clf", [1.0, 9.0], 0.0, None),
+        ("continual.forgetting", [-0.001, 0.02], None, None),
+        ("classification.nll", [-0.001, 0.02], None, None),
+        ("density.nll.truth", [0.99, 1.0], None, None),
+    ],
+)
+def test_an_interval_ends_at_the_range_of_its_metric(metric, values, low, high):
+    ends = stats.t.interval(0.95, len(values) - 1, sum(values) / len(values), stats.sem(values))
+    expected = (ends[0] if low is None else low, ends[1] if high is None else high)
+    assert table.interval(values, metric) == pytest.approx(expected)
+    assert low is None or ends[0] < low
+    assert high is None or ends[1] > high
+
+
+def test_a_metric_that_is_undefined_in_a_report_is_named(reports):
+    with pytest.raises(DataError, match=r"no metric rhat in the report"):
+        table.row("id", ENTRY | {"metric": "samples.rhat"}, reports)
+
+
 def test_replicates_may_be_recipes_and_references_may_be_of_another(reports):
     entry = ENTRY | {
         "recipe": ["split-0", "split-1"],

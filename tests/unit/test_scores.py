@@ -8,9 +8,12 @@ from hypothesis import strategies as st
 from scipy import linalg
 from sklearn.metrics import roc_auc_score
 
-from ebm_dist import models
+from ebm_dist import evaluation, models
 from ebm_dist.data import shards
-from ebm_dist.evaluation import ood, samples
+from ebm_dist.datasets import Arrays, digits
+from ebm_dist.errors import ConfigError, DataError, DivergedError
+from ebm_dist.evaluation import chains, continual, histogram, long_run, ood, samples
+from ebm_dist.evaluation._baselines import FittedGaussian
 from ebm_dist.metrics import features, ood_images
 from tests import helpers
 
@@ -44,7 +47,7 @@ def test_inception_score_between_one_and_the_number_of_classes():
 @settings(deadline=None, max_examples=60)
 def test_auroc_is_scikit_learn_s_with_ties(inside, outside):
     a, b = np.array(inside, float), np.array(outside, float)
-    value, low, high = ood.auroc(a, b, 20)
+    value, low, high = ood.auroc(a, b, 40)
     assert value == pytest.approx(
         roc_auc_score(np.r_[np.ones(len(a)), np.zeros(len(b))], np.r_[a, b])
     )
@@ -64,6 +67,126 @@ def test_nearest_neighbours():
     train = torch.tensor([[0.0, 0.0], [1.0, 1.0], [5.0, 5.0]])
     distance, which = samples.nearest_neighbours(torch.tensor([[0.0, 1.0], [5.0, 5.0]]), train)
     assert distance.tolist() == [1.0, 0.0] and which.tolist()[1] == 2
+
+
+def test_distances_far_from_zero_are_exact():
+    """Integers at 2^20: the square of the offset has no room for theirs in float32."""
+    whole = torch.from_numpy(RNG.integers(0, 8, size=(200, 30))).float()
+    x, train = whole[:100], whole[100:]
+    near, _ = samples.nearest_neighbours(x, train)
+    far, rows = samples.nearest_neighbours(x + 2**20, train + 2**20)
+    assert torch.equal(near, far)
+    assert torch.equal(far, (x.double() - train[rows].double()).norm(dim=1))
+    by_hand = torch.cdist(x.double(), train.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    assert torch.equal(near, by_hand.amin(dim=1))
+    assert samples.nearest_neighbours(train, train)[0].max() == 0
+
+
+@pytest.mark.parametrize("num_duplicates", [0, 1, 20])
+def test_duplicates_in_the_data_do_not_hide_copies(num_duplicates):
+    train = torch.from_numpy(RNG.normal(size=(300, 20)))
+    real = torch.from_numpy(RNG.normal(size=(60, 20)))
+    real[:num_duplicates] = train[:num_duplicates]
+    real_distance, _ = samples.nearest_neighbours(real, train)
+
+    def share(x):
+        return samples.copies(samples.nearest_neighbours(x, train)[0], real_distance)
+
+    noisy = train[:100] + 0.01 * torch.from_numpy(RNG.normal(size=(100, 20)))
+    assert share(noisy)["copies"] == share(train)["copies"] == 1
+    assert share(torch.from_numpy(RNG.normal(size=(100, 20))))["copies"] < 0.03
+    assert share(noisy)["copies_of_real"] == pytest.approx(num_duplicates / 60, abs=0.03)
+
+
+def test_without_unseen_samples_no_share_of_copies_is_told():
+    assert samples.copies(torch.ones(3), torch.zeros(4)) == {}
+
+
+class Well(torch.nn.Module):
+    def forward(self, x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
+        return 50 * ((x.flatten(1) - 0.5) ** 2).sum(1)
+
+
+def subject_of(index, energy, judge=None):
+    card = {"shape": index.shape, "bounds": index.bounds, "num_classes": index.num_classes}
+    chains = torch.rand(40, *index.shape, generator=torch.Generator().manual_seed(0))
+    model = models.TrainedModel(energy.eval(), chains, torch.zeros(40), helpers.params(), card)
+    return evaluation.Subject(model, index, {}, judge)
+
+
+def test_samples_floor_and_gaussian_are_scored_at_one_number(tmp_path):
+    whole = digits.load(digits.Config())
+    few = Arrays(whole.splits["train"].x[:90], whole.splits["train"].y[:90])
+    data = whole._replace(splits={"train": few, "test": whole.splits["test"]})
+    index = shards.write(tmp_path, "digits", data)
+    torch.manual_seed(0)
+    subject = subject_of(index, Well(), features.Classifier(index.shape, 10, 16))
+    config = samples.Config(num_samples=200, num_steps=5)
+    report = samples.evaluate(config, subject)
+    counts = {row["set"]: row["count"] for row in report.tables["quality"]}
+    assert counts.pop("model, replay buffer") == report.metrics["num_replay"] == 40
+    assert set(counts.values()) == {90} and report.metrics["num_scored"] == 90
+    assert report.metrics["num_real"] == 360 and report.metrics["num_samples"] == 200
+    of_model, of_real = (
+        features.classify(subject.classifier, x).features
+        for x in (samples.sample(config, subject)[0][:90], shards.read_split(index, "test")[0])
+    )
+    assert report.metrics["fid_clf"] == features.frechet_distance(of_model, of_real)
+
+
+def test_too_few_images_have_no_frechet_distance():
+    with pytest.raises(DataError, match="at least 2 images"):
+        features.frechet_distance(np.zeros((1, 3)), np.zeros((5, 3)))
+    assert features.frechet_distance(np.zeros((3, 1)), np.ones((4, 1))) == 1  # one feature
+    same = RNG.normal(size=(50, 4)) * 1e4
+    assert features.frechet_distance(same, same) >= 0  # also after rounding
+
+
+class Broken(torch.nn.Module):
+    def forward(self, x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
+        return x.flatten(1).sum(1) * torch.nan
+
+
+@pytest.mark.parametrize("suite", [samples, histogram, ood, chains, long_run])
+def test_energies_that_are_not_finite_have_a_message(suite, digits_data):
+    subject = subject_of(shards.read_index(digits_data), Broken())
+    options = {"num_steps": 3} if suite in (samples, long_run) else {}
+    with pytest.raises(DivergedError, match=rf"evaluation\.{suite.__name__.split('.')[-1]}: .*NaN"):
+        suite.evaluate(suite.Config(**options), subject)
+
+
+def test_labels_are_not_chosen_among_energies_that_are_not_finite():
+    with pytest.raises(DivergedError, match=r"evaluation\.continual: energies .* 6 of 6"):
+        continual._energies(continual.Config(), Broken(), torch.rand(3, 1, 2, 2), 2)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_an_auroc_refuses_scores_that_are_not_finite_or_cannot_be_resampled(bad):
+    with pytest.raises(DivergedError, match="scores: 1 of 5"):
+        ood.auroc(np.array([1.0, bad]), np.array([0.0, 1.0, 2.0]), 40)
+    with pytest.raises(DataError, match="at least 2 on each side"):
+        ood.auroc(np.array([1.0]), np.array([0.0, 1.0, 2.0]), 40)
+
+
+@pytest.mark.parametrize(
+    ("suite", "option"),
+    [
+        ("ood", "num_bootstrap"),
+        ("samples", "num_samples"),
+        ("completion", "num_completions"),
+        ("completion", "num_images"),
+    ],
+)
+def test_one_is_too_few_for_an_interval_or_a_variance(suite, option):
+    with pytest.raises(ConfigError, match=rf"evaluation\.{suite}\.{option}.*at least"):
+        helpers.params(evaluation={suite: {option: 1}})
+
+
+def test_a_residual_is_not_negative_by_rounding():
+    """All of the variance lies in the leading component, far from zero."""
+    x = torch.linspace(-1e6, 1e6, 500)[:, None] * torch.ones(1, 8)
+    assert FittedGaussian(x).residual(x, 1).min() >= 0
+    assert FittedGaussian(x[:, :1]).mahalanobis(x[:, :1], 0.0).max() < 4  # one feature
 
 
 def test_the_gaussian_baseline_has_the_data_s_moments():
@@ -97,7 +220,7 @@ def test_out_of_distribution_sets_are_what_they_say(digits_data, photos_data):
 
 
 def test_others_are_resized_by_averaging(tmp_path, digits_data):
-    from ebm_dist.datasets import Arrays, Dataset
+    from ebm_dist.datasets import Dataset
 
     big = np.zeros((40, 3, 16, 16), np.uint8)
     big[:, :, ::2] = 255
