@@ -38,6 +38,9 @@ NonNegative = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
+_PLAIN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+PlainName = Annotated[str, Field(pattern=f"^{_PLAIN_NAME}$")]
+"""A name that is also that of a file or folder, or part of an address."""
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -246,6 +249,7 @@ def _typed(source: "_Source", needed: tuple[str, ...] = ()) -> Params:
         else:  # several plugins of one folder, each under its own key
             sections[name] = {}
             for key, entry in value.items():
+                source.check_name((name, key))
                 if not isinstance(entry, dict | None):
                     raise source.error((name, key), f"expected keys, found {entry!r}")
                 implied = {"name": key} if metadata["name_is_key"] else {}
@@ -328,7 +332,11 @@ def schema() -> dict[str, Any]:
         elif "each" in entry.metadata:
             folder = entry.metadata["each"]
             plugin_schema = {**_folder_schema(folder, definitions), "required": ["name"]}
-            properties[entry.name] = {"type": "object", "additionalProperties": plugin_schema}
+            properties[entry.name] = {
+                "type": "object",
+                "additionalProperties": plugin_schema,
+                "propertyNames": {"pattern": f"^{_PLAIN_NAME}$"},
+            }
             if entry.metadata["name_is_key"]:
                 properties[entry.name]["properties"] = {
                     name: {"anyOf": [definitions[f"{folder}.{name}"], {"type": "null"}]}
@@ -403,6 +411,17 @@ class _Source:
         for name in values:
             if name not in names:
                 raise self.error((*key, name), "unknown key", nearest(str(name), names))
+
+    def check_name(self, key: tuple[str, str]) -> None:
+        """Raise :class:`ConfigError` unless a folder may have the name that is the last key."""
+        if not re.fullmatch(_PLAIN_NAME, key[-1]):
+            raise self.error(
+                key,
+                f"{key[-1]!r} becomes the name of a folder",
+                "use letters, digits, '.', '_' and '-', the first a letter or digit",
+            )
+        if key == ("comparison_datasets", "dataset"):
+            raise self.error(key, "is the name of the training data's folder", "choose another")
 
 
 def nearest(name: str, names: list[str]) -> str:

@@ -4,7 +4,20 @@ The text says what is wrong, what was found, and how to fix it. Any other except
 this package and keeps its traceback.
 """
 
+import re
+
+_USERINFO = re.compile(r"(?<=://)[^/?#\s'\"]*@")
+_SECRET = re.compile(
+    r"([?&;][\w.-]*(?:pass|pwd|token|secret|credential|signature|apikey|api_key|access_key)[\w.-]*=)"
+    r"[^&;\s'\"]+",
+    re.IGNORECASE,
+)
 _MAX_REASON = 200  # characters
+
+
+def redact(text: str) -> str:
+    """Return a text without the user, password and tokens of the addresses in it."""
+    return _SECRET.sub(r"\1***", _USERINFO.sub("***@", text))
 
 
 def reason(error: BaseException) -> str:
@@ -17,12 +30,13 @@ class EbmError(Exception):
     """Base of the errors that are shown as one message, without a traceback.
 
     ``what`` says what is wrong and what was found. ``fix`` says how to fix it, or is None. The text
-    of the error is ``"what; fix"``.
+    of the error is ``"what; fix"``. Both are redacted: messages reach logs, records and reports.
     """
 
     exit_code = 1
 
     def __init__(self, what: str, fix: str | None = None) -> None:
+        what, fix = redact(what), None if fix is None else redact(fix)
         super().__init__(what if fix is None else f"{what}; {fix}")
         self.what, self.fix = what, fix
 
@@ -57,6 +71,10 @@ class ClusterError(EbmError):
     exit_code = 6
 
 
+class CodeChangedError(ClusterError):
+    """The source files are no longer those with which a command started."""
+
+
 class RegistryError(EbmError):
     """The tracking server or registry cannot be reached, or refused a request."""
 
@@ -82,7 +100,11 @@ class ResultsError(EbmError):
 class Stopped(EbmError):
     """Training stopped on request, with a checkpoint.
 
-    The exit code is that of a process ended by SIGTERM.
+    The exit code is that of a process ended by the signal that requested it: 130 after Ctrl-C.
     """
 
     exit_code = 143
+
+    def __init__(self, what: str, fix: str | None = None, *, signal: int = 15) -> None:
+        super().__init__(what, fix)
+        self.exit_code = 128 + signal

@@ -40,6 +40,7 @@ def _raise(number: int) -> None:
 
 ACTIONS: Mapping[str, Callable[[], None]] = {
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "interrupt": lambda: os.killpg(os.getpgrp(), signal.SIGINT),  # as Ctrl-C in a terminal
     "term": lambda: os.kill(os.getpid(), signal.SIGTERM),
     "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
     "full": lambda: _raise(errno.ENOSPC),

@@ -10,6 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -108,7 +109,8 @@ def _remote(call: Callable[..., T], *args: Any) -> T:
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file durably and atomically: it appears complete or not at all.
 
-    Raise :class:`DataError` if the disk or store refuses it.
+    A file that is replaced keeps its mode. Raise :class:`DataError` if the disk or store refuses
+    the file; nothing is left of it then.
     """
     try:
         faults.point("write.open")
@@ -117,19 +119,59 @@ def write_whole(path: Path, content: bytes) -> None:
         else:
             _remote(path.write_bytes, content)  # an object appears when its upload is complete
     except OSError as failed:
-        fix = (
-            "free space or choose another disk"
-            if is_local(path)
-            else "check that the object store is up"
-        )
-        raise DataError(
-            f"{path}: cannot be written ({failed.strerror or failed})", f"{fix}, and run again"
-        ) from None
+        raise _not_written(path, failed) from None
+
+
+def append(path: Path, content: bytes) -> None:
+    """Append to a file on a disk, wholly or not at all.
+
+    Raise :class:`DataError` if the disk refuses it.
+    """
+    try:
+        with path.open("ab", buffering=0) as stream:
+            size = stream.tell()
+            faults.point("record.append")
+            if stream.write(content) != len(content):  # the disk is full
+                stream.truncate(size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as failed:
+        raise _not_written(path, failed) from None
+
+
+def _not_written(path: Path, failed: OSError) -> DataError:
+    fix = (
+        "free space or choose another disk"
+        if is_local(path)
+        else "check that the object store is up"
+    )
+    return DataError(
+        f"{path}: cannot be written ({failed.strerror or failed})", f"{fix}, and run again"
+    )
 
 
 def _write_local(path: Path, content: bytes) -> None:
     part = path.with_name(path.name + ".part")
-    with part.open("wb") as stream:
+    try:
+        _write_part(part, content, path.stat().st_mode & 0o777 | 0o600 if path.exists() else None)
+        faults.point("write.rename")
+        part.replace(path)
+    except OSError:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
+    faults.point("write.folder")
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _write_part(part: Path, content: bytes, mode: int | None) -> None:
+    part.unlink(missing_ok=True)  # left by a writer that was killed, or a link
+    with part.open("xb") as stream:
+        if mode is not None:
+            os.fchmod(stream.fileno(), mode)
         stream.write(content[: len(content) // 2])
         stream.flush()
         faults.point("write.content")
@@ -137,14 +179,6 @@ def _write_local(path: Path, content: bytes) -> None:
         stream.flush()
         faults.point("write.sync")
         os.fsync(stream.fileno())
-    faults.point("write.rename")
-    part.replace(path)
-    faults.point("write.folder")
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def remove_tree(folder: Path) -> None:

@@ -19,18 +19,20 @@ def main() -> None:
     )
     args = options.parse_args()
     params = config.load(args.params)
-    digests.check("classifier", args.params)
+    check_unchanged = digests.check("classifier", args.params)
     index = shards.read_index(args.data / (params.features.dataset or "dataset"))
     torch.set_num_threads(params.features.num_threads)
     if not features.is_measurable(index):
         write_json(args.out / features.CARD, None)
         print(f"{index.dataset}: no labelled images with a test split: no classifier, no FID-clf")
+        check_unchanged()
         return
     card = features.train(params.features, index, args.out)
     print(
         f"{args.out}: accuracy {card['accuracy']:.4f} on {card['num_test']:,} test images,"
         f" {card['dim']} features"
     )
+    check_unchanged()
 
 
 if __name__ == "__main__":

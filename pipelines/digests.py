@@ -8,6 +8,7 @@ to run on digests that are not of its code.
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ruamel.yaml import YAML
 
 from ebm_dist import config
 from ebm_dist.config import TRAINING
-from ebm_dist.errors import ConfigError
+from ebm_dist.errors import CodeChangedError, ConfigError
 from ebm_dist.runs import code
 from ebm_dist.storage import write_whole
 from pipelines import ROOT, run, sources
@@ -126,8 +127,51 @@ def _sections(path: Path, root: Path, wanted: tuple[str, ...]) -> dict[str, Any]
     }
 
 
-def check(stage: str, params: Path, suite: str | None = None, root: Path = ROOT) -> None:
-    """Raise :class:`ConfigError` if ``code.yaml`` is not of the code that a stage will run."""
+_SECTIONS = {
+    "prepare": ("dataset", "comparison_datasets"),
+    "classifier": ("features",),
+    "train": TRAINING,
+    "evaluate": ("comparison_datasets", "features", "evaluation"),
+    "register": ("register", "tracking"),
+    "tune": (*TRAINING, "evaluation", "features", "tune"),
+}
+"""Sections of the parameter file that decide the result of a stage."""
+
+
+def check(
+    stage: str, params: Path, suite: str | None = None, root: Path = ROOT
+) -> Callable[[], None]:
+    """Check that ``code.yaml`` is of the code that a stage will run.
+
+    Return a check for the end of the stage. DVC records code and settings as they are then, so the
+    stage must fail if they were changed while it ran. Raise :class:`ConfigError`; the check at the
+    end raises :class:`CodeChangedError`.
+    """
+
+    def state() -> tuple[str, str]:
+        values = config.load(params).digest(*_SECTIONS[stage])
+        return _checked_digest(stage, params, suite, root), values
+
+    before = state()
+
+    def check_unchanged() -> None:
+        code.forget()
+        try:
+            is_unchanged = state() == before
+        except ConfigError:
+            is_unchanged = False
+        if not is_unchanged:
+            raise CodeChangedError(
+                f"{params}: code or settings changed while stage {stage} ran, so its results are"
+                " not of the present ones",
+                "restore them to keep what was computed, or go on with the new ones; then run the"
+                " same command again",
+            )
+
+    return check_unchanged
+
+
+def _checked_digest(stage: str, params: Path, suite: str | None, root: Path) -> str:
     if not (root / CODE).exists():
         raise ConfigError(f"{CODE}: missing; run python -m pipelines.digests")
     content = YAML(typ="safe", pure=True).load((root / CODE).read_text())
@@ -148,6 +192,7 @@ def check(stage: str, params: Path, suite: str | None = None, root: Path = ROOT)
             f"{CODE}: is not of this code (stage {stage}); run python -m pipelines.digests, then"
             " dvc repro again"
         )
+    return str(present)
 
 
 def encode(content: dict[str, Any]) -> bytes:

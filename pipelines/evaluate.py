@@ -38,7 +38,7 @@ def main() -> None:
             f"{args.params}: evaluation: no suite {args.suite!r};"
             f" there: {', '.join(params.evaluation)}"
         )
-    digests.check("evaluate", args.params, args.suite)
+    check_unchanged = digests.check("evaluate", args.params, args.suite)
     suite = params.evaluation[args.suite]
     torch.set_num_threads(params.features.num_threads)
     index = shards.read_index(args.data / "dataset")
@@ -65,6 +65,7 @@ def main() -> None:
             if isinstance(value, float)
         )
     )
+    check_unchanged()
 
 
 if __name__ == "__main__":

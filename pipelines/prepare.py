@@ -37,7 +37,7 @@ def main() -> None:
     )
     args = options.parse_args()
     params = config.load(args.params, seed=args.seed, needed=config.DATA)
-    digests.check("prepare", args.params)
+    check_unchanged = digests.check("prepare", args.params)
     configs = {"dataset": params.dataset, **params.comparison_datasets}
     indices = dict[str, shards.Index]()
     for folder, data in load_all(params):
@@ -48,6 +48,7 @@ def main() -> None:
         print(f"{args.out / folder}: {name}: {counts}; shape {tuple(index.shape)}{mark}")
     if params.is_complete:
         evaluation.check(params, indices.pop("dataset"), indices)
+    check_unchanged()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ The version becomes candidate, and champion if it passes all its gates.
 from pathlib import Path
 
 from ebm_dist import config, models, storage
+from ebm_dist.errors import redact
 from ebm_dist.files import write_json
 from ebm_dist.registry import versions
 from ebm_dist.registry.card import Verdict
@@ -27,7 +28,7 @@ def main() -> None:
     )
     args = options.parse_args()
     params, card = config.load(args.params, seed=args.seed), models.load(args.model).card
-    digests.check("register", args.params)
+    check_unchanged = digests.check("register", args.params)
     digest = card["run_digest"]
     name = f"{card['dataset']}-{digest[:8]}"
     runs = args.runs or storage.store("runs")
@@ -38,10 +39,11 @@ def main() -> None:
     aliases = " ".join(f"@{alias}" for alias in result["aliases"])
     print(f"models:/{result['model']}/{result['version']}  {aliases}")
     print(
-        f"look at it: mlflow ui --backend-store-uri {tracking.tracking_uri()}"
+        f"look at it: mlflow ui --backend-store-uri {redact(tracking.tracking_uri())}"
         "   (pictures: the run's artifacts, reports/)"
     )
     print("            dvc metrics show;  dvc plots show --open")
+    check_unchanged()
 
 
 if __name__ == "__main__":

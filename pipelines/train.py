@@ -1,7 +1,8 @@
 """Stage train: train on Ray, resume an interrupted training, and export model, metrics and curves.
 
 Record and checkpoints of the run are in runs/<digest>/, in the working folder or in the object
-store that EBM_STORE names. The digest is of settings, data and code.
+store that EBM_STORE names. The digest is of settings, data and code. A training that only has more
+steps than a finished one goes on from its end.
 """
 
 from pathlib import Path
@@ -9,7 +10,16 @@ from pathlib import Path
 from ebm_dist import config, evaluation, models, storage
 from ebm_dist.data import shards
 from ebm_dist.files import write_csv, write_json
-from ebm_dist.runs import cluster, lineage, progress, provenance, record, snapshots, tracking
+from ebm_dist.runs import (
+    cluster,
+    continuation,
+    lineage,
+    progress,
+    provenance,
+    record,
+    snapshots,
+    tracking,
+)
 from pipelines import digests, parser, run
 
 
@@ -27,7 +37,7 @@ def main() -> None:
     )
     args = options.parse_args()
     params, runs = config.load(args.params, seed=args.seed), args.runs or storage.store("runs")
-    digests.check("train", args.params)
+    check_unchanged = digests.check("train", args.params)
     index = shards.read_index(args.data / "dataset")
     comparison_datasets = {
         name: shards.read_index(args.data / name) for name in params.comparison_datasets
@@ -36,13 +46,17 @@ def main() -> None:
     shards.verify(index)
     storage.check(runs)
     digest = lineage.run_digest(params, index.digest)
+    made = provenance.of_training(params, index.digest)  # now: files may change meanwhile
     folder, name = runs / digest[:16], f"{index.dataset}-{digest[:8]}"
     data = tracking.Data(index.dataset, index.digest, index.source)
+    record.check(folder)
     with (
         cluster.exclusive_lock(folder, digest),
         tracking.sync_while_running(params, digest, name, data, folder),
     ):
-        if not cluster.is_finished(folder, digest, params.train.num_steps):
+        if not cluster.is_finished(folder, digest, params.train):
+            if shorter := continuation.start(runs, folder, digest, params, index.digest):
+                print(f"{folder}: goes on from the end of {shorter}", flush=True)
             with (
                 progress.live(folder, params.train.num_steps),
                 snapshots.sync_while_running(folder),
@@ -50,6 +64,7 @@ def main() -> None:
                 cluster.fit(
                     params, shards.publish(index, storage.store("shards")).folder, folder, digest
                 )
+    check_unchanged()  # before the export: the finished run is kept
     exported = models.export(
         folder, args.out, params, index, shards.read_split(index, "train"), digest
     )
@@ -61,7 +76,7 @@ def main() -> None:
     if strip := snapshots.strip(folder):
         storage.write_whole(args.report / "chains.png", strip)
     facts = {"dataset": index.dataset, "is_official": index.is_official, "run_digest": digest}
-    facts |= provenance.of_training(params, index.digest, args.out / "energy.safetensors")
+    facts |= made | provenance.of_record(folder, args.out / "energy.safetensors")
     watts = [row["watts"] for row in record.read_lines(folder / record.METRICS) if "watts" in row]
     facts |= {"watts_a_worker": round(sum(watts) / len(watts), 1)} if watts else {}
     facts |= {"seconds": round(exported["seconds"], 1), "workers": params.cluster.workers}

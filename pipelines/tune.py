@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ebm_dist import config, storage
 from ebm_dist.data import shards
+from ebm_dist.errors import redact
 from ebm_dist.files import write_json
 from ebm_dist.runs import tracking
 from ebm_dist.runs.lineage import hardware
@@ -42,7 +43,7 @@ def main() -> None:
     )
     args = options.parse_args()
     params, runs = config.load(args.params, seed=args.seed), args.runs or storage.store("runs")
-    digests.check("tune", args.params)
+    check_unchanged = digests.check("tune", args.params)
     index = shards.read_index(args.data / "dataset")
     shards.verify(index)
     storage.check(runs)
@@ -64,8 +65,9 @@ def main() -> None:
     durations = ", ".join(f"{part} {seconds:.0f} s" for part, seconds in result.seconds.items())
     print(f"{args.out}: {counts}; {durations}; record in {job.home}")
     print(f"adopt and retrain: dvc exp run -S recipe={args.tuned}")
-    where = f"mlflow ui --backend-store-uri {tracking.tracking_uri()}"
+    where = f"mlflow ui --backend-store-uri {redact(tracking.tracking_uri())}"
     print(f"look at it: {where}   ({family.name}, its children and artifacts)")
+    check_unchanged()
 
 
 if __name__ == "__main__":

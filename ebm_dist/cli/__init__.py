@@ -7,14 +7,14 @@ import sys
 from collections.abc import Callable
 from types import FrameType
 
-from ebm_dist.errors import DataError, EbmError
+from ebm_dist.errors import DataError, EbmError, redact
 
 
 def run(main: Callable[[], None]) -> None:
     """Run a command; turn an :class:`EbmError` into one message and its exit code."""
-    logging.basicConfig(
-        format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Redacted("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         main()
@@ -28,14 +28,22 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(
             _report(f"{error.filename or 'disk'}: {error.strerror or error}", DataError.exit_code)
         )
-    except KeyboardInterrupt:
-        sys.exit(_report("stopped; run the same command again to resume", 130))
+    except KeyboardInterrupt as stopped:
+        number = stopped.args[0] if stopped.args else signal.SIGINT
+        sys.exit(_report("stopped; run the same command again to resume", 128 + number))
+
+
+class _Redacted(logging.Formatter):
+    """Leaves out passwords, also those in the messages of libraries."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
 
 
 def _report(message: str, exit_code: int) -> int:
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    print(f"error: {redact(message)}", file=sys.stderr, flush=True)
     return exit_code
 
 
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt(number)

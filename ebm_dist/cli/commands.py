@@ -1,6 +1,7 @@
 """The command ``ebm-dist``: inspect settings, results and models. ``dvc repro`` runs the stages."""
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -223,7 +224,9 @@ def sample(args: Namespace) -> None:
     )
     title = f"{args.count} chains of {args.steps} steps from noise{trained.classes_caption}"
     if args.out.suffix == ".npy":
-        np.save(args.out, x)
+        content = io.BytesIO()
+        np.save(content, x)
+        write_whole(args.out, content.getvalue())
     elif x.ndim == 4:
         write_whole(
             args.out,

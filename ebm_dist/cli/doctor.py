@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 from ebm_dist import storage
 from ebm_dist.config import Params
 from ebm_dist.data import shards
-from ebm_dist.errors import DataError
+from ebm_dist.errors import DataError, redact
 from ebm_dist.runs import tracking
 
 _LEAST_SHM, _LEAST_DISK = 1 << 30, 2 << 30  # bytes
@@ -66,9 +66,9 @@ def examine(params: Params, data: Path) -> Iterator[Finding]:
     ]
     for name, check in checks:
         try:
-            yield Finding(name, check(), None)
+            yield Finding(name, redact(check()), None)
         except Trouble as trouble:
-            yield Finding(name, str(trouble), trouble.fix)
+            yield Finding(name, redact(str(trouble)), trouble.fix)
 
 
 def _packages() -> str:

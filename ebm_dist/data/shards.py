@@ -12,6 +12,7 @@ import logging
 import math
 import tarfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -210,6 +211,8 @@ def _write_tar(
                 packs[key] = len(pack)
         content = path.read_bytes()
     except OSError as failed:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
         raise DataError(
             f"{path}: cannot be written ({failed.strerror}); free space and run"
             f" 'dvc repro {STAGE}' again"

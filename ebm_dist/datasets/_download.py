@@ -70,7 +70,9 @@ def _download(file: RawFile, path: Path) -> None:
     fix = f"put {file.name} into a folder and set EBM_DATA_DIR to that folder"
     try:
         pooch.retrieve(file.url, file.sha256, path.name, path.parent, downloader=download)
-        path.chmod(0o644)  # pooch keeps the private mode of its temporary file
+        umask = os.umask(0o077)
+        os.umask(umask)
+        path.chmod(0o666 & ~umask)  # pooch keeps the private mode of its temporary file
     except OSError as error:
         # requests wraps the reason into urllib3's text about retries
         reason = getattr(error.args[0] if error.args else error, "reason", error)

@@ -118,6 +118,11 @@ class ObjectiveConfig:
         return None
 
     @property
+    def follows_length(self) -> bool:
+        """Whether a step depends on ``train.num_steps``, as with a weight that changes linearly."""
+        return False
+
+    @property
     def other_players(self) -> tuple[str, ...]:
         """Names of the players besides the energy."""
         return ()
@@ -147,6 +152,10 @@ class WrappedConfig(ObjectiveConfig):
     @property
     def label_temperature(self) -> float | None:
         return self.inner.label_temperature
+
+    @property
+    def follows_length(self) -> bool:
+        return self.inner.follows_length
 
     @property
     def other_players(self) -> tuple[str, ...]:

@@ -59,6 +59,10 @@ class Config(ObjectiveConfig):
     """Width of each hidden layer of the statistics network; the first also gets the latent."""
 
     @property
+    def follows_length(self) -> bool:
+        return self.final_mi_weight is not None
+
+    @property
     def other_players(self) -> tuple[str, ...]:
         return "generator", "statistics"
 

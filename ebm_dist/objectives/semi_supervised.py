@@ -75,6 +75,10 @@ class Config(WrappedConfig):
     def conditional(self) -> bool:
         return False
 
+    @property
+    def follows_length(self) -> bool:
+        return self.label_ramp > 0 or self.inner.follows_length
+
     def check(self, params: Params) -> None:
         if not is_classifier(params):
             raise Mismatch(

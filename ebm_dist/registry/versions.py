@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ebm_dist import models, storage
-from ebm_dist.config import Mismatch, Params, nearest, plugin_name, section
+from ebm_dist.config import Mismatch, Params, PlainName, nearest, plugin_name, section
 from ebm_dist.errors import EbmError, RegistryError
 from ebm_dist.files import flat
 from ebm_dist.models import requests
@@ -53,7 +53,7 @@ class Gate:
 
 @section
 class Config:
-    model: str | None = None
+    model: PlainName | None = None
     """Name of the registered model. Default: ``ebm-`` and the name of the data set, for own files
     also that of the file or folder."""
     gates: tuple[Gate, ...] = ()

@@ -13,8 +13,10 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Container, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
@@ -25,9 +27,11 @@ from filelock import FileLock, Timeout
 
 from ebm_dist import config, faults, storage
 from ebm_dist.config import NonNegativeInt, Params, Positive, PositiveInt, section
-from ebm_dist.errors import ClusterError, DivergedError, EbmError, Stopped
+from ebm_dist.errors import CheckpointError, ClusterError, DivergedError, EbmError, Stopped
+from ebm_dist.runs import code, lineage, provenance
 from ebm_dist.runs.record import STOP, FileReporter
-from ebm_dist.training import checkpoint
+from ebm_dist.training import checkpoint, state, trainer
+from ebm_dist.training.reduce import Comm, TorchComm
 from ebm_dist.training.reporter import Request, Row
 
 _LOCK_WAIT_S = 9
@@ -117,18 +121,18 @@ def fit(params: Params, data: Path, run: Path, digest: str) -> None:
 
     SIGTERM and SIGINT request a stop with a checkpoint; a second signal ends the process at once.
     Raise :class:`Stopped` after such a stop, :class:`ClusterError` where resources are missing or
-    workers keep dying, and any :class:`EbmError` that a worker raised.
+    workers keep dying, :class:`CodeChangedError`, and any :class:`EbmError` that a worker raised.
     """
     from ray.exceptions import RayActorError, RaySystemError, RpcError
 
     connect(params)
     try:
         with nullcontext() if address() == "local" else _lease(digest):
-            if is_finished(run, digest, params.train.num_steps):
+            if is_finished(run, digest, params.train):
                 return
             (run / STOP).unlink(missing_ok=True)
-            with _stop_by_signal(run):
-                step = train(params, data, run, digest)
+            with stop_by_signal(run) as signals:
+                step = _in_thread(lambda: train(params, data, run, digest))
     except (RayActorError, RaySystemError, RpcError) as lost:
         # SIGTERM to the whole process group ends Ray too
         reason = str(lost).strip().splitlines() or [type(lost).__name__]
@@ -140,8 +144,26 @@ def fit(params: Params, data: Path, run: Path, digest: str) -> None:
     if step < params.train.num_steps:
         raise Stopped(
             f"stopped at step {step} of {params.train.num_steps}; run the same command again to"
-            " resume"
+            " resume",
+            signal=signals[0] if signals else signal.SIGTERM,
         )
+
+
+def _in_thread(call: Callable[[], int]) -> int:
+    """Return what a call returns that a thread makes.
+
+    In the main thread Ray Train would replace the handler of Ctrl-C by one that aborts the job.
+    """
+    outcome: Future[int] = Future()
+
+    def work() -> None:
+        try:
+            outcome.set_result(call())
+        except BaseException as failed:  # noqa: BLE001 (raised again by the main thread)
+            outcome.set_exception(failed)
+
+    threading.Thread(target=work, daemon=True).start()
+    return outcome.result()
 
 
 def train(
@@ -156,8 +178,9 @@ def train(
 
     ``reporter(run, rank, facts)`` is called on each rank. ``resource_tag`` is a number of bytes of
     memory to reserve for each worker, by which :func:`free` recognises the job. Raise
-    :class:`DivergedError`, :class:`ClusterError` where workers keep dying, and any
-    :class:`EbmError` that a worker raised.
+    :class:`DivergedError`, :class:`CodeChangedError` where a worker starts on other code than this
+    process, :class:`ClusterError` where workers keep dying, and any :class:`EbmError` that a worker
+    raised.
     """
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -165,13 +188,14 @@ def train(
     cluster: Config = params.cluster
     fewest, most = cluster.fewest_and_most
     path, filesystem = ray_storage(run)
-    trainer = TorchTrainer(
+    job = TorchTrainer(
         _worker,
         train_loop_config={
             "params": params.as_dict(),
             "data": str(data.absolute()),
             "run": str(run.absolute()),
             "digest": digest,
+            "code": code.train_digest(params),
             "reporter": reporter,
         },
         torch_config=TorchConfig(
@@ -193,11 +217,11 @@ def train(
         ),
     )
     try:
-        outcome: Any = trainer.fit().return_value
+        outcome: Any = job.fit().return_value
     except ray.train.TrainingFailedError as failed:
         raise _our_error(failed) from None
     if outcome["error"]:
-        raise DivergedError(outcome["error"])
+        raise outcome["error"]
     return int(outcome["step"])
 
 
@@ -291,6 +315,7 @@ def connect(
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     } | _KEEP_MEMORY
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    handlers = _handlers()
     ray.init(
         where,
         namespace=_NAMESPACE,
@@ -298,12 +323,19 @@ def connect(
         **quiet,
         **local_options,
     )
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in handlers.items():
+            signal.signal(number, handler)  # Ray has set its own
     if where != "local":
         try:
             _check_resources(cluster, ray.cluster_resources())
         except ClusterError:
             ray.shutdown()
             raise
+
+
+def _handlers() -> dict[int, Any]:
+    return {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
 
 def _worker(job: dict[str, Any]) -> dict[str, Any]:
@@ -314,8 +346,6 @@ def _worker(job: dict[str, Any]) -> dict[str, Any]:
     from ray.train.torch import get_device
 
     from ebm_dist.data import shards
-    from ebm_dist.training import trainer
-    from ebm_dist.training.reduce import TorchComm
 
     params, device, context = (
         config.from_values(job["params"], Path("job")),
@@ -328,15 +358,24 @@ def _worker(job: dict[str, Any]) -> dict[str, Any]:
     facts = {
         "world_size": context.get_world_size(),
         "ray_job": ray.get_runtime_context().get_job_id(),
+        "versions": provenance.versions(),
+        "device": lineage.device_name(device.type),
     }
-    index = shards.read_index(data)
-    rank_trainer = trainer.build(params, index, TorchComm(device), device, job["digest"])
+    index, comm = shards.read_index(data), TorchComm(device)
+    rank_trainer = trainer.build(params, index, comm, device, job["digest"])
+    # all ranks return these errors together: Ray must not retry what would fail again
+    if is_code_changed(params, job["code"], comm):
+        return {"step": 0, "error": code.changed(run)}
     try:
         step = rank_trainer.fit(run, job["reporter"](run, context.get_world_rank(), facts))
     except DivergedError as error:
-        # all ranks diverge together and would diverge again, so Ray must not retry
-        return {"step": rank_trainer.step, "error": str(error)}
+        return {"step": rank_trainer.step, "error": error}
     return {"step": step, "error": None}
+
+
+def is_code_changed(params: Params, digest: str, comm: Comm, root: Path = code.ROOT) -> bool:
+    """Return whether any rank has other code than that of a digest; all ranks return the same."""
+    return bool(comm.agree(code.train_digest(params, root) != digest))
 
 
 @contextmanager
@@ -356,12 +395,18 @@ def exclusive_lock(run: Path, digest: str) -> Iterator[None]:
         else Path(tempfile.gettempdir()) / f"ebm-dist-{digest[:16]}.lock"
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
+    lock = FileLock(path, mode=0o600)
     try:
         lock.acquire(timeout=_LOCK_WAIT_S, poll_interval=1.0)
     except Timeout:
         raise ClusterError(
             f"{run}: this very training is running already; wait for it or stop it"
+        ) from None
+    except OSError as refused:
+        raise ClusterError(
+            f"{path}: cannot be locked ({refused.strerror}): expected a file of this user, not a"
+            " link",
+            "remove it and run again",
         ) from None
     try:
         yield
@@ -407,19 +452,21 @@ def _lease(digest: str) -> Iterator[None]:
 
 
 @contextmanager
-def _stop_by_signal(run: Path) -> Iterator[None]:
+def stop_by_signal(run: Path) -> Iterator[list[int]]:
     """Turn SIGTERM and SIGINT into a stop request to all workers, once.
 
-    The first signal restores the earlier handlers.
+    Yield the list of the signals received. The first one restores the earlier handlers.
     """
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    received = list[int]()
+    before = _handlers()
 
     def restore() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    def request_stop(_number: int, _frame: FrameType | None) -> None:
+    def request_stop(number: int, _frame: FrameType | None) -> None:
         restore()
+        received.append(number)
         storage.write_whole(run / STOP, b"")
         print(
             "stopping at the next step, with a checkpoint; send the signal again to end at once",
@@ -430,7 +477,7 @@ def _stop_by_signal(run: Path) -> Iterator[None]:
     for number in before:
         signal.signal(number, request_stop)
     try:
-        yield
+        yield received
     finally:
         restore()
 
@@ -448,10 +495,23 @@ def ray_storage(run: Path) -> tuple[str, Any]:
     return folder.path, PyFileSystem(FSSpecHandler(folder.fs))  # type: ignore[attr-defined]
 
 
-def is_finished(run: Path, digest: str, num_steps: int) -> bool:
-    """Return whether the run's latest checkpoint is its last, so that nothing is left to train."""
+def is_finished(run: Path, digest: str, config: trainer.Config) -> bool:
+    """Return whether the run's latest checkpoint is its last, so that nothing is left to train.
+
+    Raise :class:`CheckpointError` if the run has rolled back more often than ``max_rollbacks``
+    allows, which is no part of the digest: from the beginning it would diverge.
+    """
     folder = checkpoint.latest(run, digest)
-    return folder is not None and checkpoint.verify(folder, digest) >= num_steps
+    if folder is None:
+        return False
+    rollbacks = state.read_progress(folder).rollbacks
+    if rollbacks > config.max_rollbacks:
+        raise CheckpointError(
+            f"{run}: has rolled back {rollbacks} times, train.max_rollbacks ="
+            f" {config.max_rollbacks}",
+            f"set train.max_rollbacks to {rollbacks} or more, or remove {run} to start again",
+        )
+    return checkpoint.verify(folder, digest) >= config.num_steps
 
 
 def _gpus() -> dict[str, float]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ebm_dist.config import Params, from_values, modules_of, plugins
+from ebm_dist.errors import CodeChangedError
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("ebm_dist", "pipelines")
@@ -251,6 +252,21 @@ def digest(roots: Iterable[Symbol], skipped: Iterable[Symbol] = (), root: Path =
         {text for definitions in closure(roots, skipped, root).values() for text in definitions}
     )
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
+
+
+def changed(run: Path) -> CodeChangedError:
+    """Return the error for a training that would go on with other code than it began with."""
+    return CodeChangedError(
+        f"{run}: the code changed while this training went on; its checkpoint is kept",
+        "run the same command again to train with the new code from the beginning, or restore the"
+        " code first to resume",
+    )
+
+
+def forget() -> None:
+    """Forget the source files, so that the next digest is of those on the disk then."""
+    _module.cache_clear()
+    _definition.cache_clear()
 
 
 def _whole(*modules: str) -> list[Symbol]:

@@ -16,12 +16,39 @@ from ebm_dist.runs import code
 ROOT = code.ROOT
 
 
+CADENCE = ("log_every", "checkpoint_every", "max_energy", "max_rollbacks")
+"""Keys of ``train`` that decide when a run reports, saves or gives up, not what a step computes.
+They may be changed while it is interrupted."""
+
+
 def run_digest(params: Params, data_digest: str) -> str:
     """Return the digest that names a training run.
 
-    Two trainings with the same settings, data and code have the same digest and share one run.
+    Two trainings with the same settings, data and code have the same digest and share one run. The
+    keys :data:`CADENCE` are not part of it.
     """
-    return _sha256([params.digest(*TRAINING), data_digest, code.train_digest(params)])
+    return _digest(params, data_digest, CADENCE)
+
+
+def open_ended_digest(params: Params, data_digest: str) -> str | None:
+    """Return the digest shared by runs that differ only in the number of steps.
+
+    Return None if the number of steps decides what a step computes: a learning rate or a weight
+    that changes with the share of the training, or tasks in sequence.
+    """
+    follows_length = (
+        params.optimizer.warmup
+        or params.optimizer.decay
+        or params.train.num_tasks > 1
+        or params.objective.follows_length
+    )
+    return None if follows_length else _digest(params, data_digest, (*CADENCE, "num_steps"))
+
+
+def _digest(params: Params, data_digest: str, left_out: tuple[str, ...]) -> str:
+    values = params.as_dict(*TRAINING)
+    values["train"] = {k: v for k, v in values["train"].items() if k not in left_out}
+    return _sha256([values, data_digest, code.train_digest(params)])
 
 
 def _sha256(value: Any) -> str:
@@ -97,10 +124,24 @@ def dvc_hashes(lock: Path) -> dict[str, str]:
     }
 
 
+def device_name(kind: str) -> str:
+    """Return the name of the GPU for ``cuda``, of the processor for ``cpu``."""
+    import torch
+
+    return torch.cuda.get_device_name() if kind == "cuda" else _processor()
+
+
 def hardware() -> dict[str, Any]:
     """Return the processor, available cores, memory in GiB, and the name of the GPU if any."""
     import torch
 
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    cores = len(os.sched_getaffinity(0))
+    return {"cpu": _processor(), "cores": cores, "memory_gib": round(memory), **gpu}
+
+
+def _processor() -> str:
     cpu = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -110,6 +151,4 @@ def hardware() -> dict[str, Any]:
             if line.startswith("model name")
         ]
         cpu = names[0] if names else cpu
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
-    return {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "memory_gib": round(memory), **gpu}
+    return cpu

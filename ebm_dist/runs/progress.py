@@ -1,17 +1,21 @@
 """The live line of a training run, read from its record: the trainer needs no code for it."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from ebm_dist.errors import DataError
+from ebm_dist.runs import record
 from ebm_dist.runs.record import EVENTS, METRICS, read_lines
 
+log = logging.getLogger(__name__)
 _PLAIN_EVERY_S = 10.0  # interval between lines without a terminal, such as in CI logs
 
 
@@ -48,11 +52,19 @@ def line(run: Path, num_steps: int, waiting: str) -> str:
 @contextmanager
 def live(run: Path, num_steps: int, waiting: str = "starting Ray ...") -> Iterator[None]:
     """Show the line on the terminal while the block runs."""
-    shown_last = [waiting]
+    shown_last, num_noted = [waiting], len(record.changes(run))
 
     def current() -> str:
-        with suppress(OSError):  # the object store is unreachable: repeat the last line
+        nonlocal num_noted
+        try:
             shown_last[0] = line(run, num_steps, waiting)
+            for change in record.changes(run)[num_noted:]:
+                num_noted += 1
+                log.warning("%s: %s", run, change)
+        except DataError as damaged:
+            shown_last[0] = str(damaged)
+        except OSError:  # the object store is unreachable: repeat the last line
+            pass
         return shown_last[0]
 
     with live_display(lambda: Text(current(), no_wrap=True, overflow="ellipsis"), current):

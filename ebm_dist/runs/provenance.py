@@ -19,6 +19,7 @@ from ebm_dist.config import TRAINING, Params
 from ebm_dist.errors import DataError
 from ebm_dist.files import read_json, sha256
 from ebm_dist.runs import code, lineage
+from ebm_dist.runs.record import EVENTS, changes, read_lines
 
 RUN = "run.json"
 VERIFIED = Path("pipelines/verified.jsonl")
@@ -59,16 +60,26 @@ def _made_here() -> dict[str, Any]:
     }
 
 
-def of_training(params: Params, data_digest: str, weights: Path) -> dict[str, Any]:
-    """Return what ``run.json`` records of a training; ``weights`` is the file of its energy."""
+def of_training(params: Params, data_digest: str) -> dict[str, Any]:
+    """Return what ``run.json`` records of a training before it starts: code, settings, data."""
     return {
         **_made_here(),
         "code": code.train_digest(params),
         "prepare": code.prepare_digest(params),
         "params": params.digest(*TRAINING),
         "data_digest": data_digest,
-        "weights": sha256(weights),
     }
+
+
+def of_record(run: Path, weights: Path) -> dict[str, Any]:
+    """Return what ``run.json`` records of a training at its end; ``weights`` is of its energy.
+
+    ``versions`` and ``device`` are those with which the run ended, and ``resumed_with`` says where
+    others came before. They are missing where the run was finished by an earlier version.
+    """
+    starts = [event for event in read_lines(run / EVENTS) if "versions" in event]
+    ended_with = {name: starts[-1][name] for name in ("versions", "device")} if starts else {}
+    return {**ended_with, "resumed_with": changes(run), "weights": sha256(weights)}
 
 
 def of_suite(

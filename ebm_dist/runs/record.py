@@ -1,23 +1,27 @@
 """The record of a run: metrics and events as JSON lines, complete even without a tracking server.
 
 ``metrics.jsonl`` has one row per logged step. A restart drops the rows after its checkpoint and
-writes them again. ``events.jsonl`` has a line per start, restart and rollback. A file ``stop``
-requests that the run end at the next step boundary.
+writes them again. ``events.jsonl`` has a line per start, restart and rollback, with the versions of
+the libraries and the device. A file ``stop`` requests that the run end at the next step boundary.
 """
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ebm_dist import faults
-from ebm_dist.storage import is_local, read_bytes, write_whole
+from ebm_dist.errors import DataError
+from ebm_dist.storage import append, is_local, read_bytes, write_whole
 from ebm_dist.training.reporter import Request, Row
 
 METRICS, EVENTS, STOP = "metrics.jsonl", "events.jsonl", "stop"
 _LOOK_EVERY_S = 1.0
 _UPLOAD_EVERY_S = 5.0
+
+log = logging.getLogger(__name__)
 
 
 class Lines:
@@ -38,11 +42,9 @@ class Lines:
 
     def append(self, row: dict[str, Any]) -> None:
         """Append a row: at once on a disk, within seconds in an object store."""
-        faults.point("record.append")
         line = json.dumps(row) + "\n"
         if is_local(self.path):
-            with self.path.open("a") as out:
-                out.write(line)
+            append(self.path, line.encode())
             return
         self._lines.append(line)
         self._is_written = False
@@ -112,14 +114,72 @@ class FileReporter:
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of a JSON-lines file; none if it is missing.
 
-    Reading ends at a line that was cut off while it was written.
+    A last line that was cut off while it was written is left out. Raise :class:`DataError` for any
+    other line that is no row.
     """
     try:
-        lines = read_bytes(path).decode().splitlines()
+        *lines, last = read_bytes(path).split(b"\n")
     except FileNotFoundError:
         return
-    for line in lines:
-        try:
-            yield json.loads(line)
-        except ValueError:
-            return
+    for number, line in enumerate(lines, 1):
+        row = _row(line)
+        if row is None:
+            raise DataError(
+                f"{path}:{number}: damaged: expected a JSON object with a step and numbers, found"
+                f" {line[:60].decode(errors='replace')!r}",
+                f"move {path.name} away and run again: checkpoints have the metrics up to them",
+            )
+        yield row
+    if (row := _row(last)) is not None:
+        yield row
+
+
+_NUMBERS = ("time", "seconds", "world_size", "rollbacks")
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """Return the row of a line, None if it is none.
+
+    A row has a step. Its values are numbers, except in a row that has an ``event``.
+    """
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        return None
+    if not isinstance(row.get("versions", {}), dict):
+        return None
+    numbers = [row[name] for name in _NUMBERS if name in row] if "event" in row else row.values()
+    return row if all(isinstance(value, int | float) for value in numbers) else None
+
+
+def check(run: Path) -> None:
+    """Read the record of a run; warn of a line that was cut off.
+
+    Raise :class:`DataError` for a damaged record, which no training can add to.
+    """
+    for path in (run / METRICS, run / EVENTS):
+        num_rows = sum(1 for _ in read_lines(path))
+        if path.exists() and len(read_bytes(path).splitlines()) > num_rows:
+            log.warning("%s: the last line was cut off; training writes it again", path)
+
+
+def changes(run: Path) -> list[str]:
+    """Return a line per start of the run with other libraries or another device than before."""
+    events = [event for event in read_lines(run / EVENTS) if "versions" in event]
+    return [
+        f"step {after['step']}: resumed with {', '.join(differences)}: the bits may differ from"
+        " those of a run without the change"
+        for before, after in pairwise(events)
+        if (differences := list(_differences(before, after)))
+    ]
+
+
+def _differences(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
+    for name in sorted({**before["versions"], **after["versions"]}):
+        old, new = before["versions"].get(name), after["versions"].get(name)
+        if old != new:
+            yield f"{name} {new} (before: {old})"
+    if before.get("device") != after.get("device"):
+        yield f"{after.get('device')} (before: {before.get('device')})"

@@ -86,6 +86,7 @@ def start(params: Params, index: shards.Index, classifier: Path, runs: Path) -> 
         classifier=str(home / "classifier"),
         home=str(home),
         digest=digest,
+        code=code.tune_digest(),
         rungs=tuple(rungs),
         every=rungs[0],
         shares_checkpoints=params.tune.scheduler == "pbt",
@@ -324,6 +325,14 @@ def run(job: Job, phase: str, store: TrialStore, slots: Callable[[], int]) -> No
         # its advice would let actors outlive a trial, but their process must end with it
         warnings.filterwarnings("ignore", "Consider boosting PBT")
         tuner.fit()
+    if is_code_changed(job):
+        raise code.changed(home)
+
+
+def is_code_changed(job: Job) -> bool:
+    """Return whether the source files are no longer those with which the search began."""
+    code.forget()
+    return code.tune_digest() != job.code
 
 
 def _name(trial: Any) -> str:
@@ -372,6 +381,8 @@ def _recorder(store: TrialStore, job: Job) -> Any:
             self._change(trial, state or ("finished" if is_finished else "stopped"))
 
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+            if is_code_changed(job):  # the trial has refused, and goes on when the code is restored
+                return
             by_index[trial_index(str(trial))].reason = "its process ended: killed, or out of memory"
             self._change(trial, "failed")
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from ebm_dist import storage
 from ebm_dist.config import from_values
-from ebm_dist.errors import DivergedError, EbmError
+from ebm_dist.errors import CodeChangedError, DivergedError, EbmError
 from ebm_dist.files import read_json, sha256, write_json
-from ebm_dist.runs import cluster
+from ebm_dist.runs import cluster, code
 from ebm_dist.runs.record import STOP, read_lines
 from ebm_dist.search import space, trials
 from ebm_dist.search.scores import SCORES, Scorer
@@ -39,6 +39,8 @@ class Job:
     classifier: str
     home: str
     digest: str
+    code: str
+    """digest of the code of the search"""
     rungs: tuple[int, ...]
     """steps at which trials are scored, the last at the end of training"""
     every: int
@@ -71,6 +73,8 @@ def run_trial(point: dict[str, Any], *, job: Job) -> None:
     index, values = trial_index(tune.get_context().get_trial_name()), point["values"]
     home = storage.location(job.home) / f"trial-{index:04d}"
     params = from_values(job.params, Path("tune"))
+    if code.tune_digest() != job.code:
+        raise code.changed(home)
     try:
         trial_config = space.trial_params(
             params, values, job.seeds[index], job.rungs[-1], job.every
@@ -107,8 +111,7 @@ def run_trial(point: dict[str, Any], *, job: Job) -> None:
         thread = threading.Thread(target=_train, args=training, daemon=True)
         deadline = time.monotonic() + job.timeout_s
         is_trained = (
-            cluster.is_finished(run, digest, trial_config.train.num_steps)
-            and (run / SCORES).exists()
+            cluster.is_finished(run, digest, trial_config.train) and (run / SCORES).exists()
         )
         if not is_trained and not (run / STOP).exists():
             thread.start()
@@ -136,6 +139,8 @@ def run_trial(point: dict[str, Any], *, job: Job) -> None:
             thread.join(_LOOK_EVERY_S)
         if unknown := ending.pop("unknown", None):
             raise unknown
+    except CodeChangedError:
+        raise
     except EbmError as failed:
         ending = {"failed": str(failed)}
         last = {"step": 0, "values": values, "digest": ""}
@@ -149,6 +154,8 @@ def _train(ending: dict[str, Any], *training: Any) -> None:
         cluster.train(*training)
     except DivergedError as diverged:
         ending["diverged"] = str(diverged)
+    except CodeChangedError as changed:
+        ending["unknown"] = changed
     except EbmError as failed:
         ending["failed"] = str(failed)
     except BaseException as unknown:  # noqa: BLE001 (raised again in the thread of Tune)

@@ -28,36 +28,63 @@ log = logging.getLogger(__name__)
 def save(
     root: Path, step: int, files: Mapping[str, bytes], comm: Comm, *, digest: str, keep: int
 ) -> Path:
-    """Write a checkpoint, each rank its own files. Then delete all but the newest ``keep``."""
+    """Write a checkpoint, each rank its own files. Then delete all but the newest ``keep``.
+
+    Raise :class:`DataError` on every rank if the disk or store refuses a file of one of them. What
+    was written is deleted then.
+    """
     folder = root / f"{_PREFIX}{step:08d}"
     faults.point("checkpoint.begin")
     if comm.rank == 0:
         _delete(folder)  # may be left from a save that was interrupted
         folder.mkdir(parents=True, exist_ok=True)
     comm.agree(0)  # wait for all
-    for name, content in files.items():
-        write_whole(folder / name, content)
+    refused = _write_part(folder, files, comm.rank)
+    faults.point("checkpoint.parts")
+    if comm.agree(refused is not None):
+        if comm.rank == 0:
+            _delete(folder)
+        raise refused or DataError(
+            f"{folder}: cannot be written by another worker",
+            "free space or choose another disk, and run again",
+        )
+    if comm.rank == 0:
+        try:
+            _write_manifest(folder, step, digest)
+        except (DataError, OSError):
+            _delete(folder)
+            raise
+        for old in _folders(root)[keep:]:
+            _delete(old)
+    return folder
+
+
+def _write_part(folder: Path, files: Mapping[str, bytes], rank: int) -> DataError | None:
+    """Write the files of a rank and their entries of the manifest; return the error, if any."""
     entries = {
         name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
         for name, content in files.items()
     }
-    part = f"part-{comm.rank:05d}.json"
-    write_whole(folder / part, encode(entries))
-    faults.point("checkpoint.parts")
-    comm.agree(0)  # wait for all
-    if comm.rank == 0:
-        all_entries: dict[str, Any] = {}
-        for path in sorted(folder.glob("part-*.json")):
-            all_entries |= json.loads(read_bytes(path))
-            path.unlink()
-        faults.point("checkpoint.manifest")
-        write_whole(
-            folder / MANIFEST,
-            encode({"schema": SCHEMA, "digest": digest, "step": step, "files": all_entries}),
-        )
-        for old in _folders(root)[keep:]:
-            _delete(old)
-    return folder
+    try:
+        for name, content in files.items():
+            write_whole(folder / name, content)
+        write_whole(folder / f"part-{rank:05d}.json", encode(entries))
+    except DataError as refused:
+        return refused
+    return None
+
+
+def _write_manifest(folder: Path, step: int, digest: str) -> None:
+    """Merge the entries of all ranks into the manifest."""
+    entries: dict[str, Any] = {}
+    for path in sorted(folder.glob("part-*.json")):
+        entries |= json.loads(read_bytes(path))
+        path.unlink()
+    faults.point("checkpoint.manifest")
+    write_whole(
+        folder / MANIFEST,
+        encode({"schema": SCHEMA, "digest": digest, "step": step, "files": entries}),
+    )
 
 
 def verify(folder: Path, digest: str | None = None) -> int:

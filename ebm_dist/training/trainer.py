@@ -56,9 +56,10 @@ class Config:
     """``ordered``: bitwise the same result for any number of workers; ``ddp``:
     DistributedDataParallel, for GPUs."""
     log_every: PositiveInt = 20
-    """Steps between two rows of metrics."""
+    """Steps between two rows of metrics. No digest of a run has it."""
     checkpoint_every: PositiveInt = 200
-    """Steps between two checkpoints: the maximum that an interruption loses."""
+    """Steps between two checkpoints: the maximum that an interruption loses. No digest of a run has
+    it."""
     num_threads: PositiveInt = 1
     """CPU threads of each worker. A different number changes the last bits of the result, so this
     is a training setting and not a cluster setting."""
@@ -70,10 +71,11 @@ class Config:
     bfloat16 is for GPUs."""
     max_energy: Positive = 1e4
     """Training diverges where the mean, the gap or the standard deviation of a shard's energies
-    exceeds this in absolute value, or is NaN."""
+    exceeds this in absolute value, or is NaN. No digest of a run has it."""
     max_rollbacks: NonNegativeInt = 0
     """Maximum number of rollbacks. After a divergence, training continues from the last checkpoint
-    with different random streams and a smaller learning rate."""
+    with different random streams and a smaller learning rate. No digest of a run has it, so that a
+    run that has diverged may go on."""
     rollback_lr: Probability = 0.5
     """Factor of the learning rate for each rollback."""
 

@@ -328,7 +328,13 @@ def descendants(pid: int) -> list[int]:
 
 
 def write_private(path: Path, text: str) -> Path:
-    """Write a file that only this user can read; return its path."""
-    path.touch(mode=0o600)
-    path.write_text(text)
+    """Write a file that only this user can read, whoever could read it before; return its path.
+
+    A link in its place is refused.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW
+    with open(os.open(path, flags, 0o600), "w") as file:
+        os.fchmod(file.fileno(), 0o600)
+        file.truncate()
+        file.write(text)
     return path

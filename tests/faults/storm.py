@@ -1,13 +1,19 @@
-"""A storm of SIGKILLs: ``python -m tests.faults.storm --kills 200 --seed 7``.
+"""A storm of SIGKILLs, Ctrl-C and changed code: ``python -m tests.faults.storm --kills 200 --seed 7``.
 
 Groups of 4, 2 and 1 gloo processes train a small model. In each group one rank kills itself at a random pass of a random point
 (in the sampler, around the reduction and the update, before each system call of the checkpoint's writes); the others are then killed
-too, as a cluster does that restarts a group, and the next group goes on from what is on disk. Whenever a run ends, weights,
-averages, chains, moments and metrics must be those of an undisturbed run, bit for bit. The exit status is 0 only if all are.
+too, as a cluster does that restarts a group, and the next group goes on from what is on disk. In some groups a rank sends SIGINT to
+the whole process group instead, as Ctrl-C does: all ranks must stop at the same step, with a checkpoint of it. After some kills the
+source of the sampler has changed when the next group starts: it must refuse, and leave the run as it was; then the source is
+restored. Whenever a run ends, weights, averages, chains, moments and metrics must be those of an undisturbed run, bit for bit. The
+exit status is 0 only if all are.
 """
 
 import argparse
 import collections
+import contextlib
+import importlib.util
+import io
 import itertools
 import logging
 import os
@@ -28,11 +34,16 @@ import torch.distributed as dist
 from ebm_dist import faults
 from ebm_dist.data import shards
 from ebm_dist.datasets import digits
-from ebm_dist.runs.record import METRICS, FileReporter, read_lines
+from ebm_dist.runs import cluster, code
+from ebm_dist.runs.record import METRICS, STOP, FileReporter, read_lines
+from ebm_dist.training import checkpoint
 from ebm_dist.training.reduce import LocalComm, TorchComm
 from tests import helpers
 
 WORLD_SIZES = (4, 2, 1)
+INTERRUPTS, CODE_CHANGES = 0.15, 0.1  # share of the groups, and of the starts after a kill
+SAMPLER = "ebm_dist/samplers/langevin.py"
+REFUSED = 3  # exit status of a rank that refuses the code
 SETTINGS = helpers.values(train={"num_steps": 12, "log_every": 1, "checkpoint_every": 2})
 PASSES = {  # of a point, at most, before the kill: in about eight steps of one of two ranks; beyond the run's end nobody is killed
     "chain.step": 48,
@@ -51,10 +62,31 @@ class Timed(FileReporter):
         (self.run / "alive").touch()
 
 
+def params() -> helpers.config.Params:
+    return helpers.config.from_values(SETTINGS, Path("storm"))
+
+
+def load_sampler(tree: Path) -> None:
+    """Run the sampler as it is in the tree now, as a new process would."""
+    name = SAMPLER.removesuffix(".py").replace("/", ".")
+    spec = importlib.util.spec_from_file_location(name, tree / SAMPLER)
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
+
+
 def rank(
-    data: Path, run: Path, number: int, world_size: int, meeting: Path, fault: str | None
-) -> None:
+    data: Path,
+    run: Path,
+    number: int,
+    world_size: int,
+    meeting: Path,
+    fault: str | None,
+    expected: str,
+) -> int:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as Ray's workers do
     torch.set_num_threads(1)
+    tree = run.parent / "tree"
+    load_sampler(tree)
     comm = LocalComm()
     if world_size > 1:
         dist.init_process_group(
@@ -65,33 +97,56 @@ def rank(
             timeout=timedelta(seconds=60),
         )
         comm = TorchComm(torch.device("cpu"))
+    settings = params()
+    trainer = helpers.build(settings, data, comm)
+    if cluster.is_code_changed(settings, expected, comm, tree):
+        return REFUSED
     faults.arm(fault)
-    trainer = helpers.build(helpers.config.from_values(SETTINGS, Path("storm")), data, comm)
-    trainer.fit(run, Timed(run, number))
+    # a clock that runs fast, because the reporter looks for a stop file once per second
+    step = trainer.fit(run, Timed(run, number, now=lambda: 1000 * time.time()))
+    (run.parent / f"reached-{number}").write_text(str(step))
+    return 0
 
 
-def group(data: Path, run: Path, world_size: int, victim: int, fault: str | None) -> bool:
-    """Run a group of forked ranks to its end; False if one was killed, and then all."""
+def group(
+    data: Path, run: Path, world_size: int, victim: int, fault: str | None, expected: str
+) -> str:
+    """Run a group of forked ranks to its end: whether it "ended", was "stopped", "killed" or "refused"."""
+    (run / STOP).unlink(missing_ok=True)
+    with contextlib.redirect_stderr(io.StringIO()), cluster.stop_by_signal(run) as signals:
+        outcome = run_group(data, run, world_size, victim, fault, expected)
+    if outcome == "ended" and signals:
+        reached = {int((run.parent / f"reached-{n}").read_text()) for n in range(world_size)}
+        assert reached == {checkpoint.verify(checkpoint.latest(run))}, f"stopped at {reached}"
+        return "ended" if reached == {SETTINGS["train"]["num_steps"]} else "stopped"
+    return outcome
+
+
+def run_group(
+    data: Path, run: Path, world_size: int, victim: int, fault: str | None, expected: str
+) -> str:
     meeting = run.parent / f"meeting-{time.monotonic_ns()}"
     ranks = []
     for number in range(world_size):
         child = os.fork()
         if child == 0:
-            code = 1
+            exit_code = 1
             try:
-                rank(data, run, number, world_size, meeting, fault if number == victim else None)
-                code = 0
+                own_fault = fault if number == victim else None
+                exit_code = rank(data, run, number, world_size, meeting, own_fault, expected)
             except RuntimeError:  # what gloo raises where another rank has gone
                 (run.parent / f"rank-{number}.txt").write_text(traceback.format_exc())
             finally:
-                os._exit(code)
+                os._exit(exit_code)
         ranks.append(child)
-    waiting, ended_well = set(ranks), True
+    waiting, outcome = set(ranks), "ended"
     while waiting:
         child, status = os.wait()
         waiting.discard(child)
-        if status and ended_well:
-            ended_well = False
+        if os.waitstatus_to_exitcode(status) == REFUSED:
+            outcome = "refused"
+        elif status and outcome == "ended":
+            outcome = "killed"
             how = (
                 status if child == ranks[victim] else os.waitpid(ranks[victim], os.WNOHANG)[1]
             )  # the others fail as they lose it
@@ -102,7 +157,7 @@ def group(data: Path, run: Path, world_size: int, victim: int, fault: str | None
             waiting.discard(ranks[victim])
             for other in waiting:
                 os.kill(other, signal.SIGKILL)
-    return ended_well
+    return outcome
 
 
 def contents(run: Path) -> dict[str, object]:
@@ -114,40 +169,87 @@ def contents(run: Path) -> dict[str, object]:
     return {**helpers.state_of(run), "metrics": rows}
 
 
+def files_of(run: Path) -> dict[str, bytes]:
+    """All that a run has on disk."""
+    return {str(path): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def change_code(tree: Path) -> None:
+    """Change what a step of the sampler computes, as an edit while a run goes on does."""
+    text = (tree / SAMPLER).read_text()
+    changed = text.replace("config.noise_scale * noise", "2 * config.noise_scale * noise").replace(
+        "alpha=config.noise_scale", "alpha=2 * config.noise_scale"
+    )
+    assert changed != text
+    (tree / SAMPLER).write_text(changed)
+    code.forget()
+
+
+def restore_code(tree: Path) -> str:
+    """Restore the sampler; return the digest of the code."""
+    shutil.copy(helpers.ROOT / SAMPLER, tree / SAMPLER)
+    code.forget()
+    return code.train_digest(params(), tree)
+
+
+def group_on_changed_code(data: Path, run: Path, world_size: int, expected: str) -> str:
+    """Run a group while the code is another; it must be "refused" and leave the run as it was."""
+    before, tree = files_of(run), run.parent / "tree"
+    change_code(tree)
+    outcome = group(data, run, world_size, 0, None, expected)
+    restore_code(tree)
+    return outcome if files_of(run) == before else f"{outcome}, and the run was changed"
+
+
 def storm(num_kills: int, seed: int) -> None:
+    with contextlib.suppress(PermissionError):  # a leader of a session has a group already
+        os.setpgid(0, 0)  # Ctrl-C is for this group alone
     chance, kills, lost = random.Random(seed), collections.Counter(), list[str]()
+    num_interrupts = num_changes = 0
     since, recovery, runs, began = None, [0.0], 0, time.monotonic()
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     work = Path(tempfile.mkdtemp(prefix="ebm-storm-"))
-    data = work / "data"
+    data, tree = work / "data", work / "tree"
+    shutil.copytree(
+        helpers.ROOT / "ebm_dist", tree / "ebm_dist", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    expected = restore_code(tree)
     shards.write(data, "digits", digits.load(digits.Config()))
-    helpers.build(
-        helpers.config.from_values(SETTINGS, Path("storm")), data
-    )  # imports what each rank would import again
+    helpers.build(params(), data)  # imports what each rank would import again
     group(
-        data, work / "golden", 1, 0, None
+        data, work / "golden", 1, 0, None, expected
     )  # in a process of its own: a process that has used autograd must not fork
     golden, world_sizes = contents(work / "golden"), itertools.cycle(WORLD_SIZES)
     while kills.total() < num_kills:
-        run, plans, ended = work / f"run-{runs}", list[str](), False
-        while not ended:
+        run, plans, outcome = work / f"run-{runs}", list[str](), ""
+        while outcome != "ended":
             world_size = next(world_sizes)
+            if outcome == "killed" and chance.random() < CODE_CHANGES:
+                outcome = group_on_changed_code(data, run, world_size, expected)
+                if outcome != "refused":
+                    sys.exit(f"{run}: changed code {outcome}, after " + ", ".join(plans))
+                num_changes += 1
+                plans.append("code changed and restored")
             name = chance.choice(list(PASSES))
             enough = kills.total() >= num_kills
-            fault = None if enough else f"{name}:{chance.randint(1, PASSES[name])}:kill"
+            action = "interrupt" if chance.random() < INTERRUPTS else "kill"
+            fault = None if enough else f"{name}:{chance.randint(1, PASSES[name])}:{action}"
             victim = (
                 0
                 if name in ("checkpoint.manifest", "checkpoint.delete", "record.append")
                 else chance.randrange(world_size)
             )
             (run / "alive").unlink(missing_ok=True)
-            ended = group(data, run, world_size, victim, fault)
+            outcome = group(data, run, world_size, victim, fault, expected)
             if since is not None and (run / "alive").exists():
                 recovery.append((run / "alive").stat().st_mtime - since)
-            if not ended:
+            if outcome == "stopped":
+                num_interrupts += 1
+            if outcome == "killed":
                 since = time.time()
                 kills[name] += 1
+            if outcome != "ended":
                 plans.append(f"{fault} in rank {victim} of {world_size}")
                 print(
                     f"\r{kills.total()} of {num_kills} kills, {runs} runs ended",
@@ -164,7 +266,8 @@ def storm(num_kills: int, seed: int) -> None:
     for name in PASSES:
         print(f"  {name:20} {kills[name]:4}")
     print(
-        f"{kills.total()} SIGKILLs (seed {seed}) in {runs} runs, worlds {' -> '.join(map(str, WORLD_SIZES))} and over:"
+        f"{kills.total()} SIGKILLs, {num_interrupts} Ctrl-C, {num_changes} changes of the code (seed {seed}) in {runs} runs,"
+        f" worlds {' -> '.join(map(str, WORLD_SIZES))} and over:"
         f" {runs - len(lost)} of {runs} runs bitwise equal; slowest first step after a kill {max(recovery):.1f} s;"
         f" {time.monotonic() - began:.0f} s in all"
     )

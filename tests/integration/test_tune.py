@@ -269,6 +269,29 @@ def test_trials_that_crash_hang_and_are_killed_and_a_driver_that_is_killed(prepa
     assert undisturbed(folder, resumed, tmp_path / "alone") == resumed.rows[-1]["fid_clf"]
 
 
+@pytest.mark.slow
+def test_a_search_whose_code_changes_ends_and_goes_on_when_the_code_is_restored(prepared, tmp_path):
+    """Trials run in processes that start later than the search: none may run the new code."""
+    folder = fresh(prepared, tmp_path / "changed", tune={"scheduler": "none", "num_trials": 4, "max_concurrent": 1})  # fmt: skip
+    sampler = folder / "ebm_dist/samplers/langevin.py"
+    original = sampler.read_text()
+    process = start(folder, *COMMAND)
+    try:
+        pages.wait_for(lambda: list(folder.glob("runs/tune/*/search/*/*/step-*")))
+        sampler.write_text(original.replace("alpha=config.noise_scale", "alpha=2.0"))
+        output, _ = process.communicate(timeout=300)
+    finally:
+        kill(process)
+    assert process.returncode == 6 and "the code changed while this training went on" in output
+    assert "Traceback" not in output, output
+    states = [trial.state for trial in trials_of(folder)]
+    assert "failed" not in states and set(states) != {"finished"}, states
+    sampler.write_text(original)
+    code, output = finish(folder, *COMMAND)
+    assert code == 0, output
+    assert {trial.state for trial in trials_of(folder)} == {"finished"}
+
+
 def undisturbed(folder: Path, trial: Trial, run: Path) -> float:
     """The last score of a trial that trains in this process, from the beginning."""
     params = config.load(folder / "params.yaml")

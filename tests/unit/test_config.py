@@ -549,3 +549,28 @@ def test_only_the_config_of_a_plugin_has_a_name():
     assert "name" not in values["tune"]["space"]["sampler.step_size"]
     assert "name" not in values["register"]["gates"][0]
     assert values["evaluation"]["ood"]["name"] == "ood"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../../x", "..", ".", "", "a/b", "/tmp/x", "~x", "-rf", ".hidden", "a b", "a\\b", "a\nb", "a:b", "ä", "x\0"],
+)  # fmt: skip
+def test_a_name_that_becomes_a_folder_is_plain(name):
+    sets = {name: {"name": "photos"}}
+    for sections in (
+        {"comparison_datasets": sets},
+        {"others": sets},
+        {"evaluation": {name: {"name": "samples"}}},
+    ):
+        with pytest.raises(ConfigError, match="becomes the name of a folder; use letters, digits"):
+            config.from_values(values() | sections, Path("file"))
+    with pytest.raises(ConfigError, match=r"register\.model: .*pattern"):
+        config.from_values(values() | {"register": {"model": name}}, Path("file"))
+
+
+def test_a_comparison_set_does_not_take_the_place_of_the_training_data():
+    sections = values() | {"comparison_datasets": {"dataset": {"name": "photos"}}}
+    with pytest.raises(ConfigError, match="training data's folder"):
+        config.from_values(sections, Path("file"))
+    sections["comparison_datasets"] = {"photos-2.1_b": {"name": "photos"}}
+    assert list(config.from_values(sections, Path("file")).comparison_datasets) == ["photos-2.1_b"]

@@ -4,7 +4,6 @@ import ast
 import shutil
 import signal
 import subprocess
-from pathlib import Path
 
 import psutil
 import pytest
@@ -12,7 +11,7 @@ from ruamel.yaml import YAML
 
 from ebm_dist import config
 from ebm_dist.data import shards
-from ebm_dist.errors import ConfigError
+from ebm_dist.errors import CodeChangedError, ConfigError
 from ebm_dist.runs import cluster, code, lineage, record
 from pipelines import digests
 from tests.helpers import ROOT, params
@@ -75,22 +74,67 @@ def test_rows_name_the_sections_of_a_recipe_and_of_its_base(tmp_path):
     )  # it says nothing of data: the base does
 
 
-def test_a_stage_refuses_digests_that_are_not_of_its_code(tmp_path, monkeypatch):
-    for path in (digests.CODE, Path("params.yaml")):
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / path, tmp_path / path)
+@pytest.fixture
+def checkout(tmp_path):
+    """What a stage checks: the package, the digests of its code, the parameter file."""
     shutil.copytree(
         ROOT / "ebm_dist", tmp_path / "ebm_dist", ignore=shutil.ignore_patterns("__pycache__")
     )
-    digests.check("train", tmp_path / "params.yaml", root=tmp_path)
-    loader = tmp_path / "ebm_dist/data/loader.py"
-    loader.write_text(loader.read_text().replace("epoch + 1, 0", "epoch + 2, 0"))
-    code._module.cache_clear()
-    code._definition.cache_clear()
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    content = {
+        "train": code.train_digest(None, tmp_path)[:16],
+        "evaluate": {"samples": code.evaluate_digest(None, "samples", root=tmp_path)[:16]},
+    }
+    (tmp_path / digests.CODE).parent.mkdir()
+    (tmp_path / digests.CODE).write_bytes(
+        digests.encode({"any": content, "train": {}, "evaluate": {}})
+    )
+    yield tmp_path
+    code.forget()
+
+
+def edit(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_a_stage_refuses_digests_that_are_not_of_its_code(checkout):
+    digests.check("train", checkout / "params.yaml", root=checkout)
+    edit(checkout / "ebm_dist/data/loader.py", "epoch + 1, 0", "epoch + 2, 0")
+    code.forget()
     with pytest.raises(
         ConfigError, match=r"is not of this code \(stage train\); run python -m pipelines.digests"
     ):
-        digests.check("train", tmp_path / "params.yaml", root=tmp_path)
+        digests.check("train", checkout / "params.yaml", root=checkout)
+
+
+def test_a_stage_fails_at_its_end_if_code_or_settings_changed_meanwhile(checkout):
+    """DVC would record what is on the disk at the end for results of what was there before."""
+    path = checkout / "params.yaml"
+    checks = {
+        "evaluate": digests.check("evaluate", path, "samples", checkout),
+        "train": digests.check("train", path, None, checkout),
+    }
+    for file, old, new, stages in (
+        ("ebm_dist/data/loader.py", "epoch + 1, 0", "epoch + 2, 0", ["train"]),
+        ("ebm_dist/data/loader.py", "\n\n\nclass", "\n\n\n# a comment\nclass", []),
+        ("params.yaml", "batch_size: 128", "batch_size: 256", ["train"]),
+        ("params.yaml", "num_samples: 1000", "num_samples: 500", ["evaluate"]),
+        ("params.yaml", "seed: 0", "sede: 0", ["evaluate", "train"]),
+    ):
+        before = (checkout / file).read_bytes()
+        edit(checkout / file, old, new)
+        failed = []
+        for stage, check_unchanged in checks.items():
+            try:
+                check_unchanged()
+            except CodeChangedError:
+                failed.append(stage)
+        assert failed == stages, (file, new)
+        (checkout / file).write_bytes(before)
+    for check_unchanged in checks.values():
+        check_unchanged()
 
 
 def test_train_depends_on_the_sections_that_make_the_digest():

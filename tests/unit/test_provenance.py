@@ -180,7 +180,8 @@ def results(tmp_path):
     for seed in range(2):
         file = tmp_path / f"{seed}.safetensors"
         file.write_bytes(bytes([seed]))
-        record = provenance.of_training(config.load(recipe, seed=seed), "data", file)
+        record = provenance.of_training(config.load(recipe, seed=seed), "data")
+        record |= provenance.of_record(tmp_path / "no-run", file)
         weights[seed] = record["weights"]
         write_json(reports / f"tiny/train/{seed}" / provenance.RUN, record)
     write_json(
