@@ -39,6 +39,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 _PLAIN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+_PLAIN_RULE = "letters, digits, '.', '_' and '-', the first a letter or digit"
 PlainName = Annotated[str, Field(pattern=f"^{_PLAIN_NAME}$")]
 """A name that is also that of a file or folder, or part of an address."""
 
@@ -418,7 +419,7 @@ class _Source:
             raise self.error(
                 key,
                 f"{key[-1]!r} becomes the name of a folder",
-                "use letters, digits, '.', '_' and '-', the first a letter or digit",
+                f"use {_PLAIN_RULE}",
             )
         if key == ("comparison_datasets", "dataset"):
             raise self.error(key, "is the name of the training data's folder", "choose another")
@@ -466,7 +467,12 @@ def _checked(kind: Any, value: Any, source: _Source, key: tuple[Any, ...]) -> An
             raise source.error(wrong_key, "unknown key", fix) from None
         if first["type"] in ("missing", "missing_argument"):
             raise source.error(wrong_key, "missing", "set a value") from None
-        messages = dict.fromkeys(error["msg"] for error in (failed.errors() if tags else [first]))
+        messages = dict.fromkeys(
+            f"expected {_PLAIN_RULE}"
+            if error["type"] == "string_pattern_mismatch"
+            else error["msg"]
+            for error in (failed.errors() if tags else [first])
+        )
         expected = " or ".join(text[0].lower() + text[1:] for text in messages)
         raise source.error(wrong_key, f"{expected}, found {first['input']!r}") from None
     folders = _folders(kind) if is_dataclass(kind) else {}

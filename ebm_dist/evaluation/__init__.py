@@ -192,17 +192,24 @@ def check_finite(values: Tensor | npt.NDArray[np.floating[Any]], what: str) -> N
         )
 
 
-def defined(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Return the metrics that are finite: one that the data leave undefined is absent."""
-    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+def defined(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """Return the metrics without those that the data leave undefined (NaN).
+
+    An infinite one, which JSON cannot hold, is None.
+    """
+    return {
+        name: None if math.isinf(value) else value
+        for name, value in metrics.items()
+        if not math.isnan(value)
+    }
 
 
 def over_seeds(reports: Mapping[int, Report]) -> Report:
     """Combine the reports of several seeds into one.
 
     Metrics are means, with those of every seed under ``seeds``. A metric that a seed lacks has no
-    mean. Tables and figures are those of the
-    first seed.
+    mean, and one that is infinite for a seed is None. Tables and figures are those of the first
+    seed.
     """
     first = next(iter(reports.values()))
     if len(reports) == 1:
@@ -215,6 +222,8 @@ def _mean(metrics: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         key: _mean([m[key] for m in metrics])
         if isinstance(value, dict)
+        else None
+        if any(m[key] is None for m in metrics if key in m)
         else sum(m[key] for m in metrics) / len(metrics)
         for key, value in metrics[0].items()
         if all(key in m for m in metrics)

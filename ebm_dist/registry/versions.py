@@ -63,11 +63,6 @@ class Config:
     """Limits of this model for its card, in addition to those that every card states."""
 
     def check(self, params: Params) -> None:
-        if self.model is not None and not re.fullmatch(r"[^/:@\s]([^/:@\n]*[^/:@\s])?", self.model):
-            raise Mismatch(
-                "register.model",
-                f"expected a name without '/', ':' and '@', found {self.model!r}",
-            )
         metrics = [gate.metric for gate in self.gates]
         for i, gate in enumerate(self.gates):
             if gate.at_least is None and gate.at_most is None:
@@ -109,7 +104,7 @@ def check_gates(gates: tuple[Gate, ...], metrics: dict[str, Any]) -> list[Verdic
         value = metrics.get(gate.metric)
         if not isinstance(value, int | float):
             reason = (
-                f"the reports have no metric {gate.metric}{nearest(gate.metric, list(metrics))}"
+                f"the reports have no metric {gate.metric}; {nearest(gate.metric, list(metrics))}"
                 if gate.metric not in metrics
                 else f"the reports have no number for it, but {value!r}"
             )

@@ -43,7 +43,10 @@ def _read(path: Path, made_by: str) -> dict[str, Any]:
 
 
 def _faults(metrics: Any) -> Iterator[str]:
-    """Yield what is wrong with metrics: numbers by name, in mappings, and ``seeds`` of them."""
+    """Yield what is wrong with metrics: numbers by name, in mappings, and ``seeds`` of them.
+
+    None stands for a number that is infinite.
+    """
     if not isinstance(metrics, dict):
         yield f"expected numbers by name, found {reprlib.repr(metrics)}"
         return
@@ -62,7 +65,9 @@ def _number_faults(metrics: dict[str, Any], *keys: str) -> Iterator[str]:
     for key, value in metrics.items():
         if isinstance(value, dict):
             yield from _number_faults(value, *keys, key)
-        elif isinstance(value, bool) or not isinstance(value, int | float) or not _fits(value):
+        elif value is not None and (
+            isinstance(value, bool) or not isinstance(value, int | float) or not _fits(value)
+        ):
             yield f"{'.'.join([*keys, key])}: expected a number, found {reprlib.repr(value)}"
 
 

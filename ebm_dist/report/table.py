@@ -81,7 +81,7 @@ def compare(a: Path, b: Path) -> list[tuple[str, float, float]]:
     rows = [
         (key, float(value), float(second[key]))
         for key, value in first.items()
-        if key in second and ".seeds." not in key
+        if None not in (value, second.get(key)) and ".seeds." not in key
     ]
     if not rows:
         raise DataError(

@@ -68,8 +68,10 @@ def test_every_command_on_a_page_exists(page):
             assert (ROOT / f"pipelines/recipes/{recipe}.yaml").exists(), line
         for setting in re.findall(r"-S ([\w.]+)=", line):
             section, _, key = setting.partition(".")
-            assert section == "recipe" or hasattr(
-                getattr(config.load(ROOT / "params.yaml"), section), key
+            assert (
+                section == "recipe"
+                or key == "name"
+                or hasattr(getattr(config.load(ROOT / "params.yaml"), section), key)
             ), line
 
 

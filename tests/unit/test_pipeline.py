@@ -207,9 +207,9 @@ def test_what_ray_leaves_running_is_ended(monkeypatch):
 
 def test_the_record_has_the_watts_of_a_gpu_that_tells_them(tmp_path, monkeypatch):
     reporter = cluster.RayReporter(tmp_path, 0)
-    reporter.metrics({"step": 1.0}, 2.0)
+    reporter.metrics({"step": 1}, 2.0)
     monkeypatch.setattr("torch.cuda.power_draw", lambda: 512_000)
-    reporter.metrics({"step": 2.0}, 4.0)
+    reporter.metrics({"step": 2}, 4.0)
     assert [row.get("watts") for row in record.read_lines(tmp_path / record.METRICS)] == [
         None,
         512.0,

@@ -164,5 +164,4 @@ def test_gates():
     verdicts = versions.check_gates(gates, {"a.x": 2.0, "a.y": 0.4})
     assert [v.passes for v in verdicts] == [True, False]
     assert not versions.check_gates(gates, {"a.x": float("nan"), "a.y": 1})[0].passes
-    with pytest.raises(DataError, match=r"no metric 'a\.y' in the reports; there: a\.x"):
-        versions.check_gates(gates, {"a.x": 1.0})
+    assert "no metric a.y" in versions.check_gates(gates, {"a.x": 1.0})[1].skipped

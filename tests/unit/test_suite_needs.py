@@ -31,7 +31,7 @@ TINY = {
     "likelihood": {"num_betas": 100, "num_chains": 100, "burn_in": 2, "max_exact_hidden": 8},
     "long_run": {"num_steps": 10, "num_chains": 8},
     "modes": {"samples_per_mode": 2},
-    "ood": {"num_bootstrap": 5},
+    "ood": {"num_bootstrap": 40},
     "samples": {"num_samples": 16, "num_steps": 4, "num_frames": 2},
 }
 CONDITIONAL = {"composition", "cross_class", "continual"}
@@ -178,9 +178,8 @@ def test_too_few_samples_and_settings_without_a_variance_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="needs 2 samples in the test split of test, which has 1"):
         evaluation.check(settings("histogram", Kind()), few, {})
     whole = prepared(Kind(), tmp_path / "whole")
-    single = params(evaluation={"completion": {"num_completions": 1}})
-    with pytest.raises(ConfigError, match="num_completions of at least 2"):
-        evaluation.check(single, whole, {})
+    with pytest.raises(ConfigError, match="num_completions: needs at least 2, for a variance"):
+        params(evaluation={"completion": {"num_completions": 1}})
     unknown = params(evaluation={"ood": {"mean_of": ["uniform", "constnat"]}})
     with pytest.raises(ConfigError, match="no set constnat for mean_of; choose of uniform, const"):
         evaluation.check(unknown, whole, {})
