@@ -64,11 +64,12 @@ def prepared(tmp_path_factory):
 
 
 def fresh(prepared: Path, folder: Path, **sections: dict) -> Path:
+    made = {"runs", "mlruns", "mlflow.db"}  # at the top: the package has a folder runs too
     shutil.copytree(
         prepared,
         folder,
         dirs_exist_ok=True,
-        ignore=shutil.ignore_patterns("runs", "mlruns", "mlflow.db"),
+        ignore=lambda path, names: made & set(names) if Path(path) == prepared else set(),
     )
     change(folder, **sections)
     return folder
