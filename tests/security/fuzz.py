@@ -596,7 +596,9 @@ def _all(base: Path, numbers: Any, wheel: list[str], args: argparse.Namespace) -
     (base / "outside").mkdir()
     valid = Valid.make(base / "valid")
     case_folder, began = base / "inside/case", time.monotonic()
-    before, before_root = tree(base, base / "inside"), sorted(os.listdir(ROOT))
+    watched = (ROOT, Path("/"), Path.home())
+    before = tree(base, base / "inside")
+    before_top = {folder: set(os.listdir(folder)) for folder in watched}
     os.environ.pop("EBM_DATA_DIR", None)
     for number in numbers:
         rng = random.Random(f"{args.seed}/{number}")
@@ -630,9 +632,10 @@ def _all(base: Path, numbers: Any, wheel: list[str], args: argparse.Namespace) -
             print(f"input {number} ({kind}: {case.about}): {fault}", flush=True)
             before = after
     os.chdir(ROOT)
-    if sorted(os.listdir(ROOT)) != before_root:
-        failures.append("root")
-        print(f"new files in {ROOT}: {set(os.listdir(ROOT)) - set(before_root)}")
+    for folder, names in before_top.items():
+        if new := set(os.listdir(folder)) - names:
+            failures.append(str(folder))
+            print(f"new files in {folder}: {sorted(new)[:5]}")
     for kind, ends in counts.items():
         print(f"{kind:8} {sum(ends.values()):5}: " + ", ".join(f"{n} {end}" for end, n in sorted(ends.items())))  # fmt: skip
     total = sum(sum(ends.values()) for ends in counts.values())
