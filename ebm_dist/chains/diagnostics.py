@@ -106,7 +106,8 @@ def _ess(x: Floats) -> Floats:
     Equations 10 and 13; Geyer (1992), section 3.3. Autocorrelations are summed in pairs of lags
     (2k, 2k + 1) up to the first negative pair. No pair counts more than the pair before. Of the
     first negative pair, the even lag is added once if it is positive. The result is at most
-    ``n log10(n)`` for ``n`` draws.
+    ``n log10(n)`` for ``n`` draws. Chains, split in halves, that are stuck at different places have
+    a draw each.
     """
     num_chains, n = x.shape[:2]
     within, total = _variances(x)
@@ -124,6 +125,7 @@ def _ess(x: Floats) -> Floats:
     tau = -1 + 2 * monotone.sum(axis=0) + np.maximum(last, 0)
     size = num_chains * n
     effective = size / np.maximum(tau, 1 / np.log10(size))
+    effective = np.where(within == 0, num_chains / 2, effective)
     return np.where(constant | np.isnan(total), np.nan, effective)
 
 

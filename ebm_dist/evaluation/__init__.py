@@ -192,16 +192,9 @@ def check_finite(values: Tensor | npt.NDArray[np.floating[Any]], what: str) -> N
         )
 
 
-def defined(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """Return the metrics without those that the data leave undefined (NaN).
-
-    An infinite one, which JSON cannot hold, is None.
-    """
-    return {
-        name: None if math.isinf(value) else value
-        for name, value in metrics.items()
-        if not math.isnan(value)
-    }
+def defined(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return the metrics that are finite: one that the data leave undefined is absent."""
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def over_seeds(reports: Mapping[int, Report]) -> Report:

@@ -151,9 +151,10 @@ def evaluate(config: Config, subject: Subject) -> Report:
             "draws": draws.shape[0] * draws.shape[1],
         }
         if varies.any():
+            largest = float(diagnostics["rhat"][varies].max())
+            metrics[name]["rhat"] = None if math.isinf(largest) else largest
             metrics[name] |= defined(
                 {
-                    "rhat": float(diagnostics["rhat"][varies].max()),
                     "ess_bulk": float(diagnostics["ess_bulk"][varies].min()),
                     "ess_tail": float(diagnostics["ess_tail"][varies].min()),
                 }

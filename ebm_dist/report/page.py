@@ -102,7 +102,8 @@ class _Training(NamedTuple):
 
 class _Metric(NamedTuple):
     key: str
-    value: float
+    value: float | None
+    """None if infinite"""
     interval: tuple[float, float] | None
     """95 % interval over the seeds"""
     reference: float | None
@@ -235,7 +236,9 @@ def _suite(folder: Path, metrics: dict[str, Any], reference: dict[str, Any]) -> 
             interval(
                 [float(replicate[key]) for replicate in replicates if key in replicate],
                 f"{folder.name}.{key}",
-            ),
+            )
+            if value is not None
+            else None,
             reference.get(key),
         )
         for key, value in flat({k: v for k, v in metrics.items() if k != "seeds"}).items()

@@ -149,8 +149,10 @@ def test_chains_that_never_move_have_no_sample_size(value):
 
 
 def test_chains_stuck_at_different_places_have_an_infinite_r_hat_and_a_draw_each():
-    x = np.repeat(numpy_stream(0, "chains").standard_normal((4, 1)), 100, axis=1)
-    assert diagnostics.rhat(x) == np.inf and diagnostics.ess_bulk(x) < 10
+    for num_draws in (4, 8, 100):
+        x = np.repeat(numpy_stream(0, "chains").standard_normal((4, 1)), num_draws, axis=1)
+        assert diagnostics.rhat(x) == np.inf
+        assert diagnostics.ess_bulk(x) == diagnostics.ess_tail(x) == 4
     two = np.repeat([[-0.1], [0.1]], 100, axis=1)  # the folds are all equal
     assert diagnostics.rhat(two) == np.inf
 

@@ -181,7 +181,7 @@ def test_markup_from_outside_is_text_everywhere(reports, tmp_path):
     [
         ("ood/metrics.json", "[1, 2]", r"expected numbers by name, found \[1, 2\]; delete it and"),
         ("ood/metrics.json", '{"a": {"b": "<b>"}}', "a.b: expected a number, found '<b>'"),
-        ("ood/metrics.json", '{"a": null}', "a: expected a number, found None"),
+        ("ood/metrics.json", '{"a": []}', r"a: expected a number, found \[\]"),
         ("ood/metrics.json", '{"a": true}', "a: expected a number, found True"),
         ("ood/metrics.json", '{"a": [1]}', r"a: expected a number, found \[1\]"),
         ("ood/metrics.json", f'{{"a": 1{"0" * 400}}}', "a: expected a number, found 1000"),
