@@ -45,7 +45,7 @@ class Config:
     """What an array is. ``auto``: ``(n, columns)`` is a table, ``(n, h, w)``,
     ``(n, h, w, channels)`` and ``(n, channels, h, w)`` are images, with at most 4 channels;
     ``image``: the same without tables; ``table``: each sample is one row of numbers, of any shape;
-    ``channels_first`` and ``channels_last``: images whose shape fits both."""
+    ``channels_first`` and ``channels_last``: images of a shape that fits both."""
     scale: Positive | None = None
     """Divisor of the values; if absent, 255 or 65535 for integers, 1 for binary data and floats."""
     bounds: tuple[float, float] | None = None

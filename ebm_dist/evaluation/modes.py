@@ -3,7 +3,7 @@
 A classifier of single digits reads each channel; the mode is the number that the channels spell.
 The suite reports the number of modes hit and KL(shares || uniform) in nats. Both depend on the
 number of samples, so the references have as many: an exactly uniform generator, and random test
-digits stacked anew, which hit the modes unevenly too.
+newly stacked digits, which hit the modes unevenly too.
 """
 
 from typing import Any

@@ -89,8 +89,8 @@ def answer(
     """Answer a request about samples ``(n, *shape)``.
 
     ``energy`` returns ``(n,)`` energies; ``classify`` ``(n, num_classes)`` probabilities;
-    ``sample`` the ends ``(n, *shape)`` of chains from noise, as many as there are samples, whose
-    values do not matter; ``complete`` the samples, with their lower rows drawn by chains. Samples
+    ``sample`` the ends ``(n, *shape)`` of chains from noise, as many as there are samples (their
+    values do not matter); ``complete`` the samples, with their lower rows drawn by chains. Samples
     are in the units of the data, and answers are finite. Raise :class:`RequestError`, with
     ``limits`` also for what a server refuses.
     """

@@ -328,9 +328,9 @@ def descendants(pid: int) -> list[int]:
 
 
 def write_private(path: Path, text: str) -> Path:
-    """Write a file that only this user can read, whoever could read it before; return its path.
+    """Write a file that only this user can read, and return its path.
 
-    A link in its place is refused.
+    A wider mode of an existing file is narrowed. A link in its place is refused.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW
     with open(os.open(path, flags, 0o600), "w") as file:

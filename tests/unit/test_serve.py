@@ -59,7 +59,7 @@ def test_a_body_without_a_length_is_refused_before_all_of_it_is_read(champion):
     response = asyncio.run(champion(request(body)))
     assert response.status_code == 413 and b"at most 8 MiB" in response.body
     assert body.num_read == serve.MAX_BYTES + (1 << 20)
-    body = Body(*[b" " * (1 << 20)] * 100)  # and one whose length is wrong
+    body = Body(*[b" " * (1 << 20)] * 100)  # and one with a wrong length
     assert asyncio.run(champion(request(body, **{"content-length": "5"}))).status_code == 413
 
 
