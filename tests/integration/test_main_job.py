@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 from ruamel.yaml import YAML
 
@@ -62,8 +63,17 @@ def kill(process: subprocess.Popen) -> None:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory):
-    return undisturbed(tmp_path_factory.mktemp("undisturbed"))
+def done(tmp_path_factory, worker_id):
+    """A copy of a run of the whole pipeline, which the processes of pytest share."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base if worker_id == "master" else base.parent) / "undisturbed"
+    with FileLock(f"{shared}.lock"):
+        if not shared.with_suffix(".txt").exists():
+            shared.mkdir()
+            shared.with_suffix(".txt").write_text(undisturbed(shared)[1])
+    folder = tmp_path_factory.mktemp("done") / "project"
+    shutil.copytree(shared, folder, symlinks=True)
+    return folder, shared.with_suffix(".txt").read_text()
 
 
 def undisturbed(folder: Path) -> tuple[Path, str]:
@@ -100,47 +110,6 @@ def test_a_second_repro_does_nothing(done):
     assert code == 0
     assert re.findall("Running stage '(.*)'", output) == ["sources"]  # looks for replaced files
     assert (folder / "dvc.lock").read_bytes() == before
-
-
-def test_killed_at_any_time_and_run_again_ends_with_the_same_lock(done, tmp_path):
-    """SIGKILL to the whole process group: while training (twice, before and after checkpoints), and in any stage."""
-    golden, _ = done
-    folder, chance = copy_project(tmp_path / "killed"), random.Random(5)
-    (folder / ".dvc").mkdir(exist_ok=True)
-    reached = []
-    for attempt in range(3):
-        process = start(folder, "dvc", "repro")
-        deadline = time.monotonic() + 200
-        if attempt < 2:  # after the next few checkpoints
-            seen = max(reached, default=0)
-            while (
-                time.monotonic() < deadline
-                and process.poll() is None
-                and latest_step(folder) <= seen
-            ):
-                time.sleep(0.05)
-            time.sleep(chance.random())
-            reached.append(latest_step(folder))
-        else:  # in an evaluation or in register
-            wanted = chance.choice(["reports/main/samples/metrics.json", "mlflow.db"])
-            while (
-                time.monotonic() < deadline
-                and process.poll() is None
-                and not (folder / wanted).exists()
-            ):
-                time.sleep(0.05)
-            time.sleep(3 * chance.random())
-        kill(process)
-    assert 0 < reached[0] < NUM_STEPS
-    code, output = finish(folder, "dvc", "repro")
-    assert code == 0, output
-    assert (folder / "dvc.lock").read_text() == (golden / "dvc.lock").read_text()
-    events = list(read_lines(run_folder(folder) / EVENTS))
-    assert len(events) >= 2 and events[-1]["step"] > 0
-    assert [r["step"] for r in read_lines(run_folder(folder) / METRICS)] == list(
-        range(10, NUM_STEPS + 1, 10)
-    )
-    check_tracking(folder, starts=len(events))
 
 
 def latest_step(folder: Path) -> int:
@@ -330,6 +299,47 @@ def test_a_newcomer_finds_version_alias_card_and_pictures_in_the_pages_of_mlflow
     assert "samples.png" in texts["samples"] and "model-card.md" in texts["card"]
     picture = np.asarray(Image.open(kept / "samples.png").convert("L"))
     assert picture.std() > 10
+
+
+def test_killed_at_any_time_and_run_again_ends_with_the_same_lock(request, tmp_path):
+    """SIGKILL to the whole process group: while training (twice, before and after checkpoints), and in any stage."""
+    folder, chance = copy_project(tmp_path / "killed"), random.Random(5)
+    (folder / ".dvc").mkdir(exist_ok=True)
+    reached = []
+    for attempt in range(3):
+        process = start(folder, "dvc", "repro")
+        deadline = time.monotonic() + 200
+        if attempt < 2:  # after the next few checkpoints
+            seen = max(reached, default=0)
+            while (
+                time.monotonic() < deadline
+                and process.poll() is None
+                and latest_step(folder) <= seen
+            ):
+                time.sleep(0.05)
+            time.sleep(chance.random())
+            reached.append(latest_step(folder))
+        else:  # in an evaluation or in register
+            wanted = chance.choice(["reports/main/samples/metrics.json", "mlflow.db"])
+            while (
+                time.monotonic() < deadline
+                and process.poll() is None
+                and not (folder / wanted).exists()
+            ):
+                time.sleep(0.05)
+            time.sleep(3 * chance.random())
+        kill(process)
+    assert 0 < reached[0] < NUM_STEPS
+    code, output = finish(folder, "dvc", "repro")
+    assert code == 0, output
+    golden, _ = request.getfixturevalue("done")  # two processes may make it and be killed at once
+    assert (folder / "dvc.lock").read_text() == (golden / "dvc.lock").read_text()
+    events = list(read_lines(run_folder(folder) / EVENTS))
+    assert len(events) >= 2 and events[-1]["step"] > 0
+    assert [r["step"] for r in read_lines(run_folder(folder) / METRICS)] == list(
+        range(10, NUM_STEPS + 1, 10)
+    )
+    check_tracking(folder, starts=len(events))
 
 
 def test_what_the_pages_let_a_newcomer_type_works(done):
