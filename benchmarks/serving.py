@@ -46,13 +46,13 @@ def latencies(url: str, body: bytes, clients: int) -> list[float]:
 
 
 def registered_shape(name: str) -> tuple[int, ...]:
-    """Return the shape of a sample, by the signature of the champion of a registered model."""
+    """Return the shape of a sample, by the metadata of the champion of a registered model."""
     import mlflow
 
     mlflow.set_tracking_uri(tracking.tracking_uri())
     version = mlflow.MlflowClient().get_model_version_by_alias(name, "champion")
     info = mlflow.models.get_model_info(f"models:/{name}/{version.version}")
-    return tuple(info.signature.inputs.inputs[0].shape[1:])
+    return tuple(info.metadata["input"]["shape"][1:])
 
 
 @contextmanager
