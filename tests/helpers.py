@@ -5,16 +5,18 @@ import multiprocessing
 import os
 import shutil
 import subprocess
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from ruamel.yaml import YAML
 
 from ebm_dist import config, models
 from ebm_dist.data import shards
 from ebm_dist.training import checkpoint, trainer
-from ebm_dist.training.reduce import Comm, LocalComm
+from ebm_dist.training.reduce import Comm, LocalComm, TorchComm
 from ebm_dist.training.reporter import Request, Row
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -151,6 +153,18 @@ SMALL_PIPELINE = {
         "gates": [{"metric": "ood.uniform.auroc", "at_least": 0.5}],
     },
 }
+
+
+def join_group(rank: int, world_size: int, rendezvous: Path) -> Comm:
+    """Join the gloo processes that meet at a file."""
+    dist.init_process_group(
+        "gloo",
+        f"file://{rendezvous}",
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=60),
+    )
+    return TorchComm(torch.device("cpu"))
 
 
 def copy_project(folder: Path) -> Path:

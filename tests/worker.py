@@ -1,17 +1,13 @@
 """One rank of a group of gloo processes, forked from a server that has already imported all of this; see tests/helpers.py."""
 
 import os
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch._dynamo
 import torch.distributed as dist
 
 from ebm_dist import config
 from ebm_dist.runs.record import FileReporter
-from ebm_dist.training.reduce import TorchComm
 from tests import helpers
 
 helpers.params()  # it, and optimizers with torch._dynamo, import what each rank would import again
@@ -20,15 +16,9 @@ helpers.params()  # it, and optimizers with torch._dynamo, import what each rank
 def train(
     rank: int, world_size: int, rendezvous: Path, run: Path, data: Path, settings: dict[str, Any]
 ) -> None:
-    dist.init_process_group(
-        "gloo",
-        f"file://{rendezvous}",
-        rank=rank,
-        world_size=world_size,
-        timeout=timedelta(seconds=60),
-    )
+    comm = helpers.join_group(rank, world_size, rendezvous)
     chosen = config.from_values(settings, Path("job"))
-    trainer = helpers.build(chosen, data, TorchComm(torch.device("cpu")))
+    trainer = helpers.build(chosen, data, comm)
     trainer.fit(run, FileReporter(run, rank, {"world_size": world_size}))
     dist.destroy_process_group()
     os._exit(

@@ -25,11 +25,9 @@ import tempfile
 import time
 import traceback
 import warnings
-from datetime import timedelta
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from ebm_dist import faults
 from ebm_dist.data import shards
@@ -37,7 +35,7 @@ from ebm_dist.datasets import digits
 from ebm_dist.runs import cluster, code
 from ebm_dist.runs.record import METRICS, STOP, FileReporter, read_lines
 from ebm_dist.training import checkpoint
-from ebm_dist.training.reduce import LocalComm, TorchComm
+from ebm_dist.training.reduce import LocalComm
 from tests import helpers
 
 WORLD_SIZES = (4, 2, 1)
@@ -89,14 +87,7 @@ def rank(
     load_sampler(tree)
     comm = LocalComm()
     if world_size > 1:
-        dist.init_process_group(
-            "gloo",
-            f"file://{meeting}",
-            rank=number,
-            world_size=world_size,
-            timeout=timedelta(seconds=60),
-        )
-        comm = TorchComm(torch.device("cpu"))
+        comm = helpers.join_group(number, world_size, meeting)
     settings = params()
     trainer = helpers.build(settings, data, comm)
     if cluster.is_code_changed(settings, expected, comm, tree):
