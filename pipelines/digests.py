@@ -148,16 +148,19 @@ def check(
     end raises :class:`CodeChangedError`.
     """
 
-    def state() -> tuple[str, str]:
-        values = config.load(params).digest(*_SECTIONS[stage])
-        return _checked_digest(stage, params, suite, root), values
+    def values() -> str:
+        return config.load(params).digest(*_SECTIONS[stage])
 
-    before = state()
+    before = values()
+    text, digest = code.text_digest(root), _checked_digest(stage, params, suite, root)
 
     def check_unchanged() -> None:
         code.forget()
         try:
-            is_unchanged = state() == before
+            is_unchanged = values() == before and (
+                code.text_digest(root) == text  # the usual case, and much faster
+                or _checked_digest(stage, params, suite, root) == digest
+            )
         except ConfigError:
             is_unchanged = False
         if not is_unchanged:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import fft, stats
+from scipy import fft
 from torch import Tensor
 
 from ebm_dist.samplers import Bounds, Info, State
@@ -78,6 +78,8 @@ def _split(x: Floats) -> Floats:
 
 def _normal_scores(x: Floats) -> Floats:
     """Return normal quantiles of the ranks over all chains; ties have a mean rank (equation 14)."""
+    from scipy import stats  # slow to import
+
     flat = x.reshape(-1, *x.shape[2:])
     ranks = stats.rankdata(flat, axis=0, nan_policy="propagate")
     return np.asarray(stats.norm.ppf((ranks - 3 / 8) / (len(flat) + 1 / 4))).reshape(x.shape)

@@ -5,7 +5,6 @@ images are a fixed random choice.
 """
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from ebm_dist.config import PositiveInt, section
 from ebm_dist.datasets import Arrays, Dataset, hold_out
@@ -20,6 +19,8 @@ class Config:
 
 
 def load(config: Config) -> Dataset:
+    from sklearn.datasets import load_digits  # slow to import
+
     images, labels = load_digits(return_X_y=True)
     all_digits = Arrays(images.reshape(-1, 1, 8, 8).astype(np.uint8), labels.astype(np.int64))
     rest, test = hold_out(all_digits, config.num_test, "digits/test")

@@ -9,7 +9,6 @@ standard deviation 1 of the training rows.
 from typing import Literal
 
 import numpy as np
-from scipy.io import loadmat
 
 from ebm_dist.config import NonNegativeInt, section
 from ebm_dist.datasets import Arrays, Dataset
@@ -40,6 +39,8 @@ class Config:
 
 
 def load(config: Config) -> Dataset:
+    from scipy.io import loadmat  # slow to import
+
     path = fetch(_FILES[config.table])
     try:
         raw = np.load(path, allow_pickle=False) if path.suffix == ".npz" else loadmat(path)

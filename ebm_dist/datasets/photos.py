@@ -5,7 +5,6 @@ reduced by averaging, and cut into a regular grid of patches.
 """
 
 import numpy as np
-from sklearn.datasets import load_sample_images
 
 from ebm_dist.config import PositiveInt, section
 from ebm_dist.datasets import Arrays, Dataset
@@ -20,6 +19,8 @@ class Config:
 
 
 def load(config: Config) -> Dataset:
+    from sklearn.datasets import load_sample_images  # slow to import
+
     patches = []
     for photo in load_sample_images().images:
         grey = photo.mean(axis=-1)

@@ -6,7 +6,6 @@ The label is the middle digit.
 from pathlib import Path
 
 import numpy as np
-from scipy.io import loadmat
 
 from ebm_dist.config import PositiveInt, section
 from ebm_dist.datasets import Arrays, Dataset, hold_out
@@ -50,6 +49,8 @@ def read(path: Path) -> Arrays:
     The file has ``X (32, 32, 3, n)`` and ``y (n, 1)``, in which the digit 0 has the label 10.
     Raise :class:`DataError` for any other file.
     """
+    from scipy.io import loadmat  # slow to import
+
     try:
         arrays = loadmat(path, variable_names=["X", "y"])
         x, y = np.asarray(arrays["X"], np.uint8), np.asarray(arrays["y"], np.int64).ravel() % 10

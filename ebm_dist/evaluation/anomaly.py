@@ -20,10 +20,6 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from scipy.spatial.distance import cdist
-from sklearn.ensemble import IsolationForest
-from sklearn.metrics import average_precision_score, roc_auc_score
-from sklearn.neighbors import NearestNeighbors
-from sklearn.svm import OneClassSVM
 from torch import Tensor
 
 from ebm_dist.config import Mismatch, Params, Positive, PositiveInt, Probability, section
@@ -153,6 +149,8 @@ def score_detector(
     expectations. Average precision is the step-wise sum, because a trapezoid between the ends of
     a tie promises more than a detector that cannot tell its rows apart.
     """
+    from sklearn.metrics import average_precision_score, roc_auc_score  # slow to import
+
     count = max(round(contamination * len(scores)), 1)
     lowest = np.partition(scores, -count)[-count]
     above, tied = scores > lowest, scores == lowest
@@ -192,6 +190,10 @@ def _baselines(
 
     All learn from the training rows. The slow ones use a random part of them.
     """
+    from sklearn.ensemble import IsolationForest
+    from sklearn.neighbors import NearestNeighbors
+    from sklearn.svm import OneClassSVM  # slow to import
+
     gaussian, flat = FittedGaussian(train), rows(train)
     subset = flat[numpy_stream(0, "anomaly/train").permutation(len(flat))[: config.max_train]]
     forest = IsolationForest(random_state=0).fit(subset)

@@ -12,9 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.semi_supervised import LabelPropagation, LabelSpreading
 from torch import Tensor
 
 from ebm_dist.config import Mismatch, Params, Positive, PositiveInt, section
@@ -157,6 +154,10 @@ def _baselines(
     config: Config, subject: Subject, x: Tensor, labelled: Tensor, labels: Tensor
 ) -> dict[str, Array]:
     """Return class probabilities by the nearest label and by labels spread over a graph."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.semi_supervised import LabelPropagation, LabelSpreading  # slow to import
+
     flat, targets, queries = labelled.flatten(1).numpy(), labels.numpy(), x.flatten(1).numpy()
     train = shards.read_split(subject.data, "train")[0].flatten(1).numpy()
     unlabelled = train[

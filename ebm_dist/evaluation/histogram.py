@@ -1,7 +1,6 @@
 """Histogram of energies of training, test, noise and other data (Du & Mordatch 2019, Figure 11)."""
 
 import torch
-from sklearn.metrics import roc_auc_score
 
 from ebm_dist.config import PositiveInt, section
 from ebm_dist.data import shards
@@ -25,6 +24,8 @@ def check(config: Config, needs: Needs) -> None:
 
 
 def evaluate(config: Config, subject: Subject) -> Report:
+    from sklearn.metrics import roc_auc_score  # slow to import
+
     sets = {
         split: shards.read_split(subject.data, split)[0][: config.max_samples]
         for split in ("train", "test")

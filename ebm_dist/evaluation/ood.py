@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from scipy.stats import rankdata
 from torch import Tensor
 
 from ebm_dist.config import Mismatch, Params, PositiveInt, section
@@ -168,6 +167,8 @@ def auroc(
     finite and :class:`DataError` for a set of one, which cannot be resampled; ``what`` names the
     scores.
     """
+    from scipy.stats import rankdata  # slow to import
+
     check_finite(np.concatenate([inside, outside]), what)
     if min(len(inside), len(outside)) < 2:
         raise DataError(

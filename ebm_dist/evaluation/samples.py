@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.metrics import pairwise_distances_argmin
 from torch import Tensor
 
 from ebm_dist.config import Mismatch, Params, PositiveInt, section
@@ -164,6 +163,8 @@ def nearest_neighbours(x: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
     search expands the square, so it runs on samples centred in float64. The distances are those of
     the differences, so an equal sample has distance 0.
     """
+    from sklearn.metrics import pairwise_distances_argmin  # slow to import
+
     centre = train.mean(dim=0, dtype=torch.float64)
     centred, references = ((part - centre).flatten(1).numpy() for part in (x, train))
     index = torch.from_numpy(pairwise_distances_argmin(centred, references))

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import t
 
 from ebm_dist.config import nearest
 from ebm_dist.errors import DataError
@@ -175,6 +174,8 @@ def interval(values: list[float], metric: str = "") -> tuple[float, float] | Non
 
     It ends at the range of ``metric``, ``<suite>.<key>``, such as 0 and 1 of a share.
     """
+    from scipy.stats import t  # slow to import
+
     if len(values) < 2:
         return None
     half = t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))

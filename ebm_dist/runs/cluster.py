@@ -289,8 +289,10 @@ def connect(
     if where == "local":
         # SIGTERM to all processes ends the cluster's head first; the others would wait a minute
         os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")
-        # reports that nobody reads, and the preemption watcher, which is useless on one machine
+        # reports that nobody reads, processes that nobody uses (those of the workers have another
+        # environment), and the preemption watcher, which is useless on one machine
         for name in (
+            "RAY_prestart_worker_first_driver",
             "RAY_enable_metrics_collection",
             "RAY_task_events_report_interval_ms",
             _WATCHES,

@@ -8,7 +8,6 @@ digest as it is. Code that the settings rule out (compiled chains, DDP) is not f
 """
 
 import ast
-import copy
 import hashlib
 from collections.abc import Iterable, Iterator
 from functools import cache
@@ -109,7 +108,7 @@ def _is_text(statement: ast.stmt) -> bool:
 
 
 class _Canonical(ast.NodeTransformer):
-    """Reduce a definition to its computation, and collect the symbols that it refers to."""
+    """Reduce a statement, in place, to its computation; collect the symbols that it refers to."""
 
     def __init__(self, name: str, module: _Module, root: Path) -> None:
         self.name, self.module, self.root = name, module, root
@@ -117,7 +116,6 @@ class _Canonical(ast.NodeTransformer):
         self.symbols: set[Symbol] = set()
 
     def of(self, statement: ast.stmt) -> str:
-        statement = copy.deepcopy(statement)
         for node in ast.walk(statement):
             if isinstance(node, ast.Import | ast.ImportFrom):
                 self.imports.update(_imports(node, self.root))
@@ -238,12 +236,23 @@ def _definition(symbol: Symbol, root: Path) -> tuple[frozenset[str], frozenset[S
         return frozenset(), frozenset({(target, target_name or ALL)} if _is_own(target) else set())
     if wanted and wanted not in module.definitions and _module_exists(f"{name}.{wanted}", root):
         return frozenset(), frozenset({(f"{name}.{wanted}", ALL)})
-    canonical = _Canonical(name, module, root)
-    texts = frozenset(
-        canonical.of(statement)
+    reduced = [
+        _reduced(statement, name, root)
         for statement in [*module.definitions.get(wanted, []), *module.effects]
+    ]
+    return (
+        frozenset(text for text, _ in reduced),
+        frozenset(symbol for _, symbols in reduced for symbol in symbols),
     )
-    return texts, frozenset(canonical.symbols)
+
+
+@cache
+def _reduced(statement: ast.stmt, name: str, root: Path) -> tuple[str, frozenset[Symbol]]:
+    """Return a statement's canonical text and symbols. Cached: the statement is changed."""
+    module = _module(name, root)
+    assert module is not None
+    canonical = _Canonical(name, module, root)
+    return canonical.of(statement), frozenset(canonical.symbols)
 
 
 def digest(roots: Iterable[Symbol], skipped: Iterable[Symbol] = (), root: Path = ROOT) -> str:
@@ -252,6 +261,15 @@ def digest(roots: Iterable[Symbol], skipped: Iterable[Symbol] = (), root: Path =
         {text for definitions in closure(roots, skipped, root).values() for text in definitions}
     )
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
+
+
+def text_digest(root: Path = ROOT) -> str:
+    """Return the SHA-256 of all source files. While it is the same, so is each digest."""
+    together = hashlib.sha256()
+    for path in sorted(path for package in PACKAGES for path in (root / package).rglob("*.py")):
+        content = path.read_bytes()
+        together.update(f"{path.relative_to(root)} {len(content)}\n".encode() + content)
+    return together.hexdigest()
 
 
 def changed(run: Path) -> CodeChangedError:
@@ -265,8 +283,8 @@ def changed(run: Path) -> CodeChangedError:
 
 def forget() -> None:
     """Forget the source files, so that the next digest is of those on the disk then."""
-    _module.cache_clear()
-    _definition.cache_clear()
+    for cached in (_module, _definition, _reduced):
+        cached.cache_clear()
 
 
 def _whole(*modules: str) -> list[Symbol]:

@@ -21,9 +21,8 @@ from filelock import FileLock
 from PIL import Image
 from ruamel.yaml import YAML
 
-from ebm_dist import config, models
+from ebm_dist import models
 from ebm_dist.data import shards
-from ebm_dist.runs import lineage
 from ebm_dist.runs.record import EVENTS, METRICS, read_lines
 from ebm_dist.training import checkpoint
 from tests import pages
@@ -428,22 +427,26 @@ def variant(folder: Path, **sections: dict) -> Path:
     return path
 
 
-@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.drill), 4])
-def test_ray_with_any_number_of_workers_gives_the_same_model(done, workers):
+@pytest.mark.drill
+def test_ray_with_one_worker_gives_the_same_model(done):
     folder, _ = done
     shutil.rmtree(folder / "other-runs", ignore_errors=True)
-    code, output = train(
-        folder, variant(folder, cluster={"workers": workers, "cpus_per_worker": 0.5})
-    )
+    code, output = train(folder, variant(folder, cluster={"workers": 1}))
     assert code == 0, output
+    check_model(folder)
+
+
+def check_model(folder: Path) -> None:
+    """The model of another training is bit for bit that of the undisturbed one."""
     for name in ("energy.safetensors", "chains.safetensors", "model.json"):
         assert (folder / "out" / name).read_bytes() == (folder / "model/energy" / name).read_bytes()
 
 
-def test_a_killed_worker_is_restarted_and_the_model_is_the_same(done):
+def test_four_workers_one_of_them_killed_and_restarted_give_the_same_model(done):
     folder, _ = done
     shutil.rmtree(folder / "other-runs", ignore_errors=True)
-    process = start(folder, sys.executable, "-m", "pipelines.train", "--params", "params.yaml", "--data", "data/main",
+    params = variant(folder, cluster={"workers": 4, "cpus_per_worker": 0.5})
+    process = start(folder, sys.executable, "-m", "pipelines.train", "--params", str(params), "--data", "data/main",
                     "--out", "out", "--report", "report", "--runs", "other-runs")  # fmt: skip
     deadline = time.monotonic() + 120
     while (
@@ -456,9 +459,7 @@ def test_a_killed_worker_is_restarted_and_the_model_is_the_same(done):
     os.kill(victims[0], signal.SIGKILL)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
-    assert (folder / "out/energy.safetensors").read_bytes() == (
-        folder / "model/energy/energy.safetensors"
-    ).read_bytes()
+    check_model(folder)
     (run,) = (p for p in (folder / "other-runs").iterdir() if p.name != "ray")
     events = list(read_lines(run / EVENTS))
     assert len(events) == 2 and events[1]["step"] >= 40
@@ -506,12 +507,7 @@ def test_sigterm_is_a_stop_with_a_checkpoint_and_the_same_command_goes_on(done, 
         assert process.returncode != 0, output
     code, output = train(folder, folder / "params.yaml")
     assert code == 0, output
-    assert (folder / "out/energy.safetensors").read_bytes() == (
-        folder / "model/energy/energy.safetensors"
-    ).read_bytes()
-    assert (folder / "out/chains.safetensors").read_bytes() == (
-        folder / "model/energy/chains.safetensors"
-    ).read_bytes()
+    check_model(folder)
 
 
 def descendants(pid: int) -> list[int]:
@@ -593,15 +589,12 @@ def test_bad_input_is_one_message_and_an_exit_code_and_nothing_is_lost(done):
     tar.write_bytes(b"")
     fails(4, "train-000002.tar", "truncated")
     tar.write_bytes(content)
-    params = variant(folder, train={"num_steps": 40})
-    assert train(folder, params)[0] == 0
-    chosen = config.load(params)
-    index = shards.read_index(folder / "data/main/dataset")
-    run = folder / "other-runs" / lineage.run_digest(chosen, index.digest)[:16]
+    shutil.rmtree(folder / "other-runs")
+    shutil.copytree(folder / "runs", folder / "other-runs")
+    run = folder / "other-runs" / run_folder(folder).name
+    num_checkpoints = len(list(run.glob("step-*")))
     for path in run.glob("step-*/weights.safetensors"):
         path.write_bytes(b"broken")
-    fails(
-        5, "no whole checkpoint", "weights.safetensors", "start from the beginning", params=params
-    )
-    assert len(list(run.glob("step-*"))) == 2, "broken checkpoints are kept for inspection"
+    fails(5, "no whole checkpoint", "weights.safetensors", "start from the beginning")
+    assert len(list(run.glob("step-*"))) == num_checkpoints > 1, "kept for inspection"
     assert checkpoint.MANIFEST in [p.name for p in next(run.glob("step-*")).iterdir()]

@@ -1,5 +1,7 @@
 import contextlib
 import re
+import subprocess
+import sys
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -574,3 +576,15 @@ def test_a_comparison_set_does_not_take_the_place_of_the_training_data():
         config.from_values(sections, Path("file"))
     sections["comparison_datasets"] = {"photos-2.1_b": {"name": "photos"}}
     assert list(config.from_values(sections, Path("file")).comparison_datasets) == ["photos-2.1_b"]
+
+
+def test_reading_a_file_imports_no_slow_library():
+    """Each stage and each worker reads one, with all its plugins."""
+    script = (
+        "import sys; from ebm_dist import config; config.load('params.yaml');"
+        "print([name for name in ('sklearn', 'scipy.stats', 'mlflow', 'ray') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"
