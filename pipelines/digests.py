@@ -88,36 +88,45 @@ def rows(root: Path = ROOT) -> dict[str, Any]:
         "results": {},
     }
     for name, path in recipes(root).items():
-        params = config.load(path)
+        params, contents = config.load(path), _contents(path)
         digests = {"digests": str(CODE), "digests_key": f"prepare.{name}"}
         if sources.has_own_files(params):
             digests = {"digests": f"data/{name}.sources.json", "digests_key": sources.KEY}
             stages["sources"][name] = {"recipe": name} | digests
-        stages["prepare"][name] = {"recipe": name} | digests | _sections(path, root, config.DATA)
-        stages["classifier"][name] = {"recipe": name} | _sections(path, root, ("features",))
+        stages["prepare"][name] = {"recipe": name} | digests | _held(contents, root, config.DATA)
+        stages["classifier"][name] = {"recipe": name} | _held(contents, root, ("features",))
         for seed in range(params.num_seeds):
-            stages["train"][f"{name}-{seed}"] = {"recipe": name, "seed": seed} | _sections(
-                path, root, TRAINING[1:]
+            stages["train"][f"{name}-{seed}"] = {"recipe": name, "seed": seed} | _held(
+                contents, root, TRAINING[1:]
             )
         for suite in params.evaluation:
-            stages["evaluate"][f"{name}-{suite}"] = {"recipe": name, "suite": suite} | _sections(
-                path, root, ("evaluation",)
+            stages["evaluate"][f"{name}-{suite}"] = {"recipe": name, "suite": suite} | _held(
+                contents, root, ("evaluation",)
             )
-        stages["results"][name] = {"recipe": name} | _sections(path, root, ("register",))
+        stages["results"][name] = {"recipe": name} | _held(contents, root, ("register",))
     return stages
 
 
-def _sections(path: Path, root: Path, wanted: tuple[str, ...]) -> dict[str, Any]:
+def _contents(path: Path) -> dict[Path, dict[str, Any]]:
+    """Return the sections of a recipe and of its base, if it has one, by file."""
+    content = config.read_one(path)[0]
+    base = path.parent / content["base"] if "base" in content else None
+    return {path: content} | ({base: config.read_one(base)[0]} if base else {})
+
+
+def _held(
+    contents: dict[Path, dict[str, Any]], root: Path, wanted: tuple[str, ...]
+) -> dict[str, Any]:
     """Return which of the wanted sections are in a recipe and which in its base.
 
     Each list is padded to the number of wanted sections, because DVC's templates have no loops.
     """
-    content = config.read_one(path)[0]
-    files = [path] + ([path.parent / content["base"]] if "base" in content else [])
     all_names = [
-        (file, [name for name in wanted if name in config.read_one(file)[0]]) for file in files
+        (file, [name for name in wanted if name in content]) for file, content in contents.items()
     ]
-    held = [(file, names) for file, names in all_names if names] or [(path, ["seed"])]
+    held = [(file, names) for file, names in all_names if names] or [
+        (next(iter(contents)), ["seed"])
+    ]
     (file, names), (base, base_names) = held[0], held[-1]
     return {
         "file": str(file.resolve().relative_to(root.resolve())),
