@@ -37,5 +37,7 @@ install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
+	@# on all cores; pip uses one. Templates that are not Python fail to compile
+	$(VENV)/bin/python -m compileall -qq -j 0 $(VENV)/lib || true
 	python -m infra.offline_plots
 	touch $@

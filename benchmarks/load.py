@@ -4,14 +4,16 @@
 
 Kinds are small, medium or large by the work that ``ebm_dist.models.requests`` counts, or must be
 refused. Prints the answers by status, quantiles of the latency, and the longest time of a small
-request that was sent beside a large one. Writes reports/benchmarks/load.json. Exits with code 1
-after a status 5xx, a wrong status, or a small request that took longer than two seconds.
+request that was sent beside a large one. Takes some ten minutes for each server on two cores.
+Writes reports/benchmarks/load.json. Exits with code 1 after a status 5xx, a wrong status, or a
+small request that took longer than two seconds.
 """
 
 import argparse
 import itertools
 import json
 import random
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -29,6 +31,7 @@ from ebm_dist.files import write_json
 from ebm_dist.models import requests
 
 CLIENTS, LONGEST_SECONDS = 8, 2.0
+SHOW_EVERY_S = 15.0
 SIZES = ("small", "medium", "large", "refused")
 
 
@@ -124,6 +127,18 @@ def send(url: str, kind: Kind) -> Answer:
     raise AssertionError
 
 
+def send_all(server: str, url: str, order: Sequence[Kind]) -> list[Answer]:
+    """Send requests, ``CLIENTS`` at a time, and show how many are answered."""
+    answers, shown = list[Answer](), time.monotonic()
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        for answer in pool.map(partial(send, url), order):
+            answers.append(answer)
+            if time.monotonic() - shown > SHOW_EVERY_S:
+                shown = time.monotonic()
+                print(f"{server}: {len(answers)} of {len(order)}", file=sys.stderr, flush=True)
+    return answers
+
+
 def _refuse(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
 
@@ -178,8 +193,7 @@ def main() -> None:
             for kind in every:  # warm-up: the first call of each kind builds caches
                 if kind.size in ("small", "refused"):
                     send(url, kind)
-            with ThreadPoolExecutor(CLIENTS) as pool:
-                results[server] = summary(list(pool.map(partial(send, url), order)))
+            results[server] = summary(send_all(server, url, order))
             print(table(server, results[server]), flush=True)
     write_json(
         ROOT / "reports/benchmarks/load.json",
