@@ -25,13 +25,14 @@ comparison_datasets:
 
 
 def write(folder: Path, value: int) -> None:
-    np.savez(folder / "own.npz", images=np.full((40, 8, 8), value, np.uint8))
+    """Write images of ten times the value: bytes of 0 and 1 are taken for binary data."""
+    np.savez(folder / "own.npz", images=np.full((40, 8, 8), 10 * value, np.uint8))
 
 
 def draw(folder: Path, value: int) -> None:
     (folder / "pictures").mkdir(exist_ok=True)
     for i in range(4):
-        Image.new("L", (8, 8), value).save(folder / f"pictures/{i}.png")
+        Image.new("L", (8, 8), 10 * value).save(folder / f"pictures/{i}.png")
 
 
 def repro(folder: Path, *targets: str, **environment: str) -> set[str]:
@@ -43,7 +44,7 @@ def repro(folder: Path, *targets: str, **environment: str) -> set[str]:
 
 def mean_of(folder: Path, name: str) -> float:
     index = json.loads((folder / "data/main" / name / "index.json").read_text())
-    return round(next(iter(index["statistics"].values()))["mean"] * 255)
+    return round(next(iter(index["statistics"].values()))["mean"] * 25.5)
 
 
 @pytest.fixture(scope="module")
