@@ -5,26 +5,25 @@ are imported on first use, so that ``import ebm_dist`` is fast and does not impo
 """
 
 import importlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ebm_dist.api.model import Model as Model
+    from ebm_dist.api.model import load as load
+    from ebm_dist.api.sampling import Diagnostics as Diagnostics
+    from ebm_dist.api.sampling import Draws as Draws
+    from ebm_dist.api.sampling import sample as sample
     from ebm_dist.api.training import train as train
-    from ebm_dist.models import TrainedModel
 
-_PUBLIC = {"train": "training"}
+_PUBLIC = {
+    "Diagnostics": "sampling",
+    "Draws": "sampling",
+    "Model": "model",
+    "load": "model",
+    "sample": "sampling",
+    "train": "training",
+}
 """Module of :mod:`ebm_dist.api` of each public name."""
-
-
-def load(model: str | Path) -> "TrainedModel":
-    """Load a trained model: its folder, ``models:/name@alias`` or ``models:/name/version``.
-
-    Raise :class:`DataError` for a folder that is not a model, :class:`RegistryError` if the
-    registry does not have the version.
-    """
-    from ebm_dist.registry import versions
-
-    return versions.load(model)
 
 
 def __getattr__(name: str) -> Any:

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from ebm_dist import config, models
+from ebm_dist.api.model import Model
 from ebm_dist.config import Params, nearest, plugin_name
 from ebm_dist.data import shards
 from ebm_dist.datasets import Dataset, arrays
 from ebm_dist.errors import ConfigError, DataError
-from ebm_dist.models import TrainedModel
 from ebm_dist.runs import cluster, code, lineage
 from ebm_dist.training import trainer
 from ebm_dist.training.reduce import LocalComm
@@ -42,7 +42,7 @@ def train(
     folder: str | Path | None = None,
     seed: int | None = None,
     progress: Callable[[Row], object] | None = None,
-) -> TrainedModel:
+) -> Model:
     """Train a model in this process and return it.
 
     ``params``: a parameter file, the name of a recipe such as ``"mnist"``, a dict of its sections,
@@ -70,7 +70,7 @@ def train(
         settings, index = _prepared(settings, data, work)
         place = work / "model" if folder is None else Path(folder)
         _train(settings, index, place, progress)
-        return models.load(place)
+        return Model(*models.load(place))
 
 
 def _train(
