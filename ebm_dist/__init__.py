@@ -8,14 +8,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ebm_dist.api.model import Model as Model
-    from ebm_dist.api.model import load as load
-    from ebm_dist.api.sampling import Diagnostics as Diagnostics
-    from ebm_dist.api.sampling import Draws as Draws
-    from ebm_dist.api.sampling import sample as sample
-    from ebm_dist.api.training import train as train
+    from ebm_dist.api.model import Model, load
+    from ebm_dist.api.sampling import Diagnostics, Draws, sample
+    from ebm_dist.api.training import train
 
-_PUBLIC = {
+__all__ = ["Diagnostics", "Draws", "Model", "load", "sample", "train"]
+
+_MODULES = {
     "Diagnostics": "sampling",
     "Draws": "sampling",
     "Model": "model",
@@ -28,12 +27,12 @@ _PUBLIC = {
 
 def __getattr__(name: str) -> Any:
     """Import a public name. Raise AttributeError for any other."""
-    if name not in _PUBLIC:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.api.{_PUBLIC[name]}"), name)
+    value = getattr(importlib.import_module(f"{__name__}.api.{_MODULES[name]}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_PUBLIC})
+    return sorted({*globals(), *__all__})
