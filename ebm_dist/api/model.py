@@ -55,7 +55,8 @@ class Model(TrainedModel):
         """Return energies ``(n,)`` of samples ``(n, *shape)``; low means likely.
 
         Those of a conditional model are normalised, see :meth:`TrainedModel.energies`. With
-        ``keep_graph`` the answer has the graph of its gradient with respect to a tensor ``x``.
+        ``keep_graph`` the answer has the graph of its gradient with respect to a tensor ``x``;
+        raise :class:`DataError` for an array.
         """
         inputs = self._inputs(x)
         if not keep_graph:

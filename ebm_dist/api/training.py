@@ -139,17 +139,19 @@ def _settings(params: Settings, seed: int | None) -> Params:
         }
         dataset = params.get("dataset", {})
         is_arrays = isinstance(dataset, Mapping) and dataset.get("name", "arrays") == "arrays"
-        values = {"cluster": {"workers": 1}, **params}
+        values = dict(params)
+        if isinstance(cluster_section := params.get("cluster", {}), Mapping):
+            values["cluster"] = {"workers": 1, **cluster_section}
         values |= {"dataset": {**in_memory, **dataset}} if is_arrays else {}
         values |= {} if seed is None else {"seed": seed}
         return config.from_values(values, Path("settings"))
     if isinstance(params, Params):
         return params if seed is None else dataclasses.replace(params, seed=seed)
     path = Path(params)
-    if not path.exists() and path.name == str(params) and not path.suffix:
+    if not path.is_file() and path.name == str(params) and not path.suffix:
         recipes = sorted(recipe.stem for recipe in RECIPES.glob("*.yaml"))
         path = RECIPES / f"{params}.yaml"
-        if not path.exists():
+        if not path.is_file():
             raise ConfigError(
                 f"{params}: neither a parameter file nor a recipe"
                 + ("" if recipes else f" (no recipes in {RECIPES})"),
@@ -168,6 +170,10 @@ def _prepared(params: Params, data: Data, work: Path) -> tuple[Params, shards.In
     if isinstance(data, Dataset):
         name = plugin_name(params.dataset) or "arrays"
         return params, shards.write(work / "dataset", name, data)
+    if isinstance(data, tuple) and len(data) != 2:
+        raise DataError(
+            f"data: expected samples, or (samples, labels), found a tuple of {len(data)}"
+        )
     x, y = data if isinstance(data, tuple) else (data, None)
     if plugin_name(params.dataset) != "arrays":
         of_arrays = arrays.Config(path=IN_MEMORY, val_fraction=0.0, test_fraction=0.0)
