@@ -69,6 +69,9 @@ def test_an_interrupted_training_resumes_in_its_folder(digits_data, tmp_path, by
     assert weights(tmp_path) == by_pipeline
     ebm.train(helpers.values(), digits_data, folder=tmp_path, progress=rows.append)
     assert len(rows) == 2 and weights(tmp_path) == by_pipeline
+    with pytest.raises(CheckpointError, match="has a model of other settings"):
+        ebm.train(helpers.values(), digits_data, folder=tmp_path, seed=4)
+    (tmp_path / "model.json").unlink()
     with pytest.raises(CheckpointError, match="settings, data or code differ"):
         ebm.train(helpers.values(), digits_data, folder=tmp_path, seed=4)
 
@@ -126,6 +129,7 @@ REFUSED = {
     "bfloat16": (lambda: ebm.train(SETTINGS, torch.zeros(50, 2, dtype=torch.bfloat16)), DataError, "float32"),
     "other labels": (lambda: ebm.train(SETTINGS, (np.zeros((50, 2)), np.zeros(49))), DataError, "labels must be 50 integers"),
     "three arrays": (lambda: ebm.train(SETTINGS, (RNG.random((9, 2)),) * 3), DataError, "tuple of 3"),
+    "a store": (lambda: ebm.train(SETTINGS, RNG.random((64, 2)), folder="http://host/model"), DataError, "not supported"),
     "no shards": (lambda: ebm.train(SETTINGS, "/nowhere"), DataError, "index.json"),
     "diverged": (lambda: ebm.train(SETTINGS | {"train": {**SETTINGS["train"], "max_energy": 1e-9}}, RNG.random((64, 2))), DivergedError, "no weight was changed"),
 }  # fmt: skip
