@@ -9,6 +9,7 @@ import importlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -259,7 +260,7 @@ def _chains(is_bad: Tensor) -> str:
 
 
 def _start(x0: npt.NDArray[Any] | Tensor, energy: Callable[..., Any], bounds: Bounds) -> Tensor:
-    x = x0.detach() if isinstance(x0, Tensor) else _tensor(x0)
+    x = x0.detach().clone() if isinstance(x0, Tensor) else _tensor(x0)
     if x.ndim < 2 or not x.numel():
         raise DataError(
             f"x0: expected starts (chains, *shape), found shape {tuple(x.shape)}",
@@ -303,7 +304,7 @@ def _tensor(x0: npt.NDArray[Any]) -> Tensor:
 def check_counts(at_least: int = 1, **counts: int) -> None:
     """Check that each argument is an integer of this size. Raise :class:`ConfigError`."""
     for name, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, int) or count < at_least:
+        if isinstance(count, bool) or not isinstance(count, Integral) or count < at_least:
             raise ConfigError(f"{name}: expected an integer from {at_least} up, found {count!r}")
 
 
