@@ -25,13 +25,15 @@ _MODULES = {
 """Module of :mod:`ebm_dist.api` of each public name."""
 
 
-def __getattr__(name: str) -> Any:
-    """Import a public name. Raise AttributeError for any other."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.api.{_MODULES[name]}"), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # else any name would pass a type checker
+
+    def __getattr__(name: str) -> Any:
+        """Import a public name. Raise AttributeError for any other."""
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"{__name__}.api.{_MODULES[name]}"), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
