@@ -248,8 +248,9 @@ def _with_few_labels(seen: Seen) -> Seen:
 
 
 def _text(seen: Seen, task: str, name: str, suites: list[str]) -> str:
-    """Return the parameter file: JSON values are YAML."""
+    """Return the parameter file."""
     index = seen.index
+    is_classifier = task == "classify"
     are_images, num_train = len(index.shape) == 3, index.num_samples("train")
     lines = _network(index, task)
     batch = max(2, min(lines.pop("batch"), num_train // 2 * 2))
@@ -282,7 +283,7 @@ def _text(seen: Seen, task: str, name: str, suites: list[str]) -> str:
             "# after a change the same command runs only the stages that depend on it.",
             "",
             "seed: 0",
-            f"dataset: {json.dumps(seen.dataset, ensure_ascii=False)}",
+            f"dataset: {_flow(seen.dataset)}{' # labels of the rarest class' * is_classifier}",
             f"comparison_datasets: {photos}",
             "",
             *(f"{key}: {value}" for key, value in lines.items()),
@@ -298,7 +299,7 @@ def _text(seen: Seen, task: str, name: str, suites: list[str]) -> str:
             "",
             f"features: {{num_steps: {max(100, int(600 * share))}}} # classifier behind FID-clf",
             "evaluation:",
-            *(f"  {suite}: {json.dumps(evaluated[suite])} # {comments[suite]}" for suite in suites),
+            *(f"  {suite}: {_flow(evaluated[suite])} # {comments[suite]}" for suite in suites),
             "",
             f"tracking: {{experiment: {name}}} # in MLflow",
             "register:",
@@ -308,6 +309,16 @@ def _text(seen: Seen, task: str, name: str, suites: list[str]) -> str:
             "",
         ]
     )
+
+
+def _flow(value: Any) -> str:
+    """Return a value as YAML in one line: keys and plugins are plain, other texts as in JSON."""
+    if isinstance(value, dict):
+        entries = (
+            f"{key}: {entry if key == 'name' else _flow(entry)}" for key, entry in value.items()
+        )
+        return "{" + ", ".join(entries) + "}"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _network(index: shards.Index, task: str) -> dict[str, Any]:
@@ -322,14 +333,10 @@ def _network(index: shards.Index, task: str) -> dict[str, Any]:
         return {
             "energy": f"{{name: classifier, {channels}hidden: [128, 128]}} # an output per class",
             "sampler": "{name: langevin, step_size: 1.0, noise_scale: 0.03, num_steps: 20}",
-            "objective": "\n"
-            "  name: semi_supervised # learns labels, and the density by noise contrast\n"
-            "  unsupervised: {name: noise_contrastive, generator: {name: gaussian},"
-            " pretraining: 100, data_noise: 0.3}\n"
-            "  unsupervised_weight: 0.003\n"
-            "  consistency_weight: 1.0 # virtual adversarial training\n"
-            "  radius: 0.5\n"
-            "  entropy_weight: 0.1",
+            "objective": "{name: semi_supervised, consistency_weight: 1.0, radius: 0.5,"
+            " entropy_weight: 0.1, unsupervised_weight: 0.003,\n"
+            "    unsupervised: {name: noise_contrastive, generator: {name: gaussian},"
+            " pretraining: 100, data_noise: 0.3}}",
             "replay": "{capacity: 64}",
             "optimizer": adam,
             "steps": max(300, steps // 2),
