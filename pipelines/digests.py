@@ -81,7 +81,11 @@ def _digests(params: Params | None, suites: Iterable[str], root: Path) -> dict[s
 def of_project(params: Path, root: Path = ROOT) -> dict[str, Any]:
     """Return the content of ``data/code.json`` for a parameter file."""
     settings = config.load(params)
-    return {"params": str(params), **_digests(settings, settings.evaluation, root)}
+    return {
+        "params": str(params),
+        **_digests(settings, settings.evaluation, root),
+        "tune": code.tune_digest(root)[:_LENGTH],
+    }
 
 
 def rows(root: Path = ROOT) -> dict[str, Any]:

@@ -4,6 +4,7 @@
 ``dvc.yaml`` of the stages. It never overwrites a file.
 """
 
+import hashlib
 import json
 import logging
 import math
@@ -37,6 +38,7 @@ _SUITES = {
 _SMALL = 256  # values of a sample for which a multilayer perceptron is enough
 _PIXELS, _STEPS = 28 * 28, 1600  # of images, and training steps on them, in four minutes on 2 cores
 _FEWEST_STEPS, _LARGE = 50, 64  # steps, and pixels a side
+_RADIUS = 0.07  # of virtual adversarial changes, per square root of the number of values
 _MAX_SHOWN = 8  # classes in a line
 
 
@@ -179,7 +181,11 @@ def describe(seen: Seen) -> Iterator[str]:
     if anomalies := data.class_names[data.num_classes :]:
         yield f"anomalies   {_listed(anomalies)}: test samples only"
     yield "splits      " + ", ".join(f"{len(p.x):,} {name}" for name, p in data.splits.items())
-    distinct = {row.tobytes() for part in data.splits.values() for row in part.x}
+    distinct = {
+        hashlib.blake2b(row.tobytes(), digest_size=16).digest()
+        for part in data.splits.values()
+        for row in part.x
+    }
     yield f"duplicates  {count - len(distinct) or 'none'}"
     flat = x.reshape(len(x), -1)
     constant = int((flat.min(axis=0) == flat.max(axis=0)).sum())
@@ -333,7 +339,8 @@ def _network(index: shards.Index, task: str) -> dict[str, Any]:
         return {
             "energy": f"{{name: classifier, {channels}hidden: [128, 128]}} # an output per class",
             "sampler": "{name: langevin, step_size: 1.0, noise_scale: 0.03, num_steps: 20}",
-            "objective": "{name: semi_supervised, consistency_weight: 1.0, radius: 0.5,"
+            "objective": "{name: semi_supervised, consistency_weight: 1.0,"
+            f" radius: {_RADIUS * math.prod(shape) ** 0.5:.2g},"
             " entropy_weight: 0.1, unsupervised_weight: 0.003,\n"
             "    unsupervised: {name: noise_contrastive, generator: {name: gaussian},"
             " pretraining: 100, data_noise: 0.3}}",

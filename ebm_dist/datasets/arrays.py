@@ -106,6 +106,11 @@ def locate(config: Config) -> Path:
 def load(config: Config) -> Dataset:
     path = locate(config)
     parts, notes, layout = _read(path, config)
+    if config.labels is not None and (path.is_dir() or parts["train"].labels is None):
+        raise DataError(
+            f"{path}: has no labels {config.labels!r}",
+            "set dataset.labels to an array of the .npz or a column of the table",
+        )
     _check_alike(path, parts)
     arranged = {name: _arrange(part.x, layout, path) for name, part in parts.items()}
     is_float = arranged["train"].dtype.kind == "f"

@@ -59,6 +59,13 @@ def test_a_parquet_is_read_like_a_csv(tmp_path):
         load(tmp_path / "t.parquet")
 
 
+def test_labels_that_are_named_must_be_there(tmp_path):
+    np.savez(tmp_path / "x.npz", x=RNG.random((20, 3)), y=np.arange(20) % 2)
+    for path in (tmp_path / "x.npz", table(tmp_path, "a,b\n1,2\n3,4\n")):
+        with pytest.raises(DataError, match="has no labels 'kind'"):
+            load(path, labels="kind")
+
+
 def test_integers_late_in_a_file_may_be_fractions(tmp_path):
     """Arrow infers the type of a column from a block of the file, by default its first MiB."""
     text = "a,b\n" + "1000000,2000000\n" * 150_000 + "0.5,1\n"
