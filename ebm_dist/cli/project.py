@@ -75,6 +75,10 @@ def inspect(
     """
     folder = Path.cwd()
     path = data.resolve()
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{data!r}: the name is no UTF-8", "rename the file or folder") from None
     section: dict[str, Any] = {
         "name": "arrays",
         "path": str(path.relative_to(folder) if path.is_relative_to(folder) else path),
@@ -307,9 +311,9 @@ def _text(seen: Seen, task: str, name: str, suites: list[str]) -> str:
             "evaluation:",
             *(f"  {suite}: {_flow(evaluated[suite])} # {comments[suite]}" for suite in suites),
             "",
-            f"tracking: {{experiment: {name}}} # in MLflow",
+            f"tracking: {{experiment: {_flow(name)}}} # in MLflow",
             "register:",
-            f"  model: {name}",
+            f"  model: {_flow(name)}",
             "  gates: # a version that passes all becomes champion" if gates else "  gates: []",
             *(f"    - {gate}" for gate in gates),
             "",
@@ -324,7 +328,7 @@ def _flow(value: Any) -> str:
             f"{key}: {entry if key == 'name' else _flow(entry)}" for key, entry in value.items()
         )
         return "{" + ", ".join(entries) + "}"
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=not str(value).isprintable())
 
 
 def _network(index: shards.Index, task: str) -> dict[str, Any]:

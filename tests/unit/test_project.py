@@ -284,6 +284,13 @@ def test_no_file_is_overwritten(empty, tmp_path, monkeypatch):
     assert {path: path.read_bytes() for path in empty.iterdir()} == before
 
 
+@pytest.mark.parametrize("name", ["2024", "null", "1e3", "no"])
+def test_names_that_yaml_takes_for_other_values(empty, tmp_path, name):
+    np.save(tmp_path / "x.npy", RNG.random((20, 3)))
+    params, _ = written(tmp_path / "x.npy", name=name)
+    assert params.register.model == params.tracking.experiment == name
+
+
 @pytest.mark.parametrize("name", ["dvc", "a/b", "", "-x", "x.yaml"])
 def test_names_that_are_none(empty, name):
     with pytest.raises(ConfigError, match="no name of a project"):
