@@ -200,11 +200,14 @@ def test_every_written_file_loads_and_fits_its_data(
         check(params, folder)
 
 
-def test_few_samples_are_refused(empty, tmp_path):
-    np.save(tmp_path / "x.npy", RNG.random((4, 3)))
+def test_few_samples_leave_out_suites(empty, tmp_path):
+    np.savez(tmp_path / "x.npz", x=RNG.random((4, 3)), y=np.arange(4) % 2)
     with pytest.raises(DataError, match=r"no suite can evaluate .* needs 2 samples"):
-        written(tmp_path / "x.npy")
+        written(tmp_path / "x.npz", "classify")
     assert list(empty.iterdir()) == []
+    content = project.files(project.inspect(tmp_path / "x.npz", "generate"), "generate", "mine")
+    assert {"samples", "histogram", "ood"} == set(content.left_out)
+    assert "needs 2 samples in the test split" in content.left_out["ood"]
 
 
 def test_what_is_seen_of_a_table(empty, tmp_path):
