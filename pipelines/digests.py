@@ -4,19 +4,24 @@
 code for any settings, for the main job. ``rows.yaml`` has the rows of the stages, made from the
 recipes in the folder. Run this after a change of the code or of the set of recipes; a stage refuses
 to run on digests that are not of its code.
+
+With ``--params`` write the digests of one parameter file instead. A project that uses an installed
+package has them in ``data/code.json``, which its first stage writes at each run: results of another
+version of the package are then stale.
 """
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 
 from ebm_dist import config
-from ebm_dist.config import TRAINING
+from ebm_dist.config import TRAINING, Params
 from ebm_dist.errors import CodeChangedError, ConfigError
+from ebm_dist.files import read_json, write_json
 from ebm_dist.runs import code
 from ebm_dist.storage import write_whole
 from pipelines import ROOT, run, sources
@@ -26,6 +31,8 @@ CODE, RECIPES, ROWS = (
     Path("pipelines/recipes"),
     Path("pipelines/recipes/rows.yaml"),
 )
+PROJECT = Path("data/code.json")
+"""Digests of a project's parameter file, relative to the working directory."""
 NOT_RECIPES = ("dvc.yaml", "rows.yaml")
 _HEAD = "# Written by python -m pipelines.digests: do not edit.\n"
 _LENGTH = 16  # hexadecimal digits of a digest
@@ -42,34 +49,41 @@ def recipes(root: Path = ROOT) -> dict[str, Path]:
 
 def digests(root: Path = ROOT) -> dict[str, Any]:
     """Return the content of ``code.yaml``."""
-    loaded = {name: config.load(path) for name, path in recipes(root).items()}
+    of_recipes = {
+        name: _digests(params, params.evaluation, root)
+        for name, params in ((name, config.load(path)) for name, path in recipes(root).items())
+    }
     return {
-        "any": _of_any(config.plugins("ebm_dist.evaluation"), root),
-        "prepare": {
-            name: code.prepare_digest(params, root)[:_LENGTH] for name, params in loaded.items()
+        "any": {
+            **_digests(None, config.plugins("ebm_dist.evaluation"), root),
+            "tune": code.tune_digest(root)[:_LENGTH],
         },
-        "train": {
-            name: code.train_digest(params, root)[:_LENGTH] for name, params in loaded.items()
-        },
-        "evaluate": {
-            name: {
-                suite: code.evaluate_digest(params, suite, root=root)[:_LENGTH]
-                for suite in params.evaluation
-            }
-            for name, params in loaded.items()
+        **{
+            stage: {name: by_stage[stage] for name, by_stage in of_recipes.items()}
+            for stage in ("prepare", "train", "evaluate")
         },
     }
 
 
-def _of_any(suites: list[str], root: Path) -> dict[str, Any]:
+def _digests(params: Params | None, suites: Iterable[str], root: Path) -> dict[str, Any]:
+    """Return the digests of the stages for these settings, or for any if None."""
     return {
-        "prepare": code.prepare_digest(None, root)[:_LENGTH],
+        "prepare": code.prepare_digest(params, root)[:_LENGTH],
         "classifier": code.classifier_digest(root)[:_LENGTH],
-        "train": code.train_digest(None, root)[:_LENGTH],
+        "train": code.train_digest(params, root)[:_LENGTH],
         "evaluate": {
-            suite: code.evaluate_digest(None, suite, root=root)[:_LENGTH] for suite in suites
+            suite: code.evaluate_digest(params, suite, root=root)[:_LENGTH] for suite in suites
         },
         "register": code.register_digest(root)[:_LENGTH],
+    }
+
+
+def of_project(params: Path, root: Path = ROOT) -> dict[str, Any]:
+    """Return the content of ``data/code.json`` for a parameter file."""
+    settings = config.load(params)
+    return {
+        "params": str(params),
+        **_digests(settings, settings.evaluation, root),
         "tune": code.tune_digest(root)[:_LENGTH],
     }
 
@@ -184,11 +198,7 @@ def check(
 
 
 def _checked_digest(stage: str, params: Path, suite: str | None, root: Path) -> str:
-    if not (root / CODE).exists():
-        raise ConfigError(f"{CODE}: missing; run python -m pipelines.digests")
-    content = YAML(typ="safe", pure=True).load((root / CODE).read_text())
-    name = params.stem if params.resolve().parent == (root / RECIPES).resolve() else None
-    settings = config.load(params) if name else None
+    settings, recorded, written_by = _recorded(params, root)
     present = {
         "prepare": lambda: code.prepare_digest(settings, root),
         "classifier": lambda: code.classifier_digest(root),
@@ -197,14 +207,37 @@ def _checked_digest(stage: str, params: Path, suite: str | None, root: Path) -> 
         "register": lambda: code.register_digest(root),
         "tune": lambda: code.tune_digest(root),
     }[stage]()[:_LENGTH]
-    recorded = content[stage].get(name) if name and stage in content else content["any"][stage]
-    recorded = recorded.get(suite) if suite and isinstance(recorded, dict) else recorded
-    if recorded != present:
+    digest = recorded.get(stage)
+    digest = digest.get(suite) if suite and isinstance(digest, dict) else digest
+    if digest != present:
         raise ConfigError(
-            f"{CODE}: is not of this code (stage {stage}); run python -m pipelines.digests, then"
+            f"{written_by[0]}: is not of this code (stage {stage}); run {written_by[1]}, then"
             " dvc repro again"
         )
     return str(present)
+
+
+def _recorded(params: Path, root: Path) -> tuple[Params | None, dict[str, Any], tuple[Path, str]]:
+    """Return the settings that the digests of a parameter file are of, None for any settings.
+
+    Return the digests by stage too, and their file with the command that writes it.
+    """
+    if PROJECT.exists():
+        recorded = read_json(PROJECT, "code")
+        if Path(recorded["params"]).resolve() == params.resolve():
+            return config.load(params), recorded, (PROJECT, "dvc repro code")
+    written_by = CODE, "python -m pipelines.digests"
+    if not (root / CODE).exists():
+        raise ConfigError(f"{CODE}: missing; run {written_by[1]}")
+    content = YAML(typ="safe", pure=True).load((root / CODE).read_text())
+    if params.resolve().parent != (root / RECIPES).resolve():
+        return None, content["any"], written_by
+    of_recipe = {
+        stage: digests[params.stem]
+        for stage, digests in content.items()
+        if stage != "any" and params.stem in digests
+    }
+    return config.load(params), content["any"] | of_recipe, written_by
 
 
 def encode(content: dict[str, Any]) -> bytes:
@@ -229,9 +262,14 @@ def write(root: Path = ROOT) -> list[Path]:
 
 
 def main() -> None:
-    argparse.ArgumentParser(
+    options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
+    )
+    options.add_argument("--params", type=Path, help=f"parameter file: write {PROJECT} for it")
+    args = options.parse_args()
+    if args.params:
+        write_json(PROJECT, of_project(args.params))
+        return
     changed = write()
     print(f"{', '.join(map(str, changed)) or 'nothing'} changed: {len(recipes())} recipes")
 

@@ -60,6 +60,33 @@ def parser() -> argparse.ArgumentParser:
     added.add_argument("--no-wait", action="store_true", help="print the job's name and return")
     added.add_argument("--dry-run", action="store_true", help="plan on this machine instead")
     added = command(
+        "init", "init", "look at the user's own data, and write the files of a project on them"
+    )
+    added.add_argument("name", nargs="?", help="name of the model (default: that of the data)")
+    added.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        help="an .npz, .npy, .csv or .parquet, or a folder of images",
+    )
+    added.add_argument("--task", choices=("generate", "anomaly", "classify"), default="generate")
+    added.add_argument("--labels", help="array or column of the labels (default: labels, y, ...)")
+    added.add_argument(
+        "--anomalies", nargs="+", default=(), help="classes that are anomalies (task anomaly)"
+    )
+    added = command("run", "run_project", "run the stages of a project; again to resume")
+    added.add_argument("name", help="name that ebm-dist init printed")
+    added = command(
+        "score",
+        "score",
+        "write the energy of each sample of a file: high = unusual",
+        model=f"folder of a model on the user's own data, or {_URI}",
+    )
+    added.add_argument("file", type=Path, help="samples of the kind that the model has learnt")
+    added.add_argument(
+        "--out", type=Path, default=Path("scores.csv"), help="file to write (default: scores.csv)"
+    )
+    added = command(
         "settings", "settings", "list the keys of a parameter file: types, defaults and meaning"
     )
     added.add_argument(
@@ -191,6 +218,79 @@ def submit(args: Namespace) -> None:
     os.chdir(ROOT)
     # replaced, so that signals reach the submitter and the exit code is the job's
     os.execv(sys.executable, [sys.executable, *words])  # noqa: S606
+
+
+def init(args: Namespace) -> None:
+    """Write the files of a project, and print what the data are.
+
+    Raise :class:`ConfigError` for a file that exists, :class:`DataError` for data that cannot be
+    used.
+    """
+    from ebm_dist.cli import project
+
+    name = args.name or project.default_name(args.data)
+    project.check_free(name)
+    seen = project.inspect(args.data, args.task, args.labels, tuple(args.anomalies))
+    for line in project.describe(seen):
+        print(line)
+    content = project.files(seen, args.task, name)
+    for suite, reason in content.left_out.items():
+        print(f"left out    suite {suite}: {reason}")
+    print(f"written     {', '.join(map(str, project.write(name, content)))}")
+    print(f"next        ebm-dist run {name}")
+
+
+def run_project(args: Namespace) -> None:
+    """Run a project and its report. Raise :class:`ConfigError` where there is none."""
+    from ebm_dist import config
+    from ebm_dist.cli import project
+    from ebm_dist.report import page
+    from ebm_dist.storage import write_whole
+
+    name = args.name.removesuffix(".yaml")
+    for path in (Path(f"{name}.yaml"), project.STAGES):
+        if not path.exists():
+            raise ConfigError(f"{path}: missing here", "run ebm-dist init --data FILE first")
+    config.load(Path(f"{name}.yaml"))
+    if exit_code := project.repro():
+        print(
+            f"error: a stage failed, see above; afterwards run again: ebm-dist run {name}",
+            file=sys.stderr,
+        )
+        sys.exit(exit_code)
+    text, out = page.build(Path("reports") / name), Path("report.html")
+    write_whole(out, text.encode(errors="backslashreplace"))
+    for line in project.results(name):
+        print(line)
+    print(f"report    {out}")
+
+
+def score(args: Namespace) -> None:
+    """Write the energy of each sample as CSV, in their order.
+
+    Raise :class:`DataError` for samples that the model cannot read.
+    """
+    from ebm_dist import evaluation
+    from ebm_dist.datasets import arrays
+    from ebm_dist.errors import DataError
+    from ebm_dist.files import write_csv
+    from ebm_dist.registry import versions
+
+    trained = versions.load(args.model)
+    dataset = getattr(trained.params.dataset, "of", trained.params.dataset)
+    if not isinstance(dataset, arrays.Config):
+        raise DataError(f"{args.model}: is no model of the user's own data, which have a file")
+    x = arrays.read_samples(dataset, args.file)
+    if list(x.shape[1:]) != list(trained.card["shape"]):
+        raise DataError(
+            f"{args.file}: samples have the shape {x.shape[1:]}, and the model has learnt"
+            f" {tuple(trained.card['shape'])}",
+            "provide samples of that shape",
+        )
+    energies = trained.energies(trained.to_model(x))
+    evaluation.check_finite(energies, str(args.file))
+    write_csv(args.out, [{"row": i, "score": e} for i, e in enumerate(energies.tolist())])
+    print(f"{args.out}: {len(x):,} scores, high = unusual")
 
 
 def settings(args: Namespace) -> None:

@@ -1,4 +1,4 @@
-"""The user's own data: an ``.npz`` or ``.npy`` file, or a folder of images.
+"""The user's own data: ``.npz``, ``.npy``, ``.csv`` or ``.parquet``, or a folder of images.
 
 Unsigned integers are scaled by the largest value of their type: 255, or 65535 for 16 bits. Bytes of
 only 0 and 1 are binary data and stay so. Floats are not scaled; tables of floats are standardised,
@@ -16,12 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ebm_dist.config import Mismatch, Params, Positive, PositiveInt, Probability, section
-from ebm_dist.datasets import Arrays, Dataset, Standardisation, hold_out
+from ebm_dist.datasets import Arrays, Dataset, Standardisation, _tables, hold_out
 from ebm_dist.datasets._pictures import natural_order, read_folder
 from ebm_dist.errors import DataError, reason
 
 _MAX_CHANNELS = 4
 _SPLITS = ("train", "val", "test")
+_SAMPLES, _LABELS = ("images", "x", "X", "data"), ("labels", "label", "y", "class", "target")
+"""Names of the samples in an ``.npz``, and of the labels there and in a table."""
 _MAX_SHOWN = 10  # names in a message
 _FAR, _NARROW = 10.0, 0.1  # from N(0, 1): means and standard deviations of columns
 
@@ -30,9 +32,10 @@ _FAR, _NARROW = 10.0, 0.1  # from N(0, 1): means and standard deviations of colu
 class Config:
     path: str
     """File or folder, relative to the working directory or else to EBM_DATA_DIR. An ``.npz`` has
-    ``images`` and optionally ``labels`` (integers from 0, or strings), or both with the prefixes
-    ``train_``, ``val_`` and ``test_``. In a folder, each sub-folder of images is a class; or
-    ``train``, ``val`` and ``test`` are the only folders in it, with the classes inside."""
+    ``images``, ``x``, ``X`` or ``data``, and optionally ``labels`` or ``y`` (integers from 0, or
+    strings), or both with the prefixes ``train_``, ``val_`` and ``test_``. Rows of a ``.csv`` or
+    ``.parquet`` are samples. In a folder, each sub-folder of images is a class; or ``train``,
+    ``val`` and ``test`` are the only folders in it, with the classes inside."""
     val_fraction: Probability = 0.1
     """Fraction of the training samples held out for choosing settings, by a fixed random choice, if
     the data have no val part."""
@@ -56,7 +59,14 @@ class Config:
     chains start; samples are converted back. If absent, done for tables of floats without
     bounds."""
 
-    added_keys = ("layout", "scale", "bounds", "standardise")
+    labels: str | None = None
+    """Name of the labels: an array of an ``.npz``, or a column. If absent, the first that exists of
+    ``labels``, ``label``, ``y``, ``class`` and ``target``."""
+    anomalies: tuple[str, ...] = ()
+    """Classes that are anomalies. No model learns them: all their samples are test samples, of one
+    last class."""
+
+    added_keys = ("layout", "scale", "bounds", "standardise", "labels", "anomalies")
 
     def check(self, params: Params) -> None:
         if self.val_fraction + self.test_fraction > 1:
@@ -87,20 +97,20 @@ def locate(config: Config) -> Path:
         path = Path(os.environ.get("EBM_DATA_DIR", ".")) / config.path
     if not path.exists():
         raise DataError(
-            f"{path}: no such file or folder; set dataset.path to an .npz, an .npy or a folder of"
-            " images"
+            f"{path}: no such file or folder; set dataset.path to an .npz, .npy, .csv or .parquet,"
+            " or a folder of images"
         )
     return path
 
 
 def load(config: Config) -> Dataset:
     path = locate(config)
-    if path.is_dir():
-        pictures = read_folder(path)
-        parts = {split: _Part(*pair) for split, pair in pictures.splits.items()}
-        notes, layout = pictures.notes, "table" if config.layout == "table" else "channels_last"
-    else:
-        (parts, notes), layout = _read_file(path), config.layout
+    parts, notes, layout = _read(path, config)
+    if config.labels is not None and (path.is_dir() or parts["train"].labels is None):
+        raise DataError(
+            f"{path}: has no labels {config.labels!r}",
+            "set dataset.labels to an array of the .npz or a column of the table",
+        )
     _check_alike(path, parts)
     arranged = {name: _arrange(part.x, layout, path) for name, part in parts.items()}
     is_float = arranged["train"].dtype.kind == "f"
@@ -111,7 +121,13 @@ def load(config: Config) -> Dataset:
     bounds = config.bounds or (None if is_float else (0.0, 1.0))
     _check_values(path, arranged, scale, bounds)
     names, numbered = _number_labels({name: part.labels for name, part in parts.items()})
-    splits = _split(config, {name: Arrays(x, numbered[name]) for name, x in arranged.items()}, path)
+    samples = {name: Arrays(x, numbered[name]) for name, x in arranged.items()}
+    anomalous = Arrays(arranged["train"][:0], None)
+    if config.anomalies:
+        samples, names, anomalous = _without_anomalies(config, samples, names, path)
+    splits = _split(config, samples, path)
+    if config.anomalies:
+        splits["test"] = _joined(splits.get("test"), anomalous)
     splits, names, num_classes = _known_first(splits, names)
     first = next(iter(splits))
     if anomalies := names[num_classes:]:
@@ -134,6 +150,70 @@ def load(config: Config) -> Dataset:
         standardisation=standardisation,
         notes=tuple(notes),
     )
+
+
+def read_samples(config: Config, path: Path) -> npt.NDArray[Any]:
+    """Return all samples ``(n, *shape)`` of a file or folder in their order, divided by the scale.
+
+    Layout and scale are those of ``config``; labels are left out. Raise :class:`DataError` for data
+    in parts, and for what :func:`load` refuses.
+    """
+    parts, _, layout = _read(path, config)
+    if list(parts) != ["train"]:
+        raise DataError(f"{path}: has the parts {_listed(parts)}", "provide one array of samples")
+    _check_alike(path, parts)
+    arranged = {"train": _arrange(parts["train"].x, layout, path)}
+    arranged, scale, _ = _scaled(config, arranged)
+    _check_values(path, arranged, scale, None)
+    x: npt.NDArray[Any] = arranged["train"] / scale
+    return x
+
+
+def _read(path: Path, config: Config) -> tuple[dict[str, _Part], list[str], str]:
+    """Return the parts as they are stored, what is to be said about them, and their layout."""
+    if path.is_dir():
+        pictures = read_folder(path)
+        parts = {split: _Part(*pair) for split, pair in pictures.splits.items()}
+        return parts, pictures.notes, "table" if config.layout == "table" else "channels_last"
+    label_names = _LABELS if config.labels is None else (config.labels,)
+    if path.suffix.lower() in _tables.SUFFIXES:
+        table = _tables.read(path, label_names)
+        labels = table.labels
+        if labels is not None:
+            labels = _checked_labels(path, "the column of labels", labels, table.x.shape[:1])
+        return {"train": _Part(table.x, labels)}, table.notes, "table"
+    parts, notes = _read_arrays(path, label_names)
+    return parts, notes, config.layout
+
+
+def _without_anomalies(
+    config: Config, parts: Mapping[str, Arrays], names: tuple[str, ...], path: Path
+) -> tuple[dict[str, Arrays], tuple[str, ...], Arrays]:
+    """Return the parts without anomalies, the names of classes, and the anomalies as one class."""
+    unknown = [name for name in config.anomalies if name not in names]
+    if unknown or len(config.anomalies) == len(names):
+        raise DataError(
+            f"{path}: dataset.anomalies names {_listed(config.anomalies)}; the classes are"
+            f" {_listed(names) or 'none, because the data have no labels'}",
+            "name some of the classes, but not all",
+        )
+    known = [i for i, name in enumerate(names) if name not in config.anomalies]
+    inliers, anomalies = dict[str, Arrays](), []
+    for split, (x, y) in parts.items():
+        is_known = np.isin(y, known)
+        inliers[split] = Arrays(
+            x[is_known], None if y is None else np.searchsorted(known, y[is_known])
+        )
+        anomalies.append(x[~is_known])
+    x = np.concatenate(anomalies)
+    names = (*(names[i] for i in known), "/".join(config.anomalies))
+    return inliers, names, Arrays(x, np.full(len(x), len(known)))
+
+
+def _joined(first: Arrays | None, second: Arrays) -> Arrays:
+    if first is None or first.y is None or second.y is None:
+        return second
+    return Arrays(np.concatenate([first.x, second.x]), np.concatenate([first.y, second.y]))
 
 
 def _split(config: Config, parts: Mapping[str, Arrays], path: Path) -> dict[str, Arrays]:
@@ -169,7 +249,7 @@ def _limit(part: Arrays, count: int | None, name: str) -> Arrays:
     )
 
 
-def _read_file(path: Path) -> tuple[dict[str, _Part], list[str]]:
+def _read_arrays(path: Path, label_names: tuple[str, ...]) -> tuple[dict[str, _Part], list[str]]:
     try:
         with path.open("rb") as stream:
             content = np.load(stream, allow_pickle=False)
@@ -184,20 +264,24 @@ def _read_file(path: Path) -> tuple[dict[str, _Part], list[str]]:
             f"{path}: not a plain .npy or .npz of numbers ({reason(failed)});"
             " write it with numpy.savez"
         ) from None
-    has_parts = "train_images" in arrays
-    prefixes = {split: f"{split}_" for split in _SPLITS} if has_parts else {"train": ""}
-    if not has_parts and "images" not in arrays:
+    samples = next((n for n in _SAMPLES if n in arrays or f"train_{n}" in arrays), None)
+    if samples is None:
         raise DataError(
-            f"{path}: has {_listed(arrays)}; expected 'images' or 'train_images', rename the"
-            " samples"
+            f"{path}: has {_listed(arrays)}; expected the samples under {', '.join(_SAMPLES)}, or"
+            " with the prefixes train_, val_ and test_",
+            "rename them",
         )
+    has_parts = f"train_{samples}" in arrays
+    prefixes = {split: f"{split}_" for split in _SPLITS} if has_parts else {"train": ""}
     used, parts = set(), {}
     for split, prefix in prefixes.items():
-        if f"{prefix}images" in arrays:
-            x, labels = arrays[f"{prefix}images"], arrays.get(f"{prefix}labels")
-            used |= {f"{prefix}images", f"{prefix}labels"}
-            if labels is not None:
-                labels = _checked_labels(path, f"{prefix}labels", labels, x.shape[:1])
+        if f"{prefix}{samples}" in arrays:
+            x = arrays[f"{prefix}{samples}"]
+            name = next((prefix + n for n in label_names if prefix + n in arrays), None)
+            labels = (
+                None if name is None else _checked_labels(path, name, arrays[name], x.shape[:1])
+            )
+            used |= {f"{prefix}{samples}", name}
             parts[split] = _Part(x.astype(x.dtype.newbyteorder("="), copy=False), labels)
     unused = [name for name in arrays if name not in used]
     return parts, [f"arrays that are not used: {_listed(unused)}"] if unused else []

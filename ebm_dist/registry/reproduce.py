@@ -70,7 +70,9 @@ def _stage(root: Path, name: str, **options: Path) -> None:
         "PYTHONPATH": str(root),
     }
     command = [sys.executable, "-m", f"pipelines.{name}", *arguments]
-    done = subprocess.run(command, cwd=root, env=environment, check=False)
+    # an installed package reads the user's files from the working directory
+    cwd = root if (root / "pyproject.toml").exists() else None
+    done = subprocess.run(command, cwd=cwd, env=environment, check=False)
     if done.returncode:
         raise DataError(
             f"stage {name} ended with exit code {done.returncode}; its message is above"

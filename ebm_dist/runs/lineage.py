@@ -14,6 +14,8 @@ from ebm_dist.config import TRAINING, Params
 from ebm_dist.runs import code
 
 ROOT = code.ROOT
+IS_CHECKOUT = (ROOT / "pyproject.toml").exists()
+"""An installed package may lie inside another project's repository, whose commit is not its own."""
 
 
 CADENCE = ("log_every", "checkpoint_every", "max_energy", "max_rollbacks")
@@ -63,6 +65,8 @@ def git_state() -> dict[str, str]:
     """
 
     def git(*arguments: str) -> str | None:
+        if not IS_CHECKOUT:
+            return None
         done = subprocess.run(
             ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
         )

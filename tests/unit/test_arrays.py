@@ -72,7 +72,7 @@ def test_bad_input_is_one_clear_message(tmp_path):
     (tmp_path / "x.npz").write_bytes(b"<html>")
     refused("not a plain .npy or .npz", tmp_path / "x.npz")
     np.savez(tmp_path / "x.npz", pictures=images(3, 4, 4))
-    refused("has pictures; expected 'images'", tmp_path / "x.npz")
+    refused("has pictures; expected the samples under images, x, X, data", tmp_path / "x.npz")
     np.savez(tmp_path / "x.npz", images=images(3, 4, 4), labels=np.zeros(2, int))
     refused("labels must be 3 integers", tmp_path / "x.npz")
     np.save(tmp_path / "x.npy", np.array([object()] * 3), allow_pickle=True)
