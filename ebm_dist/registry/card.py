@@ -3,6 +3,7 @@
 Headline figures and limits come first, then data, method, metrics, lineage and how to cite it.
 """
 
+import html
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -19,8 +20,9 @@ from ebm_dist.report.table import interval
 
 _FIRST_SUITE = "samples"
 _MIXED_RHAT = 1.1  # Gelman et al. 2013, Bayesian Data Analysis, section 11.5
-# punctuation that Markdown or HTML may read as markup; an underscore within a word is not
-_MARKUP = re.compile(r"[\\`*{}\[\]<>#|~$&!]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+_ENTITIES = re.compile(r"[<>]|&(?=#?\w)")
+# punctuation that Markdown may read as markup; an underscore within a word is not
+_MARKUP = re.compile(r"[\\`*{}\[\]#|~!]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 _PAPER = re.compile(r"[A-Z][\w-]+(?: & [A-Z][\w-]+| et al\.)? (?:19|20)\d\d")
 _TRAINING = "train"
 """The folder of reports with the metrics of the training, which are no evaluation."""
@@ -97,8 +99,12 @@ def write(
 
 
 def escaped(text: str) -> str:
-    """Return a text that Markdown shows as typed, in a paragraph and in a cell of a table."""
-    return _MARKUP.sub(r"\\\g<0>", printable(text).replace("\n", " "))
+    """Return a text that Markdown shows as typed, in a paragraph and in a cell of a table.
+
+    Angle brackets become entities, because MLflow's Markdown has no backslash before them.
+    """
+    escapes = _MARKUP.sub(r"\\\g<0>", printable(text).replace("\n", " "))
+    return _ENTITIES.sub(lambda match: html.escape(match[0]), escapes)
 
 
 def _code(text: str) -> str:
