@@ -20,6 +20,19 @@ def redact(text: str) -> str:
     return _SECRET.sub(r"\1***", _USERINFO.sub("***@", text))
 
 
+def printable(text: str) -> str:
+    """Return a text with invisible characters, but newlines, as escapes such as ``\\x1b``.
+
+    Control characters in names then do not move the cursor of a terminal or colour its text.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
 def reason(error: BaseException) -> str:
     """Return the type and text of an error of a library in one short line, for a message."""
     text = " ".join(f"{type(error).__name__}: {error}".split())

@@ -11,6 +11,7 @@ from ebm_dist import config, evaluation
 from ebm_dist.config import Params, module_of, plugin_name
 from ebm_dist.data import shards
 from ebm_dist.datasets import Dataset
+from ebm_dist.errors import printable
 from pipelines import digests, parser, run
 
 
@@ -45,7 +46,8 @@ def main() -> None:
         index = indices[folder] = shards.write(args.out / folder, name, data)
         counts = ", ".join(f"{index.num_samples(split):,} {split}" for split in index.splits)
         mark = "" if index.is_official else "  (the user's own files)"
-        print(f"{args.out / folder}: {name}: {counts}; shape {tuple(index.shape)}{mark}")
+        line = f"{args.out / folder}: {name}: {counts}; shape {tuple(index.shape)}{mark}"
+        print(printable(line))
     if params.is_complete:
         evaluation.check(params, indices.pop("dataset"), indices)
     check_unchanged()

@@ -6,7 +6,7 @@ The version becomes candidate, and champion if it passes all its gates.
 from pathlib import Path
 
 from ebm_dist import config, models, storage
-from ebm_dist.errors import redact
+from ebm_dist.errors import printable, redact
 from ebm_dist.files import write_json
 from ebm_dist.registry import versions
 from ebm_dist.registry.card import Verdict
@@ -35,7 +35,7 @@ def main() -> None:
     result = versions.register(params, args.model, args.reports, runs / digest[:16], name)
     write_json(args.out, result)
     for gate in result["gates"]:
-        print(f"gate {gate['metric']}: {Verdict(**gate)}")
+        print(printable(f"gate {gate['metric']}: {Verdict(**gate)}"))
     aliases = " ".join(f"@{alias}" for alias in result["aliases"])
     print(f"models:/{result['model']}/{result['version']}  {aliases}")
     print(

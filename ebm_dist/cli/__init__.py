@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from types import FrameType
 
-from ebm_dist.errors import DataError, EbmError, redact
+from ebm_dist.errors import DataError, EbmError, printable, redact
 
 
 def run(main: Callable[[], None]) -> None:
@@ -34,14 +34,14 @@ def run(main: Callable[[], None]) -> None:
 
 
 class _Redacted(logging.Formatter):
-    """Leaves out passwords, also those in the messages of libraries."""
+    """Leaves out passwords and control characters, also those in the messages of libraries."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return redact(super().format(record))
+        return printable(redact(super().format(record)))
 
 
 def _report(message: str, exit_code: int) -> int:
-    print(f"error: {redact(message)}", file=sys.stderr, flush=True)
+    print(f"error: {printable(redact(message))}", file=sys.stderr, flush=True)
     return exit_code
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import shtab
 
 from ebm_dist.cli import run, scaffold
-from ebm_dist.errors import ConfigError, ResultsError
+from ebm_dist.errors import ConfigError, ResultsError, printable
 
 _URI = "models:/name@champion, or models:/name/version"
 
@@ -119,7 +119,7 @@ def parser() -> argparse.ArgumentParser:
     added.add_argument("kind", choices=list(scaffold.KINDS), help="kind of plugin")
     added.add_argument("name", help="name of the plugin and of its file")
     added.add_argument("--like", help="plugin to copy (default: a plain one of its kind)")
-    added = command("recipes", "recipes", "list the recipes, and whether they have results")
+    added = command("recipes", "recipes", "list the recipes, and since when their results stand")
     added.add_argument(
         "--update",
         action="store_true",
@@ -182,9 +182,10 @@ def examine(args: Namespace) -> None:
 
     findings = list(doctor.examine(config.load(args.params), args.data))
     for finding in findings:
-        print(f"{'ok  ' if finding.fix is None else 'FIX '}  {finding.check}: {finding.seen}")
+        state = "ok  " if finding.fix is None else "FIX "
+        print(printable(f"{state}  {finding.check}: {finding.seen}"))
         if finding.fix is not None:
-            print(f"        -> {finding.fix}")
+            print(printable(f"        -> {finding.fix}"))
     sys.exit(any(finding.fix is not None for finding in findings))
 
 
@@ -359,16 +360,22 @@ def new(args: Namespace) -> None:
 
 
 def recipes(args: Namespace) -> None:
-    """List the recipes; with ``--update`` write their rows and digests first."""
+    """List the recipes with the day and the commit of their results.
+
+    With ``--update`` write their rows and digests first.
+    """
     from ebm_dist.report import table
-    from ebm_dist.runs.lineage import ROOT
+    from ebm_dist.runs.lineage import ROOT, recorded_on
 
     if args.update:
         exit_code = os.spawnl(os.P_WAIT, sys.executable, sys.executable, "-m", "pipelines.digests")  # noqa: S606
         if exit_code:
             sys.exit(exit_code)
+    recorded = recorded_on(ROOT / "reports")
+    print(f"{'recipe':28} {'results recorded in':20}  title")
     for recipe in table.recipes(ROOT / "pipelines/recipes", ROOT / "reports"):
-        print(f"{recipe.name:28} {'run' if recipe.is_run else '-':4} {recipe.title}")
+        since = recorded.get(recipe.name, "not in git") if recipe.is_run else "-"
+        print(f"{recipe.name:28} {since:20}  {printable(recipe.title)}")
 
 
 def show_results(args: Namespace) -> None:
@@ -410,10 +417,10 @@ def compare(args: Namespace) -> None:
     from ebm_dist.runs.lineage import ROOT
 
     rows = table.compare(*(ROOT / "reports" / name for name in (args.a, args.b)))
-    width = max(len(key) for key, _, _ in rows)
+    width = max(len(printable(key)) for key, _, _ in rows)
     print(f"{'':{width}} {args.a[-20:]:>20} {args.b[-20:]:>20} {'difference':>12}")
     for key, a, b in rows:
-        print(f"{key:{width}} {a:20.5g} {b:20.5g} {b - a:+12.4g}")
+        print(f"{printable(key):{width}} {a:20.5g} {b:20.5g} {b - a:+12.4g}")
 
 
 def report(args: Namespace) -> None:
@@ -461,4 +468,4 @@ def history(args: Namespace) -> None:
     for event in promotion.call(lambda mlflow: promotion.log(mlflow, args.model)):
         gates = "; ".join(f"{metric} {verdict}" for metric, verdict in event.gates.items())
         change = f"{event.before or '-'} -> {event.version or '-'}"
-        print(f"{event.at} UTC  {change}  by {event.who} ({event.why}): {gates}")
+        print(printable(f"{event.at} UTC  {change}  by {event.who} ({event.why}): {gates}"))

@@ -1,19 +1,29 @@
-"""The model card of a registered version (Mitchell et al. 2019): data, method, metrics, limits."""
+"""The model card of a registered version (Mitchell et al. 2019).
 
+Headline figures and limits come first, then data, method, metrics, lineage and how to cite it.
+"""
+
+import html
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ebm_dist.config import Params, plugin_name
-from ebm_dist.errors import DataError
+from ebm_dist.config import Params, module_of, plugin_name
+from ebm_dist.errors import DataError, printable
 from ebm_dist.files import flat
 from ebm_dist.models.trained import TrainedModel
+from ebm_dist.report.headlines import headlines
 from ebm_dist.report.suites import read_suites
 from ebm_dist.report.table import interval
 
 _FIRST_SUITE = "samples"
 _MIXED_RHAT = 1.1  # Gelman et al. 2013, Bayesian Data Analysis, section 11.5
+_ENTITIES = re.compile(r"[<>]|&(?=#?\w)")
+# punctuation that Markdown may read as markup; an underscore within a word is not
+_MARKUP = re.compile(r"[\\`*{}\[\]#|~!]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+_PAPER = re.compile(r"[A-Z][\w-]+(?: & [A-Z][\w-]+| et al\.)? (?:19|20)\d\d")
 _TRAINING = "train"
 """The folder of reports with the metrics of the training, which are no evaluation."""
 
@@ -51,21 +61,23 @@ def write(
     suites = read_suites(reports)
     plots = sorted(path for path in reports.glob("*/plots/*") if path.is_file())
     pictures = [
-        f"- `reports/{path.relative_to(reports)}`"
+        f"- {_code(f'reports/{path.relative_to(reports)}')}"
         for path in plots
         if path.suffix in (".png", ".gif")
     ]
     card = trained.card
     sections = {
+        "Headline figures": _headlines(suites),
+        "Limits": _limits(card, suites, params.register.limits),
         "Data": _data(card),
         "Method": _method(trained, params),
         "Sampler": _settings(params.sampler),
         "Gates": _gates(verdicts),
         "Metrics": _metrics(suites, verdicts),
-        "Limits": _limits(card, suites, params.register.limits),
         "Lineage": "\n".join(
-            f"- {key}: `{value}`" for key, value in _origin(card, lineage).items() if value
+            f"- {key}: {_code(value)}" for key, value in _origin(card, lineage).items() if value
         ),
+        "How to cite": _citation(model, card, params),
         "Pictures": "\n".join(pictures) or ("None: the suites wrote tables only." if plots else ""),
     }
     gaps = [name for name, text in sections.items() if not text]
@@ -78,11 +90,50 @@ def write(
     return (
         "\n\n".join(
             [
-                f"# {model}",
+                f"# {escaped(model)}",
                 *(f"## {name}\n\n{text}" for name, text in sections.items()),
             ]
         )
         + "\n"
+    )
+
+
+def escaped(text: str) -> str:
+    """Return a text that Markdown shows as typed, in a paragraph and in a cell of a table.
+
+    Angle brackets become entities, because MLflow's Markdown has no backslash before them.
+    """
+    escapes = _MARKUP.sub(r"\\\g<0>", printable(text).replace("\n", " "))
+    return _ENTITIES.sub(lambda match: html.escape(match[0]), escapes)
+
+
+def _code(text: str) -> str:
+    """Return a text as Markdown code; its fence is longer than any row of backticks in it."""
+    shown = printable(text).replace("\n", " ")
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", shown)), default=0))
+    pad = " " if "`" in shown else ""
+    return f"{fence}{pad}{shown}{pad}{fence}"
+
+
+def _headlines(suites: Mapping[str, Any]) -> str:
+    lines = [
+        f"- {line.name}: **{line.value:.4g}**" + (f" ({line.reading})" if line.reading else "")
+        for line in headlines(suites)
+    ]
+    return "\n".join(lines) or "None of the suites has one: see the metrics below."
+
+
+def _citation(model: str, card: Mapping[str, Any], params: Params) -> str:
+    about = module_of(params.objective).__doc__ or ""
+    papers = "; ".join(dict.fromkeys(_PAPER.findall(" ".join(about.split()))))
+    method = f"{escaped(about.partition(chr(10))[0])} {f'Papers: {papers}.' if papers else ''}"
+    return "\n".join(
+        [
+            f"- Model: {escaped(model)}, energy-based model trained with ebm-dist (CITATION.cff of"
+            f" its repository), weights {_code(card['sha256']['energy.safetensors'][:16])}.",
+            f"- Method: {method.strip()}",
+            f"- Data: {escaped(card['source'])}.",
+        ]
     )
 
 
@@ -103,11 +154,13 @@ def _data(card: Mapping[str, Any]) -> str:
         return ""
     origin = "" if card["is_official"] else " **The user's own files.**"
     samples = f"Samples of shape {tuple(card['shape'])}, {card['num_classes'] or 'no'} classes."
-    classes = f" Classes: {', '.join(card['class_names'])}." if "class_names" in card else ""
+    names = ", ".join(map(escaped, card.get("class_names", ())))
+    classes = f" Classes: {names}." if names else ""
     units = (
         " Standardised; requests are in the units of the data." if "standardisation" in card else ""
     )
-    return f"{card['dataset']}: {card['source']}.{origin} {samples}{classes}{units}"
+    source = f"{escaped(card['dataset'])}: {escaped(card['source'])}"
+    return f"{source}.{origin} {samples}{classes}{units}"
 
 
 def _method(trained: TrainedModel, params: Params) -> str:
@@ -138,11 +191,13 @@ def _settings(config: Any) -> str:
 def _gates(verdicts: Sequence[Verdict]) -> str:
     if not verdicts:
         return "None are set, so it cannot become champion."
-    rows = [
-        f"| {v.metric} | {'-' if v.value is None else f'{v.value:.4g}'} | {v.bound} |"
-        f" {'pass' if v.passes else f'skipped: {v.skipped}' if v.skipped else '**fail**'} |"
-        for v in verdicts
-    ]
+    rows = []
+    for v in verdicts:
+        outcome = f"skipped: {escaped(v.skipped)}" if v.skipped else "**fail**"
+        rows.append(
+            f"| {escaped(v.metric)} | {'-' if v.value is None else f'{v.value:.4g}'} | {v.bound} |"
+            f" {'pass' if v.passes else outcome} |"
+        )
     return "\n".join(["| gate | value | bound | |", "|---|---|---|---|", *rows])
 
 
@@ -163,7 +218,7 @@ def _metrics(suites: Mapping[str, Any], verdicts: Sequence[Verdict]) -> str:
             ends = interval(numbers, name) if is_whole else None
             spread = "one seed" if ends is None else "{:.4g} to {:.4g}".format(*ends)
             text = f"{value:.4g}" if isinstance(value, int | float) else str(value)
-            rows[name] = f"| {name} | {text} | {spread} |"
+            rows[name] = f"| {escaped(name)} | {text} | {spread} |"
 
     def place(name: str) -> int:
         suite = name.partition(".")[0]
@@ -177,14 +232,14 @@ def _metrics(suites: Mapping[str, Any], verdicts: Sequence[Verdict]) -> str:
 
 
 def _limits(card: Mapping[str, Any], suites: Mapping[str, Any], model_limits: str) -> str:
-    names = ", ".join(suite for suite in suites if suite != _TRAINING) or "no suite"
+    names = ", ".join(escaped(name) for name in suites if name != _TRAINING) or "no suite"
     lines = [
+        *_mixing(suites),
         "- Energies have an unknown constant and scale: they compare samples under this model,"
         " not models.",
         f"- It was evaluated by {names}; nothing is known about other uses.",
-        f"- Its input is samples like those of {card['dataset']};"
+        f"- Its input is samples like those of {escaped(card['dataset'])};"
         " energies of other samples are extrapolations.",
-        *_mixing(suites),
     ]
     return "\n".join(lines + ([f"- {model_limits}"] if model_limits else []))
 
@@ -199,7 +254,10 @@ def _mixing(suites: Mapping[str, Any]) -> list[str]:
     }
     if not values:
         return []
-    texts = [f"{k} {v:.3g}" if is_number(v) else f"{k} not finite" for k, v in values.items()]
+    texts = [
+        f"{escaped(key)} {f'{value:.3g}' if is_number(value) else 'not finite'}"
+        for key, value in values.items()
+    ]
     return [
         f"- Its chains have not mixed: R-hat is over {_MIXED_RHAT} ({', '.join(texts)}). Samples"
         " depend on where chains start and on their number of steps."

@@ -27,7 +27,8 @@ from ebm_dist.runs.record import EVENTS, METRICS, read_lines
 
 MODEL_TAG = "ebm.model_sha256"
 URI = "models:/"
-_EVAL = "eval."
+_EVAL, _EVAL_BEFORE = "eval/", "eval."  # prefixes of metrics, now and in 0.1
+_TRAINING = "train."  # metrics of the training, which the run has by step
 _MAX_DESCRIPTION = 5000  # of a version, in MLflow's databases
 _LISTED = ("gate.", "dvc.", "git.")  # groups of tags: those that are not set again are deleted
 
@@ -268,9 +269,9 @@ def _log_results(
 
     now = int(time.time() * 1000)
     values = {
-        _EVAL + tracking.mlflow_name(key): float(value)
+        _EVAL + tracking.mlflow_name(key.replace(".", "/", 1)): float(value)
         for key, value in metrics.items()
-        if isinstance(value, int | float)
+        if isinstance(value, int | float) and not key.startswith(_TRAINING)
     }
     logged = mlflow.get_run(run_id).data.metrics
     changed = [
@@ -280,7 +281,9 @@ def _log_results(
     ]
     for start in range(0, len(changed), 500):
         mlflow.log_batch(run_id, metrics=changed[start : start + 500])
-    outdated = sorted(name for name in logged.keys() - values.keys() if name.startswith(_EVAL))
+    outdated = sorted(
+        name for name in logged.keys() - values.keys() if name.startswith((_EVAL, _EVAL_BEFORE))
+    )
     mlflow.set_tag(run_id, "ebm.outdated_metrics", ", ".join(outdated))
     mlflow.log_artifacts(run_id, str(reports), "reports")
     for record in (METRICS, EVENTS):

@@ -1,4 +1,8 @@
-"""Figures from arrays: PNG and GIF as bytes, the same bytes for the same arrays."""
+"""Figures from arrays: PNG and GIF as bytes, the same bytes for the same arrays.
+
+Each file says in words what it shows, for those who do not see it: a PNG in the text chunk
+``Description``, a GIF in its comment. :func:`description` reads it.
+"""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -10,11 +14,21 @@ from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import AsinhLocator, FuncFormatter, LogLocator, NullFormatter
-from matplotlib.tri import Triangulation
+from matplotlib.ticker import (
+    AsinhLocator,
+    FuncFormatter,
+    LogLocator,
+    NullFormatter,
+    NullLocator,
+)
 from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
+
+from ebm_dist.errors import printable
 
 _DPI = 110
+_DESCRIPTION = "Description"
+_TOLERANCE = 0.002  # of values beyond 0 and 1: half a grey level
 _CYCLE = (
     "#0b6fb8",
     "#d95f02",
@@ -30,16 +44,34 @@ Array = npt.NDArray[Any]
 
 
 def _plain(name: str) -> str:
-    """Return a name that matplotlib does not read as a formula: dollars are escaped."""
-    return name.replace("$", r"\$")
+    """Return a name that matplotlib draws as typed: no formula, control characters as escapes."""
+    return printable(name).replace("$", r"\$")
 
 
-def _png(figure: Figure) -> bytes:
+def _png(figure: Figure, text: str) -> bytes:
+    """Return a figure with a description as PNG; without a version, so that bytes are equal."""
     out = io.BytesIO()
     FigureCanvasAgg(figure).print_png(  # type: ignore[no-untyped-call]
-        out, metadata={"Software": None}
-    )  # no version: equal content is equal bytes
+        out, metadata={"Software": None, _DESCRIPTION: _encodable(text)}
+    )
     return out.getvalue()
+
+
+def _encodable(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()
+
+
+def description(content: bytes) -> str:
+    """Return what a figure of this module shows, in words; "" for a picture that does not say so.
+
+    Raise :class:`OSError` or :class:`ValueError` for bytes that are no picture.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as picture:
+            text = picture.info.get(_DESCRIPTION) or picture.info.get("comment") or ""
+    except (SyntaxError, Image.DecompressionBombError) as failed:
+        raise ValueError(failed) from failed
+    return text.decode(errors="replace") if isinstance(text, bytes) else str(text)
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Any]:
@@ -50,19 +82,38 @@ def _figure(width: float, height: float) -> tuple[Figure, Any]:
     return figure, axes
 
 
-def tile(images: Array, columns: int) -> Array:
-    """Tile images ``(n, channels, h, w)`` in [0, 1] into one array of bytes ``(H, W, 3)``.
+def grey_scale(images: Array) -> tuple[float, float]:
+    """Return the values that are drawn black and white: 0 and 1 if all values lie there.
 
-    One grey pixel separates neighbours.
+    Otherwise they are the lowest and the highest finite value, so that none is cut off.
+    """
+    finite = images[np.isfinite(images)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    if low >= -_TOLERANCE and high <= 1 + _TOLERANCE:
+        return 0.0, 1.0
+    return _ends(finite)
+
+
+def scale_note(scale: tuple[float, float]) -> str:
+    """Return the part of a caption that states a grey scale other than 0 to 1."""
+    return "" if scale == (0.0, 1.0) else f"; black is {scale[0]:.3g}, white {scale[1]:.3g}"
+
+
+def tile(images: Array, columns: int, scale: tuple[float, float] | None = None) -> Array:
+    """Tile images ``(n, channels, h, w)`` into one array of bytes ``(H, W, 3)``.
+
+    ``scale`` has the values of black and white: those of :func:`grey_scale` by default. One grey
+    pixel separates neighbours.
     """
     n, channels, h, w = images.shape
     rows = -(-n // columns)
     sheet = np.full((rows * (h + 1) + 1, columns * (w + 1) + 1, 3), 0.5)
-    for i, image in enumerate(images):
+    low, high = grey_scale(images) if scale is None else scale
+    for i, image in enumerate((images - low) / (high - low)):
         top, left = (i // columns) * (h + 1) + 1, (i % columns) * (w + 1) + 1
         shown = image.transpose(1, 2, 0)[:, :, :3] if channels >= 3 else image[0][:, :, None]
         sheet[top : top + h, left : left + w] = shown
-    return (sheet.clip(0, 1) * 255).round().astype(np.uint8)
+    return (np.nan_to_num(sheet).clip(0, 1) * 255).round().astype(np.uint8)
 
 
 def _enlarged(sheet: Array, pixels: int = 640) -> Image.Image:
@@ -73,8 +124,9 @@ def _enlarged(sheet: Array, pixels: int = 640) -> Image.Image:
 
 
 def image_grid(images: Array, columns: int, title: str) -> bytes:
-    """Draw a sheet of images ``(n, channels, h, w)`` with a title."""
-    return titled(tile(images, columns), title)
+    """Draw a sheet of images ``(n, channels, h, w)`` with a title, which states its grey scale."""
+    scale = grey_scale(images)
+    return titled(tile(images, columns, scale), title + scale_note(scale))
 
 
 def titled(sheet: Array, title: str, rows: Sequence[str] = ()) -> bytes:
@@ -87,33 +139,50 @@ def titled(sheet: Array, title: str, rows: Sequence[str] = ()) -> bytes:
     )
     axes = figure.add_subplot()
     axes.imshow(sheet, interpolation="nearest")
-    axes.set_title(_plain(title), fontsize=11)
+    axes.set_title(_plain(title), fontsize=11, wrap=True)
     axes.set_axis_off()
     for i, name in enumerate(rows):
         axes.text(
             -3, (i + 0.5) * sheet.shape[0] / len(rows), name, ha="right", va="center", fontsize=8
         )
-    return _png(figure)
+    return _png(figure, f"Sheet of images. {title}" + (f": {', '.join(rows)}" if rows else ""))
 
 
 def animation(
     frames: Sequence[Array], labels: Sequence[str], columns: int, milliseconds: int = 120
 ) -> bytes:
-    """Animate sheets of images, each with a line of text below; the last stays for two seconds."""
-    pictures = []
+    """Animate sheets of images, each with a line of text below; the last stays for two seconds.
+
+    All have one grey scale, which the text states if it is not 0 to 1.
+    """
+    pictures, scale = [], grey_scale(np.concatenate(list(frames)))
     for frame, label in zip(frames, labels, strict=True):
-        sheet = _enlarged(tile(frame, columns), 360)
+        sheet = _enlarged(tile(frame, columns, scale), 360)
         picture = Image.new("RGB", (sheet.width, sheet.height + 22), "white")
         picture.paste(sheet, (0, 0))
-        ImageDraw.Draw(picture).text((6, sheet.height + 4), label, fill="black", font_size=13)
+        line = label + scale_note(scale)
+        ImageDraw.Draw(picture).text((6, sheet.height + 4), line, fill="black", font_size=13)
         # few flat colours: a tenth of the size
         pictures.append(picture.quantize(32, dither=Image.Dither.NONE))
     out = io.BytesIO()
-    durations = [milliseconds] * (len(pictures) - 1) + [2000]
+    text = f"Animation of {len(frames[0])} images from {labels[0]} to {labels[-1]}"
     pictures[0].save(
-        out, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0
+        out,
+        "GIF",
+        save_all=True,
+        append_images=pictures[1:],
+        duration=[milliseconds] * (len(pictures) - 1) + [2000],
+        loop=0,
+        comment=_encodable(text + scale_note(scale)),
     )
     return out.getvalue()
+
+
+def _asinh_ticks(axis: Any, width: float) -> None:
+    """Space the ticks of an asinh axis about evenly, so that those near 0 do not overprint."""
+    axis.set_major_locator(AsinhLocator(width, numticks=7, base=0))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def histogram(values: Mapping[str, Array], xlabel: str, title: str, num_bins: int = 80) -> bytes:
@@ -137,10 +206,11 @@ def histogram(values: Mapping[str, Array], xlabel: str, title: str, num_bins: in
             v, bins, weights=np.full(len(v), 1 / len(v)), label=f"{name} ({len(v):,})", **style
         )
     axes.set_xscale("asinh", linear_width=width)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    _asinh_ticks(axes.xaxis, width)
     axes.set(xlabel=xlabel, ylabel="share of the set in each bin", title=title)
     axes.legend(frameon=False, fontsize=9)
-    return _png(figure)
+    medians = ", ".join(f"{name} {np.median(v):.3g}" for name, v in values.items())
+    return _png(figure, f"Histogram. {title}. Medians of {xlabel}: {medians}")
 
 
 def intervals(
@@ -170,38 +240,9 @@ def intervals(
     axes.invert_yaxis()
     axes.set(xlabel=xlabel, title=title, xlim=(-0.03, 1.03))
     axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return _png(figure)
-
-
-def bars(values: Mapping[str, float], interval: tuple[float, float] | None, title: str) -> bytes:
-    """Draw a bar with its number for each value; the first is coloured and may have an interval."""
-    figure, axes = _figure(7.5, 1.0 + 0.32 * len(values))
-    places, numbers = np.arange(len(values)), list(values.values())
-    axes.barh(places, numbers, color=[_CYCLE[0], *["#b8c0c8"] * (len(values) - 1)], height=0.7)
-    if interval:
-        axes.errorbar(
-            [sum(interval) / 2],
-            [0],
-            xerr=(interval[1] - interval[0]) / 2,
-            color="#111827",
-            capsize=3,
-            lw=1.2,
-        )
-    low, high = min(0.0, *numbers), max(0.0, *numbers)
-    room = 0.02 * (high - low or 1.0)
-    for place, number in zip(places, numbers, strict=True):
-        axes.text(
-            max(number, 0.0, interval[1] if interval and place == 0 else 0.0) + room,
-            place,
-            f"{number:.4g}",
-            va="center",
-            fontsize=9,
-        )
-    axes.set_yticks(places, list(values), fontsize=9)
-    axes.invert_yaxis()
-    axes.margins(x=0.12)
-    axes.set_title(title, fontsize=10, wrap=True)
-    return _png(figure)
+    first = ", ".join(f"{name} {row[series[0]][0]:.3f}" for name, row in rows.items())
+    others = f"; the others are {', '.join(series[1:])}" if series[1:] else ""
+    return _png(figure, f"{title}. {xlabel}. {series[0]}: {first}{others}")
 
 
 def curves(
@@ -225,7 +266,13 @@ def curves(
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
     axes.legend(frameon=False, fontsize=10)
-    return _png(figure)
+    last = {name: line[1][-1] for name, line in lines.items()}
+    return _png(figure, _last_values(title, xlabel, ylabel, last))
+
+
+def _last_values(title: str, xlabel: str, ylabel: str, last: Mapping[str, float]) -> str:
+    values = ", ".join(f"{name} {value:.3g}" for name, value in last.items())
+    return f"{title}. Curves of {ylabel} by {xlabel}; last values: {values}"
 
 
 def bands(
@@ -247,13 +294,12 @@ def bands(
     *_, (_, _, low, high) = lines.values()
     width = float(np.abs([low.min(), high.max()]).max()) or 1.0
     axes.set_yscale("asinh", linear_width=width)
+    _asinh_ticks(axes.yaxis, width)
     axes.set_xscale("log" if log_x else "linear")
-    axes.yaxis.set_major_locator(AsinhLocator(width, numticks=7))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
     axes.legend(frameon=False, fontsize=10)
-    return _png(figure)
+    last = {name: middle[-1] for name, (_, middle, _, _) in lines.items()}
+    return _png(figure, _last_values(title, xlabel, ylabel, last))
 
 
 def paths(sets: Mapping[str, Array], dots: Array, labels: tuple[str, str], title: str) -> bytes:
@@ -270,7 +316,7 @@ def paths(sets: Mapping[str, Array], dots: Array, labels: tuple[str, str], title
         axes.scatter(*group[:, -1].T, s=40, color=colour, zorder=3)
     axes.set(xlabel=labels[0], ylabel=labels[1], title=title)
     axes.legend(frameon=False, fontsize=9, loc="upper right")
-    return _png(figure)
+    return _png(figure, f"{title}. Paths of {', '.join(sets)} over data, by {' and '.join(labels)}")
 
 
 def planes(
@@ -296,7 +342,7 @@ def planes(
     for axes in panels:
         axes.set(xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal")
     figure.suptitle(title, fontsize=12)
-    return _png(figure)
+    return _png(figure, f"{title}. Panels: {', '.join([*points, *log_densities])}")
 
 
 def regions(
@@ -337,7 +383,7 @@ def regions(
         frameon=False,
     )
     figure.suptitle(title, fontsize=12)
-    return _png(figure)
+    return _png(figure, f"{title}. Panels: {', '.join(maps)}. Points: {', '.join(points)}")
 
 
 def matrix(
@@ -360,7 +406,7 @@ def matrix(
                 va="center",
                 color="white" if value > 0.6 else "black",
             )
-    return _png(figure)
+    return _png(figure, f"{title}. Table of {', '.join(rows)} by {xlabel}")
 
 
 def calibration(bins: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str) -> bytes:
@@ -377,7 +423,7 @@ def calibration(bins: Mapping[str, tuple[Sequence[float], Sequence[float]]], tit
         title=title,
     )
     axes.legend(frameon=False, fontsize=10)
-    return _png(figure)
+    return _png(figure, f"{title}. Accuracy by confidence of {', '.join(bins)}")
 
 
 def best_so_far(
@@ -398,7 +444,8 @@ def best_so_far(
     _plain_ticks(axes.yaxis)
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title, xlim=(0, end))
     axes.legend(frameon=False, fontsize=10)
-    return _png(figure)
+    last = {name: best[-1] for name, (_, best) in lines.items() if len(best)}
+    return _png(figure, _last_values(title, xlabel, ylabel, last))
 
 
 class Column(NamedTuple):
@@ -454,45 +501,39 @@ def parallel_coordinates(
     axes.tick_params(length=0)
     axes.set(title=title, yticks=[], ylim=(-0.06, 1.2), xlim=(-0.35, len(places) - 0.7))
     axes.spines[:].set_visible(False)
-    return _flat(_png(figure))
+    text = f"{title}. One line per trial through {', '.join(columns)} and {score_name}"
+    return _flat(_png(figure, text))
 
 
 def _flat(png: bytes) -> bytes:
     """Reduce a PNG to 128 colours: a third of the size for many thin lines."""
-    out = io.BytesIO()
+    out, chunks = io.BytesIO(), PngInfo()
+    chunks.add_text(_DESCRIPTION, description(png))
     Image.open(io.BytesIO(png)).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(
-        out, "PNG", optimize=True
+        out, "PNG", optimize=True, pnginfo=chunks
     )
     return out.getvalue()
 
 
-def surface(x: Column, y: Column, scores: Array, labels: tuple[str, str, str], title: str) -> bytes:
-    """Draw scores over two values on logarithmic axes, one point per trial.
+def scatter(x: Column, y: Column, scores: Array, labels: tuple[str, str, str], title: str) -> bytes:
+    """Draw scores over two values on logarithmic axes, one point per trial, coloured by score.
 
-    Between the points the score is interpolated linearly. Crosses are trials without a score (NaN).
+    Crosses are trials without a score (NaN). Nothing is drawn between the points: a score depends
+    on other values too, and few points do not determine a surface.
     """
     figure = Figure(figsize=(7.0, 4.8), dpi=_DPI, layout="constrained")
     axes = figure.add_subplot()
     across, up, scored = np.array(x.values, float), np.array(y.values, float), np.isfinite(scores)
-    low, high = _ends(scores[scored])
-    norm = LogNorm(low, high)
-    logs = np.log(np.stack([across, up])[:, scored])
-    if (
-        scored.sum() >= 4
-        and np.linalg.matrix_rank(logs - logs.mean(axis=1, keepdims=True), tol=1e-6) == 2
-    ):
-        # neighbours by the distance on the logarithmic axes
-        mesh = Triangulation(across[scored], up[scored], Triangulation(*logs).triangles)
-        levels = np.geomspace(low, high, 12)
-        axes.tricontourf(mesh, scores[scored], levels=levels, norm=norm, cmap="viridis", alpha=0.35)
+    text = f"{title}. Scatter of {labels[2]} by {labels[0]} and {labels[1]}"
     points = axes.scatter(
         across[scored],
         up[scored],
         c=scores[scored],
-        norm=norm,
+        norm=LogNorm(*_ends(scores[scored])),
         cmap="viridis",
-        s=70,
-        ec="white",
+        s=90,
+        ec="black",
+        lw=0.6,
         zorder=3,
     )
     if not scored.all():
@@ -500,8 +541,9 @@ def surface(x: Column, y: Column, scores: Array, labels: tuple[str, str, str], t
         axes.scatter(across[~scored], up[~scored], label="diverged or failed", **style)
     if scored.any():
         best = np.flatnonzero(scored)[scores[scored].argmin()]
-        style = {"s": 220, "fc": "none", "ec": "black", "lw": 1.5, "zorder": 4}
+        style = {"s": 260, "fc": "none", "ec": "black", "lw": 1.5, "zorder": 4}
         axes.scatter(across[best], up[best], label=f"best: {scores[best]:.3g}", **style)
+        text += f"; best {scores[best]:.3g} at {across[best]:.3g} and {up[best]:.3g}"
         bar = figure.colorbar(points, ax=axes, label=labels[2])
         _plain_ticks(bar.ax.yaxis)
     for values, ends, scale, limits in (
@@ -514,10 +556,11 @@ def surface(x: Column, y: Column, scores: Array, labels: tuple[str, str, str], t
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_formatter(NullFormatter())
+    axes.grid(color="#e5e7eb", lw=0.8, zorder=0)
     axes.set(xlabel=labels[0], ylabel=labels[1], title=title)
     if len(scores):
         figure.legend(frameon=False, fontsize=9, loc="outside lower left", ncols=2)
-    return _png(figure)
+    return _png(figure, text)
 
 
 def _places(column: Column) -> tuple[Array, list[tuple[float, str]]]:

@@ -1,15 +1,17 @@
 """The page of a run: one self-contained HTML file of its reports, readable offline.
 
-The page follows the reader's light or dark mode and can be used by mouse or keyboard. Its markup is
-in ``page.html.j2``.
+The page follows the reader's light or dark mode and can be used by mouse, keyboard or screen
+reader, without scripts. Headline figures come first, then the suites, then the training. Its markup
+is in ``page.html.j2``.
 """
 
 import base64
 import csv
 import io
 import math
+import re
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
 
@@ -17,13 +19,17 @@ import pydantic
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel, Field, FiniteFloat, PositiveInt
 
-from ebm_dist.errors import DataError
+from ebm_dist.errors import DataError, printable
 from ebm_dist.files import flat, read_json
+from ebm_dist.report import figures
+from ebm_dist.report.headlines import headlines
 from ebm_dist.report.suites import read_suite, read_suites
 from ebm_dist.report.table import interval
 
 _KINDS = {".png": "image/png", ".gif": "image/gif"}
 _WIDTH, _HEIGHT = 240, 90  # of a curve, in pixels
+_ORDER = ("samples", "histogram", "ood", "chains")  # of the suites; others follow
+_TITLES = {"histogram": "Energies", "ood": "Out-of-distribution detection"}
 
 _Schema = TypeVar("_Schema", bound=BaseModel)
 
@@ -43,6 +49,8 @@ class _Run(BaseModel):
     workers: _Count | Annotated[list[_Count], Field(min_length=1)]
     hardware: _Hardware
     watts_a_worker: FiniteFloat | None = None
+    dataset: str = ""
+    commit: str = ""
 
 
 class _Gate(BaseModel):
@@ -76,9 +84,13 @@ def _read(path: Path, schema: type[_Schema], made_by: str) -> _Schema:
 
 
 class _Picture(NamedTuple):
+    anchor: str
     name: str
+    text: str
+    """what it shows, in words"""
     url: str
     """the content itself, as a data URL"""
+    is_animated: bool
 
 
 class _Curve(NamedTuple):
@@ -95,6 +107,8 @@ class _Curve(NamedTuple):
 
 
 class _Training(NamedTuple):
+    origins: list[str]
+    """data and commit of the runs"""
     runs: list[str]
     pictures: list[_Picture]
     curves: list[_Curve] | None
@@ -110,6 +124,7 @@ class _Metric(NamedTuple):
 
 
 class _Suite(NamedTuple):
+    anchor: str
     name: str
     pictures: list[_Picture]
     rows: list[_Metric]
@@ -132,36 +147,56 @@ def build(reports: Path, reference: Path | None = None) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         keep_trailing_newline=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,
     )
-    environment.filters["anchor"] = lambda name: name.lower().replace(" ", "-")
     registry = reports / "registry.json"
     return environment.get_template("page.html.j2").render(
         title=reports.resolve().name,
         registration=_read(registry, _Registration, "register") if registry.exists() else None,
         training=_training(reports),
+        headlines=headlines(suites),
         suites=[
-            _suite(reports / name, metrics, read_suite(reference, name) if reference else {})
-            for name, metrics in suites.items()
+            _suite(reports / name, suites[name], read_suite(reference, name) if reference else {})
+            for name in sorted(suites, key=_place)
         ],
         curve_width=_WIDTH,
         curve_height=_HEIGHT,
     )
 
 
+def _place(suite: str) -> tuple[int, str]:
+    return (_ORDER.index(suite) if suite in _ORDER else len(_ORDER), suite)
+
+
 def _training(reports: Path) -> _Training:
     """Collect what each run cost, a picture of the chains and the curves of the first run."""
-    runs = [
-        _cost(path.parent.relative_to(reports), _read(path, _Run, "train"))
+    runs = {
+        path.parent.relative_to(reports): _read(path, _Run, "train")
         for path in sorted(reports.glob("train/**/run.json"))
-    ]
+    }
     pictures = [
-        _picture(path, "Chains over the training")
+        _picture(path, "Chains over the training", "train-0")
         for path in sorted(reports.glob("train/**/chains.png"))[:1]
     ]
     curves_file = next(iter(sorted(reports.glob("train/**/curves.csv"))), None)
-    if curves_file is None:
-        return _Training(runs, pictures, None)
-    return _Training(runs, pictures, _curves(curves_file))
+    return _Training(
+        _origins(runs),
+        [_cost(name, run) for name, run in runs.items()],
+        pictures,
+        None if curves_file is None else _curves(curves_file),
+    )
+
+
+def _origins(runs: Mapping[Path, _Run]) -> list[str]:
+    """Return the data and the commits of the runs, where they are recorded."""
+    datasets = dict.fromkeys(run.dataset for run in runs.values() if run.dataset)
+    commits = dict.fromkeys(
+        run.commit[:10] + "+" * run.commit.endswith("+") for run in runs.values() if run.commit
+    )
+    return [
+        *([f"Data: {', '.join(datasets)}"] if datasets else []),
+        *([f"code: commit {', '.join(commits)}"] if commits else []),
+    ]
 
 
 def _curves(path: Path) -> list[_Curve]:
@@ -222,10 +257,11 @@ def _share(value: float, low: float, high: float) -> float:
 
 
 def _suite(folder: Path, metrics: dict[str, Any], reference: dict[str, Any]) -> _Suite:
+    paths = [path for path in sorted(folder.glob("plots/*")) if path.suffix in _KINDS]
+    anchor = _anchor(folder.name)
     pictures = [
-        _picture(path, f"{folder.name}: {path.stem.replace('_', ' ')}")
-        for path in sorted(folder.glob("plots/*"))
-        if path.suffix in _KINDS
+        _picture(path, f"{folder.name}: {path.stem.replace('_', ' ')}", f"{anchor}-{i}")
+        for i, path in enumerate(paths)
     ]
     replicates = [flat(replicate) for replicate in metrics.get("seeds", {}).values()]
     reference = flat(reference)
@@ -243,10 +279,22 @@ def _suite(folder: Path, metrics: dict[str, Any], reference: dict[str, Any]) -> 
         )
         for key, value in flat({k: v for k, v in metrics.items() if k != "seeds"}).items()
     ]
-    name = folder.name.replace("_", " ").capitalize()
-    return _Suite(name, pictures, rows, bool(reference))
+    name = _TITLES.get(folder.name, folder.name.replace("_", " ").capitalize())
+    return _Suite(anchor, name, pictures, rows, bool(reference))
 
 
-def _picture(path: Path, name: str) -> _Picture:
-    content = base64.b64encode(path.read_bytes()).decode()
-    return _Picture(name, f"data:{_KINDS[path.suffix]};base64,{content}")
+def _anchor(name: str) -> str:
+    return "suite-" + re.sub(r"[^\w-]+", "-", name.lower())
+
+
+def _picture(path: Path, name: str, anchor: str) -> _Picture:
+    content = path.read_bytes()
+    try:
+        text = figures.description(content)
+    except (OSError, ValueError) as failed:
+        raise DataError(
+            f"{path}: not readable as a picture ({failed})",
+            "delete it and run 'dvc repro evaluate', or 'dvc repro train' for chains.png",
+        ) from None
+    url = f"data:{_KINDS[path.suffix]};base64,{base64.b64encode(content).decode()}"
+    return _Picture(anchor, name, text or name, url, path.suffix == ".gif")

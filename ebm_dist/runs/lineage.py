@@ -116,6 +116,26 @@ def recorded_in(path: Path) -> str:
     return done.stdout.strip()
 
 
+def recorded_on(folder: Path) -> dict[str, str]:
+    """Return day and commit that last changed metrics in each sub-folder, ``YYYY-MM-DD commit``.
+
+    Sub-folders that are not in git are absent.
+    """
+    command = ["git", "log", "--format=%x00%cs %h", "--name-only", "--relative", "--"]
+    try:
+        done = subprocess.run(
+            [*command, "*/metrics.json"], cwd=folder, capture_output=True, text=True, check=False
+        )
+    except OSError:  # no such folder, or no git
+        return {}
+    changes = dict[str, str]()
+    for entry in done.stdout.split("\0")[1:]:  # the latest first
+        change, *paths = entry.splitlines()
+        for path in filter(None, paths):
+            changes.setdefault(Path(path).parts[0], change)
+    return changes
+
+
 def dvc_hashes(lock: Path) -> dict[str, str]:
     """Return the hash of each output in a ``dvc.lock``; empty if the file is missing."""
     if not lock.exists():

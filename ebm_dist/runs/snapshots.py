@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from ebm_dist.errors import DataError
 from ebm_dist.files import read_tensors
@@ -16,6 +17,7 @@ from ebm_dist.training import checkpoint, state
 
 _FOLDER, _LOOK_EVERY_S = "pictures", 2.0
 _CHAINS, _MOST_ROWS = 12, 12  # chains of a picture; rows of the strip
+_SCALE = "Scale"  # text chunk of a picture whose black and white are not 0 and 1
 
 
 def taken(run: Path) -> dict[int, Path]:
@@ -34,8 +36,11 @@ def take(run: Path) -> None:
 
 def _keep(run: Path, step: int, chains: figures.Array) -> None:
     if chains.ndim == 4:
-        out = io.BytesIO()
-        Image.fromarray(figures.tile(chains, _CHAINS)).save(out, "PNG")
+        out, chunks, scale = io.BytesIO(), PngInfo(), figures.grey_scale(chains)
+        if note := figures.scale_note(scale):
+            chunks.add_text(_SCALE, note)
+        sheet = Image.fromarray(figures.tile(chains, _CHAINS, scale))
+        sheet.save(out, "PNG", pnginfo=chunks)
         (run / _FOLDER).mkdir(exist_ok=True)
         write_whole(run / _FOLDER / f"{step:08d}.png", out.getvalue())
 
@@ -62,9 +67,12 @@ def strip(run: Path) -> bytes | None:
         [*pictures][i]
         for i in np.unique(np.linspace(0, len(pictures) - 1, _MOST_ROWS).round().astype(int))
     ]
-    rows = [np.asarray(Image.open(io.BytesIO(read_bytes(pictures[step]))))[1:] for step in steps]
+    sheets = [Image.open(io.BytesIO(read_bytes(pictures[step]))) for step in steps]
+    note = ""
+    if any(_SCALE in sheet.info for sheet in sheets):
+        note = "; black and white are the lowest and highest value of a row"
     return figures.titled(
-        np.concatenate(rows),
-        "The same replay slots, one row per step",
+        np.concatenate([np.asarray(sheet)[1:] for sheet in sheets]),
+        f"The same replay slots, one row per step{note}",
         [f"{step:,}" for step in steps],
     )

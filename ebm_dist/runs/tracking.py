@@ -2,6 +2,10 @@
 
 They are filled from the run's record on disk, never by the workers. Training neither waits for a
 tracking server nor notices that it is down.
+
+MLflow groups metrics by what is before a ``/`` in their name: ``train/energy_gap``,
+``eval/ood/uniform.auroc``, ``system/...``. Up to version 0.1 the names were ``energy_gap`` and
+``eval.ood.uniform.auroc``: a run with these gets its metrics once more by the present names.
 """
 
 import io
@@ -22,7 +26,6 @@ from ebm_dist.files import flat
 from ebm_dist.runs import snapshots
 from ebm_dist.runs.background import call_every
 from ebm_dist.runs.record import EVENTS, METRICS, read_lines
-from ebm_dist.storage import read_bytes
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -35,7 +38,10 @@ DIVERGED_TAG = "ebm.diverged_run_digest"
 """Replaces the run tag of a run that has metrics of a branch that a rollback has discarded."""
 CHANGED_TAG = "ebm.changed_params"
 """Present values, as JSON, of parameters that have changed since they were logged."""
-_STEP_TAG, _ROLLBACKS_TAG = "ebm.synced_step", "ebm.synced_rollbacks"
+_STEP_TAG, _ROLLBACKS_TAG = "ebm.synced_train_step", "ebm.synced_rollbacks"
+_PICTURE_TAG, _STRIP = "ebm.synced_picture", "chains.png"
+TRAIN = "train/"
+"""Prefix of the metrics of the training"""
 _NOT_METRICS = ("step", "time")
 _ROWS_A_CALL = 40  # MLflow accepts at most 1,000 metrics per call
 _PARAMS_A_CALL = 100  # MLflow's limit
@@ -171,7 +177,7 @@ def sync(mlflow: "MlflowClient", run_id: str, run: Path) -> int:
     for start in range(0, len(new_rows), _ROWS_A_CALL):
         block = new_rows[start : start + _ROWS_A_CALL]
         metrics = [
-            Metric(key, value, int(row.get("time", 0) * 1000), int(row["step"]))
+            Metric(TRAIN + key, value, int(row.get("time", 0) * 1000), int(row["step"]))
             for before, row in block
             for key, value in {**row, **_speed(before, row)}.items()
             if key not in _NOT_METRICS
@@ -180,7 +186,7 @@ def sync(mlflow: "MlflowClient", run_id: str, run: Path) -> int:
         # times, steps and values, of which the store keeps one
         mlflow.log_batch(run_id, metrics=metrics)
         mlflow.set_tag(run_id, _STEP_TAG, str(int(block[-1][1]["step"])))
-    _sync_pictures(mlflow, run_id, run)
+    _sync_strip(mlflow, run_id, run)
     return len(new_rows)
 
 
@@ -209,15 +215,13 @@ def _retire_if_diverged(mlflow: "MlflowClient", run_id: str, run: Path) -> bool:
     return True
 
 
-def _sync_pictures(mlflow: "MlflowClient", run_id: str, run: Path) -> None:
-    """Log the new pictures of the chains by step."""
-    last = int(mlflow.get_run(run_id).data.tags.get("ebm.synced_picture", -1))
-    for step, path in snapshots.taken(run).items():
-        if step > last:
-            mlflow.log_image(
-                run_id, Image.open(io.BytesIO(read_bytes(path))), key="chains", step=step
-            )
-            mlflow.set_tag(run_id, "ebm.synced_picture", str(step))
+def _sync_strip(mlflow: "MlflowClient", run_id: str, run: Path) -> None:
+    """Replace the picture of the chains over the training if there is a new checkpoint."""
+    newest = max(snapshots.taken(run), default=-1)
+    if newest > int(mlflow.get_run(run_id).data.tags.get(_PICTURE_TAG, -1)):
+        if strip := snapshots.strip(run):
+            mlflow.log_image(run_id, Image.open(io.BytesIO(strip)), artifact_file=_STRIP)
+        mlflow.set_tag(run_id, _PICTURE_TAG, str(newest))
 
 
 def _speed(before: dict[str, Any] | None, row: dict[str, Any]) -> dict[str, float]:

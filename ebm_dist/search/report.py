@@ -152,8 +152,8 @@ def write(
 def pictures(params: Params, result: SearchResult) -> dict[str, bytes]:
     """Draw PNG figures by file name.
 
-    They are parallel coordinates, the response surface of each pair of values on logarithmic axes,
-    and the best score so far.
+    They are parallel coordinates, the scores over each pair of values on logarithmic axes, and the
+    best score so far.
     """
     metric, valued = params.tune.metric, [trial for trial in result.trials if trial.values]
     scores = np.array(
@@ -167,7 +167,11 @@ def pictures(params: Params, result: SearchResult) -> dict[str, bytes]:
         for key, span in ranges.items()
     }
     num_failed = sum(not np.isfinite(score) for score in scores)
-    title = f"{len(valued)} trials, {num_failed} of them diverged or failed"
+    num_stopped = sum(trial.state == "stopped" for trial in valued)
+    title = (
+        f"{len(valued)} trials at their last step; {num_stopped} stopped early,"
+        f" {num_failed} diverged or failed"
+    )
     out = {"parallel.png": figures.parallel_coordinates(columns, scores, metric, title)}
     for x, y in itertools.combinations([key for key, span in ranges.items() if span.log], 2):
         name = (
@@ -178,7 +182,7 @@ def pictures(params: Params, result: SearchResult) -> dict[str, bytes]:
         across, up = (
             figures.Column([t.values[key] for t in valued], True, ranges[key].log) for key in (x, y)
         )
-        out[name] = figures.surface(across, up, scores, (x, y, metric), title)
+        out[name] = figures.scatter(across, up, scores, (x, y, metric), title)
     best = trials.progress(result.trials, metric)
     label = _NAMES[metric]
     out["best.png"] = figures.best_so_far(

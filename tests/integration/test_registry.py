@@ -75,8 +75,8 @@ def test_the_latest_evaluation_is_what_mlflow_shows(project):
     for fid in (30.0, 4.0, 30.0):
         project.register([FID], fid=fid, model="latest")
         run = project.run("latest")
-        assert run.data.metrics["eval.samples.fid_clf"] == fid
-    history = project.client.get_metric_history(run.info.run_id, "eval.samples.fid_clf")
+        assert run.data.metrics["eval/samples/fid_clf"] == fid
+    history = project.client.get_metric_history(run.info.run_id, "eval/samples/fid_clf")
     assert [metric.value for metric in sorted(history, key=lambda m: m.timestamp)] == [30, 4, 30]
     assert {metric.step for metric in history} == {12} and history[0].timestamp > 1.7e12
     assert run.data.tags["ebm.outdated_metrics"] == ""
@@ -84,7 +84,14 @@ def test_the_latest_evaluation_is_what_mlflow_shows(project):
     folders = (project.folder / "model", project.reports, project.folder / "run")
     versions.register(project.params([FID], register={"model": "latest"}), *folders, "name")
     tags = project.run("latest").data.tags
-    assert tags["ebm.outdated_metrics"] == "eval.ood.uniform.auroc, eval.samples.num_samples"
+    assert tags["ebm.outdated_metrics"] == "eval/ood/uniform.auroc, eval/samples/num_samples"
+    # a name of version 0.1, and metrics that the training has logged by step
+    project.client.log_metric(run.info.run_id, "eval.samples.fid_clf", 30.0)
+    project.report(samples={"fid_clf": 3.0}, train={"energy_gap": 0.1})
+    versions.register(project.params([FID], register={"model": "latest"}), *folders, "name")
+    data = project.run("latest").data
+    assert data.tags["ebm.outdated_metrics"].startswith("eval.samples.fid_clf, eval/ood/")
+    assert "eval/train/energy_gap" not in data.metrics
 
 
 def test_gates_that_left_the_file_leave_the_version(project):

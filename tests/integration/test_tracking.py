@@ -6,6 +6,7 @@ import time
 
 import mlflow as mlflow_module
 import pytest
+from PIL import Image
 
 from ebm_dist.errors import RegistryError
 from ebm_dist.files import flat
@@ -128,7 +129,34 @@ def test_what_mlflow_refuses_is_not_called_unreachable(mlflow, tmp_path):
 
 
 def history(mlflow, run_id):
-    return [(m.step, m.value) for m in mlflow.get_metric_history(run_id, "energy_gap")]
+    return [(m.step, m.value) for m in mlflow.get_metric_history(run_id, "train/energy_gap")]
+
+
+def test_a_run_of_version_0_1_gets_its_metrics_by_the_present_names(mlflow, tmp_path):
+    params, run = params_of("earlier"), tmp_path / "run"
+    write_record(run, [(10, 0.1), (20, 0.2)], [(0, 0)])
+    run_id = run_of(mlflow, params)
+    mlflow.log_metric(run_id, "energy_gap", 0.1, step=10)
+    mlflow.set_tag(run_id, "ebm.synced_step", "10")
+    for _ in range(2):
+        assert tracking.sync_run(mlflow, params, "digest", "name", DATA, run) == run_id
+    assert history(mlflow, run_id) == [(10, 0.1), (20, 0.2)]
+    assert mlflow.get_run(run_id).data.metrics["energy_gap"] == 0.1  # MLflow deletes no metrics
+
+
+def test_the_chains_over_the_training_are_one_picture(mlflow, tmp_path):
+    params, run = params_of("strip"), tmp_path / "run"
+    write_record(run, [(10, 0.1)], [(0, 0)])
+    (run / "pictures").mkdir()
+    run_id, heights = run_of(mlflow, params), []
+    for step in (0, 10, 20):
+        Image.new("RGB", (13, 8), "white").save(run / f"pictures/{step:08d}.png")
+        tracking.sync(mlflow, run_id, run)
+        (artifact,) = mlflow.list_artifacts(run_id)
+        assert artifact.path == "chains.png"
+        path = mlflow_module.artifacts.download_artifacts(f"runs:/{run_id}/chains.png")
+        heights.append(Image.open(path).height)
+    assert heights[0] < heights[1] < heights[2]  # a row per checkpoint
 
 
 def test_after_a_rollback_the_run_has_only_the_branch_that_was_kept(mlflow, tmp_path):
@@ -151,7 +179,7 @@ def test_after_a_rollback_the_run_has_only_the_branch_that_was_kept(mlflow, tmp_
     assert old.info.status == "FAILED" and tracking.RUN_TAG not in old.data.tags
     assert old.data.tags["mlflow.parentRunId"] == second
     assert old.data.tags["ebm.kept_up_to_step"] == "20"
-    assert present.data.metrics["energy_gap"] == 0.5 and present.info.status == "RUNNING"
+    assert present.data.metrics["train/energy_gap"] == 0.5 and present.info.status == "RUNNING"
     # a rollback to a step that is not logged yet discards nothing
     write_record(run, [*kept, *new, (60, 0.6)], [(0, 0), (20, 1), (50, 2)])
     assert sync() == second and history(mlflow, second)[-1] == (60, 0.6)
@@ -184,7 +212,8 @@ def test_system_metrics_are_logged_unless_switched_off(mlflow, tmp_path, is_on):
     names = {name for name in metrics if name.startswith("system/")}
     assert ("system/cpu_utilization_percentage" in names) == is_on
     assert ("system/system_memory_usage_percentage" in names) == is_on
-    assert metrics["energy_gap"] == 0.1
+    assert metrics["train/energy_gap"] == 0.1
+    assert all(name.startswith(("train/", "system/")) for name in metrics)
 
 
 def test_a_run_that_is_trained_again_is_running(mlflow, tmp_path):

@@ -195,7 +195,8 @@ def test_the_card_says_what_it_learnt_how_and_how_well(version):
     ]
     text = card.write("ebm-test", trained, chosen, folder / "reports", verdicts, LINEAGE)
     assert [line for line in text.splitlines() if line.startswith("#")] == [
-        "# ebm-test", "## Data", "## Method", "## Sampler", "## Gates", "## Metrics", "## Limits", "## Lineage", "## Pictures",
+        "# ebm-test", "## Headline figures", "## Limits", "## Data", "## Method", "## Sampler", "## Gates", "## Metrics",
+        "## Lineage", "## How to cite", "## Pictures",
     ]  # fmt: skip
     assert (
         "`langevin`, num_steps 3, step_size 0.02, noise_scale 0.1" in text
@@ -247,6 +248,54 @@ def test_the_card_lists_all_metrics_with_samples_and_gates_first(version, tmp_pa
     assert len(short) <= 3000 and "| ood.metric_50 |" in short and "| train." not in short
     assert "## Limits" in short and "## Pictures" in short
     assert card.shortened(text, 10**6) == text
+
+
+def test_headline_figures_and_limits_come_first_and_how_to_cite_is_said(version, tmp_path):
+    text = card_of(
+        version,
+        tmp_path,
+        samples={"fid_clf": 26.17, "fid_clf_floor": 18.3, "fid_clf_gaussian": 85.4},
+        chains={"both": {"rhat": 2.36}},
+    )
+    first, second, _ = text.partition("## Headline figures\n\n")[2].split("\n", 2)
+    assert first == (
+        "- FID-clf of samples (lower is better): **26.17** (real images 18.3, fitted Gaussian 85.4)"
+    )
+    assert "R-hat" in second and "**2.36**" in second
+    limits = text.partition("## Limits\n\n")[2]
+    assert limits.startswith("- Its chains have not mixed: R-hat is over 1.1")
+    cited = text.partition("## How to cite\n\n")[2].partition("\n\n")[0]
+    assert "Du & Mordatch 2019; Hinton 2002; Tieleman 2008" in cited
+    assert version[2].card["sha256"]["energy.safetensors"][:16] in cited
+    assert "Alpaydin & Kaynak" in cited
+    assert "## Headline figures" in card.shortened(text, 2500)
+
+
+NAMES = [
+    "a|b*c", "<b>", "_x_", "__a__", "`code`", "[l](http://a)", "# h", "\\", "a_b",
+    "a & b", "&#35;", "&amp;", "~~s~~",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_show_in_markdown_as_typed(name):
+    """By a parser of CommonMark with tables, in a paragraph, a cell and as code."""
+    markdown = pytest.importorskip("markdown_it").MarkdownIt().enable(["table", "strikethrough"])
+
+    def texts(source):
+        tokens = markdown.parse(source)
+        inline = [t for token in tokens if token.type == "inline" for t in token.children]
+        assert {t.type for t in inline} <= {"text", "text_special", "code_inline"}, inline
+        return "".join(t.content for t in inline)
+
+    assert texts(f"Classes: {card.escaped(name)}, end") == f"Classes: {name}, end"
+    assert texts(f"| a | b |\n|---|---|\n| {card.escaped(name)} | x |") == f"ab{name}x"
+    assert texts(f"- sha: {card._code(name)}") == f"sha: {name}"
+
+
+def test_control_characters_of_names_are_shown(version):
+    raw = version[2].card | {"class_names": ["\x1b[31m", "two\nlines", "a\u202eb"]}
+    assert r"Classes: \\x1b\[31m, two lines, a\\u202eb." in card._data(raw)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import importlib
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,8 +19,9 @@ import pytest
 
 from ebm_dist import config
 from ebm_dist.cli import commands, doctor, plan, scaffold
-from ebm_dist.errors import ConfigError, DataError
+from ebm_dist.errors import ConfigError, DataError, printable
 from ebm_dist.report import table
+from ebm_dist.runs import lineage
 from tests import helpers, pages
 from tests.helpers import ROOT
 
@@ -209,6 +211,31 @@ def test_names_of_plugins(name, like, expected, tmp_path):
         scaffold.write("sampler", name, tmp_path, like)
 
 
+def test_control_characters_of_names_are_escaped_on_the_terminal(run, tmp_path):
+    code, _, err = run("report", f"{tmp_path}/\x1b[2Jnothing\u202e")
+    assert code == 4 and r"\x1b[2Jnothing\u202e" in err and "\x1b" not in err
+    assert printable("plain text, é, \n") == "plain text, é, \n"
+    assert printable("a\tb\ud800\x07") == r"a\tb\ud800\x07"
+
+
+def test_recorded_results_have_day_and_commit(tmp_path):
+    def git(*arguments):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(
+            ["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True
+        )
+
+    git("init")
+    for name in ("one", "two"):
+        (tmp_path / f"reports/{name}/ood").mkdir(parents=True)
+        (tmp_path / f"reports/{name}/ood/metrics.json").write_text("{}")
+    git("add", "reports/one")
+    git("commit", "-m", "one", "--date=2001-02-03T04:05:06")
+    recorded = lineage.recorded_on(tmp_path / "reports")
+    assert list(recorded) == ["one"] and re.fullmatch(r"\d{4}-\d\d-\d\d \w{7,}", recorded["one"])
+    assert lineage.recorded_on(tmp_path / "nothing") == {}
+
+
 def test_recipes_and_their_comparison(tmp_path):
     found = {
         recipe.name: recipe
@@ -298,7 +325,11 @@ def test_samples_of_a_model_as_a_picture_or_an_array(run, digits_data, tmp_path)
 
 def test_the_command_speaks_plainly(run, tmp_path):
     code, out, _ = run("recipes")
-    assert code == 0 and "meg-25gaussians" in out
+    head, *rows = out.splitlines()
+    assert code == 0 and head.split() == ["recipe", "results", "recorded", "in", "title"]
+    (row,) = [row for row in rows if row.startswith("meg-25gaussians ")]
+    place = head.index("results")
+    assert re.match(r"\d{4}-\d\d-\d\d [0-9a-f]{7,} |not in git ", row[place:])
     code, out, _ = run("--completion", "bash")
     assert code == 0 and "meg" not in out and "rollback" in out and "complete -o" in out
     code, out, _ = run("doctor", "--data", str(tmp_path))

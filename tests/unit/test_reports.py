@@ -130,6 +130,7 @@ def test_suites_report_numbers_tables_and_readable_pictures(
         picture = Image.open(io.BytesIO(content))
         assert picture.width >= 300 and len(np.unique(np.asarray(picture.convert("L")))) > 5, name
         assert content == again.figures[name], f"{name} is not reproducible"
+        assert len(figures.description(content)) > 20, f"{name} has no words"
 
 
 def test_a_sheet_has_the_images_in_their_places():

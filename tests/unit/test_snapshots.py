@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from ebm_dist.files import encode
+from ebm_dist.report import figures
 from ebm_dist.runs import snapshots
 from ebm_dist.training.checkpoint import MANIFEST
 
@@ -62,6 +63,18 @@ def test_they_are_taken_while_a_block_runs_and_once_at_its_end(run):
     with snapshots.sync_while_running(folder):
         put(200)
     assert list(snapshots.taken(folder)) == [200]
+
+
+def test_values_beyond_0_and_1_are_scaled_and_the_strip_says_so(run):
+    folder, put = run
+    put(200)
+    snapshots.take(folder)
+    assert "black" not in figures.description(snapshots.strip(folder))
+    put(3000)
+    snapshots.take(folder)
+    text = figures.description(snapshots.strip(folder))
+    assert "; black and white are the lowest and highest value of a row: 200, 3,000" in text
+    assert list(snapshots.taken(folder)) == [200, 3000]
 
 
 def test_the_strip_has_a_dozen_rows_at_most_the_first_and_the_last_among_them(run):
