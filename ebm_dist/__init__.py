@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ebm_dist.api.detector import EnergyDetector as EnergyDetector
     from ebm_dist.api.training import train as train
     from ebm_dist.models import TrainedModel
 
-_PUBLIC = {"train": "training"}
+_PUBLIC = {"EnergyDetector": "detector", "train": "training"}
 """Module of :mod:`ebm_dist.api` of each public name."""
 
 
