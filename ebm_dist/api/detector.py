@@ -11,6 +11,7 @@ estimation, Gutmann & Hyvarinen 2010). Far from all rows f has learnt nothing, a
 term decides.
 """
 
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -26,7 +27,7 @@ from ebm_dist import config
 from ebm_dist.api.training import train
 from ebm_dist.datasets import Arrays, Dataset, Standardisation
 from ebm_dist.energies import EnergyModel, build_energy
-from ebm_dist.errors import ConfigError, DataError, InputError
+from ebm_dist.errors import ConfigError, DataError, InputError, reason
 from ebm_dist.files import encode, read_json, read_tensors, sha256, write_json
 from ebm_dist.storage import write_whole
 
@@ -116,8 +117,7 @@ class EnergyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.energy_.load_state_dict({k.removeprefix("network."): v for k, v in weights.items()})
         self.decision_scores_ = self._energies(rows)
         self.offset_ = self._offset()
-        self.threshold_ = -self.offset_
-        self.labels_ = (self.decision_scores_ > self.threshold_).astype(int)
+        self._label()
         return self
 
     def score_samples(self, X: Any) -> Array:  # noqa: N803
@@ -161,26 +161,34 @@ class EnergyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         Raise :class:`DataError` where a file is missing or altered.
         """
         folder = Path(folder)
-        content, tensors = read_json(folder / _SETTINGS, ""), read_tensors(folder / _TENSORS, "")
+        try:
+            content, tensors = (
+                read_json(folder / _SETTINGS, ""),
+                read_tensors(folder / _TENSORS, ""),
+            )
+        except DataError as failed:
+            raise DataError(failed.what, "save the detector again") from None
         try:
             if sha256(folder / _TENSORS) != content["sha256"]:
                 raise DataError(f"{folder / _TENSORS}: differs from {_SETTINGS}: altered")
-            hidden = tuple(content["parameters"].pop("hidden"))
-            detector = cls(**content["parameters"], hidden=hidden)
+            detector = cls(
+                **content["parameters"] | {"hidden": tuple(content["parameters"]["hidden"])}
+            )
             for name in _ATTRIBUTES:
                 setattr(detector, name, tensors.pop(name).numpy())
             detector.n_features_in_ = len(detector.mean_)
-            if content["feature_names"]:
-                detector.feature_names_in_ = np.array(content["feature_names"], dtype=object)
+            if names := content["feature_names"]:
+                detector.feature_names_in_ = np.array(names, dtype=object).reshape(-1)
             detector.energy_ = detector._network()
             detector.energy_.load_state_dict(
                 {name.removeprefix("energy."): value for name, value in tensors.items()}
             )
             detector.offset_ = float(content["offset"])
+            if len(getattr(detector, "feature_names_in_", detector.mean_)) != len(detector.mean_):
+                raise DataError(f"{folder / _SETTINGS}: expected {len(detector.mean_)} names")
         except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as failed:
-            raise DataError(f"{folder}: is not a saved detector ({failed})") from None
-        detector.threshold_ = -detector.offset_
-        detector.labels_ = (detector.decision_scores_ > detector.threshold_).astype(int)
+            raise DataError(f"{folder}: is not a saved detector ({reason(failed)})") from None
+        detector._label()
         return detector
 
     def _rows(self, X: Any, *, reset: bool) -> Array:  # noqa: N803
@@ -208,16 +216,17 @@ class EnergyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return rows
 
     def _check_contamination(self) -> None:
-        if self.contamination != "auto" and not 0 < self.contamination <= 0.5:
+        share = self.contamination
+        if share != "auto" and not (isinstance(share, Real) and 0 < share <= 0.5):
             raise InputError(
-                f"contamination: expected a share in (0, 0.5] or 'auto', found"
-                f" {self.contamination!r}"
+                f"contamination: expected a share in (0, 0.5] or 'auto', found {share!r}"
             )
 
     def _fit_scale(self, rows: Array) -> None:
         """Set mean, standard deviation and whitening matrix of the columns."""
         self.mean_, self.scale_ = Standardisation.of(rows)
-        standardised = (rows - self.mean_) / self.scale_
+        with np.errstate(over="ignore", invalid="ignore"):
+            standardised = (rows - self.mean_) / self.scale_
         if not np.isfinite(standardised).all():
             raise InputError("X: values are too large to be squared", "rescale the columns")
         covariance, _ = ledoit_wolf(standardised, assume_centered=True)
@@ -269,6 +278,11 @@ class EnergyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         z = torch.from_numpy(self._whiten(rows))
         energies: Array = torch.cat([self.energy_(part) for part in z.split(_MAX_ROWS)]).numpy()
         return energies
+
+    def _label(self) -> None:
+        """Set PyOD's attributes that follow from the scores of the training rows and the offset."""
+        self.threshold_ = -self.offset_
+        self.labels_ = (self.decision_scores_ > self.threshold_).astype(int)
 
     def _offset(self) -> float:
         energies = self.decision_scores_
