@@ -1,14 +1,14 @@
 """Anomaly detection in tables by an energy model, as a scikit-learn estimator.
 
-Columns are standardised and whitened: ``z = W (x - mean) / sd``, where ``W`` is the symmetric root
-of the inverse of the columns' correlation matrix, shrunk after Ledoit & Wolf (2004). The energy
+Columns are standardised to u and whitened to z. The energy of a row is
 
-    E(x) = |z|^2 / 2 + f(z)
+    z = (C + h^2 I)^(-1/2) u,    E(x) = |z|^2 / 2 + f(z)
 
-is half of the squared Mahalanobis distance, which is the energy of a Gaussian, and a network f that
-corrects it. By default f learns to tell the rows from samples of the Gaussian (noise contrastive
-estimation, Gutmann & Hyvarinen 2010). Far from all rows f has learnt nothing, and the quadratic
-term decides.
+where C is the covariance matrix of the training rows u, and h the smoothing. The first term is half
+of a squared Mahalanobis distance, the energy of a Gaussian. The network f corrects it. By default f
+learns to tell the training rows, smoothed by Gaussian noise of standard deviation h, from samples
+of that Gaussian (noise contrastive estimation, Gutmann & Hyvarinen 2010). E is then the energy of
+the smoothed density of the rows. Far from all rows f has learnt nothing: the first term decides.
 """
 
 from numbers import Real
@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from sklearn.base import BaseEstimator, OutlierMixin
-from sklearn.covariance import ledoit_wolf
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -29,17 +28,20 @@ from ebm_dist.datasets import Arrays, Dataset, Standardisation
 from ebm_dist.energies import EnergyModel, build_energy
 from ebm_dist.errors import ConfigError, DataError, InputError, reason
 from ebm_dist.files import encode, read_json, read_tensors, sha256, write_json
+from ebm_dist.rng import numpy_stream
 from ebm_dist.storage import write_whole
 
 Array = npt.NDArray[np.float64]
 OBJECTIVES: dict[str, dict[str, Any]] = {
-    # the noise needs no fit: whitened rows have its mean and covariance
+    # the noise needs no fit: smoothed and whitened rows have its mean and covariance
     "noise_contrastive": {"generator": {"name": "gaussian"}, "pretraining": 0},
     "meg": {"generator": {"name": "mlp", "latent_size": 16}, "num_energy_steps": 1},
 }
 """Settings of each objective."""
 _MAX_ROWS = 4096
 """Rows scored at a time."""
+_MAX_VALUES = 2**23
+"""Values of the smoothed copies of the training rows."""
 _MIN_EIGENVALUE = 1e-6
 _FENCE = 3.0
 _SETTINGS, _TENSORS = "detector.json", "detector.safetensors"
@@ -63,6 +65,8 @@ class EnergyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     =============================  =====================================================
 
     ``objective``: ``noise_contrastive`` or ``meg`` (maximum entropy generators).
+    ``smoothing``: standard deviation h of the noise that smooths the rows, in standard deviations
+    of a column. A larger value ignores finer structure.
     ``hidden``: width of each hidden layer of f.
     ``num_steps``, ``batch_size``, ``lr``: steps of training, rows per step, learning rate of Adam.
     ``contamination``: share of outliers among the training rows, in (0, 0.5], which sets the
@@ -76,14 +80,16 @@ class EnergyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self,
         objective: Literal["noise_contrastive", "meg"] = "noise_contrastive",
         *,
+        smoothing: float = 0.5,
         hidden: tuple[int, ...] = (128, 128),
         num_steps: int = 1000,
         batch_size: int = 256,
-        lr: float = 1e-3,
+        lr: float = 1e-2,
         contamination: float | Literal["auto"] = "auto",
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.objective = objective
+        self.smoothing = smoothing
         self.hidden = hidden
         self.num_steps = num_steps
         self.batch_size = batch_size
@@ -99,12 +105,12 @@ class EnergyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         :class:`DivergedError` where training diverges.
         """
         rows = self._rows(X, reset=True)
-        self._check_contamination()
+        self._check_parameters()
         self._fit_scale(rows)
-        settings = self._settings(int(check_random_state(self.random_state).randint(2**31 - 1)))
-        z = self._whiten(rows).astype(np.float32)
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        settings = self._settings(seed)
         data = Dataset(
-            splits={"train": Arrays(z, None)},
+            splits={"train": Arrays(self._smoothed(rows, seed), None)},
             scale=1.0,
             bounds=None,
             num_classes=0,
@@ -215,7 +221,11 @@ class EnergyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             )
         return rows
 
-    def _check_contamination(self) -> None:
+    def _check_parameters(self) -> None:
+        if not (isinstance(self.smoothing, Real) and 0 <= self.smoothing < np.inf):
+            raise InputError(
+                f"smoothing: expected a number of at least 0, found {self.smoothing!r}"
+            )
         share = self.contamination
         if share != "auto" and not (isinstance(share, Real) and 0 < share <= 0.5):
             raise InputError(
@@ -229,9 +239,8 @@ class EnergyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             standardised = (rows - self.mean_) / self.scale_
         if not np.isfinite(standardised).all():
             raise InputError("X: values are too large to be squared", "rescale the columns")
-        covariance, _ = ledoit_wolf(standardised, assume_centered=True)
-        is_constant = np.ptp(rows, axis=0) == 0
-        covariance[is_constant, is_constant] = 1.0  # of the unit of the column
+        covariance = standardised.T @ standardised / len(rows)
+        covariance[np.diag_indices_from(covariance)] += self.smoothing**2
         eigenvalues, directions = np.linalg.eigh(covariance)
         roots = np.sqrt(eigenvalues.clip(min=_MIN_EIGENVALUE))
         self.whitening_ = (directions / roots) @ directions.T
@@ -239,6 +248,17 @@ class EnergyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     def _whiten(self, rows: Array) -> Array:
         whitened: Array = (rows - self.mean_) / self.scale_ @ self.whitening_
         return whitened
+
+    def _smoothed(self, rows: Array, seed: int) -> npt.NDArray[np.float32]:
+        """Return whitened copies of the rows with noise, ``(m, columns)``.
+
+        There are as many as training draws, if they fit.
+        """
+        count = min(self.num_steps * self.batch_size, _MAX_VALUES // rows.shape[1])
+        copies = np.resize(self._whiten(rows), (max(count, len(rows)), rows.shape[1]))
+        noise = numpy_stream(seed, "detector/smoothing").normal(size=copies.shape)
+        smoothed: npt.NDArray[np.float32] = copies + self.smoothing * noise @ self.whitening_
+        return smoothed.astype(np.float32)
 
     def _settings(self, seed: int) -> dict[str, Any]:
         """Return the settings of :func:`ebm_dist.train`."""
