@@ -8,15 +8,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ebm_dist.api.detector import EnergyDetector
     from ebm_dist.api.model import Model, load
     from ebm_dist.api.sampling import Diagnostics, Draws, sample
     from ebm_dist.api.training import train
 
-__all__ = ["Diagnostics", "Draws", "Model", "load", "sample", "train"]
+__all__ = ["Diagnostics", "Draws", "EnergyDetector", "Model", "load", "sample", "train"]
 
 _MODULES = {
     "Diagnostics": "sampling",
     "Draws": "sampling",
+    "EnergyDetector": "detector",
     "Model": "model",
     "load": "model",
     "sample": "sampling",

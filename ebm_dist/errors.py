@@ -72,6 +72,10 @@ class DataError(EbmError):
     exit_code = 4
 
 
+class InputError(DataError, ValueError):
+    """An array or argument in a call is wrong; a ValueError, as scikit-learn's users expect."""
+
+
 class CheckpointError(EbmError):
     """No checkpoint is complete, or the latest one belongs to another run."""
 

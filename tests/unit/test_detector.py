@@ -1,0 +1,235 @@
+"""The anomaly detector: scikit-learn's interface, PyOD's attributes, saved without pickle."""
+
+import json
+import pickle
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.metrics import roc_auc_score
+
+import ebm_dist as ebm
+from ebm_dist.errors import ConfigError, DataError, InputError
+from tests.helpers import ROOT
+
+COLUMNS = 4
+
+
+def table(seed=0, n=400):
+    """Two clusters with correlated columns."""
+    rng = np.random.default_rng(seed)
+    mixing = rng.normal(size=(COLUMNS, COLUMNS))
+    return (rng.normal(size=(n, COLUMNS)) + 3 * rng.integers(2, size=(n, 1))) @ mixing
+
+
+def detector(**changed):
+    return ebm.EnergyDetector(
+        **{"hidden": (32,), "num_steps": 60, "contamination": 0.1, "random_state": 0} | changed
+    )
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return detector().fit(table())
+
+
+def test_an_obvious_outlier_scores_below_all_inliers_and_is_predicted(fitted):
+    x, far = table(), table()[:5] + 100
+    assert fitted.decision_function(far).max() < fitted.decision_function(x).min()
+    assert (fitted.predict(far) == -1).all() and (fitted.predict(x) == 1).mean() > 0.8
+
+
+def test_the_threshold_gives_the_contamination_on_training_rows(fitted):
+    x = table()
+    assert (fitted.predict(x) == -1).sum() == 40
+    assert np.array_equal(fitted.fit_predict(x), fitted.predict(x))
+    automatic = detector(contamination="auto").fit(np.concatenate([x, x[:3] + 100]))
+    assert (automatic.predict(x[:3] + 100) == -1).all()
+    assert 0 < (automatic.predict(x) == -1).mean() < 0.1
+
+
+def test_attributes_of_pyod_have_the_other_sign(fitted):
+    x = table()
+    assert np.array_equal(fitted.decision_scores_, -fitted.score_samples(x))
+    assert fitted.threshold_ == -fitted.offset_
+    assert np.array_equal(fitted.labels_, (fitted.predict(x) == -1).astype(int))
+    difference = fitted.score_samples(x) - fitted.offset_
+    assert np.array_equal(fitted.decision_function(x), difference)
+
+
+def test_equal_seeds_give_equal_scores(fitted):
+    x = table()
+    again = detector().fit(x)
+    assert np.array_equal(again.score_samples(x), fitted.score_samples(x))
+    other = detector(random_state=1).fit(x)
+    assert not np.array_equal(other.score_samples(x), fitted.score_samples(x))
+
+
+def test_the_score_of_a_row_does_not_depend_on_the_rows_beside_it(fitted):
+    x = table(1, 50)
+    together = fitted.score_samples(x)
+    alone = np.concatenate([fitted.score_samples(row[None]) for row in x])
+    np.testing.assert_allclose(alone, together, rtol=1e-10)
+    order = np.random.default_rng(0).permutation(50)
+    np.testing.assert_allclose(fitted.score_samples(x[order]), together[order], rtol=1e-10)
+
+
+def test_units_of_columns_do_not_matter(fitted):
+    x, unit, origin = table(), np.array([1e6, 1e-3, 7.0, 1.0]), np.array([0, 5.0, -1, 1e4])
+    scaled = detector().fit(x * unit + origin)
+    new = np.concatenate([table(1, 50), table(1, 50) * 3])
+    np.testing.assert_allclose(
+        scaled.score_samples(new * unit + origin), fitted.score_samples(new), rtol=1e-2, atol=1e-2
+    )
+
+
+def test_training_lowers_the_energy_between_clusters_less_than_at_them():
+    """A Gaussian alone takes the empty middle for the most normal place."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(600, 1)) * 0.1 + rng.choice([-1.0, 1.0], size=(600, 1))
+    trained = detector(num_steps=300, lr=1e-2).fit(x)
+    middle, centres = np.zeros((1, 1)), np.array([[-1.0], [1.0]])
+    assert trained.score_samples(middle) < trained.score_samples(centres).min() - 1
+    gaussian = -((middle / x.std()) ** 2)
+    assert gaussian > -((centres / x.std()) ** 2).max()
+
+
+def test_far_from_all_rows_the_quadratic_term_decides(fitted):
+    x = table()
+    direction = x[0] - x.mean(axis=0)
+    near, far = (x.mean(axis=0) + direction * distance for distance in (1e3, 2e3))
+    ratio = fitted.score_samples(far[None]) / fitted.score_samples(near[None])
+    assert ratio == pytest.approx(4, rel=0.02)
+
+
+def test_the_array_of_the_caller_is_left_alone_and_constant_columns_are_no_error():
+    x = np.column_stack([table(), np.full(400, 3.0)])
+    before = x.copy()
+    trained = detector(num_steps=20).fit(x)
+    assert np.isfinite(trained.score_samples(x)).all() and np.array_equal(x, before)
+    moved = x[:1] + np.array([0, 0, 0, 0, 50.0])
+    assert trained.predict(moved) == -1
+
+
+def test_images_are_rows_of_all_their_values():
+    images = np.random.default_rng(0).normal(size=(60, 1, 3, 3))
+    trained = detector(num_steps=20).fit(images)
+    assert trained.n_features_in_ == 9
+    flat = trained.score_samples(images.reshape(60, 9))
+    assert np.array_equal(trained.score_samples(images), flat)
+
+
+def test_a_saved_detector_gives_the_same_bits(tmp_path, fitted):
+    x = table(1)
+    fitted.save(tmp_path)
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".json", ".safetensors"]
+    loaded = ebm.EnergyDetector.load(tmp_path)
+    assert loaded.get_params() == fitted.get_params()
+    for name in ("decision_function", "predict"):
+        assert np.array_equal(getattr(loaded, name)(x), getattr(fitted, name)(x))
+    for name in ("decision_scores_", "labels_", "threshold_", "offset_", "n_features_in_"):
+        assert np.array_equal(getattr(loaded, name), getattr(fitted, name))
+    copied = pickle.loads(pickle.dumps(fitted))
+    assert np.array_equal(copied.score_samples(x), fitted.score_samples(x))
+    assert np.array_equal(clone(loaded).fit(table()).score_samples(x), fitted.score_samples(x))
+
+
+def test_altered_and_foreign_folders_are_refused(tmp_path, fitted):
+    fitted.save(tmp_path)
+    weights = tmp_path / "detector.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(DataError, match=r"altered"):
+        ebm.EnergyDetector.load(tmp_path)
+    weights.write_bytes(content)
+    settings = tmp_path / "detector.json"
+    for change in ({"parameters": {"hidden": [8]}}, {"offset": None}, {"feature_names": 3}):
+        fitted.save(tmp_path)
+        settings.write_text(json.dumps(json.loads(settings.read_text()) | change))
+        with pytest.raises(DataError, match=r"not a saved detector|expected 4 names"):
+            ebm.EnergyDetector.load(tmp_path)
+    with pytest.raises(DataError, match=r"missing.* save the detector again"):
+        ebm.EnergyDetector.load(tmp_path / "absent")
+
+
+def test_names_of_columns_are_kept_and_named_in_errors(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(table(), columns=["age", "height", "mass", "pulse"])
+    trained = detector(num_steps=20).fit(frame)
+    trained.save(tmp_path)
+    loaded = ebm.EnergyDetector.load(tmp_path)
+    assert loaded.feature_names_in_.tolist() == ["age", "height", "mass", "pulse"]
+    frame.loc[7, "mass"] = np.nan
+    for call in (detector().fit, loaded.predict):
+        with pytest.raises(InputError, match=r"column 'mass' has 1 NaN or inf.* row 7.*impute"):
+            call(frame)
+    with pytest.raises(ValueError, match="feature names"):
+        loaded.predict(frame.rename(columns={"age": "years"}))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"contamination": 0.7}, r"contamination: expected a share in \(0, 0.5\].*found 0.7"),
+        ({"contamination": "some"}, r"contamination: expected a share .*found 'some'"),
+        ({"objective": "nce"}, "objective: no 'nce'; use one of noise_contrastive"),
+        ({"lr": -1.0}, "lr"),
+        ({"hidden": (0,)}, "hidden"),
+    ],
+)
+def test_wrong_parameters_are_refused(changed, message):
+    with pytest.raises((InputError, ConfigError), match=message):
+        detector(**changed).fit(table())
+
+
+def test_wrong_arrays_are_refused(fitted):
+    with pytest.raises(ValueError, match="3 features, but EnergyDetector is expecting 4"):
+        fitted.predict(table()[:, :3])
+    x = table()
+    x[[5, 9], 2] = np.inf, np.nan
+    with pytest.raises(InputError, match=r"column 2 has 2 NaN or inf, the first in row 5"):
+        detector().fit(x)
+    with pytest.raises(InputError, match="too large"):
+        detector().fit(table() * 1e306)
+
+
+def test_the_package_does_not_import_scikit_learn():
+    code = "import sys, ebm_dist; sys.exit('sklearn' in sys.modules or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_page_for_users_of_pyod_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs/howto/from-pyod.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.S | re.M)
+    names: dict = {}
+    for block in blocks:
+        if "pyod" not in block or find_spec("pyod"):
+            exec(block, names)
+    assert roc_auc_score(names["y_test"], -names["detector"].score_samples(names["X_test"])) > 0.9
+
+
+@pytest.mark.slow
+def test_scikit_learn_s_checks_pass():
+    from sklearn.utils.estimator_checks import check_estimator
+
+    results = check_estimator(
+        ebm.EnergyDetector(hidden=(16,), num_steps=10, random_state=0), on_fail=None
+    )
+    failed = [(r["check_name"], r["exception"]) for r in results if r["status"] == "failed"]
+    assert len(results) > 40 and not failed
+
+
+@pytest.mark.slow
+def test_a_grid_search_in_several_processes_works():
+    from sklearn.model_selection import GridSearchCV
+
+    x = np.concatenate([table(), table(1, 40) + 20])
+    y = np.r_[np.ones(400), -np.ones(40)]
+    order = np.random.default_rng(0).permutation(440)
+    search = GridSearchCV(detector(), {"hidden": [(8,), (16,)]}, scoring="roc_auc", n_jobs=2, cv=2)
+    assert search.fit(x[order], y[order]).best_score_ > 0.9
