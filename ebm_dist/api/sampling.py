@@ -336,10 +336,8 @@ def _config(
         config = module.Config(**settings)
     except pydantic.ValidationError as failed:
         first = failed.errors()[0]
-        expected = first["msg"]
-        raise ConfigError(
-            f"{sampler}: {first['loc'][0]}: {expected[0].lower()}{expected[1:]}, found {first['input']!r}"
-        ) from None
+        expected = f"{first['msg'][0].lower()}{first['msg'][1:]}, found {first['input']!r}"
+        raise ConfigError(f"{sampler}: {first['loc'][0]}: {expected}") from None
     if "noise_scale" in keys and "noise_scale" not in settings:
         config = dataclasses.replace(config, noise_scale=(2 * config.step_size) ** 0.5)
     return config, is_adaptive
