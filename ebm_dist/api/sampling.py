@@ -243,8 +243,7 @@ class _Observer:
 def _check_start(kernel: Kernel, target: EnergyFn, x: Tensor) -> None:
     with torch.no_grad():
         state = kernel.init(target, x)
-        is_adjusted = isinstance(state, AdjustedState)
-        is_finite = state.is_finite if is_adjusted else target(x).isfinite()
+        is_finite = state.is_finite if isinstance(state, AdjustedState) else target(x).isfinite()
     if not is_finite.all():
         raise DivergedError(
             f"x0: the energy or its gradient is not finite at the start of {_chains(~is_finite)}",
@@ -337,10 +336,8 @@ def _config(
         config = module.Config(**settings)
     except pydantic.ValidationError as failed:
         first = failed.errors()[0]
-        key, expected = first["loc"][0], first["msg"]
-        raise ConfigError(
-            f"{sampler}: {key}: {expected[0].lower()}{expected[1:]}, found {first['input']!r}"
-        ) from None
+        expected = f"{first['msg'][0].lower()}{first['msg'][1:]}, found {first['input']!r}"
+        raise ConfigError(f"{sampler}: {first['loc'][0]}: {expected}") from None
     if "noise_scale" in keys and "noise_scale" not in settings:
         config = dataclasses.replace(config, noise_scale=(2 * config.step_size) ** 0.5)
     return config, is_adaptive

@@ -247,7 +247,7 @@ MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "every step is a draw": ("api/sampling.py", "if (step + 1) % self.thin == 0:", "if True:", API_SAMPLING),
     "a module stays in evaluation mode": ("api/sampling.py", "part.training = is_training", "pass", API_SAMPLING),
     "the best coordinate is reported": ("api/sampling.py", "np.max(diagnostics.rhat(moving))", "np.min(diagnostics.rhat(moving))", API_SAMPLING),
-    "a start that is not finite": ("api/sampling.py", "state.is_finite if is_adjusted", "x.isfinite() if is_adjusted", API_SAMPLING),
+    "a start that is not finite": ("api/sampling.py", "state.is_finite if", "x.isfinite() if", API_SAMPLING),
     "scores in other units": ("api/model.py", "scores / torch.from_numpy(standardisation.sd)", "scores", API_MODEL),
     "gradients of other energies": ("api/model.py", "(energies - mean[labels]) / sd[labels]", "energies", API_MODEL),
     "values out of bounds": ("api/model.py", "if self.bounds:", "if False:", API_MODEL),

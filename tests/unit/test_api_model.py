@@ -10,6 +10,7 @@ from ebm_dist.models import TrainedModel, requests
 from tests import helpers
 
 SETTINGS = {name: section for name, section in helpers.values().items() if name != "dataset"}
+SETTINGS |= {"train": {"num_steps": 4, "batch_size": 16, "num_shards": 1, "log_every": 1}}
 RNG = np.random.default_rng(0)
 TABLE = RNG.normal(50, 20, (96, 3)) * [1, 10, 100]
 IMAGES = RNG.integers(0, 256, (96, 4, 4), dtype=np.uint8)
@@ -81,7 +82,7 @@ def test_images_are_classified_and_completed(of_images):
 
 
 def test_a_model_says_what_it_is_and_is_a_trained_model(of_table, of_images):
-    assert repr(of_table) == "Model(dataset='arrays', shape=(3,), energy='mlp', num_steps=12)"
+    assert repr(of_table) == "Model(dataset='arrays', shape=(3,), energy='mlp', num_steps=4)"
     assert isinstance(of_images, TrainedModel) and of_images.bounds == (0.0, 1.0)
 
 

@@ -22,6 +22,7 @@ def test_the_import_loads_no_library():
     assert modules_after("import ebm_dist; dir(ebm_dist)").isdisjoint(SLOW)
 
 
+@pytest.mark.slow
 def test_sampling_loads_no_platform():
     assert modules_after("import ebm_dist; ebm_dist.sample").isdisjoint(
         {"sklearn", "mlflow", "ray", "matplotlib", "arviz"}

@@ -14,7 +14,7 @@ from ebm_dist.errors import ConfigError, DataError, DivergedError
 from ebm_dist.samplers import hmc, mala
 from tests.statistical.targets import Ising, assert_moments
 
-STARTS = torch.zeros(4000, 2)
+STARTS = torch.zeros(2000, 2)
 SHORT = {"num_samples": 4, "num_warmup": 6}
 SCALE = torch.tensor([1.0, 4.0])
 
@@ -39,7 +39,7 @@ def exact(energy, scale=6.0):
 @pytest.mark.parametrize("sampler", ["mala", "hmc"])
 def test_a_gaussian_has_its_moments(sampler):
     draws = ebm.sample(gaussian, STARTS, sampler, num_samples=10, num_warmup=80)
-    assert draws.x.shape == (10, 4000, 2)
+    assert draws.x.shape == (10, 2000, 2)
     assert_moments(draws.x[-1], torch.ones(2), SCALE)
     assert abs(draws.acceptance_rate - {"mala": mala, "hmc": hmc}[sampler].ACCEPTANCE) < 0.1
 
@@ -47,7 +47,7 @@ def test_a_gaussian_has_its_moments(sampler):
 @pytest.mark.parametrize("sampler", ["mala", "hmc", "metropolis"])
 def test_a_double_well_has_its_moments(sampler):
     """All chains start in one of the wells."""
-    draws = ebm.sample(double_well, np.ones((4000, 1)), sampler, num_samples=10, num_warmup=120)
+    draws = ebm.sample(double_well, np.ones((2000, 1)), sampler, num_samples=5, num_warmup=90)
     mean, variance, kurtosis = exact(double_well)
     assert draws.x.dtype == torch.float64
     assert_moments(draws.x[-1], mean, variance, kurtosis)
