@@ -200,10 +200,9 @@ def _without_anomalies(
     known = [i for i, name in enumerate(names) if name not in config.anomalies]
     inliers, anomalies = dict[str, Arrays](), []
     for split, (x, y) in parts.items():
+        assert y is not None  # some class has a name
         is_known = np.isin(y, known)
-        inliers[split] = Arrays(
-            x[is_known], None if y is None else np.searchsorted(known, y[is_known])
-        )
+        inliers[split] = Arrays(x[is_known], np.searchsorted(known, y[is_known]))
         anomalies.append(x[~is_known])
     x = np.concatenate(anomalies)
     names = (*(names[i] for i in known), "/".join(config.anomalies))
