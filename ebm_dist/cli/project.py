@@ -48,7 +48,8 @@ class Seen(NamedTuple):
     dataset: dict[str, Any]
     """the section ``dataset``, without few labels"""
     data: Dataset
-    index: shards.Index
+    prepared: shards.Index
+    """what stage prepare would write; its files are deleted"""
     notes: tuple[str, ...]
 
 
@@ -115,13 +116,12 @@ def _look(section: dict[str, Any]) -> Seen:
 
 
 def _config(section: dict[str, Any]) -> arrays.Config:
-    return arrays.Config(
-        **{
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in section.items()
-            if key != "name"
-        }
-    )
+    keys: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in section.items()
+        if key != "name"
+    }
+    return arrays.Config(**keys)
 
 
 def _prepared(data: Dataset) -> tuple[shards.Index, tuple[str, ...]]:
@@ -163,7 +163,7 @@ def _class_counts(data: Dataset) -> dict[str, int]:
 
 def describe(seen: Seen) -> Iterator[str]:
     """Yield a line per fact about the data."""
-    data, shape = seen.data, seen.index.shape
+    data, shape = seen.data, seen.prepared.shape
     x = data.splits["train"].x
     count = sum(len(part.x) for part in data.splits.values())
     size = sum(part.x.nbytes for part in data.splits.values())
@@ -223,11 +223,11 @@ def files(seen: Seen, task: str, name: str) -> Files:
     loaded = _with_few_labels(seen) if task == "classify" else seen
     candidates, left_out = _SUITES[task], dict[str, str]()
     settings = _params(loaded, task, name, candidates)
-    comparison = {} if len(loaded.index.shape) < 3 else {"photos": loaded.index}
+    comparison = {} if len(loaded.prepared.shape) < 3 else {"photos": loaded.prepared}
     suites = []
     for suite in candidates:
         try:
-            evaluation.check(settings, loaded.index, comparison, [suite])
+            evaluation.check(settings, loaded.prepared, comparison, [suite])
             suites.append(suite)
         except EbmError as refused:
             left_out[suite] = refused.what.partition(": ")[2]
@@ -259,7 +259,7 @@ def _with_few_labels(seen: Seen) -> Seen:
 
 def _text(seen: Seen, task: str, name: str, suites: list[str]) -> str:
     """Return the parameter file."""
-    index = seen.index
+    index = seen.prepared
     is_classifier = task == "classify"
     are_images, num_train = len(index.shape) == 3, index.num_samples("train")
     lines = _network(index, task)
@@ -393,7 +393,7 @@ def _gates(seen: Seen, task: str, suites: list[str]) -> list[str]:
     if "anomaly" in suites:
         gates.append("{metric: anomaly.auroc, at_least: 0.6} # 0.5 is chance")
     if "classification" in suites:
-        chance = 1 / seen.index.num_classes
+        chance = 1 / seen.prepared.num_classes
         gates.append(
             f"{{metric: classification.accuracy, at_least: {(1 + chance) / 2:.3g}}}"
             f" # {chance:.3g} is chance"

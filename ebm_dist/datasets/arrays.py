@@ -22,8 +22,9 @@ from ebm_dist.errors import DataError, reason
 
 _MAX_CHANNELS = 4
 _SPLITS = ("train", "val", "test")
-_SAMPLES, _LABELS = ("images", "x", "X", "data"), ("labels", "label", "y", "class", "target")
-"""Names of the samples in an ``.npz``, and of the labels there and in a table."""
+_SAMPLES, _LABELS = ("images", "x", "X", "data"), ("labels", "y")
+"""Names of the samples and labels in an ``.npz``."""
+_LABEL_COLUMNS = ("labels", "label", "y", "class", "target")
 _MAX_SHOWN = 10  # names in a message
 _FAR, _NARROW = 10.0, 0.1  # from N(0, 1): means and standard deviations of columns
 
@@ -61,7 +62,7 @@ class Config:
 
     labels: str | None = None
     """Name of the labels: an array of an ``.npz``, or a column. If absent, the first that exists of
-    ``labels``, ``label``, ``y``, ``class`` and ``target``."""
+    ``labels`` and ``y``, in a table also ``label``, ``class`` and ``target``."""
     anomalies: tuple[str, ...] = ()
     """Classes that are anomalies. No model learns them: all their samples are test samples, of one
     last class."""
@@ -175,14 +176,14 @@ def _read(path: Path, config: Config) -> tuple[dict[str, _Part], list[str], str]
         pictures = read_folder(path)
         parts = {split: _Part(*pair) for split, pair in pictures.splits.items()}
         return parts, pictures.notes, "table" if config.layout == "table" else "channels_last"
-    label_names = _LABELS if config.labels is None else (config.labels,)
+    named = () if config.labels is None else (config.labels,)
     if path.suffix.lower() in _tables.SUFFIXES:
-        table = _tables.read(path, label_names)
+        table = _tables.read(path, named or _LABEL_COLUMNS)
         labels = table.labels
         if labels is not None:
             labels = _checked_labels(path, "the column of labels", labels, table.x.shape[:1])
         return {"train": _Part(table.x, labels)}, table.notes, "table"
-    parts, notes = _read_arrays(path, label_names)
+    parts, notes = _read_arrays(path, named or _LABELS)
     return parts, notes, config.layout
 
 
@@ -200,10 +201,9 @@ def _without_anomalies(
     known = [i for i, name in enumerate(names) if name not in config.anomalies]
     inliers, anomalies = dict[str, Arrays](), []
     for split, (x, y) in parts.items():
+        assert y is not None  # some class has a name
         is_known = np.isin(y, known)
-        inliers[split] = Arrays(
-            x[is_known], None if y is None else np.searchsorted(known, y[is_known])
-        )
+        inliers[split] = Arrays(x[is_known], np.searchsorted(known, y[is_known]))
         anomalies.append(x[~is_known])
     x = np.concatenate(anomalies)
     names = (*(names[i] for i in known), "/".join(config.anomalies))
