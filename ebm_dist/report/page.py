@@ -257,7 +257,10 @@ def _share(value: float, low: float, high: float) -> float:
 
 
 def _suite(folder: Path, metrics: dict[str, Any], reference: dict[str, Any]) -> _Suite:
-    paths = [path for path in sorted(folder.glob("plots/*")) if path.suffix in _KINDS]
+    paths = sorted(
+        (path for path in folder.glob("plots/*") if path.suffix in _KINDS),
+        key=lambda path: (path.suffix == ".gif", path.stem != folder.name, path),
+    )  # animations last, the picture with the name of the suite first
     anchor = _anchor(folder.name)
     pictures = [
         _picture(path, f"{folder.name}: {path.stem.replace('_', ' ')}", f"{anchor}-{i}")

@@ -39,7 +39,7 @@ DIVERGED_TAG = "ebm.diverged_run_digest"
 CHANGED_TAG = "ebm.changed_params"
 """Present values, as JSON, of parameters that have changed since they were logged."""
 _STEP_TAG, _ROLLBACKS_TAG = "ebm.synced_train_step", "ebm.synced_rollbacks"
-_PICTURE_TAG, _STRIP = "ebm.synced_picture", "chains.png"
+_STRIP_TAG, _STRIP = "ebm.synced_strip", "chains.png"
 TRAIN = "train/"
 """Prefix of the metrics of the training"""
 _NOT_METRICS = ("step", "time")
@@ -218,10 +218,10 @@ def _retire_if_diverged(mlflow: "MlflowClient", run_id: str, run: Path) -> bool:
 def _sync_strip(mlflow: "MlflowClient", run_id: str, run: Path) -> None:
     """Replace the picture of the chains over the training if there is a new checkpoint."""
     newest = max(snapshots.taken(run), default=-1)
-    if newest > int(mlflow.get_run(run_id).data.tags.get(_PICTURE_TAG, -1)):
+    if newest > int(mlflow.get_run(run_id).data.tags.get(_STRIP_TAG, -1)):
         if strip := snapshots.strip(run):
             mlflow.log_image(run_id, Image.open(io.BytesIO(strip)), artifact_file=_STRIP)
-        mlflow.set_tag(run_id, _PICTURE_TAG, str(newest))
+        mlflow.set_tag(run_id, _STRIP_TAG, str(newest))
 
 
 def _speed(before: dict[str, Any] | None, row: dict[str, Any]) -> dict[str, float]:

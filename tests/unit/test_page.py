@@ -1,5 +1,6 @@
 """A run on one page: whole, safe, readable in light and dark."""
 
+import html
 import itertools
 import json
 import re
@@ -322,3 +323,19 @@ def test_it_is_readable_in_light_and_dark(reports, tmp_path, is_dark):
     background = np.median(picture)
     assert (background < 60) == is_dark
     assert (np.abs(picture - background) > 120).mean() > 0.005  # text stands out from it
+
+
+def test_nothing_is_cut_off_on_a_narrow_screen(reports, tmp_path):
+    """In a frame of 360 pixels the page is no wider than the frame, also with long names."""
+    metrics = json.loads((reports / "ood/metrics.json").read_text())
+    metrics["a_long_name" * 6] = {"of_a_metric" * 4: 123456.789}
+    (reports / "ood/metrics.json").write_text(json.dumps(metrics))
+    script = "document.title = this.contentDocument.documentElement.scrollWidth + ' wide'"
+    (tmp_path / "frame.html").write_text(
+        f'<iframe width="360" height="800" onload="{script}"'
+        f' srcdoc="{html.escape(page.build(reports))}"></iframe>'
+    )
+    seen = pages.look(
+        pages.browser(), f"file://{tmp_path}/frame.html", tmp_path / "a.png", tmp_path / "profile"
+    )
+    assert int(re.search(r"<title>(\d+) wide", seen)[1]) <= 360
