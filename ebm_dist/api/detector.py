@@ -55,14 +55,14 @@ class EnergyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     Methods follow scikit-learn, attributes of the training rows follow PyOD. The signs differ:
 
-    =============================  =====================================================
-    ``score_samples(X)``           ``-E(x)``: larger is more normal
-    ``decision_function(X)``       ``-E(x) - offset_``: larger is more normal, outliers < 0
-    ``predict(X)``                 1 for inliers, -1 for outliers (PyOD: 0 and 1)
-    ``decision_scores_``           ``E(x)`` of the training rows: larger is more abnormal
-    ``threshold_``                 ``-offset_``: outliers have a larger ``E(x)``
-    ``labels_``                    0 for inliers, 1 for outliers among the training rows
-    =============================  =====================================================
+    | name | value |
+    |---|---|
+    | ``score_samples(X)`` | ``-E(x)``: larger is more normal |
+    | ``decision_function(X)`` | ``-E(x) - offset_``: larger is more normal, outliers < 0 |
+    | ``predict(X)`` | 1 for inliers, -1 for outliers (PyOD: 0 and 1) |
+    | ``decision_scores_`` | ``E(x)`` of the training rows: larger is more abnormal |
+    | ``threshold_`` | ``-offset_``: outliers have a larger ``E(x)`` |
+    | ``labels_`` | 0 for inliers, 1 for outliers among the training rows |
 
     ``objective``: ``noise_contrastive`` or ``meg`` (maximum entropy generators).
     ``smoothing``: standard deviation h of the noise that smooths the rows, in standard deviations
@@ -80,9 +80,9 @@ class EnergyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self,
         objective: Literal["noise_contrastive", "meg"] = "noise_contrastive",
         *,
-        smoothing: float = 0.5,
+        smoothing: float = 0.7,
         hidden: tuple[int, ...] = (128, 128),
-        num_steps: int = 1000,
+        num_steps: int = 2000,
         batch_size: int = 256,
         lr: float = 1e-2,
         contamination: float | Literal["auto"] = "auto",
