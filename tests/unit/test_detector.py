@@ -147,6 +147,13 @@ def test_a_saved_detector_gives_the_same_bits(tmp_path, fitted):
     assert np.array_equal(clone(loaded).fit(table()).score_samples(x), fitted.score_samples(x))
 
 
+def test_a_search_may_set_numbers_of_numpy(tmp_path):
+    numbers = {"num_steps": np.int64(5), "lr": np.float32(0.25), "hidden": [np.int32(8)]}
+    detector(**numbers, random_state=np.int64(3)).fit(table()).save(tmp_path)
+    loaded = ebm.EnergyDetector.load(tmp_path)
+    assert (loaded.num_steps, loaded.lr, loaded.hidden, loaded.random_state) == (5, 0.25, (8,), 3)
+
+
 def test_altered_and_foreign_folders_are_refused(tmp_path, fitted):
     fitted.save(tmp_path)
     weights = tmp_path / "detector.safetensors"
