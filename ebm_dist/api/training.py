@@ -7,7 +7,7 @@ settings, data and code, not on whether one process or several workers trained.
 import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ebm_dist import config, models
+from ebm_dist import config, models, storage
+from ebm_dist.api.model import Model
 from ebm_dist.config import Params, nearest, plugin_name
 from ebm_dist.data import shards
 from ebm_dist.datasets import Dataset, arrays
-from ebm_dist.errors import ConfigError, DataError
-from ebm_dist.models import TrainedModel
+from ebm_dist.errors import CheckpointError, ConfigError, DataError
+from ebm_dist.files import read_json
 from ebm_dist.runs import cluster, code, lineage
 from ebm_dist.training import trainer
 from ebm_dist.training.reduce import LocalComm
@@ -31,6 +32,7 @@ Array = npt.NDArray[Any] | Tensor
 Data = str | Path | Dataset | Array | tuple[Array, Array]
 Settings = Params | Mapping[str, Any] | str | Path
 RECIPES = code.ROOT / "pipelines" / "recipes"
+_CARD = "model.json"
 IN_MEMORY = "arrays in memory"
 """``dataset.path`` of a model of arrays that no file holds"""
 
@@ -42,7 +44,7 @@ def train(
     folder: str | Path | None = None,
     seed: int | None = None,
     progress: Callable[[Row], object] | None = None,
-) -> TrainedModel:
+) -> Model:
     """Train a model in this process and return it.
 
     ``params``: a parameter file, the name of a recipe such as ``"mnist"``, a dict of its sections,
@@ -65,12 +67,11 @@ def train(
     :class:`ClusterError` where another process trains in it.
     """
     settings = _settings(params, seed)
-    with ExitStack() as stack:
-        work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        settings, index = _prepared(settings, data, work)
-        place = work / "model" if folder is None else Path(folder)
+    with tempfile.TemporaryDirectory() as work:
+        settings, index = _prepared(settings, data, Path(work))
+        place = storage.location(Path(work, "model") if folder is None else folder)
         _train(settings, index, place, progress)
-        return models.load(place)
+        return Model(*models.load(place))
 
 
 def _train(
@@ -88,6 +89,7 @@ def _train(
             "cluster.use_gpu: torch sees no GPU on this machine", "set cluster.use_gpu: false"
         )
     digest, run = lineage.run_digest(params, index.digest), folder / "checkpoints"
+    _check_folder(folder, digest)
     with (
         cluster.exclusive_lock(run, digest),
         _threads(params.train.num_threads),
@@ -96,6 +98,19 @@ def _train(
         if not cluster.is_finished(run, digest, params.train):
             trainer.build(params, index, LocalComm(), device, digest).fit(run, _Reporter(progress))
         models.export(run, folder, params, index, shards.read_split(index, "train"), digest)
+
+
+def _check_folder(folder: Path, digest: str) -> None:
+    """Refuse to overwrite a model of another training."""
+    if not storage.is_local(folder):
+        raise DataError(f"{folder}: models are kept on a disk", "choose a local folder")
+    path = folder / _CARD
+    card = read_json(path, "train") if path.exists() else None
+    if path.exists() and (not isinstance(card, dict) or card.get("run_digest") != digest):
+        raise CheckpointError(
+            f"{folder}: has a model of other settings, data or code",
+            "choose another folder, or remove this one",
+        )
 
 
 @contextmanager
@@ -139,17 +154,19 @@ def _settings(params: Settings, seed: int | None) -> Params:
         }
         dataset = params.get("dataset", {})
         is_arrays = isinstance(dataset, Mapping) and dataset.get("name", "arrays") == "arrays"
-        values = {"cluster": {"workers": 1}, **params}
+        values = dict(params)
+        if isinstance(cluster_section := params.get("cluster", {}), Mapping):
+            values["cluster"] = {"workers": 1, **cluster_section}
         values |= {"dataset": {**in_memory, **dataset}} if is_arrays else {}
         values |= {} if seed is None else {"seed": seed}
         return config.from_values(values, Path("settings"))
     if isinstance(params, Params):
         return params if seed is None else dataclasses.replace(params, seed=seed)
     path = Path(params)
-    if not path.exists() and path.name == str(params) and not path.suffix:
+    if not path.is_file() and path.name == str(params) and not path.suffix:
         recipes = sorted(recipe.stem for recipe in RECIPES.glob("*.yaml"))
         path = RECIPES / f"{params}.yaml"
-        if not path.exists():
+        if not path.is_file():
             raise ConfigError(
                 f"{params}: neither a parameter file nor a recipe"
                 + ("" if recipes else f" (no recipes in {RECIPES})"),
@@ -161,13 +178,17 @@ def _settings(params: Settings, seed: int | None) -> Params:
 def _prepared(params: Params, data: Data, work: Path) -> tuple[Params, shards.Index]:
     """Return the settings with the data set that the data are, and the index of its shards."""
     if isinstance(data, str | Path):
-        folder = Path(data)
+        folder = storage.location(data)
         if not (folder / shards.INDEX).exists() and (folder / "dataset" / shards.INDEX).exists():
             folder = folder / "dataset"  # of the folder that stage prepare wrote
         return params, shards.read_index(folder)
     if isinstance(data, Dataset):
         name = plugin_name(params.dataset) or "arrays"
         return params, shards.write(work / "dataset", name, data)
+    if isinstance(data, tuple) and len(data) != 2:
+        raise DataError(
+            f"data: expected samples, or (samples, labels), found a tuple of {len(data)}"
+        )
     x, y = data if isinstance(data, tuple) else (data, None)
     if plugin_name(params.dataset) != "arrays":
         of_arrays = arrays.Config(path=IN_MEMORY, val_fraction=0.0, test_fraction=0.0)

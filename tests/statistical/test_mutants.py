@@ -39,6 +39,9 @@ HALF, KEPT = (
     f"{SAMPLERS}::test_what_is_not_finite_is_rejected_and_counted",
     f"{SAMPLERS}::test_a_rejected_chain_keeps_position_energy_and_score",
 )
+API_TRAINING, API_SAMPLING, API_MODEL = (
+    f"tests/unit/test_api_{name}.py" for name in ("training", "sampling", "model")
+)
 MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "sign of the score": ("energies/__init__.py", "return value.detach(), -gradient", "return value.detach(), gradient", LANGEVIN),
     "no noise": ("samplers/langevin.py", "alpha=config.noise_scale)", "alpha=0.0)", LANGEVIN),
@@ -237,6 +240,17 @@ MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "completions of no class": ("evaluation/completion.py", "y if is_conditional(model.params) else None", "0 * y if is_conditional(model.params) else None", CONDITIONAL),
     "an image of the class itself": ("evaluation/cross_class.py", "(k + 1 + (i //", "(k + (i //", CONDITIONAL),
     "hits of what it came from": ("evaluation/cross_class.py", '"hit_rate": hits(subject, look, requested)', '"hit_rate": hits(subject, look, y[origin])', CONDITIONAL),
+    "threads stay as they were in training": ("api/training.py", "        torch.set_num_threads(before)", "        pass", API_TRAINING),
+    "a model of another training is overwritten": ("api/training.py", '!= digest):', '!= digest and False):', API_TRAINING),
+    "langevin at half the temperature": ("api/sampling.py", "(2 * config.step_size) ** 0.5", "config.step_size**0.5", API_SAMPLING),
+    "an adapted step that is not used": ("api/sampling.py", "config, x = adapt(", "_, x = adapt(", API_SAMPLING),
+    "every step is a draw": ("api/sampling.py", "if (step + 1) % self.thin == 0:", "if True:", API_SAMPLING),
+    "a module stays in evaluation mode": ("api/sampling.py", "part.training = is_training", "pass", API_SAMPLING),
+    "the best coordinate is reported": ("api/sampling.py", "np.max(diagnostics.rhat(moving))", "np.min(diagnostics.rhat(moving))", API_SAMPLING),
+    "a start that is not finite": ("api/sampling.py", "state.is_finite if", "x.isfinite() if", API_SAMPLING),
+    "scores in other units": ("api/model.py", "scores / torch.from_numpy(standardisation.sd)", "scores", API_MODEL),
+    "gradients of other energies": ("api/model.py", "(energies - mean[labels]) / sd[labels]", "energies", API_MODEL),
+    "values out of bounds": ("api/model.py", "if self.bounds:", "if False:", API_MODEL),
     "autocovariances of a circle": ("chains/diagnostics.py", "2 * n, real=True", "n, real=True", DIAGNOSTICS),
 }  # fmt: skip
 
