@@ -104,6 +104,10 @@ def interval(values: list[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(half)
 
 
+def shown(mean: float, half: float) -> str:
+    return f"{mean:.3f}" + ("" if math.isnan(half) else f" ± {half:.3f}")
+
+
 def compare(path: Path, seeds: int, num_rows: int, is_tuning: bool) -> dict[str, Any] | None:
     """Return sizes and scores of a table; None if it is too wide or no split has anomalies."""
     scores: dict[str, dict[str, list[float]]] = {
@@ -153,7 +157,7 @@ def main() -> None:
         cells = [interval(score["auroc"]) for score in table["scores"].values()]
         print(
             f"{path.stem:24}{table['train_rows']:6}{table['columns']:6}"
-            + "".join(f"{mean:12.3f} ± {half:.3f}" for mean, half in cells),
+            + "".join(f"{shown(*cell):>19}" for cell in cells),
             flush=True,
         )
     summary: dict[str, Any] = {}
