@@ -55,14 +55,14 @@ class EnergyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     Methods follow scikit-learn, attributes of the training rows follow PyOD. The signs differ:
 
-    =============================  =====================================================
-    ``score_samples(X)``           ``-E(x)``: larger is more normal
-    ``decision_function(X)``       ``-E(x) - offset_``: larger is more normal, outliers < 0
-    ``predict(X)``                 1 for inliers, -1 for outliers (PyOD: 0 and 1)
-    ``decision_scores_``           ``E(x)`` of the training rows: larger is more abnormal
-    ``threshold_``                 ``-offset_``: outliers have a larger ``E(x)``
-    ``labels_``                    0 for inliers, 1 for outliers among the training rows
-    =============================  =====================================================
+    | name | value |
+    |---|---|
+    | ``score_samples(X)`` | ``-E(x)``: larger is more normal |
+    | ``decision_function(X)`` | ``-E(x) - offset_``: larger is more normal, outliers < 0 |
+    | ``predict(X)`` | 1 for inliers, -1 for outliers (PyOD: 0 and 1) |
+    | ``decision_scores_`` | ``E(x)`` of the training rows: larger is more abnormal |
+    | ``threshold_`` | ``-offset_``: outliers have a larger ``E(x)`` |
+    | ``labels_`` | 0 for inliers, 1 for outliers among the training rows |
 
     ``objective``: ``noise_contrastive`` or ``meg`` (maximum entropy generators).
     ``smoothing``: standard deviation h of the noise that smooths the rows, in standard deviations
@@ -80,9 +80,9 @@ class EnergyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self,
         objective: Literal["noise_contrastive", "meg"] = "noise_contrastive",
         *,
-        smoothing: float = 0.5,
+        smoothing: float = 0.7,
         hidden: tuple[int, ...] = (128, 128),
-        num_steps: int = 1000,
+        num_steps: int = 2000,
         batch_size: int = 256,
         lr: float = 1e-2,
         contamination: float | Literal["auto"] = "auto",
@@ -108,7 +108,7 @@ class EnergyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self._check_parameters()
         self._fit_scale(rows)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        settings = self._settings(seed)
+        settings, self.energy_ = self._settings(seed), self._network()
         data = Dataset(
             splits={"train": Arrays(self._smoothed(rows, seed), None)},
             scale=1.0,
@@ -117,7 +117,6 @@ class EnergyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             source="rows of a detector",
             is_official=True,
         )
-        self.energy_ = self._network()
         weights = train(settings, data).energy.state_dict()
         # the prefix is that of a network on a GPU
         self.energy_.load_state_dict({k.removeprefix("network."): v for k, v in weights.items()})
@@ -147,8 +146,8 @@ class EnergyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         tensors = {name: torch.from_numpy(getattr(self, name)) for name in _ATTRIBUTES}
         tensors |= {f"energy.{name}": value for name, value in self.energy_.state_dict().items()}
         write_whole(folder / _TENSORS, encode(tensors))
-        parameters = self.get_params()
-        if not isinstance(self.random_state, int | np.integer | None):
+        parameters = {name: _plain(value) for name, value in self.get_params().items()}
+        if not isinstance(parameters["random_state"], int | None):
             parameters["random_state"] = None  # the state of a generator is not a setting
         write_json(
             folder / _SETTINGS,
@@ -266,19 +265,20 @@ class EnergyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             raise ConfigError(
                 f"objective: no {self.objective!r}", f"use one of {', '.join(OBJECTIVES)}"
             )
+        num_steps, batch_size = _plain(self.num_steps), _plain(self.batch_size)
         return {
             "seed": seed,
-            "energy": {"name": "mlp", "hidden": [*self.hidden], "confinement": 1.0},
+            "energy": {"name": "mlp", "hidden": _plain(self.hidden), "confinement": 1.0},
             "sampler": {"name": "langevin"},
             "objective": {"name": self.objective, **OBJECTIVES[self.objective]},
-            "replay": {"capacity": self.batch_size},
-            "optimizer": {"lr": self.lr, "betas": [0.9, 0.999]},
+            "replay": {"capacity": batch_size},
+            "optimizer": {"lr": _plain(self.lr), "betas": [0.9, 0.999]},
             "train": {
-                "num_steps": self.num_steps,
-                "batch_size": self.batch_size,
+                "num_steps": num_steps,
+                "batch_size": batch_size,
                 "num_shards": 1,
-                "log_every": self.num_steps,
-                "checkpoint_every": self.num_steps,
+                "log_every": num_steps,
+                "checkpoint_every": num_steps,
                 # a Gaussian has a mean energy of half the number of columns
                 "max_energy": 1e4 + 100.0 * self.n_features_in_,
             },
@@ -311,3 +311,10 @@ class EnergyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             deviation = np.median(np.abs(energies - median)) / 0.6745  # of a normal distribution
             return float(-(median + _FENCE * deviation))
         return float(np.percentile(-energies, 100 * self.contamination))
+
+
+def _plain(value: Any) -> Any:
+    """Return a parameter as JSON has it: searches set numbers of NumPy."""
+    if isinstance(value, np.generic):
+        return value.item()
+    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
