@@ -245,6 +245,37 @@ def intervals(
     return _png(figure, f"{title}. {xlabel}. {series[0]}: {first}{others}")
 
 
+def bars(values: Mapping[str, float], interval: tuple[float, float] | None, title: str) -> bytes:
+    """Draw a bar with its number for each value; the first is coloured and may have an interval."""
+    figure, axes = _figure(7.5, 1.0 + 0.32 * len(values))
+    places, numbers = np.arange(len(values)), list(values.values())
+    axes.barh(places, numbers, color=[_CYCLE[0], *["#b8c0c8"] * (len(values) - 1)], height=0.7)
+    if interval:
+        axes.errorbar(
+            [sum(interval) / 2],
+            [0],
+            xerr=(interval[1] - interval[0]) / 2,
+            color="#111827",
+            capsize=3,
+            lw=1.2,
+        )
+    low, high = min(0.0, *numbers), max(0.0, *numbers)
+    room = 0.02 * (high - low or 1.0)
+    for place, number in zip(places, numbers, strict=True):
+        axes.text(
+            max(number, 0.0, interval[1] if interval and place == 0 else 0.0) + room,
+            place,
+            f"{number:.4g}",
+            va="center",
+            fontsize=9,
+        )
+    axes.set_yticks(places, list(values), fontsize=9)
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set_title(title, fontsize=10, wrap=True)
+    return _png(figure, f"{title}. {', '.join(f'{name} {x:.4g}' for name, x in values.items())}")
+
+
 def curves(
     lines: Mapping[str, tuple[Sequence[float], ...]], xlabel: str, ylabel: str, title: str
 ) -> bytes:
