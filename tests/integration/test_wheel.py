@@ -82,7 +82,7 @@ def test_init_and_run_in_an_empty_folder(installed, tmp_path):
     shorten(
         folder / "rows.yaml",
         train={"num_steps": 60, "checkpoint_every": 30},
-        evaluation={"chains": {"num_chains": 8, "num_draws": 8}, "ood": {"num_bootstrap": 40}},
+        evaluation={"chains": {"num_chains": 8, "num_draws": 8}},
     )
     output = call(folder, ebm, "run", "rows")
     assert "models:/rows/1" in output and "report.html" in output

@@ -219,7 +219,10 @@ def test_what_is_seen_of_a_table(empty, tmp_path):
     text = "\n".join(project.describe(seen))
     for part in ("60 rows of 4 columns", "0 (55), 1 (5)", "duplicates  10", "constant    1 of 4"):
         assert part in text
-    assert params.dataset.anomalies == ("1",) and "anomaly" in params.evaluation
+    assert params.dataset.anomalies == ("1",)
+    assert list(params.evaluation) == ["anomaly", "histogram", "chains"]
+    # the test split has anomalies: its energies say nothing of memorisation
+    assert [gate.metric for gate in params.register.gates] == ["anomaly.auroc"]
 
 
 @pytest.mark.parametrize(
