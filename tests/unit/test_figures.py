@@ -103,10 +103,10 @@ def test_nothing_is_drawn_between_the_trials_of_a_search():
 
 def test_words_survive_any_name_and_pictures_without_words_have_none():
     cells = np.eye(2)
-    content = figures.matrix(cells, ["a\ud800", "é"], ["1", "2"], "classes\x1b", "Title ∑")
-    assert "Title ∑" in figures.description(content) and "classes\x1b" in figures.description(
-        content
-    )
+    content = figures.matrix(cells, ["a\ud800", "é"], ["1", "2"], "classes", "Title ∑")
+    assert figures.description(content) == "Title ∑. Table of 1, 2 by classes"
+    regions = figures.regions({"a\ud800": cells}, {"\x1b": RNG.random((3, 2))}, 1.0, "Title")
+    assert figures.description(regions) == "Title. Panels: a\\ud800. Points: \x1b"
     plain = io.BytesIO()
     Image.new("L", (4, 4)).save(plain, "PNG")
     assert figures.description(plain.getvalue()) == ""
