@@ -3,11 +3,10 @@
 Run ``python -m benchmarks.detector --data FOLDER``. The folder has the classical tables of ADBench
 (Han et al. 2022) as ``NUMBER_NAME.npz`` with ``X`` and ``y``, 1 for anomalies. Large tables are
 reduced to ``--rows`` random rows, at most a tenth of them anomalies; tables with more than 200
-columns are left out. For each seed, a random half
-of the rows is for training, without its anomalies, and all detectors score the other half (Zong et
-al. 2018). Every third table was used to choose the defaults, with the first half of its rows alone
-(``--tuning`` repeats that); results are of the other tables. Intervals are 95 % t intervals.
-Writes reports/benchmarks/detector.json.
+columns are left out. For each seed, a random half of the rows is for training, without its
+anomalies, and all detectors score the other half (Zong et al. 2018). Defaults were chosen on every
+third table, by splits of its training half (``--tuning`` scores them in that way); results are of
+the other tables. Intervals are 95 % t intervals. Writes reports/benchmarks/detector.json.
 """
 
 import argparse
