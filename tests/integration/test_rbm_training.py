@@ -33,6 +33,7 @@ def trained(folder, data, **changes):
     return models.load(folder / "model")
 
 
+@pytest.mark.slow
 def test_persistent_contrastive_divergence_learns_and_its_likelihood_is_estimated_rightly(
     digits_data, tmp_path
 ):

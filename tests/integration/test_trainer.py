@@ -43,6 +43,7 @@ def test_any_number_of_workers_gives_the_same_bits(digits_data, tmp_path, golden
     assert state_of(tmp_path / "run") == golden
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_with_other_numbers_of_workers(digits_data, tmp_path, golden):
     """SIGKILL to all at random moments, 4 -> 2 -> 1 -> 3 workers."""
     chance, run = random.Random(7), tmp_path / "run"

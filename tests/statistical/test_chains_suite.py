@@ -159,6 +159,7 @@ def plane_metrics(plane_data, sampler: dict, **suite) -> dict:
     return chains.evaluate(params.evaluation["chains"], subject).metrics
 
 
+@pytest.mark.slow
 def test_tempered_chains_mix_between_modes_that_plain_chains_do_not_leave(plane_data):
     plain = plane_metrics(plane_data, MALA)
     assert plain["noise"]["rhat"] > 1.5 and plain["both"]["rhat"] > 1.5, plain
@@ -171,6 +172,7 @@ def test_tempered_chains_mix_between_modes_that_plain_chains_do_not_leave(plane_
         assert all(0.1 < rate < 0.9 for rate in tempered[name]["swap_rates"].values()), tempered
 
 
+@pytest.mark.slow
 def test_a_warm_up_adapts_the_step_size(plane_data):
     slow = MALA | {"step_size": 1e-5}
     assert plane_metrics(plane_data, slow)["noise"]["acceptance_rate"] > 0.99
@@ -185,6 +187,7 @@ def test_a_warm_up_adapts_the_step_size(plane_data):
     assert both["both"]["rhat"] < 1.1 and both["noise"].keys() >= {"step_size", "swap_rates"}, both
 
 
+@pytest.mark.slow
 def test_replicas_of_a_chain_keep_its_class(digits_data):
     found = metrics(
         digits_data, WellsOfClasses(), at(0.5), {"temperatures": [1.0, 1.1, 1.21]}, conditional=True

@@ -282,6 +282,7 @@ def test_whose_turn_is_next(toy):
     assert objective.log_z.accuracy.item() == pytest.approx(1 - 0.5 * 0.9**3)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_and_any_number_of_workers_take_the_same_turns(toy, tmp_path):
     own = {
         "objective": {

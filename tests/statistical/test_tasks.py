@@ -63,6 +63,7 @@ def test_with_gates_what_was_learnt_stays_to_the_bit_and_without_it_does_not(dig
         )  # a task goes on from the averages of the last
 
 
+@pytest.mark.slow
 def test_stopped_anywhere_or_on_two_workers_the_tasks_end_with_the_same_bits(digits_data, tmp_path):
     helpers.build(helpers.params(**TASKS), digits_data).fit(tmp_path / "golden", Silent())
     golden = state_of(tmp_path / "golden")
