@@ -1,5 +1,6 @@
 """The public names: documented, typed, and imported on first use."""
 
+import ast
 import importlib.resources
 import inspect
 import subprocess
@@ -42,4 +43,10 @@ def test_an_unknown_name_is_an_attribute_error():
 
 
 def test_the_types_are_shipped():
-    assert (importlib.resources.files("ebm_dist") / "py.typed").is_file()
+    package = importlib.resources.files("ebm_dist")
+    assert package.joinpath("py.typed").is_file()
+    stub = ast.parse(package.joinpath("__init__.pyi").read_text())
+    typed = [
+        alias.name for node in stub.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    ]
+    assert sorted(typed) == sorted(ebm.__all__)
