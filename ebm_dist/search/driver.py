@@ -40,6 +40,7 @@ from ebm_dist.search.trials import SearchResult, Trial, TrialStore
 
 _DRIVER_CPUS = 0.01  # Ray Tune accepts no 0
 _SLOT = "trial"  # resource of a local cluster that keeps PBT from starting more trials than fit
+_KEPT = ("step", "digest", "inherited", "diverged", "failed", *trials.SCORES)  # of a result
 _FREE_EVERY_S = 1.0
 
 
@@ -367,9 +368,8 @@ def _recorder(store: TrialStore, job: Job) -> Any:
             self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any
         ) -> None:
             recorded = by_index[trial_index(str(trial))]
-            kept = ("step", "digest", "inherited", "diverged", "failed", *trials.SCORES)
             recorded.values = result["values"]
-            store.add(recorded, {name: result[name] for name in kept if name in result})
+            store.add(recorded, {name: result[name] for name in _KEPT if name in result})
             self._change(trial, recorded.state)
 
         def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:

@@ -137,6 +137,14 @@ def test_a_stage_fails_at_its_end_if_code_or_settings_changed_meanwhile(checkout
         check_unchanged()
 
 
+def test_data_alone_pass_the_check_of_stage_prepare(tmp_path):
+    path = tmp_path / "data.yaml"
+    path.write_text("dataset: {name: digits}\n")
+    digests.check("prepare", path)()
+    with pytest.raises(ConfigError, match="energy: a name is needed"):
+        digests.check("train", path)
+
+
 def test_train_depends_on_the_sections_that_make_the_digest():
     (entry,) = (entry for entry in STAGES["train"]["params"] if "${recipe}" in entry)
     assert entry == {"${recipe}": list(config.TRAINING)}
