@@ -12,6 +12,7 @@ Rank 0 of a trial scores a checkpoint as it is written (:mod:`ebm_dist.search.sc
 
 import hashlib
 import json
+import logging
 import math
 import os
 import shutil
@@ -322,6 +323,8 @@ def run(job: Job, phase: str, store: TrialStore, slots: Callable[[], int]) -> No
             callbacks=[_recorder(store, job)],
         ),
     )
+    # it logs the error of a trial with its traceback; the recorder has the reason
+    logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
     with warnings.catch_warnings():
         # its advice would let actors outlive a trial, but their process must end with it
         warnings.filterwarnings("ignore", "Consider boosting PBT")
