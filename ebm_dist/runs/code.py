@@ -12,9 +12,9 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from ebm_dist.config import Params, from_values, modules_of, plugins
+from ebm_dist.config import Params, modules_of, plugins
 from ebm_dist.errors import CodeChangedError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -373,19 +373,6 @@ def register_digest(root: Path = ROOT) -> str:
     return digest(
         [("ebm_dist.registry.versions", "register"), *_whole("ebm_dist.registry.serving")],
         root=root,
-    )
-
-
-def serving_digest(values: dict[str, Any], root: Path = ROOT) -> str:
-    """Return the digest of the code that answers requests to a model with these settings.
-
-    Raise KeyError if the code in ``root`` lacks a plugin of the settings.
-    """
-    params = from_values(values | {"cluster": {"workers": 1}}, Path("model.json"))
-    roots = [("ebm_dist.models.trained", "load"), ("ebm_dist.models.requests", "answer")]
-    roots += _whole("ebm_dist.registry.serving")
-    return digest(
-        [*roots, *_plugins_of(params, "energy", "sampler", "objective")], _ruled_out(params), root
     )
 
 

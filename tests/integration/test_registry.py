@@ -217,10 +217,7 @@ for uri in sys.argv[1:]:
     if uri == "import":
         import ebm_dist.models
         continue
-    try:
-        print("energies", *mlflow.pyfunc.load_model(uri).predict(x))
-    except mlflow.exceptions.MlflowException as refused:
-        print("refused", str(refused).replace(chr(10), " "))
+    print("energies", *mlflow.pyfunc.load_model(uri).predict(x))
 """
 
 
@@ -236,7 +233,7 @@ def python(script, *arguments, path=None):
     return done.stdout.splitlines()
 
 
-def test_each_version_answers_by_its_own_code_or_is_refused(project):
+def test_each_version_answers_by_its_own_code(project):
     project.register([], fid=1.0, model="present")
     downloaded = mlflow_module.artifacts.download_artifacts("models:/present/1")
     present, doubled, reworded = (project.folder / n for n in ("present", "doubled", "reworded"))
@@ -250,15 +247,10 @@ def test_each_version_answers_by_its_own_code_or_is_refused(project):
         code = folder / "code/ebm_dist/energies/mlp.py"
         assert before in code.read_text()
         code.write_text(code.read_text().replace(before, after, 1))
-    # the same answers by other words are not refused, other answers are, in either order
-    single, same, refused = python(LOADED, present, reworded, doubled)
-    twice, again = python(LOADED, doubled, present)
+    # versions of other code in one process, in either order, and after an import of the package
+    single, same, twice = python(LOADED, present, reworded, doubled)
     assert single == same and single.startswith("energies")
     energies, doubled_energies = (np.array(line.split()[1:], float) for line in (single, twice))
     np.testing.assert_allclose(doubled_energies, 2 * energies, rtol=1e-5)
-    for line in (refused, again):
-        assert line.startswith("refused") and "new process" in line
-        assert "its code is not that of the version" in line
-    # a package that was imported before
-    answer, refused = python(LOADED, "import", present, doubled, path=ROOT)
-    assert answer == single and refused.startswith("refused")
+    assert python(LOADED, doubled, present, doubled) == [twice, single, twice]
+    assert python(LOADED, "import", doubled, present, path=ROOT) == [twice, single]
