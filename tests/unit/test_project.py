@@ -155,7 +155,7 @@ def written(data, task="generate", name="mine", **options):
     params = config.load(path)
     matrix = YAML(typ="safe", pure=True).load(stages.read_text())["stages"]["evaluate"]["matrix"]
     assert matrix["suite"] == list(params.evaluation)
-    assert set(params.evaluation) | set(content.left_out) == set(project._SUITES[task])
+    assert set(params.evaluation) | set(content.left_out) == set(project.SUITES[task])
     return params, seen
 
 

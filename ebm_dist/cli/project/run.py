@@ -1,0 +1,57 @@
+"""Run a project by DVC, and say where its results are."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from ebm_dist.files import read_json
+
+
+def repro() -> int:
+    """Run the stages in the working directory by DVC; return its exit code.
+
+    Signals go to all its processes, so a stage ends as after Ctrl-C and the next run resumes it.
+    """
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "DVC_NO_ANALYTICS": "true",
+    }
+    dvc = [sys.executable, "-m", "dvc"]
+    if not Path(".dvc").exists():
+        options = [] if Path(".git").exists() else ["--no-scm"]
+        done = subprocess.run([*dvc, "init", "--quiet", *options], env=environment, check=False)  # noqa: S603
+        if done.returncode:
+            return done.returncode
+    process = subprocess.Popen([*dvc, "repro"], env=environment, start_new_session=True)  # noqa: S603
+    stopped: KeyboardInterrupt | None = None
+    while True:
+        try:
+            exit_code = process.wait()
+            break
+        except KeyboardInterrupt as signalled:
+            stopped = signalled
+            os.killpg(process.pid, signal.SIGINT)
+    if stopped:
+        raise stopped
+    return exit_code
+
+
+def results(name: str) -> Iterator[str]:
+    """Yield where the results of a run are. Raise :class:`DataError` if it is not registered."""
+    reports, model = Path("reports") / name, Path("models") / name / "energy"
+    registered = read_json(reports / "registry.json", "register")
+    picture = reports / "samples/plots/samples.png"
+    yield (
+        f"samples   {picture}"
+        if picture.exists()
+        else f"samples   ebm-dist sample {model} --out samples.npy"
+    )
+    yield f"scores    ebm-dist score {model} FILE --out scores.csv"
+    aliases = " ".join(f"@{alias}" for alias in registered["aliases"])
+    yield f"model     models:/{registered['model']}/{registered['version']} {aliases}".rstrip()
+    for gate in registered["gates"]:
+        if not gate["passes"]:
+            yield f"          not champion: {gate['metric']} is {gate['value']}, {gate['bound']}"
