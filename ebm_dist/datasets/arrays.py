@@ -66,8 +66,11 @@ class Config:
     anomalies: tuple[str, ...] = ()
     """Classes that are anomalies. No model learns them: all their samples are test samples, of one
     last class."""
+    columns: tuple[str, ...] = ()
+    """Columns of a ``.csv`` or ``.parquet`` that are the numbers, in this order; also of files to
+    score. If absent, all columns but that of the labels, in their order."""
 
-    added_keys = ("layout", "scale", "bounds", "standardise", "labels", "anomalies")
+    added_keys = ("layout", "scale", "bounds", "standardise", "labels", "anomalies", "columns")
 
     def check(self, params: Params) -> None:
         if self.val_fraction + self.test_fraction > 1:
@@ -170,6 +173,15 @@ def read_samples(config: Config, path: Path) -> npt.NDArray[Any]:
     return x
 
 
+def column_names(config: Config) -> tuple[str, ...]:
+    """Return the names of the columns of numbers; () where the data are no table with names."""
+    path = locate(config)
+    if path.is_dir() or path.suffix.lower() not in _tables.SUFFIXES:
+        return ()
+    named = () if config.labels is None else (config.labels,)
+    return _tables.column_names(path, named or _LABEL_COLUMNS)
+
+
 def _read(path: Path, config: Config) -> tuple[dict[str, _Part], list[str], str]:
     """Return the parts as they are stored, what is to be said about them, and their layout."""
     if path.is_dir():
@@ -178,7 +190,7 @@ def _read(path: Path, config: Config) -> tuple[dict[str, _Part], list[str], str]
         return parts, pictures.notes, "table" if config.layout == "table" else "channels_last"
     named = () if config.labels is None else (config.labels,)
     if path.suffix.lower() in _tables.SUFFIXES:
-        table = _tables.read(path, named or _LABEL_COLUMNS)
+        table = _tables.read(path, named or _LABEL_COLUMNS, config.columns)
         labels = table.labels
         if labels is not None:
             labels = _checked_labels(path, "the column of labels", labels, table.x.shape[:1])

@@ -97,6 +97,20 @@ def test_a_parquet_that_is_none(tmp_path):
         load(table(tmp_path, "PAR1", "t.parquet"))
 
 
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+def test_columns_that_are_named_are_read_in_that_order(tmp_path, name):
+    columns = {"b": [1.0] * 3, "note": ["x", None, "z"], "a": [2.0] * 3, "y": [0, 1, 1]}
+    if name == "t.csv":
+        table(tmp_path, "b,note,a,y\n1,x,2,0\n1,,2,1\n1,z,2,1\n", name)
+    else:
+        parquet.write_table(pa.table(columns), tmp_path / name)
+    data = load(tmp_path / name, columns=("a", "b"), standardise=False, test_fraction=0)
+    assert rows_of(data).tolist() == [[2.0, 1.0]] * 3 and data.class_names == ("0", "1")
+    assert "columns that are not used: 'note'" in data.notes
+    with pytest.raises(DataError, match=r"2 columns are missing: 'c', 'd'; the file has 'b', 'no"):
+        load(tmp_path / name, columns=("a", "c", "d"))
+
+
 def test_a_column_that_numbers_the_rows_is_named(tmp_path):
     data = load(table(tmp_path, "id,b\n" + "".join(f"{i},{i % 3}\n" for i in range(1, 30))))
     assert any("'id' numbers the rows" in note for note in data.notes)
@@ -347,6 +361,20 @@ def test_scores_are_energies_in_the_order_of_the_rows(tmp_path, monkeypatch):
     np.save(tmp_path / "wide.npy", np.zeros((3, 4)))
     with pytest.raises(DataError, match=r"shape \(4,\), and the model has learnt \(3,\)"):
         ebm_dist(monkeypatch, "score", tmp_path / "model", tmp_path / "wide.npy")
+
+
+def test_rows_to_score_are_matched_by_the_names_of_columns(empty, monkeypatch):
+    text = "".join(f"{i},{i % 7},{i % 3},{i > 30}\n" for i in range(40))
+    params, _ = written(table(empty, "a,b,c,y\n" + text))
+    assert params.dataset.columns == ("a", "b", "c")
+
+    def read(text):
+        return arrays.read_samples(params.dataset, table(empty, text, "new.csv")).tolist()
+
+    assert read("id,c,a,b\nx,3,1,2\n") == [[1.0, 2.0, 3.0]]
+    for wrong in ("a,c\n1,3\n", "A,b,c\n1,2,3\n", "1,2,3\n"):
+        with pytest.raises(DataError, match="columns are missing: 'a'|are missing: 'b'"):
+            read(wrong)
 
 
 def test_a_scored_file_has_the_scale_of_the_data(empty, tmp_path):

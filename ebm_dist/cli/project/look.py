@@ -48,6 +48,8 @@ def inspect(
     section |= {} if labels is None else {"labels": labels}
     seen = _look(section)
     section = section | _explicit(seen.data)
+    if columns := arrays.column_names(config_of(section)):
+        section |= {"columns": list(columns)}  # files to score may have another order
     counts = _class_counts(seen.data)
     if task == "anomaly" and counts and not anomalies:
         names = seen.data.class_names
