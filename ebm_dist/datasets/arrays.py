@@ -7,6 +7,7 @@ skipped is logged and kept in the index. Results on such data have the mark "own
 digest of the index.
 """
 
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from ebm_dist.datasets import Arrays, Dataset, Standardisation, _tables, hold_ou
 from ebm_dist.datasets._pictures import natural_order, read_folder
 from ebm_dist.errors import DataError, reason
 
+log = logging.getLogger(__name__)
 _MAX_CHANNELS = 4
 _SPLITS = ("train", "val", "test")
 _SAMPLES, _LABELS = ("images", "x", "X", "data"), ("labels", "y")
@@ -159,10 +161,12 @@ def load(config: Config) -> Dataset:
 def read_samples(config: Config, path: Path) -> npt.NDArray[Any]:
     """Return all samples ``(n, *shape)`` of a file or folder in their order, divided by the scale.
 
-    Layout and scale are those of ``config``; labels are left out. Raise :class:`DataError` for data
-    in parts, and for what :func:`load` refuses.
+    Layout, scale and columns are those of ``config``; labels are left out. What is skipped is
+    logged. Raise :class:`DataError` for data in parts, and for what :func:`load` refuses.
     """
-    parts, _, layout = _read(path, config)
+    parts, notes, layout = _read(path, config)
+    for note in notes:
+        log.warning("%s: %s", path, note)
     if list(parts) != ["train"]:
         raise DataError(f"{path}: has the parts {_listed(parts)}", "provide one array of samples")
     _check_alike(path, parts)

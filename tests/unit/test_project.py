@@ -363,7 +363,7 @@ def test_scores_are_energies_in_the_order_of_the_rows(tmp_path, monkeypatch):
         ebm_dist(monkeypatch, "score", tmp_path / "model", tmp_path / "wide.npy")
 
 
-def test_rows_to_score_are_matched_by_the_names_of_columns(empty, monkeypatch):
+def test_rows_to_score_are_matched_by_the_names_of_columns(empty, caplog):
     text = "".join(f"{i},{i % 7},{i % 3},{i > 30}\n" for i in range(40))
     params, _ = written(table(empty, "a,b,c,y\n" + text))
     assert params.dataset.columns == ("a", "b", "c")
@@ -372,6 +372,7 @@ def test_rows_to_score_are_matched_by_the_names_of_columns(empty, monkeypatch):
         return arrays.read_samples(params.dataset, table(empty, text, "new.csv")).tolist()
 
     assert read("id,c,a,b\nx,3,1,2\n") == [[1.0, 2.0, 3.0]]
+    assert "columns that are not used: 'id'" in caplog.text
     for wrong in ("a,c\n1,3\n", "A,b,c\n1,2,3\n", "1,2,3\n"):
         with pytest.raises(DataError, match="columns are missing: 'a'|are missing: 'b'"):
             read(wrong)

@@ -124,7 +124,8 @@ def _params(seen: Seen, task: str, name: str, suites: Any) -> str:
     elif are_images and not is_small:
         kind, batch_size = "images", 64
     else:
-        kind = "table" if index.bounds is None and not are_images else "bounded"
+        is_free = index.bounds is None and not are_images
+        kind = ("anomaly" if task == "anomaly" else "table") if is_free else "bounded"
         batch_size, num_steps = 128, 2000
     return _render(
         "params.yaml.j2",
