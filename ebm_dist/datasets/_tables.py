@@ -54,8 +54,7 @@ def read(path: Path, label_names: tuple[str, ...], columns: tuple[str, ...] = ()
         path,
         "are missing",
         [name for name in columns if name not in names],
-        f"the file has {_listed(names)}; name them in the first line"
-        " as in the training data",
+        f"the file has {_listed(names)}; name them in the first line as in the training data",
     )
     label_name = next((name for name in label_names if name in names), None)
     features = list(columns) or [name for name in names if name != label_name]

@@ -240,6 +240,16 @@ def test_what_is_seen_of_a_table(empty, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("task", "objective"),
+    [("anomaly", "noise_contrastive"), ("generate", "contrastive_divergence")],
+)
+def test_anomalies_in_tables_are_found_without_chains(empty, tmp_path, task, objective):
+    np.save(tmp_path / "x.npy", RNG.normal(size=(40, 3)))
+    params, _ = written(tmp_path / "x.npy", task)
+    assert config.plugin_name(params.objective) == objective
+
+
+@pytest.mark.parametrize(
     ("scale", "expected"),
     [(1, {"bounds": (0.0, 1.0)}), (-1, {"bounds": (-1.0, 1.0)}), (9, {"standardise": True})],
 )

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ebm_dist.files import read_json
+from ebm_dist.report import page
+from ebm_dist.report.suites import read_suites
 
 
 def repro() -> int:
@@ -40,9 +42,15 @@ def repro() -> int:
 
 
 def results(name: str) -> Iterator[str]:
-    """Yield where the results of a run are. Raise :class:`DataError` if it is not registered."""
+    """Yield the headline figures of a run, and where its results are.
+
+    Raise :class:`DataError` if it is not registered.
+    """
     reports, model = Path("reports") / name, Path("models") / name / "energy"
     registered = read_json(reports / "registry.json", "register")
+    for headline in page.leading_figures(read_suites(reports)):
+        reading = f" ({headline.reading})" if headline.references else ""
+        yield f"figure    {headline.name}: {headline.value:.4g}{reading}"
     picture = reports / "samples/plots/samples.png"
     yield (
         f"samples   {picture}"

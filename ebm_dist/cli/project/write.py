@@ -26,7 +26,7 @@ SUITES = {
     "classify": ("classification", "histogram", "ood"),
 }
 TASKS = tuple(SUITES)
-_SMALL = 256  # values of a sample for which a multilayer perceptron is enough
+_SMALL, _MEDIUM = 256, 32 * 32  # values of samples, of grey images: multilayer perceptrons
 _PIXELS, _STEPS = 28 * 28, 1600  # of images, and training steps on them, in four minutes on 2 cores
 _FEWEST_STEPS, _NUM_SAMPLES = 50, 1000
 _RADIUS = 0.07  # of virtual adversarial changes, per square root of the number of values
@@ -122,7 +122,9 @@ def _params(seen: Seen, task: str, name: str, suites: Any) -> str:
     if task == "classify":
         kind, batch_size, num_steps = "classifier", 64, max(300, num_steps // 2)
     elif are_images and not is_small:
-        kind, batch_size = "images", 64
+        is_grey = index.shape[0] == 1 and num_values <= _MEDIUM
+        kind, batch_size = ("grey", 256) if is_grey else ("convolutional", 64)
+        num_steps = 2 * num_steps if is_grey else num_steps
     else:
         is_free = index.bounds is None and not are_images
         kind = ("anomaly" if task == "anomaly" else "table") if is_free else "bounded"
@@ -135,7 +137,7 @@ def _params(seen: Seen, task: str, name: str, suites: Any) -> str:
         dataset=seen.dataset,
         suites=suites,
         are_images=are_images,
-        is_grey=index.shape[0] == 1,
+        has_one_channel=index.shape[0] == 1,
         is_small=is_small,
         num_steps=num_steps,
         batch_size=max(2, min(batch_size, num_train // 2 * 2)),
