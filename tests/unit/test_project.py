@@ -222,6 +222,8 @@ def test_few_samples_leave_out_suites(empty, tmp_path):
     content = project.files(project.inspect(tmp_path / "x.npz", "generate"), "generate", "mine")
     assert {"samples", "histogram", "ood"} == set(content.left_out)
     assert "needs 2 samples in the test split" in content.left_out["ood"]
+    lines = list(project.describe(project.inspect(tmp_path / "x.npz", "generate")))
+    assert "note        1 test samples: figures of the suites say little" in lines
 
 
 def test_what_is_seen_of_a_table(empty, tmp_path):

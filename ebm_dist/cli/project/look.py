@@ -14,6 +14,7 @@ from ebm_dist.errors import DataError
 from ebm_dist.files import read_json
 
 _LARGE = 64  # pixels a side
+_FEW = 30  # test samples
 _MAX_SHOWN = 8  # classes in a line
 
 
@@ -159,6 +160,9 @@ def describe(seen: Seen) -> Iterator[str]:
     yield f"constant    {constant or 'no'} of {flat.shape[1]:,} values per sample"
     for note in seen.notes:
         yield f"note        {note}"
+    num_test = len(data.splits["test"].x) if "test" in data.splits else 0
+    if num_test < _FEW:
+        yield f"note        {num_test} test samples: figures of the suites say little"
     if len(shape) == 3 and max(shape[1:]) > _LARGE:
         yield (
             f"note        in ten minutes a model of images above {_LARGE} pixels a side learns"
