@@ -386,7 +386,7 @@ def test_rows_to_score_are_matched_by_the_names_of_columns(empty, caplog):
     assert read("id,c,a,b\nx,3,1,2\n") == [[1.0, 2.0, 3.0]]
     assert "columns that are not used: 'id'" in caplog.text
     for wrong in ("a,c\n1,3\n", "A,b,c\n1,2,3\n", "1,2,3\n"):
-        with pytest.raises(DataError, match="columns are missing: 'a'|are missing: 'b'"):
+        with pytest.raises(DataError, match=r"columns are missing: '[ab]'"):
             read(wrong)
 
 
