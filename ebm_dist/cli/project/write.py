@@ -124,7 +124,6 @@ def _params(seen: Seen, task: str, name: str, suites: Any) -> str:
     elif are_images and not is_small:
         is_grey = index.shape[0] == 1 and num_values <= _MEDIUM
         kind, batch_size = ("grey", 256) if is_grey else ("convolutional", 64)
-        num_steps = 2 * num_steps if is_grey else num_steps
     else:
         is_free = index.bounds is None and not are_images
         kind = ("anomaly" if task == "anomaly" else "table") if is_free else "bounded"
