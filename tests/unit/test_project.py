@@ -2,6 +2,10 @@
 
 import contextlib
 import csv
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -406,3 +410,19 @@ def test_an_installed_package_has_no_commit(monkeypatch):
     monkeypatch.setattr(lineage, "IS_CHECKOUT", False)
     monkeypatch.delenv("EBM_GIT_COMMIT", raising=False)
     assert lineage.git_state() == {}
+
+
+@pytest.mark.slow
+def test_a_run_in_the_background_of_a_shell_can_be_stopped(empty):
+    """Such jobs ignore SIGINT, and so would their children."""
+    (empty / "dvc.yaml").write_text("stages: {wait: {cmd: touch started && sleep 100}}")
+    program = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "from ebm_dist.cli import project, run; run(lambda: sys.exit(project.repro()))"
+    )
+    with subprocess.Popen([sys.executable, "-c", program]) as process:
+        while not (empty / "started").exists():
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.terminate()
+        assert process.wait(30) == 128 + signal.SIGTERM

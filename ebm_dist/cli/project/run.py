@@ -27,7 +27,12 @@ def repro() -> int:
         done = subprocess.run([*dvc, "init", "--quiet", *options], env=environment, check=False)  # noqa: S603
         if done.returncode:
             return done.returncode
-    process = subprocess.Popen([*dvc, "repro"], env=environment, start_new_session=True)  # noqa: S603
+    process = subprocess.Popen(  # noqa: S603
+        [*dvc, "repro"],
+        env=environment,
+        start_new_session=True,
+        preexec_fn=_heed_interrupts,  # noqa: PLW1509 (there are no threads)
+    )
     stopped: KeyboardInterrupt | None = None
     while True:
         try:
@@ -39,6 +44,11 @@ def repro() -> int:
     if stopped:
         raise stopped
     return exit_code
+
+
+def _heed_interrupts() -> None:
+    """Undo that a shell has background jobs ignore SIGINT: else no signal would stop the stages."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def results(name: str) -> Iterator[str]:
