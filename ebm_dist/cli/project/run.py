@@ -58,15 +58,16 @@ def results(name: str) -> Iterator[str]:
     """
     reports, model = Path("reports") / name, Path("models") / name / "energy"
     registered = read_json(reports / "registry.json", "register")
-    for headline in page.leading_figures(read_suites(reports)):
+    suites = read_suites(reports)
+    for headline in page.leading_figures(suites):
         reading = f" ({headline.reading})" if headline.references else ""
         yield f"figure    {headline.name}: {headline.value:.4g}{reading}"
-    picture = reports / "samples/plots/samples.png"
-    yield (
-        f"samples   {picture}"
-        if picture.exists()
-        else f"samples   ebm-dist sample {model} --out samples.npy"
-    )
+    more = f"ebm-dist sample {model} --out samples"
+    if "samples" in suites:  # chains of other lengths may be worse
+        yield f"samples   {reports / 'samples/plots/samples.png'}"
+        yield f"          more: {more}.png --steps {suites['samples']['num_steps']:.0f}"
+    else:
+        yield f"samples   {more}.npy"
     yield f"scores    ebm-dist score {model} FILE --out scores.csv"
     aliases = " ".join(f"@{alias}" for alias in registered["aliases"])
     yield f"model     models:/{registered['model']}/{registered['version']} {aliases}".rstrip()
