@@ -256,6 +256,21 @@ def test_anomalies_in_tables_are_found_without_chains(empty, tmp_path, task, obj
 
 
 @pytest.mark.parametrize(
+    ("count", "shape", "energy"),
+    [
+        (400, (20, 20), "mlp"),
+        (40, (20, 20), "convnet"),  # the perceptron diverges on few samples
+        (400, (20, 20, 3), "convnet"),
+        (400, (40, 40), "convnet"),
+    ],
+)
+def test_many_small_grey_images_have_a_perceptron(empty, tmp_path, count, shape, energy):
+    np.save(tmp_path / "x.npy", RNG.integers(0, 256, (count, *shape)).astype(np.uint8))
+    params, _ = written(tmp_path / "x.npy")
+    assert config.plugin_name(params.energy) == energy
+
+
+@pytest.mark.parametrize(
     ("scale", "expected"),
     [(1, {"bounds": (0.0, 1.0)}), (-1, {"bounds": (-1.0, 1.0)}), (9, {"standardise": True})],
 )

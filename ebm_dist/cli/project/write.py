@@ -28,6 +28,7 @@ SUITES = {
 TASKS = tuple(SUITES)
 _SMALL, _MEDIUM = 256, 32 * 32  # values of samples, of grey images: multilayer perceptrons
 _PIXELS, _STEPS = 28 * 28, 1600  # of images, and training steps on them, in four minutes on 2 cores
+_MANY = 256  # training samples of that perceptron: it diverges on a few
 _FEWEST_STEPS, _NUM_SAMPLES = 50, 1000
 _RADIUS = 0.07  # of virtual adversarial changes, per square root of the number of values
 
@@ -122,7 +123,7 @@ def _params(seen: Seen, task: str, name: str, suites: Any) -> str:
     if task == "classify":
         kind, batch_size, num_steps = "classifier", 64, max(300, num_steps // 2)
     elif are_images and not is_small:
-        is_grey = index.shape[0] == 1 and num_values <= _MEDIUM
+        is_grey = index.shape[0] == 1 and num_values <= _MEDIUM and num_train >= _MANY
         kind, batch_size = ("grey", 256) if is_grey else ("convolutional", 64)
     else:
         is_free = index.bounds is None and not are_images
