@@ -80,6 +80,7 @@ def _look(section: dict[str, Any]) -> Seen:
 
 
 def config_of(section: dict[str, Any]) -> arrays.Config:
+    """Return the settings of a section ``dataset``."""
     keys: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in section.items()
