@@ -29,29 +29,41 @@ class Table(NamedTuple):
     notes: list[str]
 
 
-def read(path: Path, label_names: tuple[str, ...]) -> Table:
+def column_names(path: Path, label_names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of the columns of numbers; () for a table without a line of names.
+
+    Raise :class:`DataError` for a table that cannot be read.
+    """
+    table, has_names = _read(path)
+    label_name = next((name for name in label_names if name in table.column_names), None)
+    return tuple(n for n in table.column_names if n != label_name) if has_names else ()
+
+
+def read(path: Path, label_names: tuple[str, ...], columns: tuple[str, ...] = ()) -> Table:
     """Read a table. The first of ``label_names`` that is a column has the labels.
 
-    Raise :class:`DataError` with the names of columns that are no numbers or have gaps.
+    The numbers are ``columns``, in that order, or else all other columns. Raise :class:`DataError`
+    with the names of columns that are absent, are no numbers or have gaps.
     """
     import pyarrow as pa  # slow to import
 
-    try:
-        table = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path)
-    except (pa.ArrowException, OSError, ValueError, csv.Error, StopIteration) as failed:
-        raise DataError(f"{path}: not a readable table ({reason(failed)})", "write it again") from (
-            None
-        )
-    columns = list(zip(table.column_names, table.columns, strict=True))
-    _refuse(path, "are named twice", [n for n, _ in columns if table.column_names.count(n) > 1])
-    _refuse(path, "have missing values", [n for n, c in columns if c.null_count])
-    label_name = next((name for name in label_names if name in table.column_names), None)
-    is_number = {name: _is_number(column.type) for name, column in columns}
-    features = [name for name in is_number if name != label_name]
+    table, _ = _read(path)
+    names = table.column_names
+    _refuse(path, "are named twice", [name for name in names if names.count(name) > 1])
+    _refuse(
+        path,
+        "are missing",
+        [name for name in columns if name not in names],
+        f"the file has {_listed(names)}; name them in the first line as in the training data",
+    )
+    label_name = next((name for name in label_names if name in names), None)
+    features = list(columns) or [name for name in names if name != label_name]
+    used = features if label_name is None else [*features, label_name]
+    _refuse(path, "have missing values", [name for name in used if table[name].null_count])
     _refuse(
         path,
         "are not numbers",
-        [name for name in features if not is_number[name]],
+        [name for name in features if not _is_number(table[name].type)],
         "drop or encode them; dataset.labels names the column of classes",
     )
     if not features:
@@ -66,6 +78,8 @@ def read(path: Path, label_names: tuple[str, ...]) -> Table:
     counts = np.arange(len(x))[:, None]
     is_counter = ((x == counts) | (x == counts + 1)).reshape(len(x), -1)
     notes = [f"labels are in column {label_name}"] if label_name is not None else []
+    if unused := [name for name in names if name not in used]:
+        notes.append(f"columns that are not used: {_listed(unused)}")
     notes += [
         f"column {name!r} numbers the rows; drop it if it is an index"
         for name, counter in zip(features, is_counter.T, strict=True)
@@ -74,22 +88,31 @@ def read(path: Path, label_names: tuple[str, ...]) -> Table:
     return Table(x, None if label_name is None else _labels(table[label_name]), notes)
 
 
-def _read_parquet(path: Path) -> Any:
+def _read(path: Path) -> tuple[Any, bool]:
+    """Return a table of Arrow, and whether the file names its columns."""
+    import pyarrow as pa
     from pyarrow import parquet
 
-    with parquet.ParquetFile(path) as file:
-        return file.read()
+    try:
+        if path.suffix.lower() != ".parquet":
+            return _read_csv(path)
+        with parquet.ParquetFile(path) as file:
+            return file.read(), True
+    except (pa.ArrowException, OSError, ValueError, csv.Error, StopIteration) as failed:
+        raise DataError(f"{path}: not a readable table ({reason(failed)})", "write it again") from (
+            None
+        )
 
 
-def _read_csv(path: Path) -> Any:
-    """Return a table. A first line of numbers alone is data, and columns are then f0, f1, ..."""
+def _read_csv(path: Path) -> tuple[Any, bool]:
+    """A first line of numbers alone is data, and columns are then f0, f1, ..."""
     from pyarrow import csv as arrow_csv
 
     with path.open(encoding="utf-8-sig", newline="") as stream:
         line = stream.readline()
     delimiter = max(_DELIMITERS, key=line.count)
     has_names = not all(_is_numeral(word) for word in next(csv.reader([line], delimiter=delimiter)))
-    return arrow_csv.read_csv(
+    table = arrow_csv.read_csv(
         path,
         read_options=arrow_csv.ReadOptions(
             autogenerate_column_names=not has_names,
@@ -98,6 +121,7 @@ def _read_csv(path: Path) -> Any:
         parse_options=arrow_csv.ParseOptions(delimiter=delimiter),
         convert_options=arrow_csv.ConvertOptions(strings_can_be_null=True),
     )
+    return table, has_names
 
 
 def _is_numeral(word: str) -> bool:
@@ -131,6 +155,9 @@ def _labels(column: Any) -> npt.NDArray[Any]:
 
 def _refuse(path: Path, what: str, names: list[str], fix: str = "correct or drop them") -> None:
     if names := list(dict.fromkeys(names)):
-        more = f" and {len(names) - _MAX_SHOWN} more" if len(names) > _MAX_SHOWN else ""
-        shown = ", ".join(map(repr, names[:_MAX_SHOWN])) + more
-        raise DataError(f"{path}: {len(names)} columns {what}: {shown}", fix)
+        raise DataError(f"{path}: {len(names)} columns {what}: {_listed(names)}", fix)
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _MAX_SHOWN} more" if len(names) > _MAX_SHOWN else ""
+    return ", ".join(map(repr, names[:_MAX_SHOWN])) + more

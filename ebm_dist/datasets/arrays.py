@@ -7,6 +7,7 @@ skipped is logged and kept in the index. Results on such data have the mark "own
 digest of the index.
 """
 
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from ebm_dist.datasets import Arrays, Dataset, Standardisation, _tables, hold_ou
 from ebm_dist.datasets._pictures import natural_order, read_folder
 from ebm_dist.errors import DataError, reason
 
+log = logging.getLogger(__name__)
 _MAX_CHANNELS = 4
 _SPLITS = ("train", "val", "test")
 _SAMPLES, _LABELS = ("images", "x", "X", "data"), ("labels", "y")
@@ -66,8 +68,11 @@ class Config:
     anomalies: tuple[str, ...] = ()
     """Classes that are anomalies. No model learns them: all their samples are test samples, of one
     last class."""
+    columns: tuple[str, ...] = ()
+    """Columns of a ``.csv`` or ``.parquet`` that are the numbers, in this order; also of files to
+    score. If absent, all columns but that of the labels, in their order."""
 
-    added_keys = ("layout", "scale", "bounds", "standardise", "labels", "anomalies")
+    added_keys = ("layout", "scale", "bounds", "standardise", "labels", "anomalies", "columns")
 
     def check(self, params: Params) -> None:
         if self.val_fraction + self.test_fraction > 1:
@@ -156,10 +161,12 @@ def load(config: Config) -> Dataset:
 def read_samples(config: Config, path: Path) -> npt.NDArray[Any]:
     """Return all samples ``(n, *shape)`` of a file or folder in their order, divided by the scale.
 
-    Layout and scale are those of ``config``; labels are left out. Raise :class:`DataError` for data
-    in parts, and for what :func:`load` refuses.
+    Layout, scale and columns are those of ``config``; labels are left out. What is skipped is
+    logged. Raise :class:`DataError` for data in parts, and for what :func:`load` refuses.
     """
-    parts, _, layout = _read(path, config)
+    parts, notes, layout = _read(path, config)
+    for note in notes:
+        log.warning("%s: %s", path, note)
     if list(parts) != ["train"]:
         raise DataError(f"{path}: has the parts {_listed(parts)}", "provide one array of samples")
     _check_alike(path, parts)
@@ -170,6 +177,15 @@ def read_samples(config: Config, path: Path) -> npt.NDArray[Any]:
     return x
 
 
+def column_names(config: Config) -> tuple[str, ...]:
+    """Return the names of the columns of numbers; () where the data are no table with names."""
+    path = locate(config)
+    if path.is_dir() or path.suffix.lower() not in _tables.SUFFIXES:
+        return ()
+    named = () if config.labels is None else (config.labels,)
+    return _tables.column_names(path, named or _LABEL_COLUMNS)
+
+
 def _read(path: Path, config: Config) -> tuple[dict[str, _Part], list[str], str]:
     """Return the parts as they are stored, what is to be said about them, and their layout."""
     if path.is_dir():
@@ -178,7 +194,7 @@ def _read(path: Path, config: Config) -> tuple[dict[str, _Part], list[str], str]
         return parts, pictures.notes, "table" if config.layout == "table" else "channels_last"
     named = () if config.labels is None else (config.labels,)
     if path.suffix.lower() in _tables.SUFFIXES:
-        table = _tables.read(path, named or _LABEL_COLUMNS)
+        table = _tables.read(path, named or _LABEL_COLUMNS, config.columns)
         labels = table.labels
         if labels is not None:
             labels = _checked_labels(path, "the column of labels", labels, table.x.shape[:1])

@@ -22,13 +22,14 @@ from pydantic import BaseModel, Field, FiniteFloat, PositiveInt
 from ebm_dist.errors import DataError, printable
 from ebm_dist.files import flat, read_json
 from ebm_dist.report import figures
-from ebm_dist.report.headlines import headlines
+from ebm_dist.report.headlines import Headline, headlines
 from ebm_dist.report.suites import read_suite, read_suites
 from ebm_dist.report.table import interval
 
 _KINDS = {".png": "image/png", ".gif": "image/gif"}
 _WIDTH, _HEIGHT = 240, 90  # of a curve, in pixels
-_ORDER = ("samples", "histogram", "ood", "chains")  # of the suites; others follow
+_ORDER = ("anomaly", "classification", "samples", "histogram", "ood", "chains")
+"""of the suites; others follow"""
 _TITLES = {"histogram": "Energies", "ood": "Out-of-distribution detection"}
 
 _Schema = TypeVar("_Schema", bound=BaseModel)
@@ -154,7 +155,7 @@ def build(reports: Path, reference: Path | None = None) -> str:
         title=reports.resolve().name,
         registration=_read(registry, _Registration, "register") if registry.exists() else None,
         training=_training(reports),
-        headlines=headlines(suites),
+        headlines=leading_figures(suites),
         suites=[
             _suite(reports / name, suites[name], read_suite(reference, name) if reference else {})
             for name in sorted(suites, key=_place)
@@ -162,6 +163,15 @@ def build(reports: Path, reference: Path | None = None) -> str:
         curve_width=_WIDTH,
         curve_height=_HEIGHT,
     )
+
+
+def leading_figures(suites: Mapping[str, Mapping[str, Any]]) -> list[Headline]:
+    """Return the headline figures of the metrics of suites, by suite.
+
+    With anomalies in the test split, its energies do not tell whether training data are memorised.
+    """
+    hidden = {"histogram"} if "anomaly" in suites else set[str]()
+    return headlines({name: suites[name] for name in suites if name not in hidden})
 
 
 def _place(suite: str) -> tuple[int, str]:

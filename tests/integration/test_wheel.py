@@ -86,6 +86,7 @@ def test_init_and_run_in_an_empty_folder(installed, tmp_path):
     )
     output = call(folder, ebm, "run", "rows")
     assert "models:/rows/1" in output and "report.html" in output
+    assert "figure    AUROC of anomalies" in output
     assert (folder / "report.html").stat().st_size > 10_000
     metrics = json.loads((folder / "reports/rows/anomaly/metrics.json").read_text())
     assert metrics["auroc"] > 0.8

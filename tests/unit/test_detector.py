@@ -225,13 +225,16 @@ def test_the_page_for_users_of_pyod_runs(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_scikit_learn_s_checks_pass():
+    """All but those that docs/howto/from-pyod.md names."""
     from sklearn.utils.estimator_checks import check_estimator
 
     results = check_estimator(
-        ebm.EnergyDetector(hidden=(16,), num_steps=10, random_state=0), on_fail=None
+        ebm.EnergyDetector(hidden=(16,), num_steps=10, random_state=0), on_fail=None, on_skip=None
     )
-    failed = [(r["check_name"], r["exception"]) for r in results if r["status"] == "failed"]
-    assert len(results) > 40 and not failed
+    others = {r["check_name"]: r["exception"] for r in results if r["status"] != "passed"}
+    assert len(results) > 40 and set(others) <= {"check_array_api_input"}, others
+    page = (ROOT / "docs/howto/from-pyod.md").read_text()
+    assert all(f"`{name}`" in page for name in others)
 
 
 @pytest.mark.slow

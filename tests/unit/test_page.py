@@ -259,6 +259,13 @@ def test_headline_figures_come_with_what_they_are_read_against():
     assert headlines({}) == []
 
 
+def test_test_splits_with_anomalies_say_nothing_of_memorisation():
+    suites = {"histogram": {"train_test_auroc": 0.7}, "anomaly": {"auroc": 0.8}}
+    assert [line.metric for line in page.leading_figures(suites)] == ["anomaly.auroc"]
+    del suites["anomaly"]
+    assert [line.metric for line in page.leading_figures(suites)] == ["histogram.train_test_auroc"]
+
+
 def test_the_outline_of_the_page_serves_those_who_do_not_see_it(reports):
     sheet = figures.image_grid(np.zeros((2, 1, 4, 4)), 2, "Two black <images>")
     (reports / "ood/plots/sheet.png").write_bytes(sheet)

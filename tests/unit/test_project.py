@@ -2,6 +2,10 @@
 
 import contextlib
 import csv
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -97,6 +101,20 @@ def test_a_parquet_that_is_none(tmp_path):
         load(table(tmp_path, "PAR1", "t.parquet"))
 
 
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+def test_columns_that_are_named_are_read_in_that_order(tmp_path, name):
+    columns = {"b": [1.0] * 3, "note": ["x", None, "z"], "a": [2.0] * 3, "y": [0, 1, 1]}
+    if name == "t.csv":
+        table(tmp_path, "b,note,a,y\n1,x,2,0\n1,,2,1\n1,z,2,1\n", name)
+    else:
+        parquet.write_table(pa.table(columns), tmp_path / name)
+    data = load(tmp_path / name, columns=("a", "b"), standardise=False, test_fraction=0)
+    assert rows_of(data).tolist() == [[2.0, 1.0]] * 3 and data.class_names == ("0", "1")
+    assert "columns that are not used: 'note'" in data.notes
+    with pytest.raises(DataError, match=r"2 columns are missing: 'c', 'd'; the file has 'b', 'no"):
+        load(tmp_path / name, columns=("a", "c", "d"))
+
+
 def test_a_column_that_numbers_the_rows_is_named(tmp_path):
     data = load(table(tmp_path, "id,b\n" + "".join(f"{i},{i % 3}\n" for i in range(1, 30))))
     assert any("'id' numbers the rows" in note for note in data.notes)
@@ -155,7 +173,7 @@ def written(data, task="generate", name="mine", **options):
     params = config.load(path)
     matrix = YAML(typ="safe", pure=True).load(stages.read_text())["stages"]["evaluate"]["matrix"]
     assert matrix["suite"] == list(params.evaluation)
-    assert set(params.evaluation) | set(content.left_out) == set(project._SUITES[task])
+    assert set(params.evaluation) | set(content.left_out) == set(project.SUITES[task])
     return params, seen
 
 
@@ -208,6 +226,8 @@ def test_few_samples_leave_out_suites(empty, tmp_path):
     content = project.files(project.inspect(tmp_path / "x.npz", "generate"), "generate", "mine")
     assert {"samples", "histogram", "ood"} == set(content.left_out)
     assert "needs 2 samples in the test split" in content.left_out["ood"]
+    lines = list(project.describe(project.inspect(tmp_path / "x.npz", "generate")))
+    assert "note        1 test samples: figures of the suites say little" in lines
 
 
 def test_what_is_seen_of_a_table(empty, tmp_path):
@@ -223,6 +243,31 @@ def test_what_is_seen_of_a_table(empty, tmp_path):
     assert list(params.evaluation) == ["anomaly", "histogram", "chains"]
     # the test split has anomalies: its energies say nothing of memorisation
     assert [gate.metric for gate in params.register.gates] == ["anomaly.auroc"]
+
+
+@pytest.mark.parametrize(
+    ("task", "objective"),
+    [("anomaly", "noise_contrastive"), ("generate", "contrastive_divergence")],
+)
+def test_anomalies_in_tables_are_found_without_chains(empty, tmp_path, task, objective):
+    np.save(tmp_path / "x.npy", RNG.normal(size=(40, 3)))
+    params, _ = written(tmp_path / "x.npy", task)
+    assert config.plugin_name(params.objective) == objective
+
+
+@pytest.mark.parametrize(
+    ("count", "shape", "energy"),
+    [
+        (400, (20, 20), "mlp"),
+        (40, (20, 20), "convnet"),  # the perceptron diverges on few samples
+        (400, (20, 20, 3), "convnet"),
+        (400, (40, 40), "convnet"),
+    ],
+)
+def test_many_small_grey_images_have_a_perceptron(empty, tmp_path, count, shape, energy):
+    np.save(tmp_path / "x.npy", RNG.integers(0, 256, (count, *shape)).astype(np.uint8))
+    params, _ = written(tmp_path / "x.npy")
+    assert config.plugin_name(params.energy) == energy
 
 
 @pytest.mark.parametrize(
@@ -349,6 +394,21 @@ def test_scores_are_energies_in_the_order_of_the_rows(tmp_path, monkeypatch):
         ebm_dist(monkeypatch, "score", tmp_path / "model", tmp_path / "wide.npy")
 
 
+def test_rows_to_score_are_matched_by_the_names_of_columns(empty, caplog):
+    text = "".join(f"{i},{i % 7},{i % 3},{i > 30}\n" for i in range(40))
+    params, _ = written(table(empty, "a,b,c,y\n" + text))
+    assert params.dataset.columns == ("a", "b", "c")
+
+    def read(text):
+        return arrays.read_samples(params.dataset, table(empty, text, "new.csv")).tolist()
+
+    assert read("id,c,a,b\nx,3,1,2\n") == [[1.0, 2.0, 3.0]]
+    assert "columns that are not used: 'id'" in caplog.text
+    for wrong in ("a,c\n1,3\n", "A,b,c\n1,2,3\n", "1,2,3\n"):
+        with pytest.raises(DataError, match=r"columns are missing: '[ab]'"):
+            read(wrong)
+
+
 def test_a_scored_file_has_the_scale_of_the_data(empty, tmp_path):
     """A file of dark images is no binary data if the model has learnt bytes."""
     np.save(tmp_path / "x.npy", RNG.integers(0, 256, (40, 6, 6)).astype(np.uint8))
@@ -365,3 +425,19 @@ def test_an_installed_package_has_no_commit(monkeypatch):
     monkeypatch.setattr(lineage, "IS_CHECKOUT", False)
     monkeypatch.delenv("EBM_GIT_COMMIT", raising=False)
     assert lineage.git_state() == {}
+
+
+@pytest.mark.slow
+def test_a_run_in_the_background_of_a_shell_can_be_stopped(empty):
+    """Such jobs ignore SIGINT, and so would their children."""
+    (empty / "dvc.yaml").write_text("stages: {wait: {cmd: touch started && sleep 100}}")
+    program = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "from ebm_dist.cli import project, run; run(lambda: sys.exit(project.repro()))"
+    )
+    with subprocess.Popen([sys.executable, "-c", program]) as process:
+        while not (empty / "started").exists():
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.terminate()
+        assert process.wait(30) == 128 + signal.SIGTERM
