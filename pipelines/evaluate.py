@@ -4,12 +4,13 @@ from pathlib import Path
 
 import torch
 
-from ebm_dist import config, evaluation, models
+from ebm_dist import config, evaluation
 from ebm_dist.config import module_of
 from ebm_dist.data import shards
 from ebm_dist.errors import ConfigError
 from ebm_dist.files import write_json
 from ebm_dist.metrics import features
+from ebm_dist.registry import versions
 from ebm_dist.runs import provenance
 from pipelines import digests, parser, run
 
@@ -20,11 +21,10 @@ def main() -> None:
     options.add_argument("--data", type=Path, required=True, help="folder that stage prepare wrote")
     options.add_argument(
         "--model",
-        type=Path,
         required=True,
         nargs="+",
-        help="trained models: folders, or registered versions such as models:/ebm@champion;"
-        " several are replicates that differ in the seed",
+        help="trained models: folders, registered versions such as models:/ebm@champion, or names"
+        " of shipped models; several are replicates that differ in the seed",
     )
     options.add_argument(
         "--classifier", type=Path, required=True, help="folder that stage classifier wrote"
@@ -47,7 +47,7 @@ def main() -> None:
     evaluation.check(params, index, comparison_indices, [args.suite])
     classifier = features.load(args.classifier)
     reports, weights = {}, {}
-    for trained in map(_load, args.model):
+    for trained in map(versions.load, args.model):
         subject = evaluation.Subject(trained, index, comparison_indices, classifier)
         reports[trained.params.seed] = module_of(suite).evaluate(suite, subject)
         weights[trained.params.seed] = trained.card["sha256"]["energy.safetensors"]
@@ -65,14 +65,6 @@ def main() -> None:
         )
     )
     check_unchanged()
-
-
-def _load(model: Path) -> models.TrainedModel:
-    if model.is_dir():
-        return models.load(model)
-    from ebm_dist.registry import versions  # slow to import
-
-    return versions.load(model)
 
 
 if __name__ == "__main__":

@@ -22,10 +22,11 @@ _ROUNDING = 1e-6  # of float32, as a fraction of the interval of the bounds
 
 
 def load(model: str | Path) -> "Model":
-    """Load a trained model: its folder, ``models:/name@alias`` or ``models:/name/version``.
+    """Load a trained model: its folder, a registered version, or a shipped model.
 
-    Raise :class:`DataError` for a folder that is not a model, :class:`RegistryError` if the
-    registry does not have the version.
+    A version is ``models:/name@alias`` or ``models:/name/version``. ``ebm-dist check`` lists the
+    names of the shipped models. Raise :class:`DataError` for a folder that is not a model and an
+    unknown name, :class:`RegistryError` if the registry does not have the version.
     """
     return Model(*versions.load(model))
 

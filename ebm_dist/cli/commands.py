@@ -15,6 +15,7 @@ from ebm_dist.cli import run, scaffold
 from ebm_dist.errors import ConfigError, ResultsError, printable
 
 _URI = "models:/name@champion, or models:/name/version"
+_SHIPPED = "the name of a shipped model"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -80,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
         "score",
         "score",
         "write the energy of each sample of a file: high = unusual",
-        model=f"folder of a model on the user's own data, or {_URI}",
+        model=f"folder of a model on the user's own data, {_SHIPPED}, {_URI}",
     )
     added.add_argument("file", type=Path, help="samples of the kind that the model has learnt")
     added.add_argument(
@@ -99,7 +100,7 @@ def parser() -> argparse.ArgumentParser:
         "sample",
         "sample",
         "sample a trained model by chains from noise",
-        model=f"its folder, such as model/energy, or {_URI}",
+        model=f"its folder, such as model/energy, {_SHIPPED}, {_URI}",
     )
     added.add_argument(
         "--out",
@@ -134,20 +135,28 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="exit with code 1 if a lock claims a run that did not happen",
     )
+    added = command(
+        "check", "check_rows", "evaluate rows of the results again from the shipped models"
+    )
+    added.add_argument(
+        "rows", nargs="*", metavar="ROW", help="row of docs/results.md (default: list them)"
+    )
     command(
         "compare",
         "compare",
         "compare the metrics that two recipes share",
-        a="recipe with results",
+        a=f"recipe with results, or {_SHIPPED}",
         b="recipe to compare it with",
     )
     added = command(
         "report",
         "report",
         "write a run as one self-contained page",
-        reports="folder of reports, such as reports/main",
+        reports=f"folder of reports, such as reports/main, or {_SHIPPED}",
     )
-    added.add_argument("--compare-with", metavar="REPORTS", help=f"another folder, or {_URI}")
+    added.add_argument(
+        "--compare-with", metavar="REPORTS", help=f"another folder, {_SHIPPED}, {_URI}"
+    )
     added.add_argument(
         "--out", type=Path, default=Path("report.html"), help="file to write (default: report.html)"
     )
@@ -360,10 +369,11 @@ def new(args: Namespace) -> None:
 
 
 def recipes(args: Namespace) -> None:
-    """List the recipes with the day and the commit of their results.
+    """List the recipes with the day and the commit of their results, and the shipped models.
 
     With ``--update`` write their rows and digests first.
     """
+    from ebm_dist.registry import shipped
     from ebm_dist.report import table
     from ebm_dist.runs.lineage import ROOT, recorded_on
 
@@ -372,10 +382,12 @@ def recipes(args: Namespace) -> None:
         if exit_code:
             sys.exit(exit_code)
     recorded = recorded_on(ROOT / "reports")
-    print(f"{'recipe':28} {'results recorded in':20}  title")
+    names = {entry["recipe"]: name for name, entry in shipped.lock()["models"].items()}
+    print(f"{'recipe':28} {'results recorded in':20} {'shipped as':18}  title")
     for recipe in table.recipes(ROOT / "pipelines/recipes", ROOT / "reports"):
         since = recorded.get(recipe.name, "not in git") if recipe.is_run else "-"
-        print(f"{recipe.name:28} {since:20}  {printable(recipe.title)}")
+        name = names.get(recipe.name, "-")
+        print(f"{recipe.name:28} {since:20} {name:18}  {printable(recipe.title)}")
 
 
 def show_results(args: Namespace) -> None:
@@ -411,12 +423,47 @@ def show_results(args: Namespace) -> None:
             )
 
 
+def check_rows(args: Namespace) -> None:
+    """Evaluate rows again, or list them.
+
+    Raise :class:`ConfigError` for a row that no shipped model gives, :class:`ResultsError` if a
+    figure differs from the committed one.
+    """
+    from ebm_dist.cli import check
+    from ebm_dist.registry import shipped
+
+    if not args.rows:
+        print("\n".join(check.listed()))
+        return
+    failed = []
+    for name, rows in check.rows_by_model(args.rows).items():
+        print(f"{name}: preparing the data", file=sys.stderr, flush=True)
+        entries = shipped.lock()["models"][name]["rows"]
+        for result in check.results(name, {row: entries[row] for row in rows}):
+            print("\n".join(check.described(result)), flush=True)
+            failed += [] if result.is_reproduced else [result]
+    if failed:
+        raise check.failure(failed)
+
+
+def _recipe_reports(name: str) -> Path:
+    """Return the committed reports of a recipe or a shipped model."""
+    from ebm_dist.registry import shipped
+    from ebm_dist.runs.lineage import IS_CHECKOUT, ROOT
+
+    if not IS_CHECKOUT:
+        raise ConfigError(
+            f"{name}: an installed package has no reports of recipes",
+            "work in a checkout of the repository; ebm-dist check has figures of shipped models",
+        )
+    return ROOT / "reports" / (shipped.recipe_of(name) or name)
+
+
 def compare(args: Namespace) -> None:
     """Print the metrics that two recipes share. Raise :class:`DataError` if they share none."""
     from ebm_dist.report import table
-    from ebm_dist.runs.lineage import ROOT
 
-    rows = table.compare(*(ROOT / "reports" / name for name in (args.a, args.b)))
+    rows = table.compare(_recipe_reports(args.a), _recipe_reports(args.b))
     width = max(len(printable(key)) for key, _, _ in rows)
     print(f"{'':{width}} {args.a[-20:]:>20} {args.b[-20:]:>20} {'difference':>12}")
     for key, a, b in rows:
@@ -425,15 +472,19 @@ def compare(args: Namespace) -> None:
 
 def report(args: Namespace) -> None:
     """Write the page of a run. Raise :class:`DataError` if there are no reports."""
-    from ebm_dist.registry import versions
+    from ebm_dist.registry import shipped, versions
     from ebm_dist.report import page
     from ebm_dist.storage import write_whole
+
+    def reports(name: str) -> Path:
+        is_name = not Path(name).exists() and shipped.recipe_of(name) is not None
+        return _recipe_reports(name) if is_name else Path(name)
 
     with tempfile.TemporaryDirectory() as folder:
         reference = args.compare_with
         if str(reference or "").startswith("models:"):
             reference = versions.reports_of(reference, Path(folder))
-        text = page.build(Path(args.reports), reference and Path(reference))
+        text = page.build(reports(args.reports), reference and reports(str(reference)))
         write_whole(args.out, text.encode(errors="backslashreplace"))  # names may be no UTF-8
     print(f"{args.out}: {args.out.stat().st_size / 2**20:.1f} MiB, open it in a browser")
 

@@ -15,10 +15,10 @@ from typing import Any
 
 from ebm_dist import models, storage
 from ebm_dist.config import Mismatch, Params, PlainName, nearest, plugin_name, section
-from ebm_dist.errors import EbmError, RegistryError
+from ebm_dist.errors import DataError, EbmError, RegistryError
 from ebm_dist.files import flat
 from ebm_dist.models import requests
-from ebm_dist.registry import card, promotion
+from ebm_dist.registry import card, promotion, shipped
 from ebm_dist.registry.card import Verdict
 from ebm_dist.report.suites import read_suites
 from ebm_dist.runs import tracking
@@ -318,15 +318,30 @@ def _lineage(params: Params, trained: models.TrainedModel, run: Path) -> dict[st
 
 
 def load(model: str | Path) -> models.TrainedModel:
-    """Load a model from its folder, or a registered version.
+    """Load a model from its folder, a registered version, or a shipped model.
 
-    ``model`` is a path, ``models:/name@alias`` or ``models:/name/version``. The present code
-    computes its answers. Raise :class:`RegistryError` as :func:`origin` does.
+    ``model`` is a path, ``models:/name@alias``, ``models:/name/version``, or a name of
+    :mod:`ebm_dist.registry.shipped`. A folder of this name comes first if it has a model. The
+    present code computes its answers. Raise :class:`RegistryError` as :func:`origin` does, and
+    :class:`DataError` if there is no such model.
     """
     if not str(model).startswith(URI):
-        return models.load(model)
+        return models.load(_folder(str(model)))
     with _opened(str(model)) as (version, fetch), tempfile.TemporaryDirectory() as folder:
         return models.load(_model_file(version, fetch, folder).parent)
+
+
+def _folder(model: str) -> Path:
+    """Return the folder of a local or shipped model."""
+    if not (Path(model) / "model.json").exists():
+        if shipped.recipe_of(model) is not None:
+            return shipped.verified(model)
+        if not Path(model).is_dir():
+            raise DataError(
+                f"{model}: is not an exported model, and no shipped model has this name",
+                f"shipped: {shipped.nearest_first(model)}",
+            )
+    return Path(model)
 
 
 def _model_file(version: Any, fetch: Callable[..., str], folder: str | None = None) -> Path:

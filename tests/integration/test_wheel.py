@@ -113,3 +113,16 @@ def test_init_and_run_in_an_empty_folder(installed, tmp_path):
     np.savetxt(tmp_path / "rows.csv", x[:200], delimiter=",", header="a,b,c,d,e", comments="")
     output = call(folder, ebm, "run", "rows", code=255)
     assert "dataset.anomalies names out" in output and "run again: ebm-dist run rows" in output
+
+
+def test_shipped_models_in_an_empty_folder(installed, tmp_path):
+    ebm = installed / "ebm-dist"
+    assert "nce-2d-kl" in call(tmp_path, ebm, "check")
+    assert "reproduced" in call(tmp_path, ebm, "check", "nce-2d-kl")
+    sample = "import ebm_dist; print(ebm_dist.load('mnist-conditional').sample(16).shape)"
+    assert "(16, 1, 28, 28)" in call(tmp_path, installed / "python", "-c", sample)
+    call(tmp_path, ebm, "sample", "mnist-conditional", "--count", "10", "--steps", "5")
+    assert (tmp_path / "samples.png").read_bytes().startswith(b"\x89PNG")
+    output = call(tmp_path, ebm, "report", "nce-2d", code=2)
+    assert "an installed package has no reports of recipes" in output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["samples.png"]

@@ -326,7 +326,15 @@ def test_samples_of_a_model_as_a_picture_or_an_array(run, digits_data, tmp_path)
 def test_the_command_speaks_plainly(run, tmp_path):
     code, out, _ = run("recipes")
     head, *rows = out.splitlines()
-    assert code == 0 and head.split() == ["recipe", "results", "recorded", "in", "title"]
+    assert code == 0 and head.split() == [
+        "recipe",
+        "results",
+        "recorded",
+        "in",
+        "shipped",
+        "as",
+        "title",
+    ]
     (row,) = [row for row in rows if row.startswith("meg-25gaussians ")]
     place = head.index("results")
     assert re.match(r"\d{4}-\d\d-\d\d [0-9a-f]{7,} |not in git ", row[place:])

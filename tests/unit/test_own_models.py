@@ -9,13 +9,12 @@ import torch
 from ebm_dist import models
 from ebm_dist.cli import plan
 from ebm_dist.config import module_of
-from ebm_dist.data import shards
+from ebm_dist.data import prepare, shards
 from ebm_dist.datasets import Arrays, Standardisation
 from ebm_dist.errors import ConfigError, DataError, RequestError
 from ebm_dist.models import requests
 from ebm_dist.registry import card
 from ebm_dist.report import figures
-from pipelines import prepare
 from tests import helpers
 from tests.helpers import Silent
 
