@@ -75,16 +75,16 @@ class Blocks:
         position, num_steps = state.position, thin * len(draws)
         block = min(_MOST_GRADIENTS // self.num_gradients, _MOST_VALUES // position.numel())
         block = max(1, block)
-        buffer = position.new_empty((block, *position.shape))
+        buffer, numbers = position.new_empty((block, *position.shape)), None
         for start in range(0, num_steps, block):
             faults.point("chain.step")
             n = min(block, num_steps - start)
-            randomness = self.draw(block, position, generator)
-            if not self.compiles:
-                randomness = tuple(numbers[:n] for numbers in randomness)
+            numbers = self.draw(block, position, generator, numbers)
             is_direct = thin == 1 and n == block
-            positions = draws[start : start + n] if is_direct else buffer[: len(randomness[0])]
-            # a compiled block always makes all its steps; those after the last draw are left out
+            positions = draws[start : start + n] if is_direct else buffer
+            randomness = numbers
+            if not self.compiles:  # a compiled block always makes all its steps
+                randomness, positions = tuple(part[:n] for part in numbers), positions[:n]
             state, facts = self._several(state, randomness, step_size, positions)
             if not is_direct:
                 kept = positions[:n][-(start + 1) % thin :: thin]
@@ -104,7 +104,7 @@ class Blocks:
             is_finite = info.energy.isfinite() & state.position.isfinite().flatten(1).all(1)
             proposals = is_finite if info.is_finite is None else info.is_finite
             facts.append((info.is_accepted.double().mean(), (~proposals).sum(), is_finite))
-        torch.stack(visited, out=positions)
+        positions.copy_(torch.stack(visited))
         return state, [torch.stack(fact) for fact in zip(*facts, strict=True)]
 
     def _compiled(self, method: Callable[..., Any]) -> Callable[..., Any]:
@@ -141,7 +141,7 @@ class Blocks:
 def _by_generator(kernel: Kernel) -> Kernel:
     """Return a kernel whose random numbers are the generator that draws them."""
 
-    def draw(n: int, x: Tensor, generator: Generator) -> Any:
+    def draw(n: int, position: Tensor, generator: Generator, out: Any = None) -> Any:
         return ((generator,) * n,)
 
     def move(target: EnergyFn, state: Any, randomness: Any, step_size: Any) -> tuple[Any, Info]:

@@ -102,10 +102,13 @@ def tempered(kernel: Kernel, temperatures: Sequence[float], *, bounds: Bounds) -
         swap_rates = torch.full((num_replicas - 1,), math.nan, device=position.device)
         return State(position, replicas, inner, False, swap_rates)
 
-    def draw(n: int, x: Tensor, generator: Generator) -> Randomness:
-        replicas = x.expand(num_replicas, *x.shape).flatten(0, 1)
-        swaps = log_uniform((n, num_replicas // 2, len(x)), generator)
-        return *draw_inner(n, replicas, generator), swaps
+    def draw(
+        n: int, position: Tensor, generator: Generator, out: Randomness | None = None
+    ) -> Randomness:
+        replicas = position.expand(num_replicas, *position.shape).flatten(0, 1)
+        inner_out, swaps_out = (out[:-1], out[-1]) if out else (None, None)
+        swaps = log_uniform((n, num_replicas // 2, len(position)), generator, swaps_out)
+        return *draw_inner(n, replicas, generator, inner_out), swaps
 
     def move(
         target: EnergyFn, state: State, randomness: Randomness, step_size: StepSize

@@ -55,6 +55,15 @@ Randomness = tuple[Tensor, ...]
 """All random numbers of ``n`` steps of ``B`` chains: tensors ``(n, B, ...)``."""
 
 
+class Draw(Protocol):
+    """How a kernel draws its random numbers."""
+
+    def __call__(
+        self, n: int, position: Tensor, generator: Generator, out: Randomness | None = None
+    ) -> Randomness:
+        """Draw those of ``n`` steps, into ``out`` if it is not None."""
+
+
 class Kernel(NamedTuple):
     """How chains start and step: ``init(target, x) -> state``, ``step(target, state, generator)``.
 
@@ -64,8 +73,9 @@ class Kernel(NamedTuple):
     init: Callable[[EnergyFn, Tensor], Any]
     step: Callable[[EnergyFn, Any, Generator], tuple[Any, Info]]
     """Return the next state and info."""
-    draw: Callable[[int, Tensor, Generator], Randomness] | None = None
-    """``draw(n, position, generator)``: the random numbers of ``n`` steps."""
+    draw: Draw | None = None
+    """``draw(n, position, generator, out)``: the random numbers of ``n`` steps, in the memory of
+    earlier ones if ``out`` has them."""
     move: Callable[[EnergyFn, Any, Randomness, StepSize], tuple[Any, Info]] | None = None
     """``move(target, state, randomness, step_size)``: a step with random numbers ``(B, ...)``. It
     is deterministic and does not branch on values, so it can be compiled."""
@@ -81,7 +91,7 @@ class Kernel(NamedTuple):
     def of_move(
         cls,
         init: Callable[[EnergyFn, Tensor], Any],
-        draw: Callable[[int, Tensor, Generator], Randomness],
+        draw: Draw,
         move: Callable[[EnergyFn, Any, Randomness, StepSize], tuple[Any, Info]],
         step_size: float,
         num_gradients: int = 1,
@@ -117,9 +127,15 @@ def noise(size: tuple[int, ...], bounds: Bounds, generator: Generator) -> Tensor
     return torch.rand(size, generator=generator, device=generator.device) * (high - low) + low
 
 
-def log_uniform(size: tuple[int, ...], generator: Generator) -> Tensor:
+def normal(n: int, x: Tensor, generator: Generator, out: Tensor | None = None) -> Tensor:
+    """Draw standard normal numbers ``(n, *x.shape)``."""
+    size = (n, *x.shape)
+    return torch.randn(size, generator=generator, device=x.device, dtype=x.dtype, out=out)
+
+
+def log_uniform(size: tuple[int, ...], generator: Generator, out: Tensor | None = None) -> Tensor:
     """Draw ``log(u) (*size,)`` of uniform ``u``, for :func:`accept_mask`."""
-    uniform = torch.rand(size, generator=generator, device=generator.device)
+    uniform = torch.rand(size, generator=generator, device=generator.device, out=out)
     # 0 would accept any proposal; the smallest other draw of torch.rand is eps / 2
     return uniform.clamp_(min=torch.finfo(uniform.dtype).eps / 2).log_()
 

@@ -21,6 +21,7 @@ from ebm_dist.samplers import (
     StepSize,
     accept_mask,
     log_uniform,
+    normal,
     reflect,
 )
 from ebm_dist.samplers._gradient_state import State, init, select
@@ -54,10 +55,22 @@ def build(config: Config, *, bounds: Bounds) -> Kernel:
     def kinetic(momentum: Tensor) -> Tensor:
         return (momentum**2).flatten(1).sum(1) / 2
 
-    def draw(n: int, x: Tensor, generator: Generator) -> Randomness:
-        momentum = torch.randn((n, *x.shape), generator=generator, device=x.device, dtype=x.dtype)
-        uniform = torch.rand((n, len(x)), generator=generator, device=x.device, dtype=x.dtype)
-        return momentum, uniform, log_uniform((n, len(x)), generator)
+    def draw(
+        n: int, position: Tensor, generator: Generator, out: Randomness | None = None
+    ) -> Randomness:
+        momentum, uniform, log_u = out or (None, None, None)
+        size = (n, len(position))
+        return (
+            normal(n, position, generator, momentum),
+            torch.rand(
+                size,
+                generator=generator,
+                device=position.device,
+                dtype=position.dtype,
+                out=uniform,
+            ),
+            log_uniform(size, generator, log_u),
+        )
 
     def move(
         target: EnergyFn, state: State, randomness: Randomness, step_size: StepSize

@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 
 from ebm_dist.config import NonNegative, Positive, PositiveInt, section
 from ebm_dist.energies import EnergyFn, score
-from ebm_dist.samplers import Bounds, Info, Kernel, Randomness, StepSize
+from ebm_dist.samplers import Bounds, Info, Kernel, Randomness, StepSize, normal
 
 
 @section
@@ -44,8 +44,10 @@ def build(config: Config, *, bounds: Bounds) -> Kernel:
     def init(target: EnergyFn, position: Tensor) -> State:
         return State(position)
 
-    def draw(n: int, x: Tensor, generator: Generator) -> Randomness:
-        return (torch.randn((n, *x.shape), generator=generator, device=x.device),)
+    def draw(
+        n: int, position: Tensor, generator: Generator, out: Randomness | None = None
+    ) -> Randomness:
+        return (normal(n, position, generator, *(out or ())),)
 
     def move(
         target: EnergyFn, state: State, randomness: Randomness, step_size: StepSize

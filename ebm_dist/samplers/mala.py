@@ -21,6 +21,7 @@ from ebm_dist.samplers import (
     StepSize,
     accept_mask,
     log_uniform,
+    normal,
 )
 from ebm_dist.samplers._gradient_state import State, init, select
 
@@ -47,9 +48,12 @@ def build(config: Config, *, bounds: Bounds) -> Kernel:
     """
     temperature = config.temperature
 
-    def draw(n: int, x: Tensor, generator: Generator) -> Randomness:
-        noise = torch.randn((n, *x.shape), generator=generator, device=x.device, dtype=x.dtype)
-        return noise, log_uniform((n, len(x)), generator)
+    def draw(
+        n: int, position: Tensor, generator: Generator, out: Randomness | None = None
+    ) -> Randomness:
+        noise, log_u = out or (None, None)
+        size = (n, len(position))
+        return normal(n, position, generator, noise), log_uniform(size, generator, log_u)
 
     def move(
         target: EnergyFn, state: State, randomness: Randomness, a: StepSize

@@ -25,6 +25,7 @@ from ebm_dist.samplers import (
     accept_mask,
     log_uniform,
     noise,
+    normal,
     reflect,
     where_accepted,
 )
@@ -64,13 +65,15 @@ def build(config: Config, *, bounds: Bounds) -> Kernel:
     Info has the energy after the step.
     """
 
-    def draw(n: int, x: Tensor, generator: Generator) -> Randomness:
-        size = (n, *x.shape)
-        if config.proposal == "walk":
-            drawn = torch.randn(size, generator=generator, device=x.device, dtype=x.dtype)
+    def draw(
+        n: int, position: Tensor, generator: Generator, out: Randomness | None = None
+    ) -> Randomness:
+        drawn, log_u = out or (None, None)
+        if config.proposal == "walk" or bounds is None:
+            drawn = normal(n, position, generator, drawn)
         else:
-            drawn = noise(size, bounds, generator).to(x.dtype)
-        return drawn, log_uniform((n, len(x)), generator)
+            drawn = noise((n, *position.shape), bounds, generator).to(position.dtype)
+        return drawn, log_uniform((n, len(position)), generator, log_u)
 
     def propose(x: Tensor, drawn: Tensor, step_size: StepSize) -> tuple[Tensor, Tensor]:
         """Return ``x' (B, *shape)`` and ``log q(x) - log q(x') (B,)``."""

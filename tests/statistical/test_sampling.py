@@ -216,7 +216,7 @@ def test_a_block_is_the_formula_of_its_docstring():
 def test_langevin_steps_use_each_row_of_noise_once():
     kernel = langevin.build(langevin.Config(step_size=0.1, noise_scale=0.3), bounds=None)
     rows = torch.randn(4, 5, 2)
-    kernel = kernel._replace(draw=lambda n, x, generator: (rows,))
+    kernel = kernel._replace(draw=lambda *_: (rows,))
     draws = torch.empty(4, 5, 2)
     blocks = Blocks(kernel, lambda x: (x**2).sum(1) / 2)
     list(blocks.run(kernel.init(None, torch.zeros(5, 2)), None, 0.1, draws))
