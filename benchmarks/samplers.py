@@ -4,9 +4,10 @@
     python -m benchmarks.samplers --out reports/benchmarks/samplers.json
 
 Both libraries run the same algorithm with the same step size, in float32, on one thread, for the
-same numbers of chains and draws. They take turns several times, and medians are compared. The ESS
-is the bulk ESS of the worst dimension, by one function for both. Seconds are CPU seconds of the
-process, which depend little on other load. The compilation by jax is reported separately.
+same numbers of chains and draws, from one call of the public function each. They take turns several
+times, and medians are compared. The ESS is the bulk ESS of the worst dimension, by one function for
+both. Seconds are CPU seconds of the process, which depend little on other load. First calls, which
+compile, are reported separately.
 """
 
 import argparse
@@ -23,8 +24,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import ebm_dist as ebm
 from ebm_dist.chains import adaptation, diagnostics
 from ebm_dist.config import module_of
 from ebm_dist.rng import stream
@@ -38,22 +40,26 @@ CENTRES = 2 * np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1).astype(np.float
 class Case(NamedTuple):
     """A target, a sampler, and the numbers of chains and draws."""
 
-    name: str
+    target: str
     dim: int
-    config: Any
+    sampler: str
+    step_size: float
+    settings: dict[str, Any]
     num_chains: int
     num_draws: int
 
 
 CASES = [
-    Case("gaussian", 32, mala.Config(step_size=0.008), 100, 500),
-    Case("gaussian", 32, mala.Config(step_size=0.008), 4000, 100),
-    Case("gaussian", 32, hmc.Config(step_size=0.12, num_leapfrog=10, jitter=0.0), 100, 200),
-    Case("gaussian", 32, hmc.Config(step_size=0.12, num_leapfrog=10, jitter=0.0), 4000, 40),
-    Case("mixture", 2, mala.Config(step_size=0.25), 100, 500),
-    Case("mixture", 2, mala.Config(step_size=0.25), 4000, 100),
-    Case("mixture", 2, hmc.Config(step_size=0.35, num_leapfrog=6, jitter=0.0), 100, 200),
-    Case("mixture", 2, hmc.Config(step_size=0.35, num_leapfrog=6, jitter=0.0), 4000, 40),
+    Case(target, dim, sampler, step_size, settings, num_chains, num_draws)
+    for target, dim, sampler, step_size, settings, sizes in (
+        ("gaussian", 32, "mala", 0.008, {}, ((100, 500), (4000, 100))),
+        ("gaussian", 32, "hmc", 0.12, {"num_leapfrog": 10}, ((100, 200), (4000, 40))),
+        ("mixture", 2, "mala", 0.25, {}, ((100, 500), (4000, 100))),
+        ("mixture", 2, "hmc", 0.35, {"num_leapfrog": 6}, ((100, 200), (4000, 40))),
+        ("mlp", 2, "mala", 0.4, {}, ((100, 500), (4000, 100))),
+        ("mlp", 2, "hmc", 0.5, {"num_leapfrog": 6}, ((100, 200), (4000, 40))),
+    )
+    for num_chains, num_draws in sizes
 ]
 
 
@@ -75,45 +81,64 @@ def timed(work: Callable[[], tuple[np.ndarray, float]]) -> Run:
 
 
 def start(case: Case) -> np.ndarray:
-    """Draw the starts ``(num_chains, dim)`` from the target, so that no burn-in is timed."""
+    """Draw the starts ``(num_chains, dim)`` from the target, so that no burn-in is timed.
+
+    Those of the network are from a normal distribution, which it changes little.
+    """
     rng = np.random.default_rng(0)
     z = rng.standard_normal((case.num_chains, case.dim)).astype(np.float32)
-    return (
-        z * VARIANCES**0.5
-        if case.name == "gaussian"
-        else CENTRES[rng.integers(8, size=case.num_chains)] + z / 2
-    )
+    if case.target == "mixture":
+        return CENTRES[rng.integers(8, size=case.num_chains)] + z / 2
+    return z * VARIANCES**0.5 if case.target == "gaussian" else z
 
 
-def ours(case: Case) -> Callable[[int], Run]:
-    """Return the run of a case by ebm_dist, as a function of the seed."""
-    precision, centres = torch.from_numpy(1 / VARIANCES), torch.from_numpy(CENTRES)
-    energies = {
-        "gaussian": lambda x: (x**2 * precision).sum(1) / 2,
-        "mixture": lambda x: -torch.logsumexp(-2 * ((x[:, None] - centres) ** 2).sum(2), dim=1),
-    }
-    kernel, position = (
-        module_of(case.config).build(case.config, bounds=None),
-        torch.from_numpy(start(case)),
-    )
+def network() -> nn.Sequential:
+    """Return the network of the target ``mlp``: 2 x 128 hidden units."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(2, 128), nn.SiLU(), nn.Linear(128, 128), nn.SiLU(), nn.Linear(128, 1)
+    ).requires_grad_(False)
+
+
+class Energy(nn.Module):
+    """A target in torch: ``(n, dim) -> (n,)``."""
+
+    def __init__(self, target: str) -> None:
+        super().__init__()
+        self.target = target
+        self.register_buffer("precision", torch.from_numpy(1 / VARIANCES))
+        self.register_buffer("centres", torch.from_numpy(CENTRES))
+        self.network = network()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.target == "gaussian":
+            return (x**2 * self.precision).sum(1) / 2
+        if self.target == "mixture":
+            return -torch.logsumexp(-2 * ((x[:, None] - self.centres) ** 2).sum(2), dim=1)
+        return self.network(x).squeeze(1) + (x**2).sum(1) / 2
+
+
+def ours(case: Case, *, compiles: bool) -> tuple[Callable[[int], Run], float]:
+    """Return the run of a case by ebm_dist, and the seconds of the first call."""
+    energy, x0 = Energy(case.target).eval(), torch.from_numpy(start(case))
+    settings = case.settings | ({"jitter": 0.0} if case.sampler == "hmc" else {})
 
     def work(seed: int) -> tuple[np.ndarray, float]:
-        draws = torch.empty(case.num_draws, *position.shape)
-
-        def keep(step: int, state: Any, info: Any) -> None:
-            draws[step] = state.position
-
-        _, chains = run_chain(
-            kernel,
-            energies[case.name],
-            position,
-            case.num_draws,
-            stream(seed, "chain"),
-            observe=keep,
+        draws = ebm.sample(
+            energy,
+            x0,
+            case.sampler,
+            num_samples=case.num_draws,
+            num_warmup=0,
+            step_size=case.step_size,
+            seed=seed,
+            compile=compiles,
+            **settings,
         )
-        return draws.transpose(0, 1).numpy(), chains.acceptance_rate.item()
+        return draws.x.transpose(0, 1).numpy(), draws.acceptance_rate
 
-    return lambda seed: timed(lambda: work(seed))
+    first = timed(lambda: work(0)).wall_seconds
+    return lambda seed: timed(lambda: work(seed)), first
 
 
 def theirs(case: Case) -> tuple[Callable[[int], Run], float]:
@@ -122,18 +147,28 @@ def theirs(case: Case) -> tuple[Callable[[int], Run], float]:
     import jax
     import jax.numpy as jnp
 
-    logdensities = {
+    layers = [
+        (layer.weight.numpy(), layer.bias.numpy())
+        for layer in network()
+        if isinstance(layer, nn.Linear)
+    ]
+
+    def mlp(x: Any) -> Any:
+        for weight, bias in layers[:-1]:
+            x = jax.nn.silu(weight @ x + bias)
+        weight, bias = layers[-1]
+        return (weight @ x + bias)[0]
+
+    logdensity = {
         "gaussian": lambda x: -(x**2 / VARIANCES).sum() / 2,
         "mixture": lambda x: jax.nn.logsumexp(-2 * ((x - CENTRES) ** 2).sum(1)),
-    }
-    if isinstance(case.config, mala.Config):
-        kernel = blackjax.mala(logdensities[case.name], case.config.step_size)
+        "mlp": lambda x: -mlp(x) - (x**2).sum() / 2,
+    }[case.target]
+    if case.sampler == "mala":
+        kernel = blackjax.mala(logdensity, case.step_size)
     else:
         kernel = blackjax.hmc(
-            logdensities[case.name],
-            case.config.step_size,
-            jnp.ones(case.dim),
-            case.config.num_leapfrog,
+            logdensity, case.step_size, jnp.ones(case.dim), case.settings["num_leapfrog"]
         )
     position = jnp.asarray(start(case))
 
@@ -165,25 +200,20 @@ def worst_ess(draws: np.ndarray, most: int = 400) -> float:
 
 
 def compare(case: Case, num_repeats: int) -> dict[str, Any]:
-    """Measure both libraries on a case, in turn."""
-    run_theirs, first = theirs(case)
-    runners = {"ebm_dist": ours(case), "blackjax": run_theirs}
-    runs: dict[str, list[Run]] = {name: [] for name in runners}
+    """Measure both libraries on a case, in turn, and ours also without compiling."""
+    ready = {
+        "compiled": ours(case, compiles=True),
+        "plain": ours(case, compiles=False),
+        "blackjax": theirs(case),
+    }
+    runs: dict[str, list[Run]] = {name: [] for name in ready}
     for repeat in range(num_repeats + 1):
-        for name in sorted(
-            runners, reverse=bool(repeat % 2)
-        ):  # interleaved, and neither always first
-            run = runners[name](repeat + 1)
+        # interleaved, and none always first
+        for name in sorted(ready, reverse=bool(repeat % 2)):
+            run = ready[name][0](repeat + 1)
             if repeat:  # the first one warms up
                 runs[name].append(run)
-    row: dict[str, Any] = {
-        "target": case.name,
-        "sampler": module_of(case.config).__name__.rpartition(".")[2],
-        "num_chains": case.num_chains,
-        "num_draws": case.num_draws,
-        "step_size": case.config.step_size,
-        "jax_first_call_seconds": first,
-    }
+    row: dict[str, Any] = case._asdict()
     rates = {}
     for name, several in runs.items():
         ess = [worst_ess(run.draws) for run in several]
@@ -194,9 +224,15 @@ def compare(case: Case, num_repeats: int) -> dict[str, Any]:
             "cpu_seconds": statistics.median(run.cpu_seconds for run in several),
             "wall_seconds": statistics.median(run.wall_seconds for run in several),
             "ess_per_cpu_second": statistics.median(rates[name]),
+            "first_call_seconds": ready[name][1],
         }
-    ratios = [a / b for a, b in zip(rates["ebm_dist"], rates["blackjax"], strict=True)]
-    row["ratio"] = {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
+    for name in ("compiled", "plain"):
+        ratios = [a / b for a, b in zip(rates[name], rates["blackjax"], strict=True)]
+        row[name]["ratio"] = {
+            "median": statistics.median(ratios),
+            "low": min(ratios),
+            "high": max(ratios),
+        }
     return row
 
 
@@ -267,20 +303,21 @@ def main() -> None:
         " the ratio is ebm_dist / blackjax"
     )
     print(
-        "target   sampler chains draws  accepted     ESS per second"
-        "           ratio (range)       jax's first call"
+        "target   sampler chains draws  accepted     ESS per CPU second"
+        "           ratio (range)          plain   first calls"
     )
     rows = []
     for case in CASES:
         row = compare(case, args.repeats)
         rows.append(row)
-        a, b, ratio = row["ebm_dist"], row["blackjax"], row["ratio"]
+        a, b, ratio = row["compiled"], row["blackjax"], row["compiled"]["ratio"]
         print(
-            f"{row['target']:9}{row['sampler']:6}{row['num_chains']:8}{row['num_draws']:6}"
+            f"{case.target:9}{case.sampler:6}{case.num_chains:8}{case.num_draws:6}"
             f"  {a['acceptance']:.3f} {b['acceptance']:.3f}"
             f"{a['ess_per_cpu_second']:9.0f}{b['ess_per_cpu_second']:9.0f}"
             f"    {ratio['median']:6.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
-            f"{row['jax_first_call_seconds']:14.1f} s",
+            f"{row['plain']['ratio']['median']:12.2f}"
+            f"{a['first_call_seconds']:8.1f}{b['first_call_seconds']:6.1f} s",
             flush=True,
         )
     print("\nfunnel (x_0 is N(0, 9)), for information")

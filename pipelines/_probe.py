@@ -8,6 +8,7 @@ import argparse
 import copy
 import hashlib
 import importlib
+import inspect
 import json
 import sys
 from pathlib import Path
@@ -19,7 +20,6 @@ _BATCH = 8  # samples per step, at least two per logical shard
 _MAX_CHAIN_STEPS = 3
 _CHAINS = 100  # in the replay buffer
 _MAX_COUNT = 40  # of anything that a suite counts: samples, chains, draws
-_MAX_TRAIN = 400  # samples behind the class energies of an export
 _CAPS = {"samples_per_mode": 1, "num_steps": 10, "steps_per_round": 5, "num_rounds": 2}
 
 
@@ -163,8 +163,11 @@ class Probe:
         except errors.DivergedError as diverged:
             return out | {"diverged": str(diverged)}
         exported = self.work / "models" / path.stem
-        train = tuple(part[:_MAX_TRAIN] for part in shards.read_split(index, "train", range(1)))
-        model.export(run, exported, params, index, train, "verify")
+        if "tars" in inspect.signature(model.export).parameters:
+            model.export(run, exported, params, index, "verify", tars=range(1))
+        else:  # of an older commit
+            train = shards.read_split(index, "train", range(1))
+            model.export(run, exported, params, index, train, "verify")
         out |= {
             f"exported {p.name}": sha256(p.read_bytes()) for p in exported.glob("*.safetensors")
         }

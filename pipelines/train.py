@@ -65,9 +65,7 @@ def main() -> None:
                     params, shards.publish(index, storage.store("shards")).folder, folder, digest
                 )
     check_unchanged()  # before the export: the finished run is kept
-    exported = models.export(
-        folder, args.out, params, index, shards.read_split(index, "train"), digest
-    )
+    exported = models.export(folder, args.out, params, index, digest)
     history = exported["history"]
     args.report.mkdir(parents=True, exist_ok=True)
     write_json(args.report / "metrics.json", history[-1])

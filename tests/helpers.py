@@ -95,7 +95,7 @@ def build(
 
 def export(run: Path, folder: Path, chosen: config.Params, data: Path) -> None:
     index = shards.read_index(data)
-    models.export(run, folder, chosen, index, shards.read_split(index, "train"), "digest")
+    models.export(run, folder, chosen, index, "digest")
 
 
 def state_of(run: Path) -> dict[str, bytes]:

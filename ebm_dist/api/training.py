@@ -97,7 +97,7 @@ def _train(
     ):
         if not cluster.is_finished(run, digest, params.train):
             trainer.build(params, index, LocalComm(), device, digest).fit(run, _Reporter(progress))
-        models.export(run, folder, params, index, shards.read_split(index, "train"), digest)
+        models.export(run, folder, params, index, digest)
 
 
 def _check_folder(folder: Path, digest: str) -> None:

@@ -11,7 +11,9 @@ itself does not change.
 """
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,23 +36,27 @@ def adapt(
     *,
     bounds: Bounds,
     acceptance: float | None = None,
+    move: Callable[..., Any] | None = None,
 ) -> tuple[Any, Tensor]:
     """Return ``config`` with the ``step_size`` that reaches ``acceptance``, and the positions.
 
-    ``acceptance`` is the target acceptance rate; None stands for the sampler's optimum. Positions
-    are ``(B, *shape)``. They are not samples of the target, because the kernel changes while they
-    are drawn. Raises ValueError for less than one step.
+    ``acceptance`` is the target acceptance rate; None stands for the sampler's optimum. ``move``
+    makes a step of this sampler on this target, for example compiled: ``Kernel.move`` without its
+    first argument. Positions are ``(B, *shape)``. They are not samples of the target, because the
+    kernel changes while they are drawn. Raises ValueError for less than one step.
     """
     if num_steps < 1:
         raise ValueError(f"a warm-up needs at least one step, found {num_steps}")
     module = module_of(config)
     target_rate = module.ACCEPTANCE if acceptance is None else acceptance
-    state = module.build(config, bounds=bounds).init(target, position)
+    kernel = module.build(config, bounds=bounds)
+    move = move or functools.partial(kernel.move, target)
+    state = kernel.init(target, position)
     check_start(state)
     mu, deficit, averaged, step_size = math.log(10 * config.step_size), 0.0, 0.0, config.step_size
     for t in range(1, num_steps + 1):
-        kernel = module.build(dataclasses.replace(config, step_size=step_size), bounds=bounds)
-        state, info = kernel.step(target, state, generator)
+        (randomness,) = zip(*kernel.draw(1, position, generator), strict=True)
+        state, info = move(state, randomness, step_size)
         deficit += target_rate - info.is_accepted.float().mean().item()
         log_size = mu - math.sqrt(t) / _GAMMA / (t + _T0) * deficit
         weight = t**-_KAPPA

@@ -18,14 +18,14 @@ from ebm_dist import faults
 from ebm_dist.chains import cpu_layers
 from ebm_dist.chains.eager import Chains, Precision
 from ebm_dist.energies import EnergyModel, given
-from ebm_dist.samplers import ChainStats, Kernel
+from ebm_dist.samplers import ChainStats, Kernel, Randomness
 
 _MOST_STEPS = 20  # per function: more take longer to compile and are hardly faster
 _MOST_CHAINS = 4096  # per call on a CPU: activations of more chains do not fit into its caches
 
 
 class CompiledChains(Chains):
-    """Chains on a copy of the network, several steps per call; the kernel must have ``step_many``.
+    """Chains on a copy of the network, several steps per call; the kernel must have ``move``.
 
     ``compiles``: compile the steps. If torch.compile fails, a warning is logged and the steps run
     uncompiled. ``precision``: of the network; positions, noise and steps are always float32.
@@ -65,7 +65,8 @@ class CompiledChains(Chains):
     def __call__(
         self, position: Tensor, labels: Tensor | None, generator: Generator
     ) -> tuple[Tensor, ChainStats]:
-        start, noise = position, position.new_empty(self.block, *position.shape)
+        assert self.kernel.draw is not None
+        start, accepted = position, position.new_zeros(())
         parts = 1 if position.is_cuda else -(-len(position) // _MOST_CHAINS)
         label_parts = [None] * parts if labels is None else labels.tensor_split(parts)
         with parametrize.cached():
@@ -74,44 +75,52 @@ class CompiledChains(Chains):
             cpu_layers.sync_weights(self.copy)
         for _ in range(self.num_steps // self.block):
             faults.point("chain.step")
-            for row in noise:  # row by row, for the same bits as Chains
-                row.normal_(generator=generator)
+            # step by step, for the same bits as Chains
+            rows = [self.kernel.draw(1, position, generator) for _ in range(self.block)]
+            randomness = [torch.cat(numbers) for numbers in zip(*rows, strict=True)]
             inputs = zip(
                 position.tensor_split(parts),
                 label_parts,
-                noise.tensor_split(parts, dim=1),
+                zip(*(numbers.tensor_split(parts, dim=1) for numbers in randomness), strict=True),
                 strict=True,
             )
             # also concatenate a single part: the next replay of a CUDA graph overwrites its output
-            position, energy, score_norm = map(
+            position, energy, score_norm, acceptance = map(
                 torch.cat, zip(*(self._run(*part) for part in inputs), strict=True)
             )
+            accepted = accepted + acceptance.mean()
         distance = (position - start).flatten(1).norm(dim=1).mean()
-        return position, ChainStats(
-            energy.mean(), score_norm.mean(), position.new_ones(()), distance
-        )
+        acceptance_rate = accepted * self.block / self.num_steps
+        return position, ChainStats(energy.mean(), score_norm.mean(), acceptance_rate, distance)
 
     def _run(
-        self, position: Tensor, labels: Tensor | None, noise: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, position: Tensor, labels: Tensor | None, randomness: Randomness
+    ) -> tuple[Tensor, ...]:
         try:
-            return self.several(position, labels, noise)
+            return self.several(position, labels, randomness)
         except TorchDynamoException as failed:
             logging.getLogger(__name__).warning(
                 "torch.compile failed, chains run uncompiled: %s", str(failed).splitlines()[0]
             )
             self.several = self._steps
-            return self.several(position, labels, noise)
+            return self.several(position, labels, randomness)
 
     def _steps(
-        self, position: Tensor, labels: Tensor | None, noise: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        target = given(self.copy, labels)
-        assert self.kernel.step_many is not None
-        state, info = self.kernel.step_many(
-            lambda x: target(x.to(self.dtype)).float(), self.kernel.init(target, position), noise
-        )
-        return state.position, info.energy, info.score_norm
+        self, position: Tensor, labels: Tensor | None, randomness: Randomness
+    ) -> tuple[Tensor, ...]:
+        """Return positions ``(B, *shape)``, and energy, score norm and acceptance ``(B,)``."""
+        conditional = given(self.copy, labels)
+
+        def target(x: Tensor) -> Tensor:
+            return conditional(x.to(self.dtype)).float()
+
+        assert self.kernel.move is not None
+        assert self.kernel.step_size is not None
+        state, accepted = self.kernel.init(target, position), []
+        for row in zip(*randomness, strict=True):
+            state, info = self.kernel.move(target, state, row, self.kernel.step_size)
+            accepted.append(info.is_accepted)
+        return state.position, info.energy, info.score_norm, torch.stack(accepted).float().mean(0)
 
 
 def _plain_copy(network: EnergyModel) -> EnergyModel:

@@ -18,7 +18,17 @@ import torch
 from torch import Generator, Tensor
 
 from ebm_dist.energies import EnergyFn
-from ebm_dist.samplers import AdjustedState, Bounds, Info, Kernel, accept_mask, where_accepted
+from ebm_dist.samplers import (
+    AdjustedState,
+    Bounds,
+    Info,
+    Kernel,
+    Randomness,
+    StepSize,
+    accept_mask,
+    log_uniform,
+    where_accepted,
+)
 from ebm_dist.samplers._gradient_state import State as GradientState
 
 
@@ -31,7 +41,8 @@ class State(NamedTuple):
     """``(R, B, *shape)`` of all replicas, coldest first"""
     inner: Any
     """State of the inner kernel, of ``R * B`` chains"""
-    num_steps: int
+    is_odd: bool
+    """Whether the number of steps is odd"""
     swap_rates: Tensor
     """``(R - 1,)`` share of chains that swapped at a pair's last attempt; NaN before the first"""
 
@@ -60,8 +71,11 @@ def tempered(kernel: Kernel, temperatures: Sequence[float], *, bounds: Bounds) -
     ``bounds`` are those of ``kernel``. Without bounds, a replica moves in the coordinates ``x /
     sqrt(T_r)``, so its steps are longer as its distribution is wider. With bounds, which these
     coordinates would shift, all replicas use the same step. Raise ValueError if the temperatures
-    do not start at 1 or do not grow.
+    do not start at 1 or do not grow, or if the kernel has no ``move``.
     """
+    draw_inner, move_inner, step_size = kernel.draw, kernel.move, kernel.step_size
+    if draw_inner is None or move_inner is None or step_size is None:
+        raise ValueError("this kernel cannot be tempered: it has no move")
     num_replicas = len(temperatures)
     if not num_replicas or temperatures[0] != 1 or any(a >= b for a, b in pairwise(temperatures)):
         raise ValueError(f"temperatures must start at 1 and grow, not {list(temperatures)}")
@@ -86,19 +100,30 @@ def tempered(kernel: Kernel, temperatures: Sequence[float], *, bounds: Bounds) -
         replicas = position.expand(num_replicas, *position.shape).clone()
         inner = kernel.init(heated(target), scaled(replicas.flatten(0, 1), -0.5))
         swap_rates = torch.full((num_replicas - 1,), math.nan, device=position.device)
-        return State(position, replicas, inner, 0, swap_rates)
+        return State(position, replicas, inner, False, swap_rates)
 
-    def step(target: EnergyFn, state: State, generator: Generator) -> tuple[State, Info]:
+    def draw(
+        n: int, position: Tensor, generator: Generator, out: Randomness | None = None
+    ) -> Randomness:
+        replicas = position.expand(num_replicas, *position.shape).flatten(0, 1)
+        inner_out, swaps_out = (out[:-1], out[-1]) if out else (None, None)
+        swaps = log_uniform((n, num_replicas // 2, len(position)), generator, swaps_out)
+        return *draw_inner(n, replicas, generator, inner_out), swaps
+
+    def move(
+        target: EnergyFn, state: State, randomness: Randomness, step_size: StepSize
+    ) -> tuple[State, Info]:
         n, heated_target = len(state.position), heated(target)
-        inner, info = kernel.step(heated_target, state.inner, generator)
+        *inner_randomness, log_u = randomness
+        inner, info = move_inner(heated_target, state.inner, (*inner_randomness,), step_size)
         flat = scaled(inner.position, 0.5)
         energy, x = target(flat).view(num_replicas, n), flat.unflatten(0, (num_replicas, n))
         beta = 1 / torch.tensor(temperatures, device=x.device, dtype=energy.dtype)
         swap_rates = state.swap_rates.clone()
         source = torch.arange(num_replicas, device=x.device)[:, None].repeat(1, n)
-        for r in range(state.num_steps % 2, num_replicas - 1, 2):
+        for pair, r in enumerate(range(int(state.is_odd), num_replicas - 1, 2)):
             log_ratio = (beta[r] - beta[r + 1]) * (energy[r] - energy[r + 1])
-            swapped = accept_mask(log_ratio, log_ratio.isfinite(), generator)
+            swapped = accept_mask(log_ratio, log_ratio.isfinite(), log_u[pair])
             source[r], source[r + 1] = (
                 where_accepted(swapped, source[r + 1], source[r]),
                 where_accepted(swapped, source[r], source[r + 1]),
@@ -112,6 +137,6 @@ def tempered(kernel: Kernel, temperatures: Sequence[float], *, bounds: Bounds) -
         if isinstance(inner, GradientState):
             score_norm = inner.score.flatten(1).norm(dim=1)
         cold = Info(energy[0], score_norm[:n], info.is_accepted[:n], is_finite)
-        return State(x[0], x, inner, state.num_steps + 1, swap_rates), cold
+        return State(x[0], x, inner, not state.is_odd, swap_rates), cold
 
-    return Kernel(init, step)
+    return Kernel.of_move(init, draw, move, step_size, kernel.num_gradients + 1)

@@ -11,7 +11,7 @@ import itertools
 import logging
 import math
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ import torch
 import webdataset
 from torch import Tensor
 
-from ebm_dist.datasets import Arrays, Dataset, Standardisation
+from ebm_dist.datasets import Arrays, Dataset, Standardisation, in_parts
 from ebm_dist.errors import DataError
 from ebm_dist.files import read_json, write_json
 from ebm_dist.rng import numpy_stream
@@ -34,6 +34,7 @@ NUM_TARS = 16
 PACK_SIZE = 256
 """Samples of a pack."""
 INDEX = "index.json"
+_MOST_SQUARES = 1 << 20  # of one array of float64
 _MAX_SIDE = 1 << 20  # maximum side of an image or number of classes of a valid index
 STAGE = "prepare"
 LABELLED = "labelled-"
@@ -154,12 +155,15 @@ def _stored(data: Dataset) -> Dataset:
                 f" the data set, of shape {data.standardisation.mean.shape}",
                 "compare samples of one shape, or set dataset.standardise: false",
             )
-        with np.errstate(over="ignore", invalid="ignore"):
-            if data.standardisation:
-                x = data.standardisation.apply(x / data.scale)
-            elif x.dtype.kind == "f":
+        if data.standardisation:
+            standardised = np.empty(x.shape, np.float32)
+            for part in in_parts(len(x)):
+                standardised[part] = data.standardisation.apply(x[part] / data.scale)
+            x = standardised
+        elif x.dtype.kind == "f":
+            with np.errstate(over="ignore", invalid="ignore"):
                 x = x.astype(np.float32, copy=False)
-        if x.dtype.kind == "f" and not np.isfinite(x).all():
+        if x.dtype.kind == "f" and not np.isfinite([x.min(), x.max()]).all():
             raise DataError(
                 f"{data.source}: {split} samples have NaN, infinite or too large values for"
                 f" float32, from {arrays.x.min():g} to {arrays.x.max():g}",
@@ -185,17 +189,20 @@ def described(data: Dataset | Index) -> dict[str, Any]:
 
 def _duplicates(splits: Mapping[str, Arrays]) -> dict[str, dict[str, int]]:
     """Return how many samples of each split are in each split before it, where there are any."""
-    rows = {
-        split: [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in arrays.x]
+    digests = {
+        split: np.fromiter(map(_digest, arrays.x), np.uint64, len(arrays.x))
         for split, arrays in splits.items()
         if not split.startswith(LABELLED)
     }
-    distinct = {split: set(digests) for split, digests in rows.items()}
     duplicates: dict[str, dict[str, int]] = {}
-    for first, second in itertools.combinations(rows, 2):
-        if count := sum(digest in distinct[first] for digest in rows[second]):
+    for first, second in itertools.combinations(digests, 2):
+        if count := int(np.isin(digests[second], digests[first]).sum()):
             duplicates.setdefault(second, {})[first] = count
     return duplicates
+
+
+def _digest(sample: npt.NDArray[Any]) -> int:
+    return int.from_bytes(hashlib.blake2b(sample.tobytes(), digest_size=8).digest())
 
 
 def _write_tar(
@@ -233,7 +240,7 @@ def _write_tar(
 
 def _statistics(arrays: Arrays, scale: float) -> dict[str, Any]:
     x = arrays.x.reshape(len(arrays.x), -1)
-    total = x.sum(dtype=np.float64), np.square(x, dtype=np.float64).sum()
+    total = x.sum(dtype=np.float64), _sum_of_squares(x.ravel())
     mean = total[0] / x.size / scale
     return {
         "num_samples": len(x),
@@ -243,6 +250,14 @@ def _statistics(arrays: Arrays, scale: float) -> dict[str, Any]:
         "max": float(x.max()) / scale,
         "class_counts": None if arrays.y is None else np.bincount(arrays.y).tolist(),
     }
+
+
+def _sum_of_squares(x: npt.NDArray[Any]) -> float:
+    """Return the sum of squares of ``x (n,)``, as numpy adds them in pairs but in little memory."""
+    if len(x) <= _MOST_SQUARES:
+        return float(np.square(x, dtype=np.float64).sum())
+    half = len(x) // 2 - len(x) // 2 % 8
+    return _sum_of_squares(x[:half]) + _sum_of_squares(x[half:])
 
 
 def read_index(folder: Path) -> Index:
@@ -451,13 +466,35 @@ def read_raw(
             f"{index.folder}: has no {split} split, only {', '.join(index.splits)}; choose another"
             " data set"
         )
-    parts = [
-        _read_tar(index, tar)
-        for i, tar in enumerate(index.splits[split])
-        if tars is None or i in tars
-    ]
-    x, y = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    chosen = [tar for i, tar in enumerate(index.splits[split]) if tars is None or i in tars]
+    y = np.empty(sum(tar.num_samples for tar in chosen), np.int64)
+    x, filled = np.empty((0, *index.shape), np.uint8), 0
+    for tar in chosen:
+        part_x, part_y = _read_tar(index, tar)
+        if len(part_y) and not filled:
+            x = np.empty((len(y), *index.shape), part_x.dtype)
+        part = slice(filled, filled + tar.num_samples)
+        x[part], y[part], filled = part_x, part_y, part.stop
     return x.astype(np.int32) if x.dtype == np.uint16 else x, y
+
+
+def read_parts(
+    index: Index, split: str, size: int, tars: range | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield samples ``(size, *shape)`` and labels ``(size,)`` as :func:`read_split` has them.
+
+    The last part may be shorter. Only one tar is in memory.
+    """
+    x, y = read_raw(index, split, range(0))
+    for number in range(NUM_TARS) if tars is None else tars:
+        more_x, more_y = read_raw(index, split, range(number, number + 1))
+        x, y = np.concatenate([x, more_x]), np.concatenate([y, more_y])
+        whole = len(x) // size * size
+        for part in in_parts(whole, size):
+            yield to_model(torch.from_numpy(x[part]), index.scale), torch.from_numpy(y[part])
+        x, y = x[whole:], y[whole:]
+    if len(x):
+        yield to_model(torch.from_numpy(x), index.scale), torch.from_numpy(y)
 
 
 def to_model(x: Tensor, scale: float) -> Tensor:

@@ -4,6 +4,7 @@ Images are ``(n, channels, height, width)`` bytes; own files may have 16-bit int
 Samples drawn or published as floats are float32.
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,9 +76,24 @@ class Dataset(NamedTuple):
 
 def hold_out(data: Arrays, count: int, purpose: str) -> tuple[Arrays, Arrays]:
     """Return ``(rest, held out)``: ``count`` samples are held out by a fixed random choice."""
+    return split_off(Arrays(data.x.copy(), data.y), count, purpose)
+
+
+def split_off(data: Arrays, count: int, purpose: str) -> tuple[Arrays, Arrays]:
+    """Return what :func:`hold_out` does, in the memory of ``data.x``, which is reordered."""
     order = numpy_stream(0, purpose).permutation(len(data.x))
     rest_rows, held_rows = np.sort(order[count:]), np.sort(order[:count])
+    x = data.x if data.x.flags.writeable else data.x.copy()
+    held = x[held_rows]
+    for part in in_parts(len(rest_rows)):
+        x[part] = x[rest_rows[part]]  # from the same row or a later one
+    x[len(rest_rows) :] = held
     return (
-        Arrays(data.x[rest_rows], None if data.y is None else data.y[rest_rows]),
-        Arrays(data.x[held_rows], None if data.y is None else data.y[held_rows]),
+        Arrays(x[: len(rest_rows)], None if data.y is None else data.y[rest_rows]),
+        Arrays(x[len(rest_rows) :], None if data.y is None else data.y[held_rows]),
     )
+
+
+def in_parts(num_samples: int, size: int = 4096) -> Iterator[slice]:
+    """Yield slices of at most ``size`` samples, for work on large arrays in little memory."""
+    return (slice(i, min(i + size, num_samples)) for i in range(0, num_samples, size))

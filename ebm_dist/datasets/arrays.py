@@ -17,7 +17,15 @@ import numpy as np
 import numpy.typing as npt
 
 from ebm_dist.config import Mismatch, Params, Positive, PositiveInt, Probability, section
-from ebm_dist.datasets import Arrays, Dataset, Standardisation, _tables, hold_out
+from ebm_dist.datasets import (
+    Arrays,
+    Dataset,
+    Standardisation,
+    _tables,
+    hold_out,
+    in_parts,
+    split_off,
+)
 from ebm_dist.datasets._pictures import natural_order, read_folder
 from ebm_dist.errors import DataError, reason
 
@@ -141,10 +149,14 @@ def load(config: Config) -> Dataset:
     standardise = config.standardise
     if standardise is None:
         standardise = is_float and arranged["train"].ndim == 2 and bounds is None
-    standardisation = Standardisation.of(splits[first].x / scale) if standardise else None
+    standardisation, x = None, splits[first].x
+    if standardise or is_float:
+        x = x if is_float and scale == 1 else x / scale
+    if standardise:
+        standardisation = Standardisation.of(x)
     notes += scale_notes
     if is_float:
-        notes += _column_notes(splits[first].x / scale, standardisation is None and bounds is None)
+        notes += _column_notes(x, standardisation is None and bounds is None)
     return Dataset(
         splits=splits,
         scale=scale,
@@ -248,7 +260,7 @@ def _split(config: Config, parts: Mapping[str, Arrays], path: Path) -> dict[str,
 
 def _hold_out(data: Arrays, fraction: float, purpose: str) -> tuple[Arrays, Arrays]:
     """Return ``(rest, held out)``; samples of classes that the rest lacks stay in the rest."""
-    rest, held = hold_out(data, round(fraction * len(data.x)), purpose)
+    rest, held = split_off(data, round(fraction * len(data.x)), purpose)
     if rest.y is None or held.y is None or not len(rest.x):
         return rest, held
     is_known = np.isin(held.y, rest.y)
@@ -373,7 +385,7 @@ def _arrange(x: npt.NDArray[Any], layout: str, path: Path) -> npt.NDArray[Any]:
                 "set dataset.layout: channels_first or channels_last",
             )
         if layout == "channels_last" or (last and layout != "channels_first"):
-            return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+            return _channels_first(x)
         if layout == "channels_first" or first:
             return x
     raise DataError(
@@ -381,6 +393,16 @@ def _arrange(x: npt.NDArray[Any], layout: str, path: Path) -> npt.NDArray[Any]:
         f" (n, h, w, channels) or (n, channels, h, w), with at most {_MAX_CHANNELS} channels",
         "set dataset.layout: table if each sample is a row of numbers",
     )
+
+
+def _channels_first(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return images ``(n, h, w, c)`` as ``(n, c, h, w)``, in their memory if it can be written."""
+    n, height, width, channels = x.shape
+    flat = np.require(x, requirements=["C", "W"]).reshape(n, -1)
+    for part in in_parts(n):
+        images = flat[part].reshape(-1, height, width, channels)
+        flat[part] = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
+    return flat.reshape(n, channels, height, width)
 
 
 def _scaled(

@@ -99,13 +99,13 @@ def train(config: Config, index: shards.Index, folder: Path) -> dict[str, Any]:
 
     The card has the accuracy on the test split and digests of data and weights.
     """
-    x, y = shards.read_split(index, "train")
+    x, y = map(torch.from_numpy, shards.read_raw(index, "train", None))
     with seeded(config.seed, "classifier"):
         model = Classifier(index.shape, index.num_classes, config.dim)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
     for step, rows in enumerate(_batches(len(x), config)):
         optimizer.param_groups[0]["lr"] = config.lr * (1 - step / config.num_steps)
-        loss = F.cross_entropy(model(x[rows]), y[rows])
+        loss = F.cross_entropy(model(shards.to_model(x[rows], index.scale)), y[rows])
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -8,7 +8,7 @@ networks, and the lineage. Nothing in the folder can run code.
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
@@ -40,6 +40,7 @@ _CARD, _CHAINS, _PLAYER, _EARLIER = (
 # The averages have other largest singular values than the last weights, which set the buffers.
 _POWER_ITERATIONS = 15
 _MAX_CAPTION = 10  # names
+_PART = 1000  # samples of a forward pass
 
 
 class OnGpu(EnergyModel):
@@ -200,15 +201,17 @@ class TrainedModel(NamedTuple):
 
 @torch.no_grad()
 def _energies(energy: EnergyModel, x: Tensor, y: Tensor | None = None) -> Tensor:
-    parts = zip(x.split(1000), [None] * len(x) if y is None else y.split(1000), strict=False)
+    parts = zip(x.split(_PART), [None] * len(x) if y is None else y.split(_PART), strict=False)
     return torch.cat([energy(*part) for part in parts])
 
 
 def _class_energies(
-    energy: EnergyModel, x: Tensor, y: Tensor, num_classes: int
+    energy: EnergyModel, data: Iterable[tuple[Tensor, Tensor]], num_classes: int
 ) -> dict[str, list[float]]:
     """Return mean and standard deviation of the energies of each class's data, by its label."""
-    energies = _energies(_placed(energy), x, y).double()
+    placed = _placed(energy)
+    parts = [(_energies(placed, *part).double(), part[1]) for part in data]
+    energies, y = map(torch.cat, zip(*parts, strict=True))
     by_class = [energies[y == k] for k in range(num_classes)]
     return {
         "mean": [e.mean().item() for e in by_class],
@@ -221,13 +224,14 @@ def export(
     folder: Path,
     params: Params,
     index: Index,
-    train: tuple[Tensor, Tensor],
     digest: str,
+    *,
+    tars: range | None = None,
 ) -> dict[str, Any]:
     """Write the model of a finished run.
 
-    Its bits are a function of the last checkpoint and the training data ``(n, *shape)`` with
-    labels ``(n,)``. Return the history of metrics and the seconds of training. Raise
+    Its bits are a function of the last checkpoint and the training data, of which only ``tars`` are
+    read if they are not None. Return the history of metrics and the seconds of training. Raise
     :class:`DataError` for a run that has not ended.
     """
     final = checkpoint.latest(run, digest)
@@ -251,7 +255,9 @@ def export(
             **_about(index),
             "run_digest": digest,
             "num_steps": params.train.num_steps,
-            "class_energies": _class_energies(energy, *train, index.num_classes)
+            "class_energies": _class_energies(
+                energy, shards.read_parts(index, "train", _PART, tars), index.num_classes
+            )
             if is_conditional(params)
             else {},
             "params": params.as_dict(*TRAINING),

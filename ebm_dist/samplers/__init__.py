@@ -16,6 +16,8 @@ from ebm_dist.energies import EnergyFn
 from ebm_dist.errors import DivergedError
 
 Bounds = tuple[float, float] | None
+StepSize = float | Tensor
+"""A number, or a tensor () where compiled code is used for several step sizes."""
 
 
 class State(Protocol):
@@ -49,18 +51,59 @@ class Info(NamedTuple):
     sampler does not check."""
 
 
-class Kernel(NamedTuple):
-    """``init(target, x) -> state`` and ``step(target, state, generator) -> (state, info)``."""
+Randomness = tuple[Tensor, ...]
+"""All random numbers of ``n`` steps of ``B`` chains: tensors ``(n, B, ...)``."""
 
-    init: Callable[[EnergyFn, Tensor], State]
-    step: Callable[[EnergyFn, Any, Generator], tuple[State, Info]]
-    step_many: Callable[[EnergyFn, Any, Tensor], tuple[State, Info]] | None = None
-    """``step_many(target, state, noise)``: one step for each row of standard normal ``noise (n, B,
-    *shape)``; returns the last state and info. Only for kernels without other random numbers; this
-    code can be compiled."""
+
+class Draw(Protocol):
+    """How a kernel draws its random numbers."""
+
+    def __call__(
+        self, n: int, position: Tensor, generator: Generator, out: Randomness | None = None
+    ) -> Randomness:
+        """Draw those of ``n`` steps, into ``out`` if it is not None."""
+
+
+class Kernel(NamedTuple):
+    """How chains start and step: ``init(target, x) -> state``, ``step(target, state, generator)``.
+
+    A kernel whose steps need a fixed number of random numbers has ``draw`` and ``move``.
+    """
+
+    init: Callable[[EnergyFn, Tensor], Any]
+    step: Callable[[EnergyFn, Any, Generator], tuple[Any, Info]]
+    """Return the next state and info."""
+    draw: Draw | None = None
+    """``draw(n, position, generator, out)``: the random numbers of ``n`` steps, in the memory of
+    earlier ones if ``out`` has them."""
+    move: Callable[[EnergyFn, Any, Randomness, StepSize], tuple[Any, Info]] | None = None
+    """``move(target, state, randomness, step_size)``: a step with random numbers ``(B, ...)``. It
+    is deterministic and does not branch on values, so it can be compiled."""
+    step_size: float | None = None
+    """That of ``step``, for kernels with ``move``."""
+    num_gradients: int = 1
+    """Gradients that a step computes."""
     differentiable_step: Callable[[EnergyFn, Tensor, Tensor], Tensor] | None = None
     """``differentiable_step(target, x, noise)``: position after one step, with the graph of its
     gradient with respect to the target's parameters."""
+
+    @classmethod
+    def of_move(
+        cls,
+        init: Callable[[EnergyFn, Tensor], Any],
+        draw: Draw,
+        move: Callable[[EnergyFn, Any, Randomness, StepSize], tuple[Any, Info]],
+        step_size: float,
+        num_gradients: int = 1,
+        differentiable_step: Callable[[EnergyFn, Tensor, Tensor], Tensor] | None = None,
+    ) -> "Kernel":
+        """Build a kernel that steps by ``draw`` and ``move``."""
+
+        def step(target: EnergyFn, state: Any, generator: Generator) -> tuple[Any, Info]:
+            (randomness,) = zip(*draw(1, state.position, generator), strict=True)
+            return move(target, state, randomness, step_size)
+
+        return cls(init, step, draw, move, step_size, num_gradients, differentiable_step)
 
 
 class ChainStats(NamedTuple):
@@ -84,15 +127,26 @@ def noise(size: tuple[int, ...], bounds: Bounds, generator: Generator) -> Tensor
     return torch.rand(size, generator=generator, device=generator.device) * (high - low) + low
 
 
-def accept_mask(log_ratio: Tensor, is_finite: Tensor, generator: Generator) -> Tensor:
-    """Draw which chains ``(B,)`` accept, with probability ``min(1, exp(log_ratio))``.
+def normal(n: int, x: Tensor, generator: Generator, out: Tensor | None = None) -> Tensor:
+    """Draw standard normal numbers ``(n, *x.shape)``."""
+    size = (n, *x.shape)
+    return torch.randn(size, generator=generator, device=x.device, dtype=x.dtype, out=out)
 
-    Proposals that are not finite are rejected.
-    """
-    uniform = torch.rand(log_ratio.shape, generator=generator, device=log_ratio.device)
+
+def log_uniform(size: tuple[int, ...], generator: Generator, out: Tensor | None = None) -> Tensor:
+    """Draw ``log(u) (*size,)`` of uniform ``u``, for :func:`accept_mask`."""
+    uniform = torch.rand(size, generator=generator, device=generator.device, out=out)
     # 0 would accept any proposal; the smallest other draw of torch.rand is eps / 2
-    uniform.clamp_(min=torch.finfo(uniform.dtype).eps / 2)
-    return is_finite & (uniform.log() < log_ratio)  # false if the ratio is NaN
+    return uniform.clamp_(min=torch.finfo(uniform.dtype).eps / 2).log_()
+
+
+def accept_mask(log_ratio: Tensor, is_finite: Tensor, log_u: Tensor) -> Tensor:
+    """Return which chains ``(B,)`` accept: those with ``log_u < log_ratio``.
+
+    With ``log_u`` of :func:`log_uniform`, the probability is ``min(1, exp(log_ratio))``. Proposals
+    that are not finite are rejected.
+    """
+    return is_finite & (log_u < log_ratio)  # false if the ratio is NaN
 
 
 def where_accepted(is_accepted: Tensor, new: Tensor, old: Tensor) -> Tensor:

@@ -13,7 +13,17 @@ from torch import Generator, Tensor
 
 from ebm_dist.config import Positive, PositiveInt, Probability, section
 from ebm_dist.energies import EnergyFn
-from ebm_dist.samplers import Bounds, Info, Kernel, accept_mask, reflect
+from ebm_dist.samplers import (
+    Bounds,
+    Info,
+    Kernel,
+    Randomness,
+    StepSize,
+    accept_mask,
+    log_uniform,
+    normal,
+    reflect,
+)
 from ebm_dist.samplers._gradient_state import State, init, select
 
 ACCEPTANCE = 0.8
@@ -45,13 +55,29 @@ def build(config: Config, *, bounds: Bounds) -> Kernel:
     def kinetic(momentum: Tensor) -> Tensor:
         return (momentum**2).flatten(1).sum(1) / 2
 
-    def step(target: EnergyFn, state: State, generator: Generator) -> tuple[State, Info]:
-        x = state.position
-        momentum = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-        uniform = torch.rand(len(x), generator=generator, device=x.device, dtype=x.dtype).view(
-            -1, *[1] * (x.ndim - 1)
+    def draw(
+        n: int, position: Tensor, generator: Generator, out: Randomness | None = None
+    ) -> Randomness:
+        momentum, uniform, log_u = out or (None, None, None)
+        size = (n, len(position))
+        return (
+            normal(n, position, generator, momentum),
+            torch.rand(
+                size,
+                generator=generator,
+                device=position.device,
+                dtype=position.dtype,
+                out=uniform,
+            ),
+            log_uniform(size, generator, log_u),
         )
-        e = config.step_size * (1 - config.jitter * uniform)
+
+    def move(
+        target: EnergyFn, state: State, randomness: Randomness, step_size: StepSize
+    ) -> tuple[State, Info]:
+        momentum, uniform, log_u = randomness
+        x = state.position
+        e = step_size * (1 - config.jitter * uniform.view(-1, *[1] * (x.ndim - 1)))
         half = e / (2 * temperature)
         start = state.energy / temperature + kinetic(momentum)
         new = state
@@ -65,9 +91,9 @@ def build(config: Config, *, bounds: Bounds) -> Kernel:
             momentum = torch.addcmul(momentum, half, new.score)
         is_finite = new.is_finite
         is_accepted = accept_mask(
-            start - new.energy / temperature - kinetic(momentum), is_finite, generator
+            start - new.energy / temperature - kinetic(momentum), is_finite, log_u
         )
         state = select(is_accepted, new, state)
         return state, Info(state.energy, state.score.flatten(1).norm(dim=1), is_accepted, is_finite)
 
-    return Kernel(init, step)
+    return Kernel.of_move(init, draw, move, config.step_size, config.num_leapfrog)

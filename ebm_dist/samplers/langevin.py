@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 
 from ebm_dist.config import NonNegative, Positive, PositiveInt, section
 from ebm_dist.energies import EnergyFn, score
-from ebm_dist.samplers import Bounds, Info, Kernel
+from ebm_dist.samplers import Bounds, Info, Kernel, Randomness, StepSize, normal
 
 
 @section
@@ -44,28 +44,24 @@ def build(config: Config, *, bounds: Bounds) -> Kernel:
     def init(target: EnergyFn, position: Tensor) -> State:
         return State(position)
 
-    def move(target: EnergyFn, state: State, noise: Tensor) -> tuple[State, Info]:
+    def draw(
+        n: int, position: Tensor, generator: Generator, out: Randomness | None = None
+    ) -> Randomness:
+        return (normal(n, position, generator, *(out or ())),)
+
+    def move(
+        target: EnergyFn, state: State, randomness: Randomness, step_size: StepSize
+    ) -> tuple[State, Info]:
+        (noise,) = randomness
         energy, drift = score(target, state.position)
         score_norm = drift.flatten(1).norm(dim=1)
         if config.score_clip is not None:
             drift.clamp_(-config.score_clip, config.score_clip)
-        x = torch.add(state.position, drift, alpha=config.step_size)
+        x = torch.add(state.position, drift, alpha=float(step_size))
         x.add_(noise, alpha=config.noise_scale)
         if bounds is not None:
             x.clamp_(*bounds)
         return State(x), Info(energy, score_norm, torch.ones_like(energy, dtype=torch.bool))
-
-    def step(target: EnergyFn, state: State, generator: Generator) -> tuple[State, Info]:
-        return move(
-            target,
-            state,
-            torch.randn(state.position.shape, generator=generator, device=state.position.device),
-        )
-
-    def step_many(target: EnergyFn, state: State, noise: Tensor) -> tuple[State, Info]:
-        for row in noise:
-            state, info = move(target, state, row)
-        return state, info
 
     def differentiable_step(target: EnergyFn, x: Tensor, noise: Tensor) -> Tensor:
         x = x.detach().requires_grad_()
@@ -75,4 +71,4 @@ def build(config: Config, *, bounds: Bounds) -> Kernel:
         moved = x.detach() - config.step_size * slope + config.noise_scale * noise
         return moved if bounds is None else moved.clamp(*bounds)
 
-    return Kernel(init, step, step_many, differentiable_step)
+    return Kernel.of_move(init, draw, move, config.step_size, 1, differentiable_step)

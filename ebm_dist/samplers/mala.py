@@ -13,7 +13,16 @@ from torch import Generator, Tensor
 
 from ebm_dist.config import Positive, PositiveInt, section
 from ebm_dist.energies import EnergyFn
-from ebm_dist.samplers import Bounds, Info, Kernel, accept_mask
+from ebm_dist.samplers import (
+    Bounds,
+    Info,
+    Kernel,
+    Randomness,
+    StepSize,
+    accept_mask,
+    log_uniform,
+    normal,
+)
 from ebm_dist.samplers._gradient_state import State, init, select
 
 ACCEPTANCE = 0.574
@@ -37,15 +46,24 @@ def build(config: Config, *, bounds: Bounds) -> Kernel:
     leapfrog step of ``sqrt(2 step_size)`` then: it is this sampler with mirrored proposals. Info
     has energy and score after the step.
     """
-    a, temperature = config.step_size, config.temperature
+    temperature = config.temperature
 
-    def log_q(end: Tensor, start: Tensor, start_score: Tensor) -> Tensor:
-        distance: Tensor = (end - start - a * start_score).flatten(1).norm(dim=1)
-        return -(distance**2) / (4 * a * temperature)
+    def draw(
+        n: int, position: Tensor, generator: Generator, out: Randomness | None = None
+    ) -> Randomness:
+        noise, log_u = out or (None, None)
+        size = (n, len(position))
+        return normal(n, position, generator, noise), log_uniform(size, generator, log_u)
 
-    def step(target: EnergyFn, state: State, generator: Generator) -> tuple[State, Info]:
+    def move(
+        target: EnergyFn, state: State, randomness: Randomness, a: StepSize
+    ) -> tuple[State, Info]:
+        def log_q(end: Tensor, start: Tensor, start_score: Tensor) -> Tensor:
+            distance: Tensor = (end - start - a * start_score).flatten(1).norm(dim=1)
+            return -(distance**2) / (4 * a * temperature)
+
+        noise, log_u = randomness
         x = state.position
-        noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
         new = init(target, x + a * state.score + (2 * a * temperature) ** 0.5 * noise)
         is_finite = new.is_finite
         inside = torch.ones_like(is_finite)
@@ -55,8 +73,8 @@ def build(config: Config, *, bounds: Bounds) -> Kernel:
         log_ratio = (
             log_ratio + log_q(x, new.position, new.score) - log_q(new.position, x, state.score)
         )
-        is_accepted = accept_mask(log_ratio, is_finite & inside, generator)
+        is_accepted = accept_mask(log_ratio, is_finite & inside, log_u)
         state = select(is_accepted, new, state)
         return state, Info(state.energy, state.score.flatten(1).norm(dim=1), is_accepted, is_finite)
 
-    return Kernel(init, step)
+    return Kernel.of_move(init, draw, move, config.step_size)

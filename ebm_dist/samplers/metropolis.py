@@ -16,7 +16,19 @@ from torch import Generator, Tensor
 
 from ebm_dist.config import Positive, PositiveInt, section
 from ebm_dist.energies import EnergyFn
-from ebm_dist.samplers import Bounds, Info, Kernel, accept_mask, noise, reflect, where_accepted
+from ebm_dist.samplers import (
+    Bounds,
+    Info,
+    Kernel,
+    Randomness,
+    StepSize,
+    accept_mask,
+    log_uniform,
+    noise,
+    normal,
+    reflect,
+    where_accepted,
+)
 
 ACCEPTANCE = 0.234
 """Acceptance rate to adapt to, optimal for a walk in many dimensions (Roberts, Gelman & Gilks
@@ -53,29 +65,39 @@ def build(config: Config, *, bounds: Bounds) -> Kernel:
     Info has the energy after the step.
     """
 
-    def propose(x: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    def draw(
+        n: int, position: Tensor, generator: Generator, out: Randomness | None = None
+    ) -> Randomness:
+        drawn, log_u = out or (None, None)
+        if config.proposal == "walk" or bounds is None:
+            drawn = normal(n, position, generator, drawn)
+        else:
+            drawn = noise((n, *position.shape), bounds, generator).to(position.dtype)
+        return drawn, log_uniform((n, len(position)), generator, log_u)
+
+    def propose(x: Tensor, drawn: Tensor, step_size: StepSize) -> tuple[Tensor, Tensor]:
         """Return ``x' (B, *shape)`` and ``log q(x) - log q(x') (B,)``."""
         symmetric = x.new_zeros(len(x))
         if config.proposal == "walk":
-            proposal = x + config.step_size * torch.randn(
-                x.shape, generator=generator, device=x.device, dtype=x.dtype
-            )
+            proposal = x + step_size * drawn
             return (proposal if bounds is None else reflect(proposal, bounds)[0]), symmetric
-        drawn = noise(tuple(x.shape), bounds, generator).to(x.dtype)
         if bounds is not None:
             return drawn, symmetric
-        drawn = config.step_size * drawn
-        return drawn, (drawn**2 - x**2).flatten(1).sum(1) / (2 * config.step_size**2)
+        drawn = step_size * drawn
+        return drawn, (drawn**2 - x**2).flatten(1).sum(1) / (2 * step_size**2)
 
     def init(target: EnergyFn, position: Tensor) -> State:
         return State(position, target(position))
 
-    def step(target: EnergyFn, state: State, generator: Generator) -> tuple[State, Info]:
-        x, log_q_ratio = propose(state.position, generator)
+    def move(
+        target: EnergyFn, state: State, randomness: Randomness, step_size: StepSize
+    ) -> tuple[State, Info]:
+        drawn, log_u = randomness
+        x, log_q_ratio = propose(state.position, drawn, step_size)
         energy = target(x)
         is_finite = energy.isfinite()
         is_accepted = accept_mask(
-            (state.energy - energy) / config.temperature + log_q_ratio, is_finite, generator
+            (state.energy - energy) / config.temperature + log_q_ratio, is_finite, log_u
         )
         state = State(
             where_accepted(is_accepted, x, state.position),
@@ -84,4 +106,4 @@ def build(config: Config, *, bounds: Bounds) -> Kernel:
         no_score = torch.zeros_like(energy)
         return state, Info(state.energy, no_score, is_accepted, is_finite)
 
-    return Kernel(init, step)
+    return Kernel.of_move(init, draw, move, config.step_size)

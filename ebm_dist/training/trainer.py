@@ -107,10 +107,10 @@ class Config:
             if is_set
         ]
         sampler = module_of(params.sampler)
-        if compiled_keys and sampler.build(params.sampler, bounds=None).step_many is None:
+        if compiled_keys and sampler.build(params.sampler, bounds=None).move is None:
             raise Mismatch(
                 compiled_keys[0],
-                f"{sampler.__name__.rpartition('.')[2]} has no steps to compile; use langevin",
+                f"{sampler.__name__.rpartition('.')[2]} cannot be compiled; choose another sampler",
             )
 
 

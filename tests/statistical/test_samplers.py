@@ -16,6 +16,7 @@ from ebm_dist.samplers import (
     gibbs,
     hmc,
     langevin,
+    log_uniform,
     mala,
     metropolis,
     noise,
@@ -260,12 +261,13 @@ def test_a_warm_up_of_no_steps_is_refused():
 
 def test_a_uniform_number_of_zero_accepts_nothing_impossible():
     """Of 2^24 numbers with 24 random bits one is 0 on average; this stream has one early."""
-    generator, size = stream(1, "accept"), 2**19
-    assert (torch.rand(size, generator=generator) == 0).sum() > 0
+    size = 2**19
+    assert (torch.rand(size, generator=stream(1, "accept")) == 0).sum() > 0
     log_ratio, is_finite = torch.full((size,), -1e30), torch.ones(size, dtype=torch.bool)
-    assert not accept_mask(log_ratio, is_finite, stream(1, "accept")).any()
-    assert accept_mask(log_ratio * 0, is_finite, stream(1, "accept")).all()
-    half = accept_mask(torch.full((size,), math.log(0.5)), is_finite, generator)
+    log_u = log_uniform((size,), stream(1, "accept"))
+    assert not accept_mask(log_ratio, is_finite, log_u).any()
+    assert accept_mask(log_ratio * 0, is_finite, log_u).all()
+    half = accept_mask(torch.full((size,), math.log(0.5)), is_finite, log_u)
     assert half.float().mean() == pytest.approx(0.5, abs=3e-3)
 
 

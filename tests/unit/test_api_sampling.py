@@ -134,8 +134,8 @@ def test_diagnostics_are_of_the_worst_coordinate_that_varies():
     draws = ebm.sample(gaussian, STARTS[:7], num_samples=50, num_warmup=20)
     x = draws.x.transpose(0, 1)
     assert draws.diagnostics.rhat == diagnostics.rhat(x).max()
-    assert draws.diagnostics.ess_bulk == diagnostics.ess_bulk(x).min()
-    assert draws.diagnostics.ess_tail == diagnostics.ess_tail(x).min()
+    assert draws.diagnostics.ess_bulk == pytest.approx(diagnostics.ess_bulk(x).min())
+    assert draws.diagnostics.ess_tail == pytest.approx(diagnostics.ess_tail(x).min())
     assert draws.diagnostics.acceptance_rate == draws.acceptance_rate
     stuck = ebm.Draws(torch.stack([draws.x[..., 0], torch.zeros(50, 7)], -1), 1.0, 0, None)
     assert stuck.diagnostics.num_constant == 1
@@ -197,7 +197,7 @@ REFUSED = {
     "no tensor": ({"energy": lambda x: 1.0}, DataError, "found float"),
     "no gradient": ({"energy": lambda x: gaussian(x.detach())}, DataError, "metropolis"),
     "a bad start": ({"energy": lambda x: gaussian(x) / (x[:, 0] != 2), "x0": torch.tensor([[1.0], [2.0]])}, DivergedError, "start of chain 1;"),
-    "diverging": ({"energy": quartic, "x0": torch.ones(5, 2), "sampler": "langevin", "step_size": 0.1, "num_warmup": 0, "num_samples": 90}, DivergedError, r"draw \d+: .* of chain \d.*use a smaller step_size"),
+    "diverging": ({"energy": quartic, "x0": torch.ones(5, 2), "sampler": "langevin", "step_size": 0.1, "num_warmup": 0, "num_samples": 90}, DivergedError, r"step \d+ after the warm-up: .* of chain \d.*use a smaller step_size"),
 }  # fmt: skip
 
 
