@@ -59,7 +59,8 @@ class _Loader(SourceFileLoader):
 
     def get_code(self, fullname: str) -> CodeType:
         tree = _Renaming(fullname.partition(".")[0]).visit(ast.parse(self.get_data(self.path)))
-        return compile(ast.fix_missing_locations(tree), self.path, "exec", dont_inherit=True)
+        code: CodeType = self.source_to_code(ast.fix_missing_locations(tree), self.path)
+        return code
 
 
 class _Finder(MetaPathFinder):

@@ -134,7 +134,7 @@ def normal(n: int, x: Tensor, generator: Generator, out: Tensor | None = None) -
 
 
 def log_uniform(size: tuple[int, ...], generator: Generator, out: Tensor | None = None) -> Tensor:
-    """Draw ``log(u) (*size,)`` of uniform ``u``, for :func:`accept_mask`."""
+    """Draw numbers ``(*size,)``: logs of uniform numbers, for :func:`accept_mask`."""
     uniform = torch.rand(size, generator=generator, device=generator.device, out=out)
     # 0 would accept any proposal; the smallest other draw of torch.rand is eps / 2
     return uniform.clamp_(min=torch.finfo(uniform.dtype).eps / 2).log_()

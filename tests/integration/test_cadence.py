@@ -72,7 +72,7 @@ def test_a_longer_training_goes_on_from_the_longest_shorter_one_to_the_same_bits
     _, shorter, starts = fit(runs, digits_data, 16)  # again: nothing to do
     assert shorter is None and starts == [16]
     sixth, shorter, starts = fit(runs, digits_data, 6)  # shorter than some: from those before it
-    assert shorter == first and starts == [4]
+    assert shorter in (first, second) and starts == [4]  # both have a checkpoint of step 4
     assert state_of(sixth) == state_of(fit(tmp_path / "six", digits_data, 6)[0])
 
 
