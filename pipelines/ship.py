@@ -16,7 +16,7 @@ from ebm_dist import config
 from ebm_dist.cli import check
 from ebm_dist.config import Params, modules_of
 from ebm_dist.datasets._download import RawFile
-from ebm_dist.errors import ConfigError, DataError
+from ebm_dist.errors import ConfigError, DataError, ResultsError
 from ebm_dist.files import encode, read_json, read_tensors, sha256, write_json
 from ebm_dist.metrics import features
 from ebm_dist.registry import shipped
@@ -88,10 +88,11 @@ def rows_of(recipe: str, seed: int, results: Path) -> dict[str, dict[str, Any]]:
 
 
 def write_lock(weights: Path, models: dict[str, Any]) -> None:
-    """Write the lock of a folder, and delete classifiers that no model uses any more.
+    """Write the lock of a folder, without models whose folder is deleted.
 
-    Raise :class:`DataError` if the files are too large together.
+    Classifiers that no model uses any more are deleted. Raise :class:`DataError` if the files are too large together.
     """
+    models = {name: model for name, model in models.items() if (weights / name).is_dir()}
     used = {*models, *(str(model["classifier"]) for model in models.values())}
     for classifier in (weights / _CLASSIFIERS).glob("*"):
         if str(classifier.relative_to(weights)) not in used:
@@ -114,7 +115,8 @@ def write_lock(weights: Path, models: dict[str, Any]) -> None:
 def ship(args: argparse.Namespace, weights: Path) -> None:
     """Write a model and the lock into the folder of weights.
 
-    Raise :class:`DataError` if the training has no record or another one's, or if it is too large.
+    Raise :class:`DataError` if the training has no record or another one's, or if it is too large,
+    :class:`ResultsError` if the model gives none of its rows.
     """
     recipe, seed = args.recipe, args.seed
     name = args.name or recipe
@@ -149,6 +151,10 @@ def ship(args: argparse.Namespace, weights: Path) -> None:
             print(line, flush=True)
         if result.is_reproduced:
             models[name]["rows"][result.row] = rows[result.row]
+    if rows and not models[name]["rows"]:
+        raise ResultsError(
+            f"{name}: reproduces no row of {args.results}", "run the stages of this recipe"
+        )
     write_lock(weights, models)
 
 
