@@ -90,7 +90,8 @@ def rows_of(recipe: str, seed: int, results: Path) -> dict[str, dict[str, Any]]:
 def write_lock(weights: Path, models: dict[str, Any]) -> None:
     """Write the lock of a folder, without models whose folder is deleted.
 
-    Classifiers that no model uses any more are deleted. Raise :class:`DataError` if the files are too large together.
+    Classifiers that no model uses any more are deleted. Raise :class:`DataError` if the files are
+    too large together.
     """
     models = {name: model for name, model in models.items() if (weights / name).is_dir()}
     used = {*models, *(str(model["classifier"]) for model in models.values())}
