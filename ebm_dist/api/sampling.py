@@ -19,7 +19,7 @@ import pydantic
 import torch
 from torch import Generator, Tensor, nn
 
-from ebm_dist.chains import diagnostics
+from ebm_dist.chains import cpu_layers, diagnostics
 from ebm_dist.chains.adaptation import adapt
 from ebm_dist.chains.block import Blocks
 from ebm_dist.config import module_of, nearest, plugins
@@ -166,6 +166,8 @@ def sample(
     with ExitStack() as stack:
         if isinstance(energy, nn.Module):
             stack.enter_context(evaluating(energy))
+        if isinstance(energy, nn.Module) and compile and x.device.type == "cpu":
+            stack.enter_context(cpu_layers.fast_linear_layers(energy))
         target = energy if sampler == "gibbs" else Target(energy)
         blocks = blocks or Blocks(kernel, target)
         state, before = _checked_start(kernel, target, x), blocks.compile_seconds

@@ -19,7 +19,7 @@ from ebm_dist.energies import EnergyFn
 from ebm_dist.errors import ConfigError
 from ebm_dist.samplers import Info, Kernel, Randomness, StepSize
 
-_MOST_GRADIENTS = 20  # of a block: more take longer to compile and are hardly faster
+_MOST_STEPS, _MOST_GRADIENTS = 20, 60  # of a block: more take longer to compile
 _MOST_VALUES = 2**24  # of the positions of a block; they and their noise take 128 MiB
 
 
@@ -59,10 +59,11 @@ class Blocks:
         if compiles:
             self._several, self._single = self._compiled(self._steps), self._compiled(self._step)
 
-    def step(self, state: Any, randomness: Randomness, step_size: StepSize) -> tuple[Any, Info]:
-        """Make one step with random numbers ``(B, ...)``."""
-        with torch.no_grad():
-            return self._single(state, randomness, step_size)  # type: ignore[no-any-return]
+    @torch.no_grad()
+    def step(self, state: Any, randomness: Randomness, step_size: float) -> tuple[Any, Info]:
+        """Make one step with random numbers ``(B, ...)``, of a sampler with adapted steps."""
+        size = torch.tensor(step_size, dtype=torch.float64)  # a number would be compiled in
+        return self._single(state, randomness, size)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def run(
@@ -73,8 +74,8 @@ class Blocks:
         Yield each block.
         """
         position, num_steps = state.position, thin * len(draws)
-        block = min(_MOST_GRADIENTS // self.num_gradients, _MOST_VALUES // position.numel())
-        block = max(1, block)
+        gradients, values = _MOST_GRADIENTS // self.num_gradients, _MOST_VALUES // position.numel()
+        block = max(1, min(_MOST_STEPS, gradients, values))
         buffer, numbers = position.new_empty((block, *position.shape)), None
         for start in range(0, num_steps, block):
             faults.point("chain.step")
@@ -89,7 +90,7 @@ class Blocks:
             if not is_direct:
                 kept = positions[:n][-(start + 1) % thin :: thin]
                 draws[start // thin : start // thin + len(kept)] = kept
-            yield Block(state, *(fact[:n] for fact in facts))
+            yield Block(state, *(facts if n == block else [fact[:n] for fact in facts]))
 
     def _step(self, state: Any, randomness: Randomness, step_size: StepSize) -> tuple[Any, Info]:
         return self.move(self.target, state, randomness, step_size)

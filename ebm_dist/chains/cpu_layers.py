@@ -1,9 +1,11 @@
-"""CPU-optimised layers for the frozen network copy that compiled chains use.
+"""CPU-optimised layers for frozen networks in compiled chains.
 
 They compute the same functions from weights of the same names and shapes. Only the last bits of
 the results differ.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeGuard
 
 import torch
@@ -27,14 +29,31 @@ def replace_layers(network: nn.Module) -> None:
     """
     for layer in network.modules():
         if type(layer) is nn.Linear:
-            layer.__class__ = Linear
-            layer.weight = nn.Parameter(
-                layer.weight.detach().t().contiguous().t(), requires_grad=False
-            )
+            _make_fast(layer)
         elif _is_suited(layer):
             layer.__class__ = Conv3x3
             for name, rows in _derived_kernels(layer).items():
                 layer.register_buffer(name, rows, persistent=False)
+
+
+@contextmanager
+def fast_linear_layers(network: nn.Module) -> Iterator[None]:
+    """Replace the linear layers of a frozen network by their fast forms for the block."""
+    layers = [layer for layer in network.modules() if type(layer) is nn.Linear]
+    weights = [layer.weight for layer in layers]
+    for layer in layers:
+        _make_fast(layer)
+    try:
+        yield
+    finally:
+        for layer, weight in zip(layers, weights, strict=True):
+            layer.__class__, layer.weight = nn.Linear, weight
+
+
+def _make_fast(layer: nn.Linear) -> None:
+    layer.__class__ = Linear
+    column_major = layer.weight.detach().t().contiguous().t()
+    layer.weight = nn.Parameter(column_major, requires_grad=False)
 
 
 def sync_weights(network: nn.Module) -> None:

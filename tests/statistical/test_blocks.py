@@ -43,7 +43,7 @@ def test_draws_are_those_of_single_steps(name):
     kernel, target = KERNELS[name], EightGaussians()
     draws, acceptance = sampled(Blocks(kernel, target), kernel, target, 30)
     state, generator, done = kernel.init(target, STARTS), stream(1, "chain"), 0
-    block_size = max(1, 20 // kernel.num_gradients)
+    block_size = min(20, 60 // kernel.num_gradients)
     while done < 30:
         numbers = kernel.draw(block_size, STARTS, generator)
         for row in list(zip(*numbers, strict=True))[: 30 - done]:
@@ -129,6 +129,27 @@ def test_compiled_sampling_is_exact_and_compiles_once():
     assert plain.compile_seconds == 0 and plain.step_size == pytest.approx(
         first.step_size, rel=0.02
     )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_compiled_sampling_leaves_the_module_as_it_was_and_sees_new_weights():
+    torch.manual_seed(0)
+    target = Network()
+    before = {name: value.clone() for name, value in target.state_dict().items()}
+    last = target.layers[2]
+    weight, options = last.weight, {"num_warmup": 0, "step_size": 0.2, "num_samples": 20}
+    first = ebm.sample(target, STARTS, "mala", compile=True, **options)
+    assert type(last) is nn.Linear and last.weight is weight and weight.requires_grad
+    assert all(torch.equal(before[name], value) for name, value in target.state_dict().items())
+    plain = ebm.sample(target, STARTS, "mala", **options)
+    assert ((first.x - plain.x).abs().flatten(2).amax(2) < 1e-4).all(0).double().mean() >= 0.99
+    with torch.no_grad():
+        last.weight.mul_(-3)
+    second = ebm.sample(target, STARTS, "mala", compile=True, **options)
+    assert second.compile_seconds == 0
+    plain = ebm.sample(target, STARTS, "mala", **options)
+    assert ((second.x - plain.x).abs().flatten(2).amax(2) < 1e-4).all(0).double().mean() >= 0.99
 
 
 def test_what_cannot_be_compiled_is_one_message(monkeypatch):
