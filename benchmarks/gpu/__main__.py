@@ -138,6 +138,7 @@ def run_apart(part: Part, args: argparse.Namespace, limit: float) -> str:
     child = subprocess.Popen(
         [*command, *paths, *(["--toy"] if args.toy else [])],
         stdin=subprocess.PIPE,
+        env={**os.environ, **({"CUDA_VISIBLE_DEVICES": ""} if args.toy else {})},
         start_new_session=True,
     )
     error: str | None = None

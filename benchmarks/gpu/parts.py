@@ -27,11 +27,11 @@ from ebm_dist import config, evaluation, models
 from ebm_dist.config import Params, module_of
 from ebm_dist.data import shards
 from ebm_dist.data.prepare import write_all
-from ebm_dist.errors import EbmError
+from ebm_dist.errors import DataError, EbmError
 from ebm_dist.files import read_json
 from ebm_dist.generators import GeneratorModel
 from ebm_dist.metrics import features
-from ebm_dist.runs import code, lineage, record
+from ebm_dist.runs import code, lineage, provenance, record
 from ebm_dist.storage import write_whole
 from ebm_dist.training import trainer
 from ebm_dist.training.reduce import LocalComm
@@ -40,7 +40,8 @@ from ebm_dist.training.reporter import Request, Row
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 RECIPES = code.ROOT / "pipelines/recipes"
 CIFAR10 = "igebm-cifar10"
-_TRAINING = 0.65  # share of the time that is left when training starts; the rest evaluates
+_TRAINING = 0.7  # share of the time that is left when training starts; the rest evaluates
+_FIRST_SUITES = ("samples", "ood", "modes")
 
 Changes = Mapping[str, Mapping[str, Any]]
 """Values that replace those of a parameter file, by section and key."""
@@ -142,11 +143,17 @@ def need_files(job: Job, *names: str) -> None:
 
 
 def prepare(params: Params, folder: Path) -> dict[str, shards.Index]:
-    """Write data set and comparison sets as shards, unless they are there; return their indices."""
+    """Write data set and comparison sets as shards, unless they are there; return their indices.
+
+    Raise :class:`MissingError` where a raw file is incomplete.
+    """
     names = ["dataset", *params.comparison_datasets]
     if all((folder / name / shards.INDEX).exists() for name in names):
         return {name: shards.read_index(folder / name) for name in names}
-    return dict(write_all(params, folder))
+    try:
+        return dict(write_all(params, folder))
+    except DataError as incomplete:
+        raise MissingError(incomplete.what, incomplete.fix) from None
 
 
 @contextmanager
@@ -170,7 +177,8 @@ class Until(record.FileReporter):
     """Keeps the record of a training, and asks for its end at a time."""
 
     def __init__(self, job: Job, run: Path, until: float) -> None:
-        super().__init__(run)
+        device = lineage.device_name(DEVICE.type)
+        super().__init__(run, facts={"versions": provenance.versions(), "device": device})
         self.job, self.until = job, until
 
     def started(self, step: int, history: list[Row], rollbacks: int, reason: str) -> None:
@@ -209,45 +217,43 @@ def train(job: Job, params: Params, index: shards.Index) -> int:
     return step
 
 
-class GeneratorOnGpu(GeneratorModel):
-    """A generator computed on a GPU, for latents ``(B, latent_size)`` on the CPU."""
+class PlacedGenerator(GeneratorModel):
+    """A generator computed on the device, for latents ``(B, latent_size)`` on the CPU."""
 
     def __init__(self, network: GeneratorModel) -> None:
         super().__init__()
-        self.network, self.latent_size = network.cuda(), network.latent_size
-        self.shape = network.shape
+        self.network, self.latent_size = network.to(DEVICE), network.latent_size
 
     def forward(self, z: Tensor) -> Tensor:
-        x: Tensor = self.network(z.cuda())
+        x: Tensor = self.network(z.to(DEVICE))
         return x.cpu()
 
 
-class ClassifierOnGpu(nn.Module):
-    """A classifier with features ``(B, dim)`` computed on a GPU, for images on the CPU."""
+class PlacedClassifier(nn.Module):
+    """A classifier with features ``(B, dim)`` computed on the device, for images on the CPU."""
 
     def __init__(self, network: features.Classifier) -> None:
         super().__init__()
-        self.classes, self.network = network.classes, network.convolutions
-        self.compute = network.features
-        self.network.cuda()
-        network.features_layer.cuda()
+        self.classes, self.compute = network.classes, network.features
+        self.layers = nn.ModuleList([network.convolutions, network.features_layer]).to(DEVICE)
 
     def features(self, x: Tensor) -> Tensor:
-        return self.compute(x.cuda()).cpu()
+        return self.compute(x.to(DEVICE)).cpu()
 
 
 def evaluate(job: Job, params: Params, indices: dict[str, shards.Index], step: int) -> bool:
     """Run the suites that have not been run on the model of this step; return whether all have."""
     classifier: Any = features.load(job.folder / "classifier")
     model = models.load(job.folder / "model")
-    if DEVICE.type == "cuda" and "generator" in model.other_players:
-        on_gpu = {"generator": GeneratorOnGpu(model.generator)}
-        model = model._replace(other_players={**model.other_players, **on_gpu})
-        classifier = ClassifierOnGpu(classifier)
+    if "generator" in model.other_players:  # ten thousand modes need 260,000 samples
+        placed = {"generator": PlacedGenerator(model.generator)}
+        model = model._replace(other_players={**model.other_players, **placed})
+        classifier = PlacedClassifier(classifier)
     others = {name: index for name, index in indices.items() if name != "dataset"}
     subject = evaluation.Subject(model, indices["dataset"], others, classifier)
     suites: dict[str, Any] = job.record.get("suites", {})
-    for name, settings in params.evaluation.items():
+    in_order = sorted(params.evaluation.items(), key=lambda item: item[0] not in _FIRST_SUITES)
+    for name, settings in in_order:
         if suites.get(name, {}).get("num_steps") == step:
             continue
         if job.seconds_left <= 0:
@@ -266,12 +272,10 @@ def evaluate(job: Job, params: Params, indices: dict[str, shards.Index], step: i
     return True
 
 
-def train_and_evaluate(
-    job: Job, *, recipe: str, changes: Changes | None = None, files: tuple[str, ...]
-) -> bool:
+def train_and_evaluate(job: Job, *, recipe: str, changes: Changes, files: tuple[str, ...]) -> bool:
     """Train a recipe on the GPU as far as the time goes, and evaluate the model of that step."""
     need_files(job, *files)
-    params = params_of(job, recipe, changes or {})
+    params = params_of(job, recipe, changes)
     indices = prepare(params, job.folder / "data")
     of_classifier = indices[params.features.dataset or "dataset"]
     with classifier_beside(params, of_classifier, job.folder / "classifier") as pending:
@@ -337,20 +341,21 @@ def _stacked(num_channels: int) -> Callable[[Job], bool]:
 PARTS = {
     part.name: part
     for part in (
-        Part("tests", "the tests that need a GPU", 0.14, run_tests),
+        Part("tests", "the tests that need a GPU", 0.12, run_tests),
         Part(
             CIFAR10,
             "training, samples, FID-clf and out-of-distribution detection",
-            0.46,
+            0.6,
             partial(
                 train_and_evaluate,
                 recipe=CIFAR10,
+                changes={"train": {"checkpoint_every": 250}},
                 files=("cifar10.npz", "svhn.npz", "textures.npz"),
             ),
         ),
-        Part("precision", "chains in bfloat16 and float32, residual network", 0.1, run_precision),
-        Part("langevin", "Langevin chains and training steps by the peers", 0.12, run_langevin),
-        Part("stackedmnist-1000", "a thousand modes at the published width", 0.1, _stacked(3)),
-        Part("stackedmnist-10000", "ten thousand modes at that width", 0.08, _stacked(4)),
+        Part("precision", "chains in bfloat16 and float32, residual network", 0.08, run_precision),
+        Part("langevin", "Langevin chains and training steps by the peers", 0.1, run_langevin),
+        Part("stackedmnist-1000", "a thousand modes at the published width", 0.06, _stacked(3)),
+        Part("stackedmnist-10000", "ten thousand modes at that width", 0.04, _stacked(4)),
     )
 }
