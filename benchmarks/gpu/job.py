@@ -57,7 +57,8 @@ class Job:
         self.began = time.time()
         self.record = read_record(out, name)
         self.call: dict[str, Any] = circumstances() | {"driver": driver(), "commit": commit()}
-        self.record["calls"] = [*self.record.get("calls", []), self.call]
+        # at the top those of the last call, as in the files of the other benchmarks
+        self.record |= self.call | {"calls": [*self.record.get("calls", []), self.call]}
         self.record.pop("error", None)
         self.write("running")
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from ruamel.yaml import YAML
 
 from ebm_dist import config, models
 from ebm_dist.chains.compiled import CompiledChains
@@ -24,11 +23,11 @@ from ebm_dist.training import trainer
 from ebm_dist.training.reduce import DDP, LocalComm, Ordered, TorchComm
 from tests import helpers
 
-if not torch.cuda.is_available():
-    pytest.skip("needs a GPU", allow_module_level=True)
-
 GPU = torch.device("cuda")
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+]
 FAMILY = (
     "digits", "igebm-mnist-conditional", "igebm-cifar10-ood-bands", "igebm-cifar10", "continual-split-mnist", "rbm-mnist",
     "rbm-mnist-exact", "meg-25gaussians", "meg-stackedmnist", "nce-2d", "fce-8gaussians", "semi-spirals",
@@ -52,9 +51,7 @@ def exact(monkeypatch):
 
 def settings(recipe, tmp_path):
     """A recipe on data that can be made here, small."""
-    values = YAML(typ="safe", pure=True).load(
-        (helpers.ROOT / f"pipelines/recipes/{recipe}.yaml").read_text()
-    )
+    values, _ = config.read(helpers.ROOT / f"pipelines/recipes/{recipe}.yaml")
     if values["dataset"]["name"] not in ("digits", "toy2d", "few_labels"):
         shape = (80, 32, 32, 3) if "cifar10" in recipe or "stacked" in recipe else (80, 28, 28)
         images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
