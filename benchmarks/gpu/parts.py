@@ -91,27 +91,30 @@ def run_tests(job: Job) -> bool:
     passed = [name for name, result in results.items() if result == "PASSED"]
     command = [sys.executable, "-m", "pytest", "-v", "--color=no", "-p", "no:cacheprovider"]
     command += ["-o", "addopts=", path, *(f"--deselect={name}" for name in passed)]
-    log = (job.out / f"{job.name}.log").open("a")
-    tests = subprocess.Popen(
-        command,
-        cwd=code.ROOT,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert tests.stdout is not None
-    for line in tests.stdout:
-        print(line, end="", file=log, flush=True)
-        if result := re.match(r"(tests/\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED)\b", line):
-            results[result[1]] = result[2]
-            job.write(tests=results)
+    log = job.out / f"{job.name}.log"
+    with (
+        log.open("a") as written,
+        subprocess.Popen(
+            command,
+            cwd=code.ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as tests,
+    ):
+        assert tests.stdout is not None
+        for line in tests.stdout:
+            print(line, end="", file=written, flush=True)
+            if result := re.match(r"(tests/\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED)\b", line):
+                results[result[1]] = result[2]
+                job.write(tests=results)
     failed = [name for name, result in results.items() if result in ("FAILED", "ERROR")]
-    if tests.wait() not in (0, 1, 5) or not results:  # 5: all were left out
-        raise RuntimeError(f"pytest ended with code {tests.returncode}; see {log.name}")
+    if tests.returncode not in (0, 1, 5) or not results:  # 5: all were left out
+        raise RuntimeError(f"pytest ended with code {tests.returncode}; see {log}")
     job.say(f"{len(results) - len(failed)} of {len(results)} tests without a failure")
     if failed:
-        raise RuntimeError(f"{len(failed)} tests failed, see {log.name}: {', '.join(failed)}")
+        raise RuntimeError(f"{len(failed)} tests failed, see {log}: {', '.join(failed)}")
     return True
 
 
@@ -144,14 +147,15 @@ def need_files(job: Job, *names: str) -> None:
         )
 
 
-def prepare(params: Params, folder: Path) -> dict[str, shards.Index]:
+def prepare(job: Job, params: Params, files: tuple[str, ...]) -> dict[str, shards.Index]:
     """Write data set and comparison sets as shards, unless they are there; return their indices.
 
-    Raise :class:`MissingError` where a raw file is incomplete.
+    Raise :class:`MissingError` where one of the raw ``files`` is missing or incomplete.
     """
-    names = ["dataset", *params.comparison_datasets]
+    folder, names = job.folder / "data", ["dataset", *params.comparison_datasets]
     if all((folder / name / shards.INDEX).exists() for name in names):
         return {name: shards.read_index(folder / name) for name in names}
+    need_files(job, *files)
     try:
         return dict(write_all(params, folder))
     except DataError as incomplete:
@@ -276,9 +280,8 @@ def evaluate(job: Job, params: Params, indices: dict[str, shards.Index], step: i
 
 def train_and_evaluate(job: Job, *, recipe: str, changes: Changes, files: tuple[str, ...]) -> bool:
     """Train a recipe on the GPU as far as the time goes, and evaluate the model of that step."""
-    need_files(job, *files)
     params = params_of(job, recipe, changes)
-    indices = prepare(params, job.folder / "data")
+    indices = prepare(job, params, files)
     of_classifier = indices[params.features.dataset or "dataset"]
     with classifier_beside(params, of_classifier, job.folder / "classifier") as pending:
         step = train(job, params, indices["dataset"])
