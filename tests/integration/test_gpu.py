@@ -83,11 +83,11 @@ def test_every_family_trains_and_goes_on_from_its_checkpoint(recipe, tmp_path):
     assert first.fit(tmp_path / "run", reporter) == params.train.num_steps == len(reporter.rows)
     assert second.restore(tmp_path / "run")
     for name, player in first.objective.players.items():
-        assert {parameter.device.type for parameter in player.parameters()} == {"cuda"}
+        assert {parameter.device.type for parameter in player.parameters()} == {GPU.type}
         for key, value in player.state_dict().items():
             assert torch.equal(value, second.objective.players[name].state_dict()[key]), key
     for shard, chains in first.replay.items():
-        assert chains.position.is_cuda and torch.equal(
+        assert chains.position.device.type == GPU.type and torch.equal(
             chains.position, second.replay[shard].position
         )
     second.step = 0
