@@ -32,7 +32,10 @@ def changes(recipe: str, folder: Path) -> dict[str, dict[str, Any]]:
     if recipe == "igebm-cifar10":
         suites: dict[str, dict[str, Any]] = {
             "samples": {"num_samples": 40, "num_steps": 2, "num_frames": 2},
+            "histogram": {"max_samples": 40},
             "ood": {"max_samples": 40, "num_chains": 20, "num_bootstrap": 40},
+            "cross_class": {"num_samples": 40, "num_rounds": 2, "steps_per_round": 2},
+            "completion": {"num_images": 4, "num_completions": 2, "num_steps": 2},
         }
         return common | {
             "dataset": _images(folder, "photos", 3, 2, test_fraction=0.3),

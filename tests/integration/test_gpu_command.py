@@ -13,6 +13,7 @@ import pytest
 from benchmarks import report
 from benchmarks.gpu import parts
 from benchmarks.gpu.job import Job, read_record
+from ebm_dist import config
 from ebm_dist.runs import cluster
 from ebm_dist.training.reporter import Request
 from tests.helpers import ROOT
@@ -67,6 +68,7 @@ def test_every_part_runs_and_a_killed_training_goes_on(tmp_path):
         assert (first["from_step"], second["from_step"]) == (0, step), name
         assert after[name]["num_steps"] == after[name]["num_steps_wanted"] == 12
     suites = after["igebm-cifar10"]["suites"]
+    assert set(suites) == set(config.load(parts.RECIPES / "igebm-cifar10.yaml").evaluation)
     assert suites["samples"]["metrics"]["fid_clf"] > 0
     assert 0 <= suites["ood"]["metrics"]["mean_auroc"] <= 1
     assert after["stackedmnist-1000"]["suites"]["modes"]["metrics"]["modes"] >= 1
