@@ -14,6 +14,7 @@ rows of cases that were not run.
 
 import argparse
 import copy
+import importlib.util
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -52,10 +53,12 @@ class Case(NamedTuple):
     sampler: langevin.Config
     bounds: tuple[float, float] | None
     rounds: int
+    compiles: bool = True
 
 
 TOY = langevin.Config(num_steps=100, step_size=0.01, noise_scale=math.sqrt(2 * 0.01))
 COLD = langevin.Config(num_steps=60, step_size=10.0, noise_scale=0.005, score_clip=0.03)
+WORKS = ("sampling", "training step")
 
 
 def toy() -> EnergyModel:
@@ -91,6 +94,11 @@ ON_GPU = [
     *CASES[:3],
     CASES[3]._replace(num_chains=128, sampler=replace(COLD, score_clip=0.01), rounds=7),
 ]
+
+
+def has_torchebm() -> bool:
+    """Return whether the peer of the 2-D cases is installed."""
+    return importlib.util.find_spec("torchebm") is not None
 
 
 class TorchEBM:
@@ -188,10 +196,10 @@ def labels_of(case: Case, device: str) -> Tensor | None:
 def kinds(case: Case, device: str) -> dict[str, tuple[bool, Precision]]:
     """Return the ways to run our chains: whether compiled, and the precision of the network."""
     if device == "cpu" or case.bounds is None:
-        return {"ours": (True, "float32"), "ours, uncompiled": (False, "float32")}
+        return {"ours": (case.compiles, "float32"), "ours, uncompiled": (False, "float32")}
     return {
-        "ours": (True, "bfloat16"),
-        "ours, float32": (True, "float32"),
+        "ours": (case.compiles, "bfloat16"),
+        "ours, float32": (case.compiles, "float32"),
         "ours, uncompiled": (False, "float32"),
     }
 
@@ -253,9 +261,9 @@ def sampling(case: Case, device: str) -> tuple[dict[str, Sampling], dict[str, fl
     start = noise((case.num_chains, *case.shape), case.bounds, stream(0, "start", device=device))
     chains: dict[str, Chains] = {"ours, uncompiled": Chains(energy, kernel, num_steps)}
     for name, (compiles, precision) in kinds(case, device).items():
-        if compiles:
+        if name not in chains:
             chains[name] = CompiledChains(
-                energy, kernel, num_steps, compiles=True, precision=precision
+                energy, kernel, num_steps, compiles=compiles, precision=precision
             )
     works: dict[str, Sampling] = {
         name: partial(lambda sample: sample(start, y, stream(1, "chain", device=device)), sample)
@@ -342,7 +350,7 @@ def main() -> None:
     }
     for case in CASES if args.device == "cpu" else ON_GPU:
         if args.only in case.name:
-            for what in ("sampling", "training step"):
+            for what in WORKS:
                 content["rows"].append(row(case, what, args.device))
                 print(summary(content["rows"][-1]), flush=True)
                 write_json(args.out, content)
