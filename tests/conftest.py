@@ -1,4 +1,5 @@
 import os
+import signal
 from pathlib import Path
 
 import pytest  # and nothing else: xdist's first process only waits for the others
@@ -11,6 +12,8 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # a shell starts background jobs with SIGINT ignored, and what the tests start would inherit that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.option.numprocesses:
         os.environ["OMP_NUM_THREADS"] = "1"  # the workers share the cores
 
