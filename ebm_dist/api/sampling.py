@@ -6,7 +6,6 @@ The energy is a torch module or function ``(n, *shape) -> (n,)``; low means like
 
 import dataclasses
 import importlib
-import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, lru_cache
@@ -147,6 +146,7 @@ def sample(
     """
     check_counts(num_samples=num_samples, thin=thin)
     check_counts(at_least=0, num_warmup=num_warmup)
+    bounds = None if bounds is None else _checked_bounds(bounds)
     config, is_adaptive = _config(sampler, step_size, num_warmup, settings)
     if sampler == "gibbs" and not isinstance(energy, HasConditionals):
         raise ConfigError(
@@ -162,7 +162,7 @@ def sample(
             f"use torch.Generator({x.device.type!r})",
         )
     kernel = module_of(config).build(config, bounds=bounds)
-    blocks = _compiled_blocks(_any_step_size(config), bounds, energy) if compile else None
+    blocks = _compiled_blocks(_any_step_size(config), bounds, _Same(energy)) if compile else None
     with ExitStack() as stack:
         if isinstance(energy, nn.Module):
             stack.enter_context(evaluating(energy))
@@ -176,7 +176,9 @@ def sample(
                 config, target, x, num_warmup, generator, bounds=bounds, move=blocks.step
             )
             state = kernel.init(target, x)
-        size = _size(config)
+        size: StepSize | None = kernel.step_size
+        if _is_adjusted(config):  # a number would be compiled in
+            size = torch.tensor(config.step_size, dtype=torch.float64)
         if num_warmup and not is_adaptive:
             last = x.new_empty((1, *x.shape))
             state, _, _ = _run(blocks, state, generator, size, last, num_warmup, "of the warm-up")
@@ -195,28 +197,38 @@ def _any_step_size(config: Any) -> Any:
     return dataclasses.replace(config, step_size=1.0) if _is_adjusted(config) else config
 
 
-def _size(config: Any) -> StepSize:
-    if _is_adjusted(config):
-        return torch.tensor(config.step_size, dtype=torch.float64)
-    return getattr(config, "step_size", math.nan)
-
-
 def _is_adjusted(config: Any) -> bool:
     return hasattr(module_of(config), "ACCEPTANCE")
 
 
+class _Same:
+    """An energy that equals only itself, also where its class defines equality."""
+
+    def __init__(self, energy: EnergyFn) -> None:
+        self.energy = energy
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.energy is self.energy
+
+    def __hash__(self) -> int:
+        return id(self.energy)
+
+
 @lru_cache(maxsize=4)
-def _compiled_blocks(config: Any, bounds: Bounds, energy: EnergyFn) -> Blocks:
-    """Return compiled blocks, the same ones for equal settings and the same energy."""
+def _compiled_blocks(config: Any, bounds: Bounds, same: _Same) -> Blocks:
+    """Return compiled blocks, the same ones for equal settings and the same energy.
+
+    The last four energies stay in memory.
+    """
     kernel = module_of(config).build(config, bounds=bounds)
-    return Blocks(kernel, Target(energy), compiles=True)
+    return Blocks(kernel, Target(same.energy), compiles=True)
 
 
 def _run(
     blocks: Blocks,
     state: Any,
     generator: Generator,
-    step_size: StepSize,
+    step_size: StepSize | None,
     draws: Tensor,
     thin: int,
     which: str,
@@ -315,7 +327,7 @@ def _start(x0: npt.NDArray[Any] | Tensor, energy: Callable[..., Any], bounds: Bo
     if not x.isfinite().all():
         raise DataError("x0: has NaN or infinite values", "start chains at finite positions")
     if bounds is not None:
-        low, high = _checked_bounds(bounds)
+        low, high = bounds
         if x.min() < low or x.max() > high:
             raise DataError(
                 f"x0: lies in {x.min():g} to {x.max():g}, outside the bounds {low:g} to {high:g}",

@@ -67,11 +67,16 @@ class Blocks:
 
     @torch.no_grad()
     def run(
-        self, state: Any, generator: Generator, step_size: StepSize, draws: Tensor, thin: int = 1
+        self,
+        state: Any,
+        generator: Generator,
+        step_size: StepSize | None,
+        draws: Tensor,
+        thin: int = 1,
     ) -> Iterator[Block]:
         """Fill ``draws (num_draws, B, *shape)`` with every ``thin``-th position.
 
-        Yield each block.
+        ``step_size``: None for a kernel without ``move``. Yield each block.
         """
         position, num_steps = state.position, thin * len(draws)
         gradients, values = _MOST_GRADIENTS // self.num_gradients, _MOST_VALUES // position.numel()
@@ -96,7 +101,7 @@ class Blocks:
         return self.move(self.target, state, randomness, step_size)
 
     def _steps(
-        self, state: Any, randomness: Randomness, step_size: StepSize, positions: Tensor
+        self, state: Any, randomness: Randomness, step_size: Any, positions: Tensor
     ) -> tuple[Any, list[Tensor]]:
         visited, facts = [], []
         for row in zip(*randomness, strict=True):

@@ -105,7 +105,8 @@ def tempered(kernel: Kernel, temperatures: Sequence[float], *, bounds: Bounds) -
     def draw(
         n: int, position: Tensor, generator: Generator, out: Randomness | None = None
     ) -> Randomness:
-        replicas = position.expand(num_replicas, *position.shape).flatten(0, 1)
+        size = (num_replicas * len(position), *position.shape[1:])
+        replicas = position.new_empty(size)  # only its shape and type count
         inner_out, swaps_out = (out[:-1], out[-1]) if out else (None, None)
         swaps = log_uniform((n, num_replicas // 2, len(position)), generator, swaps_out)
         return *draw_inner(n, replicas, generator, inner_out), swaps

@@ -157,8 +157,9 @@ def _stored(data: Dataset) -> Dataset:
             )
         if data.standardisation:
             standardised = np.empty(x.shape, np.float32)
-            for part in in_parts(len(x)):
-                standardised[part] = data.standardisation.apply(x[part] / data.scale)
+            with np.errstate(over="ignore", invalid="ignore"):
+                for part in in_parts(len(x)):
+                    standardised[part] = data.standardisation.apply(x[part] / data.scale)
             x = standardised
         elif x.dtype.kind == "f":
             with np.errstate(over="ignore", invalid="ignore"):
@@ -190,7 +191,7 @@ def described(data: Dataset | Index) -> dict[str, Any]:
 def _duplicates(splits: Mapping[str, Arrays]) -> dict[str, dict[str, int]]:
     """Return how many samples of each split are in each split before it, where there are any."""
     digests = {
-        split: np.fromiter(map(_digest, arrays.x), np.uint64, len(arrays.x))
+        split: sample_digests(arrays.x)
         for split, arrays in splits.items()
         if not split.startswith(LABELLED)
     }
@@ -201,8 +202,10 @@ def _duplicates(splits: Mapping[str, Arrays]) -> dict[str, dict[str, int]]:
     return duplicates
 
 
-def _digest(sample: npt.NDArray[Any]) -> int:
-    return int.from_bytes(hashlib.blake2b(sample.tobytes(), digest_size=8).digest())
+def sample_digests(x: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
+    """Return a 64-bit digest ``(n,)`` of each of the samples ``x (n, *shape)``."""
+    digests = (hashlib.blake2b(sample.tobytes(), digest_size=8).digest() for sample in x)
+    return np.fromiter(map(int.from_bytes, digests), np.uint64, len(x))
 
 
 def _write_tar(

@@ -5,7 +5,6 @@ of them gives. ``python -m pipelines.ship`` writes both. They are not in ``ebm_d
 registered version has a copy of that folder.
 """
 
-import difflib
 import json
 from pathlib import Path
 from typing import Any
@@ -42,15 +41,6 @@ def recipe_of(name: str) -> str | None:
     """Return the recipe of a shipped model, None if there is none of this name."""
     model = lock()["models"].get(name)
     return None if model is None else str(model["recipe"])
-
-
-def nearest_first(name: str) -> str:
-    """Return the names of all shipped models, the most similar to ``name`` first."""
-
-    def similarity(other: str) -> float:
-        return difflib.SequenceMatcher(None, name, other).ratio()
-
-    return ", ".join(sorted(lock()["models"], key=similarity, reverse=True)) or "none"
 
 
 def verified(name: str, folder: Path = FOLDER) -> Path:

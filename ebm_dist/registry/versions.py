@@ -339,7 +339,7 @@ def _folder(model: str) -> Path:
         if not Path(model).is_dir():
             raise DataError(
                 f"{model}: is not an exported model, and no shipped model has this name",
-                f"shipped: {shipped.nearest_first(model)}",
+                nearest(model, list(shipped.lock()["models"])),
             )
     return Path(model)
 

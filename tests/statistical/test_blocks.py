@@ -1,5 +1,7 @@
 """Blocks of steps: the same trajectories plain and compiled, in one graph, with every draw kept."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +10,8 @@ from torch.nn.utils import parametrizations
 import ebm_dist as ebm
 from ebm_dist.chains import block, tempering
 from ebm_dist.chains.block import Blocks
+from ebm_dist.chains.compiled import CompiledChains
+from ebm_dist.chains.eager import Chains
 from ebm_dist.energies import frozen
 from ebm_dist.errors import ConfigError
 from ebm_dist.rng import stream
@@ -59,6 +63,18 @@ def test_thinned_draws_are_every_nth(thin):
     every, _ = sampled(Blocks(kernel, target), kernel, target, 6 * thin)
     thinned, acceptance = sampled(Blocks(kernel, target), kernel, target, 6, thin)
     assert torch.equal(thinned, every[thin - 1 :: thin]) and len(acceptance) == 6 * thin
+
+
+@pytest.mark.parametrize("name", ["mala", "hmc", "metropolis"])
+def test_chains_of_a_training_accept_and_move_as_step_by_step(name):
+    torch.manual_seed(0)
+    energy, kernel = Network().eval(), KERNELS[name]
+    plain, stats = Chains(energy, kernel, 6)(STARTS, None, stream(1, "chain"))
+    several = CompiledChains(energy, kernel, 6, compiles=False, precision="float32")
+    end, told = several(STARTS, None, stream(1, "chain"))
+    torch.testing.assert_close(end, plain, rtol=0, atol=1e-5)
+    torch.testing.assert_close(torch.stack(told), torch.stack(stats), rtol=1e-4, atol=1e-5)
+    assert 0 < told.acceptance_rate < 1
 
 
 def test_large_positions_make_short_blocks(monkeypatch):
@@ -152,7 +168,24 @@ def test_compiled_sampling_leaves_the_module_as_it_was_and_sees_new_weights():
     assert ((second.x - plain.x).abs().flatten(2).amax(2) < 1e-4).all(0).double().mean() >= 0.99
 
 
-def test_what_cannot_be_compiled_is_one_message(monkeypatch):
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_bounds_as_a_list_and_an_energy_without_a_hash_are_compiled_too():
+    @dataclasses.dataclass
+    class Bowl:
+        width: float
+
+        def __call__(self, x):
+            return (x**2).sum(1) / (2 * self.width)
+
+    options = {"num_warmup": 0, "step_size": 0.2, "num_samples": 3, "bounds": [-9, 9]}
+    for energy in (Bowl(1.0), Bowl(2.0)):
+        plain = ebm.sample(energy, STARTS, "mala", **options)
+        compiled = ebm.sample(energy, STARTS, "mala", compile=True, **options)
+        torch.testing.assert_close(compiled.x, plain.x, rtol=0, atol=1e-5)
+
+
+def test_what_cannot_be_compiled_is_one_message():
     def energy(x):
         return (x**2).sum(1) * (2.0 if x.sum().item() > 0 else 1.0)
 
