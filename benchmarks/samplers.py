@@ -3,11 +3,11 @@
     pip install -c constraints.txt -e '.[benchmarks]'
     python -m benchmarks.samplers --out reports/benchmarks/samplers.json
 
-Both libraries run the same algorithm with the same step size, in float32, for the same
-numbers of chains and draws, from one call of the public function each. They take turns several
-times, and medians are compared. The ESS is the bulk ESS of the worst dimension, by one function for
-both. Seconds are CPU seconds of the process, which depend little on other load: torch uses one thread, jax also others. First calls, which
-compile, are reported separately.
+Both libraries run the same algorithm with the same step size, in float32, for the same numbers of
+chains and draws, from one call of the public function each. They take turns several times, and
+medians are compared. The ESS is the bulk ESS of the worst dimension, by one function for both.
+Seconds are CPU seconds of the process, which depend little on other load: torch uses one thread,
+jax also others. First calls, which compile, are reported separately.
 """
 
 import argparse

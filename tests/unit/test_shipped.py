@@ -80,7 +80,7 @@ def test_a_folder_with_a_model_comes_first(tmp_path, monkeypatch):
 def test_an_unknown_name_is_one_message_with_the_names_nearest_first():
     with pytest.raises(DataError, match=r"nce-3d: is not an exported model.*did you mean 'nce-2d'"):
         ebm.load("nce-3d")
-    with pytest.raises(DataError, match="no shipped model has this name; use one of .*nce-2d"):
+    with pytest.raises(DataError, match=r"no shipped model has this name; use one of .*nce-2d"):
         ebm.load("zzzz")
 
 
