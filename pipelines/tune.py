@@ -2,7 +2,7 @@
 
 The best settings are compared with the file's own over several seeds. Only the validation split is
 used. The record of the search is in runs/tune/<digest>/; the same command resumes an interrupted
-search. To adopt the result and train with it: dvc exp run -S recipe=tuned.yaml
+search. To adopt the result and train with it: dvc exp run dvc.yaml -S recipe=tuned.yaml
 """
 
 from pathlib import Path
@@ -64,7 +64,7 @@ def main() -> None:
     counts = f"{metrics['num_trials']} trials, {metrics['num_diverged']} diverged"
     durations = ", ".join(f"{part} {seconds:.0f} s" for part, seconds in result.seconds.items())
     print(f"{args.out}: {counts}; {durations}; record in {job.home}")
-    print(f"adopt and retrain: dvc exp run -S recipe={args.tuned}")
+    print(f"adopt and retrain: dvc exp run dvc.yaml -S recipe={args.tuned}")
     where = f"mlflow ui --backend-store-uri {redact(tracking.tracking_uri())}"
     print(f"look at it: {where}   ({family.name}, its children and artifacts)")
     check_unchanged()

@@ -141,7 +141,7 @@ def write(
         f"{params.tune.scheduler}, {len(result.trials)} trials of at most"
         f" {params.tune.num_steps} steps.\n"
     )
-    head += f"Adopt and retrain: dvc exp run -S recipe={tuned}\n\n{verdict(metrics)}"
+    head += f"Adopt and retrain: dvc exp run dvc.yaml -S recipe={tuned}\n\n{verdict(metrics)}"
     write_whole(
         tuned,
         study.tuned(source, compared["values"] if compared["is_better"] else {}, head).encode(),

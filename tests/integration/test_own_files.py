@@ -98,9 +98,9 @@ def test_overrides_as_documented(tmp_path):
     write(folder, 1)
     shown = (folder / "docs/howto/run.md").read_text()
     forms = [
-        shlex.split(line)[3:]
+        shlex.split(line)[4:]
         for line in shown.splitlines()
-        if line.startswith("dvc exp run") and "arrays" in line
+        if line.startswith("dvc exp run dvc.yaml") and "arrays" in line
     ]
     assert len(forms) == 2
     for form in forms:

@@ -101,7 +101,7 @@ def test_a_search_ends_with_a_verdict_and_nothing_else(searched):
     ), output
     assert (
         "FID-clf against the validation split, 60 steps, 2 seeds" in output
-        and "dvc exp run -S recipe=tuned.yaml" in output
+        and "dvc exp run dvc.yaml -S recipe=tuned.yaml" in output
     )
     metrics = json.loads((folder / "reports/tune/metrics.json").read_text())
     trials = trials_of(folder)
@@ -178,7 +178,7 @@ print(json.dumps(dict(children=[[c.info.run_name, c.info.status, c.data.tags, c.
 
 @pytest.mark.slow
 def test_one_command_adopts_what_was_found_and_retrains(searched, tmp_path):
-    """``dvc exp run -S recipe=tuned.yaml``, here up to the trained model; and a plain ``dvc repro`` starts no search."""
+    """The printed command, here up to the trained model; and a plain ``dvc repro`` starts no search."""
     folder = tmp_path / "adopted"
     shutil.copytree(searched[0], folder, ignore=shutil.ignore_patterns("runs"))
     (folder / "dvc.lock").unlink()  # it knows of outputs that only the whole pipeline makes
