@@ -76,6 +76,12 @@ def test_every_command_on_a_page_exists(page):
             ), line
 
 
+def test_an_experiment_names_the_main_job():
+    """Without a target DVC warns about the outputs of each recipe that was never run."""
+    for path in [*PAGES, ROOT / "params.yaml", *(ROOT / "pipelines/recipes").glob("*.yaml")]:
+        assert "dvc exp run -S" not in path.read_text(), path
+
+
 def functions(path: Path):
     """Public functions and methods, the classes that they are in, and classes themselves."""
 
