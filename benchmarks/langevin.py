@@ -205,7 +205,12 @@ def kinds(case: Case, device: str) -> dict[str, tuple[bool, Precision]]:
 
 
 def our_trainer(
-    case: Case, energy: EnergyModel, compiles: bool, precision: Precision, device: str
+    case: Case,
+    energy: EnergyModel,
+    compiles: bool,
+    precision: Precision,
+    device: str,
+    update_precision: Precision = "float32",
 ) -> Trainer:
     """Build the trainer of the pipeline, with one shard and random numbers as data."""
     sampler = {
@@ -228,6 +233,7 @@ def our_trainer(
             "num_shards": 1,
             "compile": compiles,
             "precision": precision,
+            "update_precision": update_precision,
         }
         | {"max_energy": 1e9},
         "replay": {"capacity": max(8192, case.num_chains)},
@@ -301,6 +307,10 @@ def training(case: Case, device: str) -> dict[str, Sampling]:
         name: our_trainer(case, copy.deepcopy(energy), *options, device).advance
         for name, options in kinds(case, device).items()
     }
+    if "ours, float32" in works:  # a GPU
+        options = case.compiles, "bfloat16", device, "bfloat16"
+        half = our_trainer(case, copy.deepcopy(energy), *options)
+        works["ours, update in bfloat16 too"] = half.advance
     if case.bounds is None:
         peer = TorchEBM(case, textbook_of(case, energy).to(device), device)
         works["TorchEBM"] = lambda: peer.step(x)

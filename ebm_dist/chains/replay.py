@@ -6,6 +6,7 @@ available workers. A run can therefore continue with a different number of worke
 or duplicating a chain.
 """
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -170,6 +171,33 @@ class ReplayShard:
                     f" found {tuple(state[name].shape)} {state[name].dtype}"
                 )
             tensor.copy_(state[name])
+
+
+class JoinedShards:
+    """Several shards that chains are drawn from together, the same number from each."""
+
+    def __init__(self, shards: Sequence[ReplayShard]) -> None:
+        self.shards, self.classes = shards, shards[0].classes
+
+    def draw(self, n: int, reinit_prob: float, generator: Generator) -> Draw:
+        """Draw ``n`` chains as :meth:`ReplayShard.draw` does; slots are those of each shard."""
+        size = n // len(self.shards)
+        draws = [shard.draw(size, reinit_prob, generator) for shard in self.shards]
+        draws = [draw._replace(kept=draw.kept + i * size) for i, draw in enumerate(draws)]
+        return Draw(*map(torch.cat, zip(*draws, strict=True)))
+
+    def put(self, draw: Draw, position: Tensor) -> None:
+        """Store the new positions ``(n, *shape)`` of the drawn chains, each in its shard."""
+        size = len(position) // len(self.shards)
+        for i, shard in enumerate(self.shards):
+            part, is_own = slice(i * size, (i + 1) * size), draw.kept // size == i
+            own = draw._replace(
+                label=draw.label[part],
+                age=draw.age[part],
+                kept=draw.kept[is_own] - i * size,
+                slots=draw.slots[is_own],
+            )
+            shard.put(own, position[part])
 
 
 def deal(num_shards: int, world_size: int, rank: int) -> range:

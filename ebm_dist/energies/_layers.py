@@ -33,7 +33,7 @@ def linear_energy(layer: nn.Linear, h: Tensor) -> Tensor:
 
     It is a matrix-vector product, so its gradient needs no matrix product.
     """
-    energy = torch.mv(h, layer.weight[0])
+    energy = torch.mv(h.to(layer.weight.dtype), layer.weight[0])  # autocast on a CPU leaves mv out
     return energy if layer.bias is None else energy + layer.bias
 
 

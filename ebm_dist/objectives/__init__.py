@@ -16,14 +16,14 @@ from typing import Any, NamedTuple, cast
 
 from torch import Generator, Tensor, nn
 
-from ebm_dist.chains.replay import ReplayShard
+from ebm_dist.chains.replay import JoinedShards, ReplayShard
 from ebm_dist.config import Params
 from ebm_dist.energies import EnergyModel, build_energy
 from ebm_dist.rng import seeded
 
 
 class Batch(NamedTuple):
-    """Training data of one logical shard for one step."""
+    """Training data for one step of a logical shard, or of several processed together."""
 
     x: Tensor
     """``(B, *shape)`` float32"""
@@ -32,20 +32,20 @@ class Batch(NamedTuple):
 
 
 class StepContext(NamedTuple):
-    """What a step of one logical shard may use besides its batch."""
+    """What a step may use besides its batch."""
 
     step: int
-    replay: ReplayShard
+    replay: ReplayShard | JoinedShards
     players: Mapping[str, Callable[..., Any]]
     """Networks to call in a loss; wrapped under DDP. Sampling uses the objective's own ones."""
     stream: Callable[[str], Generator]
-    """``stream(purpose)``: the random stream of this purpose, shard and step."""
+    """``stream(purpose)``: the random stream of this purpose, step and (first) shard."""
     labelled: Batch | None = None
     """All labelled samples, where the data are for semi-supervised learning."""
 
 
 class Turn(NamedTuple):
-    """One player's loss on one logical shard, a mean over its batch.
+    """One player's loss on one batch, a mean over its samples.
 
     Energies and metrics are scalars, reported as means over the shards.
     """

@@ -65,6 +65,9 @@ class TorchComm:
 class Reduction(Protocol):
     """Turns the losses of this rank's shards into the gradient of the mean loss of all shards."""
 
+    joins: bool
+    """Whether the shards of a rank are processed together, as one batch with one loss."""
+
     @property
     def players(self) -> Mapping[str, Callable[..., Any]]:
         """The callables that a loss must use instead of the networks."""
@@ -80,6 +83,8 @@ class Ordered:
     any number of workers. All workers receive the gradients of all shards: with two shards per
     worker this is about twice the traffic of DDP.
     """
+
+    joins = False
 
     def __init__(self, players: Mapping[str, nn.Module], comm: Comm, num_shards: int) -> None:
         self.players, self.comm, self.num_shards = players, comm, num_shards
@@ -98,7 +103,12 @@ class Ordered:
 
 
 class DDP:
-    """``DistributedDataParallel``: overlaps the backward pass; the order of sums is not fixed."""
+    """``DistributedDataParallel``: overlaps the backward pass; the order of sums is not fixed.
+
+    The shards of a rank are one batch: many small batches would leave a GPU waiting for launches.
+    """
+
+    joins = True
 
     def __init__(self, players: Mapping[str, nn.Module], comm: Comm, num_shards: int) -> None:
         self.networks = players
@@ -106,11 +116,13 @@ class DDP:
         self.players = {
             name: DistributedDataParallel(p, broadcast_buffers=False) for name, p in players.items()
         }
-        self.scale = comm.world_size / num_shards
+        shards = deal(num_shards, comm.world_size, comm.rank)
+        self.scale = len(shards) * comm.world_size / num_shards  # DDP takes the mean over ranks
 
     def gradient(self, player: str, losses: list[Tensor]) -> Tensor:
         self.networks[player].zero_grad()
-        torch.stack(losses).sum().mul(self.scale).backward()  # type: ignore[no-untyped-call]
+        (loss,) = losses
+        loss.mul(self.scale).backward()  # type: ignore[no-untyped-call]
         return _flat(
             [
                 p.grad if p.grad is not None else torch.zeros_like(p)

@@ -17,7 +17,7 @@ from torch.profiler import record_function
 
 from ebm_dist import faults
 from ebm_dist.chains.eager import Precision
-from ebm_dist.chains.replay import ReplayShard, deal
+from ebm_dist.chains.replay import JoinedShards, ReplayShard, deal
 from ebm_dist.config import (
     Mismatch,
     NonNegativeInt,
@@ -54,7 +54,8 @@ class Config:
     optimizer moments of earlier groups."""
     reduce: Literal["ordered", "ddp"] = "ordered"
     """``ordered``: bitwise the same result for any number of workers; ``ddp``:
-    DistributedDataParallel, for GPUs."""
+    DistributedDataParallel, for GPUs. It processes the logical shards of a worker as one batch, so
+    its random numbers depend on the number of workers."""
     log_every: PositiveInt = 20
     """Steps between two rows of metrics. No digest of a run has it."""
     checkpoint_every: PositiveInt = 200
@@ -69,6 +70,9 @@ class Config:
     precision: Precision = "float32"
     """Precision of the network while chains run. Positions, noise and steps are always float32.
     bfloat16 is for GPUs."""
+    update_precision: Precision = "float32"
+    """Precision of the energy's products and convolutions in the losses; weights, gradients and
+    energies are always float32. bfloat16 is for GPUs."""
     max_energy: Positive = 1e4
     """Training diverges where the mean, the gap or the standard deviation of a shard's energies
     exceeds this in absolute value, or is NaN. No digest of a run has it."""
@@ -177,8 +181,10 @@ class Trainer:
         """
         if self.config.num_tasks > 1:
             self.start_task()
+        shards = list(self.data)
+        groups = [shards] if self.reduction.joins else [[shard] for shard in shards]
         turns_of = [
-            self.objective.turns(self.batch(shard), self.context(shard)) for shard in self.data
+            self.objective.turns(self.batch(*group), self.context(*group)) for group in groups
         ]
         row: dict[str, Tensor] = {}
         for turns in zip(*turns_of, strict=True):
@@ -188,12 +194,11 @@ class Trainer:
             faults.point("update.before")
             self.update(player, gradient)
             faults.point("update.after")
-            row |= {f"loss_{player}": torch.stack([turn.loss.detach() for turn in turns])}
-            row |= {f"grad_norm_{player}": gradient.norm().expand(len(turns))}
+            row |= {f"loss_{player}": self.by_shard([turn.loss for turn in turns])}
+            row |= {f"grad_norm_{player}": gradient.norm().expand(len(shards))}
             scalars = [{**turn.energies, **turn.metrics} for turn in turns]
             row |= {
-                name: torch.stack([values[name].detach() for values in scalars])
-                for name in scalars[0]
+                name: self.by_shard([values[name] for values in scalars]) for name in scalars[0]
             }
         if self.objective.observes:
             self.objective.observe(self.step, self.mean_over_shards(row))
@@ -226,8 +231,8 @@ class Trainer:
 
         ``gradient`` has shape ``(num_parameters,)``. Raise :class:`DivergedError`.
         """
-        losses = torch.stack([turn.loss.detach() for turn in turns])
-        energies = torch.stack([_largest_energy(turn) for turn in turns])
+        losses = self.by_shard([turn.loss for turn in turns])
+        energies = self.by_shard([_largest_energy(turn) for turn in turns])
         max_energy = self.config.max_energy
         # a comparison with NaN is false
         is_sound = torch.isfinite(gradient).all() and (energies <= max_energy).all()
@@ -306,20 +311,40 @@ class Trainer:
             for name, player in self.objective.players.items()
         }
 
+    def by_shard(self, scalars: list[Tensor]) -> Tensor:
+        """Return a scalar of each batch as ``(shards of this rank,)``."""
+        return torch.stack(scalars).detach().repeat_interleave(len(self.data) // len(scalars))
+
+    def energy(self, *inputs: Tensor | None) -> Tensor:
+        """Return the energies ``(B,)`` that losses use, of samples and labels."""
+        is_lower = self.config.update_precision != "float32"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=is_lower):
+            energies: Tensor = self.reduction.players["energy"](*inputs)
+        return energies.float()
+
     @record_function("data")
-    def batch(self, shard: int) -> Batch:
-        x, y = self.task_data[shard].batch(self.step)
+    def batch(self, *group: int) -> Batch:
+        """Return the samples of some logical shards as one batch."""
+        parts = [self.task_data[shard].batch(self.step) for shard in group]
+        x, y = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
         return Batch(x.to(self.device), y.to(self.device))
 
-    def context(self, shard: int) -> StepContext:
-        """Return what the objective gets besides its batch, for one logical shard."""
+    def context(self, *group: int) -> StepContext:
+        """Return what the objective gets besides the batch of these logical shards."""
         suffix = f"/rollback-{self.rollbacks}" if self.rollbacks else ""
 
         def streams(purpose: str) -> torch.Generator:
-            return stream(self.params.seed, purpose + suffix, shard, self.step, device=self.device)
+            return stream(
+                self.params.seed, purpose + suffix, group[0], self.step, device=self.device
+            )
 
+        chains = [self.replay[shard] for shard in group]
         return StepContext(
-            self.step, self.replay[shard], self.reduction.players, streams, self.labelled
+            self.step,
+            chains[0] if len(chains) == 1 else JoinedShards(chains),
+            {**self.reduction.players, "energy": self.energy},
+            streams,
+            self.labelled,
         )
 
     @record_function("report")

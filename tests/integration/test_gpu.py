@@ -182,7 +182,8 @@ def test_nccl_speaks_for_one_rank_and_both_reductions_have_the_same_gradient(tmp
 def test_ray_trains_on_a_gpu_and_goes_on(tmp_path):
     values = settings("igebm-cifar10", tmp_path)
     values["energy"] = {"name": "resnet", "channels": [32, 32]}
-    values["train"] |= {"reduce": "ddp", "compile": True, "precision": "bfloat16", "num_shards": 1}
+    values["train"] |= {"reduce": "ddp", "compile": True, "num_shards": 2}
+    values["train"] |= {"precision": "bfloat16", "update_precision": "bfloat16"}
     values |= {"cluster": {"workers": 1, "use_gpu": True}, "comparison_datasets": {}}
     (tmp_path / "params.yaml").write_text(json.dumps(values))
     environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}

@@ -12,7 +12,7 @@ from ebm_dist.energies import iterate_power
 from ebm_dist.errors import CheckpointError, DivergedError
 from ebm_dist.objectives import Turn
 from ebm_dist.runs.record import EVENTS, METRICS, FileReporter, read_lines
-from ebm_dist.training import checkpoint
+from ebm_dist.training import checkpoint, state
 from ebm_dist.training.reporter import Request
 from tests import helpers
 from tests.helpers import Silent, spawn, state_of
@@ -71,22 +71,47 @@ def test_killed_and_resumed_with_other_numbers_of_workers(digits_data, tmp_path,
     assert rows == [2, 4, 6, 8, 10, 12]
 
 
-def test_ddp_agrees_with_ordered(digits_data, tmp_path):
-    """20 steps of real DistributedDataParallel on two gloo ranks, two logical shards each."""
-    settings = helpers.values(train={"num_steps": 20, "checkpoint_every": 20})
-    spawn(
-        2,
-        tmp_path / "ddp",
-        digits_data,
-        settings | {"train": settings["train"] | {"reduce": "ddp"}},
+@pytest.mark.parametrize("num_shards", [2, 4])
+def test_ddp_agrees_with_ordered(digits_data, tmp_path, num_shards):
+    """20 steps of real DistributedDataParallel on two gloo ranks.
+
+    With two shards a rank, which ddp processes as one batch, nothing is random: chains without noise
+    from the data.
+    """
+    settings = helpers.values(
+        train={"num_steps": 20, "checkpoint_every": 20, "num_shards": num_shards}
     )
-    spawn(2, tmp_path / "ordered", digits_data, settings)
+    if num_shards == 4:
+        settings["sampler"] |= {"noise_scale": 0.0}
+        settings["objective"] |= {"start": "data", "data_noise": 0.0}
+        settings["replay"] |= {"reinit_prob": 0.0}
+    for name in ("ddp", "ordered"):
+        changed = settings | {"train": settings["train"] | {"reduce": name}}
+        spawn(2, tmp_path / name, digits_data, changed)
     folders = [checkpoint.latest(tmp_path / name) for name in ("ddp", "ordered")]
     ours, theirs = (
         files.read_tensors(folder / "weights.safetensors", "train") for folder in folders
     )
     for name, weight in ours.items():
         torch.testing.assert_close(weight, theirs[name], rtol=0, atol=1e-5)
+    for ours, theirs in zip(*map(state.read_history, folders), strict=True):
+        for name in ("loss_energy", "grad_norm_energy"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("network", ["mlp", "convnet", "resnet"])
+def test_an_update_in_bfloat16_keeps_float32_weights_and_is_near(digits_data, network):
+    gradients, small = {}, {} if network == "mlp" else {"channels": [8, 8]}
+    for precision in ("float32", "bfloat16"):
+        params = helpers.params(
+            train={"update_precision": precision}, energy={"name": network, **small}
+        )
+        trainer = helpers.build(params, digits_data)
+        trainer.update = lambda player, g, of=precision: gradients.update({of: g})
+        loss = trainer.advance()["loss_energy"]
+        assert loss.dtype == gradients[precision].dtype == torch.float32
+    near, exact = gradients["bfloat16"], gradients["float32"]
+    assert 1e-5 < (near - exact).norm() / exact.norm() < 0.05
 
 
 def test_a_non_finite_gradient_stops_before_the_update_and_names_step_player_and_shard(

@@ -241,7 +241,7 @@ def test_double_backward_under_ddp_agrees_with_ordered(toy, tmp_path):
     from ebm_dist import files
     from ebm_dist.training import checkpoint
 
-    chosen = {"num_steps": 20, "checkpoint_every": 20}
+    chosen = {"num_steps": 20, "checkpoint_every": 20, "num_shards": 2}
     spawn(2, tmp_path / "ddp", toy, settings(train=chosen | {"reduce": "ddp"}))
     helpers.build(params(train=chosen), toy).fit(tmp_path / "ordered", Silent())
     ours, theirs = (

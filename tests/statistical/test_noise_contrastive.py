@@ -317,7 +317,8 @@ def test_a_resumed_run_and_any_number_of_workers_take_the_same_turns(toy, tmp_pa
 @pytest.mark.parametrize("base", [NCE, SEMI], ids=["flow", "semi-supervised"])
 def test_ddp_agrees_with_ordered(base, toy, spirals, tmp_path):
     """Also where a loss calls the energy twice."""
-    chosen, data = {"num_steps": 12, "checkpoint_every": 12}, toy if base is NCE else spirals
+    chosen = {"num_steps": 12, "checkpoint_every": 12, "num_shards": 2}
+    data = toy if base is NCE else spirals
     spawn(2, tmp_path / "ddp", data, settings(base, train=chosen | {"reduce": "ddp"}))
     helpers.build(params(base, train=chosen), data).fit(tmp_path / "ordered", Silent())
     ours, theirs = (

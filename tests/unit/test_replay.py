@@ -1,8 +1,9 @@
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ebm_dist.chains.replay import ReplayShard, deal
+from ebm_dist.chains.replay import JoinedShards, ReplayShard, deal
 from ebm_dist.rng import stream
 
 
@@ -106,3 +107,25 @@ def test_state_goes_through_a_dict():
         torch.equal(a, b)
         for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True)
     )
+
+
+@pytest.mark.parametrize("policy", ["persistent", "fifo", "reservoir"])
+def test_joined_shards_end_as_each_alone(policy):
+    def three() -> list[ReplayShard]:
+        return [
+            ReplayShard(20, (2,), None, range(4), stream(0, "chains", i), policy=policy)
+            for i in range(3)
+        ]
+
+    alone, joined, positions = three(), three(), torch.arange(24.0).expand(2, 24).T
+    for step in range(5):
+        generator = stream(0, "replay", 0, step)
+        draws = [shard.draw(8, 0.3, generator) for shard in alone]
+        for shard, draw, position in zip(alone, draws, positions.split(8), strict=True):
+            shard.put(draw, position + step)
+        draw = JoinedShards(joined).draw(24, 0.3, stream(0, "replay", 0, step))
+        assert torch.equal(draw.position, torch.cat([each.position for each in draws]))
+        JoinedShards(joined).put(draw, positions + step)
+        for ours, theirs in zip(joined, alone, strict=True):
+            for name, tensor in theirs.state_dict().items():
+                assert torch.equal(ours.state_dict()[name], tensor), name
