@@ -76,7 +76,9 @@ def parser() -> argparse.ArgumentParser:
         "--anomalies", nargs="+", default=(), help="classes that are anomalies (task anomaly)"
     )
     added = command("run", "run_project", "run the stages of a project; again to resume")
-    added.add_argument("name", help="name that ebm-dist init printed")
+    added.add_argument(
+        "name", nargs="?", help="name of the project (default: the one that is here)"
+    )
     added = command(
         "score",
         "score",
@@ -247,7 +249,7 @@ def init(args: Namespace) -> None:
     for suite, reason in content.left_out.items():
         print(f"left out    suite {suite}: {reason}")
     print(f"written     {', '.join(map(str, project.write(name, content)))}")
-    print(f"next        ebm-dist run {name}")
+    print("next        ebm-dist run")
 
 
 def run_project(args: Namespace) -> None:
@@ -257,14 +259,14 @@ def run_project(args: Namespace) -> None:
     from ebm_dist.report import page
     from ebm_dist.storage import write_whole
 
-    name = args.name.removesuffix(".yaml")
+    name = (args.name or project.name_here()).removesuffix(".yaml")
     for path in (Path(f"{name}.yaml"), project.STAGES):
         if not path.exists():
             raise ConfigError(f"{path}: missing here", "run ebm-dist init --data FILE first")
     config.load(Path(f"{name}.yaml"))
     if exit_code := project.repro():
         print(
-            f"error: a stage failed, see above; afterwards run again: ebm-dist run {name}",
+            "error: a stage failed, see above; afterwards run again: ebm-dist run",
             file=sys.stderr,
         )
         sys.exit(exit_code)

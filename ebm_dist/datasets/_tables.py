@@ -39,6 +39,19 @@ def column_names(path: Path, label_names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(n for n in table.column_names if n != label_name) if has_names else ()
 
 
+def only_text_column(path: Path) -> str | None:
+    """Return the name of the only column of text, if its values recur; None otherwise.
+
+    Raise :class:`DataError` for a table that cannot be read.
+    """
+    from pyarrow import types
+
+    table, _ = _read(path)
+    text = [name for name in table.column_names if types.is_string(table[name].type)]
+    is_alone = len(text) == 1 and len(table[text[0]].unique()) <= len(table) // 2
+    return text[0] if is_alone else None
+
+
 def read(path: Path, label_names: tuple[str, ...], columns: tuple[str, ...] = ()) -> Table:
     """Read a table. The first of ``label_names`` that is a column has the labels.
 
@@ -64,7 +77,7 @@ def read(path: Path, label_names: tuple[str, ...], columns: tuple[str, ...] = ()
         path,
         "are not numbers",
         [name for name in features if not _is_number(table[name].type)],
-        "drop or encode them; dataset.labels names the column of classes",
+        "drop or encode them; dataset.labels, or --labels of init, names the column of classes",
     )
     if not features:
         raise DataError(f"{path}: has no column of numbers", "provide at least one")

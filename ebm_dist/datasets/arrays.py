@@ -189,13 +189,25 @@ def read_samples(config: Config, path: Path) -> npt.NDArray[Any]:
     return x
 
 
+def likely_labels(config: Config) -> str | None:
+    """Return the column of a table that is likely to have the labels, if none has a usual name."""
+    path = locate(config)
+    if not _is_table(path) or set(_LABEL_COLUMNS) & set(_tables.column_names(path, ())):
+        return None
+    return _tables.only_text_column(path)
+
+
 def column_names(config: Config) -> tuple[str, ...]:
     """Return the names of the columns of numbers; () where the data are no table with names."""
     path = locate(config)
-    if path.is_dir() or path.suffix.lower() not in _tables.SUFFIXES:
+    if not _is_table(path):
         return ()
     named = () if config.labels is None else (config.labels,)
     return _tables.column_names(path, named or _LABEL_COLUMNS)
+
+
+def _is_table(path: Path) -> bool:
+    return path.suffix.lower() in _tables.SUFFIXES and not path.is_dir()
 
 
 def _read(path: Path, config: Config) -> tuple[dict[str, _Part], list[str], str]:
@@ -205,7 +217,7 @@ def _read(path: Path, config: Config) -> tuple[dict[str, _Part], list[str], str]
         parts = {split: _Part(*pair) for split, pair in pictures.splits.items()}
         return parts, pictures.notes, "table" if config.layout == "table" else "channels_last"
     named = () if config.labels is None else (config.labels,)
-    if path.suffix.lower() in _tables.SUFFIXES:
+    if _is_table(path):
         table = _tables.read(path, named or _LABEL_COLUMNS, config.columns)
         labels = table.labels
         if labels is not None:

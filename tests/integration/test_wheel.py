@@ -78,13 +78,13 @@ def test_init_and_run_in_an_empty_folder(installed, tmp_path):
     (folder / "pipelines/__init__.py").write_text("raise SystemExit('not the stages')")
     ebm = installed / "ebm-dist"
     output = call(folder, ebm, "init", "--data", tmp_path / "rows.csv", "--task", "anomaly")
-    assert "out: test samples only" in output and "next        ebm-dist run rows" in output
+    assert "out: test samples only" in output and "next        ebm-dist run" in output
     shorten(
         folder / "rows.yaml",
         train={"num_steps": 60, "checkpoint_every": 30},
         evaluation={"chains": {"num_chains": 8, "num_draws": 8}},
     )
-    output = call(folder, ebm, "run", "rows")
+    output = call(folder, ebm, "run")
     assert "models:/rows/1" in output and "report.html" in output
     assert "figure    AUROC of anomalies" in output
     assert (folder / "report.html").stat().st_size > 10_000
@@ -93,7 +93,7 @@ def test_init_and_run_in_an_empty_folder(installed, tmp_path):
     assert json.loads((folder / "reports/rows/train/run.json").read_text())["commit"] == ""
 
     # again: only what always runs
-    assert stages_of(call(folder, ebm, "run", "rows")) == {"code", "sources"}
+    assert stages_of(call(folder, ebm, "run")) == {"code", "sources"}
 
     # scores of new rows, from the folder and from the registry, in their order
     for number, model in enumerate(("models/rows/energy", "models:/rows/1")):
@@ -106,13 +106,13 @@ def test_init_and_run_in_an_empty_folder(installed, tmp_path):
     (site,) = installed.parent.glob("lib/python*/site-packages")
     suite = site / "ebm_dist/evaluation/histogram.py"
     suite.write_text(suite.read_text().replace("[0.05, 0.5, 0.95]", "[0.04, 0.5, 0.96]"))
-    output = call(folder, ebm, "run", "rows")
+    output = call(folder, ebm, "run")
     assert stages_of(output) == {"code", "sources", "evaluate@histogram", "register"}
 
     # a replaced file
     np.savetxt(tmp_path / "rows.csv", x[:200], delimiter=",", header="a,b,c,d,e", comments="")
-    output = call(folder, ebm, "run", "rows", code=255)
-    assert "dataset.anomalies names out" in output and "run again: ebm-dist run rows" in output
+    output = call(folder, ebm, "run", code=255)
+    assert "dataset.anomalies names out" in output and "run again: ebm-dist run" in output
 
 
 def test_shipped_models_in_an_empty_folder(installed, tmp_path):

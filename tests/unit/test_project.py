@@ -245,6 +245,24 @@ def test_what_is_seen_of_a_table(empty, tmp_path):
     assert [gate.metric for gate in params.register.gates] == ["anomaly.auroc"]
 
 
+def test_the_only_column_of_text_has_the_labels_if_its_values_recur(empty, tmp_path):
+    numbers = RNG.normal(size=(40, 3)).tolist()
+    rows = [
+        f"{a},{b},{c},{'sick' if i % 9 else 'well'},p{i}" for i, (a, b, c) in enumerate(numbers)
+    ]
+    path = table(tmp_path, "a,b,c,state\n" + "\n".join(r.rpartition(",")[0] for r in rows))
+    params, seen = written(path, "anomaly")
+    assert params.dataset.labels == "state" and params.dataset.anomalies == ("well",)
+    assert "labels are in column state" in "\n".join(project.describe(seen))
+    for head, lines in (
+        ("a,b,c,state,patient", rows),  # two columns of text
+        ("a,b,c,patient", [f"{a},{b},{c},p{i}" for i, (a, b, c) in enumerate(numbers)]),
+    ):
+        path = table(tmp_path, head + "\n" + "\n".join(lines))
+        with pytest.raises(DataError, match=r"not numbers: .*patient.*--labels of init"):
+            project.inspect(path, "anomaly")
+
+
 @pytest.mark.parametrize(
     ("task", "objective"),
     [("anomaly", "noise_contrastive"), ("generate", "contrastive_divergence")],
@@ -370,6 +388,17 @@ def test_data_that_are_refused(empty, tmp_path, monkeypatch):
     assert list(empty.iterdir()) == []
     with pytest.raises(ConfigError, match=r"mine.yaml: missing here; run ebm-dist init"):
         ebm_dist(monkeypatch, "run", "mine")
+    with pytest.raises(ConfigError, match=r"dvc.yaml: missing here; run ebm-dist init"):
+        ebm_dist(monkeypatch, "run")
+
+
+def test_a_run_without_a_name_is_of_the_project_here(empty, tmp_path):
+    np.save(tmp_path / "x.npy", RNG.random((20, 3)))
+    written(tmp_path / "x.npy", name="my-data_2")
+    assert project.name_here() == "my-data_2"
+    (empty / "dvc.yaml").write_text("stages: {}")
+    with pytest.raises(ConfigError, match="no project of ebm-dist init"):
+        project.name_here()
 
 
 def test_scores_are_energies_in_the_order_of_the_rows(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from ebm_dist.cli.project.write import (
     check_free,
     default_name,
     files,
+    name_here,
     write,
 )
 
@@ -28,6 +29,7 @@ __all__ = [
     "describe",
     "files",
     "inspect",
+    "name_here",
     "repro",
     "results",
     "write",

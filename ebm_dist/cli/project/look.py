@@ -47,6 +47,7 @@ def inspect(
         "name": "arrays",
         "path": str(path.relative_to(folder) if path.is_relative_to(folder) else path),
     }
+    labels = labels or arrays.likely_labels(config_of(section))
     section |= {} if labels is None else {"labels": labels}
     seen = _look(section)
     section = section | _explicit(seen.data)

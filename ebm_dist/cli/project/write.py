@@ -47,6 +47,19 @@ def default_name(data: Path) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "-", data.resolve().stem).strip("-_") or "model"
 
 
+def name_here() -> str:
+    """Return the name of the project in the working directory.
+
+    Raise :class:`ConfigError` if there is none.
+    """
+    text = STAGES.read_text(encoding="utf-8") if STAGES.exists() else ""
+    found = re.search(r"--params ([A-Za-z0-9][A-Za-z0-9_-]*)\.yaml", text)
+    if found is None:
+        what = "no project of ebm-dist init" if text else "missing here"
+        raise ConfigError(f"{STAGES}: {what}", "run ebm-dist init --data FILE first")
+    return found[1]
+
+
 def check_free(name: str) -> None:
     """Raise :class:`ConfigError` for a bad name, and for a file that exists already."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name == STAGES.stem:
