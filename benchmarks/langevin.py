@@ -1,4 +1,4 @@
-"""Compare Langevin sampling and training steps with TorchEBM and with the textbook loop.
+"""Compare Langevin sampling and training steps with TorchEBM, ebmkit and the textbook loop.
 
     pip install -c constraints.txt -e '.[benchmarks]'
     python -m benchmarks.langevin
@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -96,9 +96,9 @@ ON_GPU = [
 ]
 
 
-def has_torchebm() -> bool:
-    """Return whether the peer of the 2-D cases is installed."""
-    return importlib.util.find_spec("torchebm") is not None
+def has(package: str) -> bool:
+    """Return whether a peer is installed, by the name to import."""
+    return importlib.util.find_spec(package) is not None
 
 
 class TorchEBM:
@@ -144,6 +144,30 @@ class TorchEBM:
         loss, _ = self.loss(x)
         loss.backward()
         self.optimizer.step()
+
+
+class EbmKit:
+    """A network of standard layers under the sampler of ebmkit."""
+
+    def __init__(self, case: Case, network: nn.Module, y: Tensor | None) -> None:
+        from ebm.samplers.langevin import LangevinDynamics
+
+        self.energy = network if y is None else partial(self._conditional, network, y)
+        self.sampler = LangevinDynamics(
+            step_size=case.sampler.step_size,
+            steps=case.sampler.num_steps,
+            noise_scale=case.sampler.noise_scale,
+            grad_clip=case.sampler.score_clip,
+            clamp=case.bounds,
+        )
+
+    @staticmethod
+    def _conditional(network: nn.Module, y: Tensor, x: Tensor) -> Tensor:
+        return cast(Tensor, network(x, y))
+
+    def sample(self, x: Tensor) -> Tensor:
+        """Run the chains of the case from ``x (B, *shape)``, with torch's global generator."""
+        return cast(Tensor, self.sampler.sample(self.energy, x))
 
 
 def textbook_of(case: Case, energy: EnergyModel) -> nn.Module:
@@ -279,6 +303,13 @@ def sampling(case: Case, device: str) -> tuple[dict[str, Sampling], dict[str, fl
         name: sample(start, y, stream(1, "chain", device=device))[0]
         for name, sample in chains.items()
     }
+    if has("ebm"):
+        kit = EbmKit(case, textbook_of(case, energy).to(device), y)
+        works["ebmkit"] = lambda: kit.sample(start)
+        if device == "cpu":  # where torch's global generator can give the same noise
+            with torch.random.fork_rng(devices=[]):
+                torch.set_rng_state(stream(1, "chain").get_state())
+                ends["ebmkit"] = kit.sample(start)
     if case.bounds is None:
         peer = TorchEBM(case, textbook_of(case, energy).to(device), device)
         works["TorchEBM"] = lambda: peer.sample(start)
@@ -355,7 +386,7 @@ def main() -> None:
     options.add_argument("--out", type=Path, default=Path("reports/benchmarks/langevin.json"))
     args = options.parse_args()
     previous = read_json(args.out, "benchmark")["rows"] if args.out.exists() else []
-    content: dict[str, Any] = circumstances("torchebm") | {
+    content: dict[str, Any] = circumstances("torchebm", "ebmkit") | {
         "rows": [row for row in previous if args.only not in row["network"]]
     }
     for case in CASES if args.device == "cpu" else ON_GPU:

@@ -1,11 +1,11 @@
-"""Compare effective draws per second of MALA and HMC with blackjax, and the samplers on a funnel.
+"""Compare effective draws per second of MALA and HMC with blackjax and ebmkit; and a funnel.
 
     pip install -c constraints.txt -e '.[benchmarks]'
     python -m benchmarks.samplers --out reports/benchmarks/samplers.json
 
-Both libraries run the same algorithm with the same step size, in float32, for the same numbers of
+All libraries run the same algorithm with the same step size, in float32, for the same numbers of
 chains and draws, from one call of the public function each. They take turns several times, and
-medians are compared. The ESS is the bulk ESS of the worst dimension, by one function for both.
+medians are compared. The ESS is the bulk ESS of the worst dimension, by one function for all.
 Seconds are CPU seconds of the process, which depend little on other load: torch uses one thread,
 jax also others. First calls, which compile, are reported separately.
 """
@@ -141,9 +141,9 @@ def ours(case: Case, *, compiles: bool) -> tuple[Callable[[int], Run], float]:
     return lambda seed: timed(lambda: work(seed)), first
 
 
-def theirs(case: Case) -> tuple[Callable[[int], Run], float]:
+def blackjax(case: Case) -> tuple[Callable[[int], Run], float]:
     """Return the run of a case by blackjax, and the seconds of the first call, which compiles."""
-    import blackjax
+    import blackjax as library
     import jax
     import jax.numpy as jnp
 
@@ -165,9 +165,9 @@ def theirs(case: Case) -> tuple[Callable[[int], Run], float]:
         "mlp": lambda x: -mlp(x) - (x**2).sum() / 2,
     }[case.target]
     if case.sampler == "mala":
-        kernel = blackjax.mala(logdensity, case.step_size)
+        kernel = library.mala(logdensity, case.step_size)
     else:
-        kernel = blackjax.hmc(
+        kernel = library.hmc(
             logdensity, case.step_size, jnp.ones(case.dim), case.settings["num_leapfrog"]
         )
     position = jnp.asarray(start(case))
@@ -191,6 +191,26 @@ def theirs(case: Case) -> tuple[Callable[[int], Run], float]:
     return lambda seed: timed(lambda: work(seed)), first
 
 
+def ebmkit(case: Case) -> tuple[Callable[[int], Run], float]:
+    """Return the run of a case by ebmkit, and the seconds of the first call."""
+    from ebm.samplers import HMC, MALA
+
+    energy, x0 = Energy(case.target).eval(), torch.from_numpy(start(case))
+    if case.sampler == "mala":
+        sampler = MALA(case.step_size)
+    else:
+        sampler = HMC(case.step_size, case.settings["num_leapfrog"])
+
+    def work(seed: int) -> tuple[np.ndarray, float]:
+        torch.manual_seed(seed)
+        draws = sampler.sample(energy, x0, steps=case.num_draws, return_trajectory=True)[1:]
+        moved = (draws[1:] != draws[:-1]).any(dim=2).float().mean()
+        return draws.transpose(0, 1).numpy(), moved.item()
+
+    first = timed(lambda: work(0)).wall_seconds
+    return lambda seed: timed(lambda: work(seed)), first
+
+
 def worst_ess(draws: np.ndarray, most: int = 400) -> float:
     """Return the bulk ESS of the worst dimension of draws ``(num_chains, num_draws, dim)``.
 
@@ -200,11 +220,12 @@ def worst_ess(draws: np.ndarray, most: int = 400) -> float:
 
 
 def compare(case: Case, num_repeats: int) -> dict[str, Any]:
-    """Measure both libraries on a case, in turn, and ours also without compiling."""
+    """Measure the libraries on a case, in turn, and ours also without compiling."""
     ready = {
         "compiled": ours(case, compiles=True),
         "plain": ours(case, compiles=False),
-        "blackjax": theirs(case),
+        "blackjax": blackjax(case),
+        "ebmkit": ebmkit(case),
     }
     runs: dict[str, list[Run]] = {name: [] for name in ready}
     for repeat in range(num_repeats + 1):
@@ -226,7 +247,7 @@ def compare(case: Case, num_repeats: int) -> dict[str, Any]:
             "ess_per_cpu_second": statistics.median(rates[name]),
             "first_call_seconds": ready[name][1],
         }
-    for name in ("compiled", "plain"):
+    for name in ("compiled", "plain", "ebmkit"):
         ratios = [a / b for a, b in zip(rates[name], rates["blackjax"], strict=True)]
         row[name]["ratio"] = {
             "median": statistics.median(ratios),
@@ -290,7 +311,7 @@ def main() -> None:
     try:
         versions = {
             name: importlib.metadata.version(name)
-            for name in ("torch", "blackjax", "jax", "jaxlib", "numpy")
+            for name in ("torch", "blackjax", "jax", "jaxlib", "ebmkit", "numpy")
         }
     except importlib.metadata.PackageNotFoundError as error:
         raise SystemExit(
@@ -299,12 +320,12 @@ def main() -> None:
     machine = {"cores": os.cpu_count(), "load": os.getloadavg()[0], "processor": platform.machine()}
     print(" ".join(f"{name} {value}" for name, value in (versions | machine).items()))
     print(
-        "\nebm_dist and blackjax; ESS is the bulk ESS of the worst dimension, per CPU second;"
-        " the ratio is ebm_dist / blackjax"
+        "\nESS is the bulk ESS of the worst dimension, per CPU second, of ebm_dist and blackjax;"
+        " ratios are to blackjax"
     )
     print(
         "target   sampler chains draws  accepted     ESS per CPU second"
-        "           ratio (range)          plain   first calls"
+        "           ratio (range)          plain ebmkit   first calls"
     )
     rows = []
     for case in CASES:
@@ -316,7 +337,7 @@ def main() -> None:
             f"  {a['acceptance']:.3f} {b['acceptance']:.3f}"
             f"{a['ess_per_cpu_second']:9.0f}{b['ess_per_cpu_second']:9.0f}"
             f"    {ratio['median']:6.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
-            f"{row['plain']['ratio']['median']:12.2f}"
+            f"{row['plain']['ratio']['median']:12.2f}{row['ebmkit']['ratio']['median']:7.2f}"
             f"{a['first_call_seconds']:8.1f}{b['first_call_seconds']:6.1f} s",
             flush=True,
         )

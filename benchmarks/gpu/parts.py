@@ -321,7 +321,7 @@ def run_precision(job: Job) -> bool:
 def run_langevin(job: Job) -> bool:
     """Measure sampling and training steps by the peers, a row at a time."""
     cases = toy.CASES if job.is_toy else langevin.ON_GPU
-    if langevin.has_torchebm():
+    if langevin.has("torchebm"):
         job.write(**circumstances("torchebm"))
     else:  # it is the peer of the cases without images
         cases = [case for case in cases if case.bounds is not None]

@@ -1,4 +1,7 @@
-"""Histogram of energies of training, test, noise and other data (Du & Mordatch 2019, Figure 11)."""
+"""Histogram of energies of training, test, noise and other data (Du & Mordatch 2019, Figure 11).
+
+Anomalies among the test samples are a set of their own.
+"""
 
 import torch
 
@@ -26,15 +29,17 @@ def check(config: Config, needs: Needs) -> None:
 def evaluate(config: Config, subject: Subject) -> Report:
     from sklearn.metrics import roc_auc_score  # slow to import
 
-    sets = {
-        split: shards.read_split(subject.data, split)[0][: config.max_samples]
-        for split in ("train", "test")
-    }
-    size = (len(sets["test"]), *subject.data.shape)
-    sets["uniform noise" if subject.data.bounds else "normal noise"] = noise(
-        size, subject.data.bounds, stream(0, "histogram/noise")
+    data = subject.data
+    train, known = shards.read_split(data, "train")
+    test, labels = shards.read_split(data, "test")
+    is_anomaly = labels > known.max()
+    sets = {"train": train, "test": test[~is_anomaly], "anomalies": test[is_anomaly]}
+    sets = {name: x[: config.max_samples] for name, x in sets.items() if len(x)}
+    size = (len(sets["test"]), *data.shape)
+    sets["uniform noise" if data.bounds else "normal noise"] = noise(
+        size, data.bounds, stream(0, "histogram/noise")
     )
-    sets |= others_like(subject.data, subject.comparison_datasets, config.max_samples)
+    sets |= others_like(data, subject.comparison_datasets, config.max_samples)
     energies = {name: subject.model.energies(x) for name, x in sets.items()}
     for name, values in energies.items():
         check_finite(values, f"evaluation.histogram: energies of {name}")
@@ -49,16 +54,15 @@ def evaluate(config: Config, subject: Subject) -> Report:
         )
         for name, e in energies.items()
     ]
-    train, test = energies["train"], energies["test"]
-    is_train = torch.cat([torch.ones(len(train)), torch.zeros(len(test))])
+    of_train, of_test = energies["train"], energies["test"]
+    is_train = torch.cat([torch.ones(len(of_train)), torch.zeros(len(of_test))])
     metrics = {
-        "train_test_gap": (test.mean() - train.mean()).item(),
+        "train_test_gap": (of_test.mean() - of_train.mean()).item(),
         # 0.5: no memorisation
-        "train_test_auroc": float(roc_auc_score(is_train, -torch.cat([train, test]))),
+        "train_test_auroc": float(roc_auc_score(is_train, -torch.cat([of_train, of_test]))),
         "mean_energy": {row["set"]: row["mean"] for row in rows},
     }
     arrays = {name: e.numpy() for name, e in energies.items()}
-    picture = figures.histogram(
-        arrays, "energy E(x)  (low = likely)", "Energies of real, noise and other images"
-    )
+    what = "real, noise and other images" if len(data.shape) == 3 else "data and noise"
+    picture = figures.histogram(arrays, "energy E(x)  (low = likely)", f"Energies of {what}")
     return Report(metrics, {"energies": rows}, {"histogram.png": picture})

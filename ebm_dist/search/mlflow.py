@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_PREFIX = "search/"  # of metrics: MLflow groups them by it
+
 
 class Family:
     """The runs of a search: a parent, and a child for each trial that has begun.
@@ -73,7 +75,7 @@ class Family:
         child = self._children[key]
         # rows logged before have the same keys, steps, times and values: the store keeps one
         metrics = [
-            Metric(name, float(value), int(row["time"] * 1000), row["step"])
+            Metric(_PREFIX + name, float(value), int(row["time"] * 1000), row["step"])
             for row in trial.rows
             for name, value in (trial.scores(row) | {"step": row["step"]}).items()
         ]
@@ -111,7 +113,7 @@ class Family:
             mlflow = tracking.client()
             self.bring(mlflow, phases)
             for name, value in metrics.items():
-                mlflow.log_metric(self._parent, name, value)
+                mlflow.log_metric(self._parent, _PREFIX + name, value)
             for name, text in tags.items():
                 mlflow.set_tag(self._parent, name, text)
             mlflow.log_artifacts(self._parent, str(report))

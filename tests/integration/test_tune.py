@@ -145,9 +145,9 @@ client = mlflow.MlflowClient()
 (parent,) = client.search_runs([experiment.experiment_id], "tags.`ebm.kind` = 'search'")
 children = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{{parent.info.run_id}}'")
 wild = client.search_runs([experiment.experiment_id], "params.`optimizer.lr` = '1e+30' and tags.`ebm.diverged` = 'true'")
-good = client.search_runs([experiment.experiment_id], "metrics.fid_clf > 0 and tags.`ebm.phase` = 'search'")
+good = client.search_runs([experiment.experiment_id], "metrics.`search/fid_clf` > 0 and tags.`ebm.phase` = 'search'")
 files = [f.path for d in ("", "plots") for f in client.list_artifacts(parent.info.run_id, d)]
-steps = {{run.info.run_name: [m.step for m in client.get_metric_history(run.info.run_id, "fid_clf")] for run in good}}
+steps = {{run.info.run_name: [m.step for m in client.get_metric_history(run.info.run_id, "search/fid_clf")] for run in good}}
 print(json.dumps(dict(children=[[c.info.run_name, c.info.status, c.data.tags, c.data.params, c.data.metrics] for c in children],
     wild=[w.info.status for w in wild], files=files, parent=[parent.info.status, parent.data.params, parent.data.metrics], steps=steps)))
 """
@@ -166,7 +166,7 @@ print(json.dumps(dict(children=[[c.info.run_name, c.info.status, c.data.tags, c.
     } <= set(found["files"])
     assert (
         found["parent"][0] == "FINISHED"
-        and found["parent"][2]["best"] > 0
+        and found["parent"][2]["search/best"] > 0
         and found["parent"][1]["tune.scheduler"] == "asha"
     )
     for trial in trials:

@@ -90,6 +90,8 @@ def test_init_and_run_in_an_empty_folder(installed, tmp_path):
     assert (folder / "report.html").stat().st_size > 10_000
     metrics = json.loads((folder / "reports/rows/anomaly/metrics.json").read_text())
     assert metrics["auroc"] > 0.8
+    metrics = json.loads((folder / "reports/rows/histogram/metrics.json").read_text())
+    assert {"train", "test", "anomalies", "normal noise"} == set(metrics["mean_energy"])
     assert json.loads((folder / "reports/rows/train/run.json").read_text())["commit"] == ""
 
     # again: only what always runs
