@@ -4,8 +4,9 @@ They are filled from the run's record on disk, never by the workers. Training ne
 tracking server nor notices that it is down.
 
 MLflow groups metrics by what is before a ``/`` in their name: ``train/energy_gap``,
-``eval/ood/uniform.auroc``, ``system/...``, in a search ``search/...``. Up to version 0.1 the names were ``energy_gap`` and
-``eval.ood.uniform.auroc``: a run with these gets its metrics once more by the present names.
+``eval/ood/uniform.auroc``, ``system/...``, in a search ``search/...``. Up to version 0.1 the names
+were ``energy_gap`` and ``eval.ood.uniform.auroc``: a run with these gets its metrics once more by
+the present names.
 """
 
 import io
