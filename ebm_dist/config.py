@@ -36,6 +36,7 @@ from ebm_dist.errors import ConfigError
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 _PLAIN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"

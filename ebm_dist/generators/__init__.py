@@ -1,8 +1,8 @@
 """Networks that draw samples. One file, one architecture.
 
 Each has a ``Config`` and a ``build(config, *, shape)``. A module with ``HAS_DENSITY = True`` builds
-a :class:`FlowModel`, an invertible generator with a known density, such as the noise of noise
-contrastive estimation.
+a :class:`FlowModel`, a generator with a known density, such as the noise of noise contrastive
+estimation. One with ``LEARNS = False`` has no parameters.
 
 Chains may run in a generator's latent space (Kumar et al. 2019, section 3.3). Their target is
 :class:`LatentEnergy`.
@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from ebm_dist.energies import EnergyFn
+from ebm_dist.energies import Average, EnergyFn
 
 
 class GeneratorModel(nn.Module):
@@ -27,10 +27,17 @@ class GeneratorModel(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def initialise(self, average: Average) -> None:
+        """Set what averages over the training data give, before training.
+
+        The default does nothing.
+        """
+
 
 class FlowModel(GeneratorModel):
-    """An invertible generator ``x = g(z)``, with ``log q(x) = log N(z; 0, I) - log |det dg/dz|``.
+    """A generator ``x = g(z)`` with a known density.
 
+    That of an invertible one is ``log q(x) = log N(z; 0, I) - log |det dg/dz|``, and its
     ``latent_size`` is the number of dimensions of a sample.
     """
 

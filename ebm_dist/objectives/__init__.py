@@ -123,6 +123,11 @@ class ObjectiveConfig:
         return False
 
     @property
+    def compares_energies(self) -> bool:
+        """Whether the first loss of the energy is an estimate of one criterion at all steps."""
+        return False
+
+    @property
     def other_players(self) -> tuple[str, ...]:
         """Names of the players besides the energy."""
         return ()

@@ -40,7 +40,7 @@ from ebm_dist.samplers import Bounds, Kernel
 @section
 class Config(ObjectiveConfig):
     generator: Any = plugin("generators")
-    """The noise, a generator of known density: ``gaussian`` or a flow."""
+    """The noise, a generator of known density: ``gaussian``, ``histogram`` or a flow."""
     data_noise: NonNegative = 0.0
     """Standard deviation of Gaussian noise added to the data: grey levels alone have no density."""
     noise_ratio: PositiveInt = 1
@@ -64,6 +64,10 @@ class Config(ObjectiveConfig):
     """Maximum number of steps of a turn."""
 
     @property
+    def compares_energies(self) -> bool:
+        return self.noise_learns == "never"
+
+    @property
     def other_players(self) -> tuple[str, ...]:
         return "log_z", "generator"
 
@@ -79,9 +83,19 @@ class Config(ObjectiveConfig):
                 "objective.max_turn",
                 f"must be at least objective.min_turn = {self.min_turn}, found {self.max_turn}",
             )
-        if not hasattr(module_of(self.generator), "HAS_DENSITY"):
+        generator = module_of(self.generator)
+        if not hasattr(generator, "HAS_DENSITY"):
             raise Mismatch(
-                "objective.generator", "noise needs a density: use gaussian, flow or glow"
+                "objective.generator",
+                "noise needs a density: use gaussian, histogram, flow or glow",
+            )
+        if not getattr(generator, "LEARNS", True) and (
+            self.pretraining or self.noise_learns != "never"
+        ):
+            raise Mismatch(
+                "objective.pretraining",
+                "this noise is known from the data and does not learn; set pretraining: 0 and"
+                " noise_learns: never",
             )
 
 

@@ -114,7 +114,10 @@ class DDP:
         self.networks = players
         # static_graph is silently wrong with double backward; buffers are equal on all ranks
         self.players = {
-            name: DistributedDataParallel(p, broadcast_buffers=False) for name, p in players.items()
+            name: DistributedDataParallel(p, broadcast_buffers=False)
+            if any(True for _ in p.parameters())
+            else p
+            for name, p in players.items()
         }
         shards = deal(num_shards, comm.world_size, comm.rank)
         self.scale = len(shards) * comm.world_size / num_shards  # DDP takes the mean over ranks

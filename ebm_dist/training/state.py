@@ -22,6 +22,7 @@ _WEIGHTS, _AVERAGES, _MOMENTS = (
     "optimizer.safetensors",
 )
 _PREVIOUS_TASKS, _HISTORY, _PROGRESS = "earlier.safetensors", "history.json", "state.json"
+_SELECTION = "selected.safetensors"
 _CHAINS = "chains-{:05d}.safetensors"
 _STAGE = "train"
 
@@ -67,6 +68,11 @@ def encode_networks(
     }
 
 
+def encode_selection(tensors: Mapping[str, Tensor]) -> dict[str, bytes]:
+    """Encode the state of early stopping, by file name."""
+    return {_SELECTION: encode(dict(tensors))}
+
+
 def load_networks(
     folder: Path, players: Mapping[str, nn.Module], averages: Mapping[str, nn.Module]
 ) -> None:
@@ -103,8 +109,18 @@ def load_chains(folder: Path, replay: Mapping[int, ReplayShard]) -> None:
 
 
 def read_averages(folder: Path) -> Tensors:
-    """Return the averages of all players' weights, as ``<player>.<name>``."""
+    """Return the averages of all players' weights, as ``<player>.<name>``.
+
+    They are those that early stopping has selected, if there are any, else those of the last step.
+    """
+    if (folder / _SELECTION).exists() and (best := of_player(read_selection(folder), "best")):
+        return best
     return read_tensors(folder / _AVERAGES, _STAGE)
+
+
+def read_selection(folder: Path) -> Tensors:
+    """Return the state of early stopping."""
+    return read_tensors(folder / _SELECTION, _STAGE)
 
 
 def read_previous_task_averages(folder: Path) -> list[Tensors]:

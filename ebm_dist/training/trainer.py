@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -32,11 +32,13 @@ from ebm_dist.data import shards
 from ebm_dist.data.loader import LogicalShard
 from ebm_dist.energies import EnergyModel, is_conditional, iterate_power
 from ebm_dist.errors import CheckpointError, ConfigError, DivergedError
+from ebm_dist.generators import GeneratorModel
 from ebm_dist.objectives import Batch, Objective, StepContext, Turn, build_players
 from ebm_dist.rng import stream
 from ebm_dist.training import checkpoint, optim, state
 from ebm_dist.training.reduce import REDUCTIONS, Comm
 from ebm_dist.training.reporter import Reporter, Request, Row
+from ebm_dist.training.selection import Selection
 
 
 @section
@@ -58,6 +60,9 @@ class Config:
     its random numbers depend on the number of workers."""
     log_every: PositiveInt = 20
     """Steps between two rows of metrics. No digest of a run has it."""
+    select_every: NonNegativeInt = 0
+    """Early stopping: steps between two measurements of the loss on the validation split. The
+    averages of the weights with the lowest loss are exported. 0: those of the last step."""
     checkpoint_every: PositiveInt = 200
     """Steps between two checkpoints: the maximum that an interruption loses. No digest of a run has
     it."""
@@ -102,6 +107,13 @@ class Config:
                 f"train.num_steps = {self.num_steps} cannot be divided evenly among"
                 f" {self.num_tasks} tasks; choose a num_steps that is a multiple of num_tasks",
             )
+        if self.select_every and not params.objective.compares_energies:
+            raise Mismatch(
+                "train.select_every",
+                "losses of this objective at two steps cannot be compared; set it to 0",
+            )
+        if self.select_every and self.num_tasks > 1:
+            raise Mismatch("train.select_every", "is for one task; set it to 0")
         compiled_keys = [
             f"train.{key}"
             for key, is_set in (
@@ -132,6 +144,7 @@ class Trainer:
     labelled: Batch | None
     digest: str
     """Digest of settings, data and code: a checkpoint with a different digest is refused."""
+    selection: Selection | None = None
     clock: Callable[[], float] = time.perf_counter
 
     def __post_init__(self) -> None:
@@ -166,6 +179,8 @@ class Trainer:
                 self.roll_back(folder, reporter, diverged)
                 continue
             self.step, self.seconds = self.step + 1, self.clock() - start_time
+            if self.selection and self.is_due(self.config.select_every):
+                self.selection.measure(self.step, self.averages, next(iter(self.replay.values())))
             if self.is_due(self.config.log_every):
                 self.report(row, reporter)
             if self.is_due(self.config.checkpoint_every) or request == Request.SAVE:
@@ -305,10 +320,11 @@ class Trainer:
             self.optimizers = self.new_optimizers()
 
     def new_optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """Return a new optimizer for each player."""
+        """Return a new optimizer for each player that has parameters."""
         return {
             name: optim.optimizer(self.params.optimizer, player)
             for name, player in self.objective.players.items()
+            if any(True for _ in player.parameters())
         }
 
     def by_shard(self, scalars: list[Tensor]) -> Tensor:
@@ -350,7 +366,8 @@ class Trainer:
     @record_function("report")
     def report(self, row: dict[str, Tensor], reporter: Reporter) -> None:
         """Record means over all shards of metrics, each of shape ``(shards of this rank,)``."""
-        self.history.append({"step": self.step, **self.mean_over_shards(row)})
+        held_out = {} if self.selection is None else self.selection.row
+        self.history.append({"step": self.step, **self.mean_over_shards(row), **held_out})
         reporter.metrics(self.history[-1], self.seconds)
 
     def mean_over_shards(self, row: dict[str, Tensor]) -> Row:
@@ -381,6 +398,8 @@ class Trainer:
             files |= state.encode_networks(
                 players, averages, self.optimizers, previous, self.history, progress
             )
+            if self.selection:
+                files |= state.encode_selection(self.selection.state_dict())
         keep = 2  # the newest, and one to fall back on if it is corrupted on disk
         checkpoint.save(folder, self.step, files, self.comm, digest=self.digest, keep=keep)
         if reporter:
@@ -398,6 +417,8 @@ class Trainer:
             state.load_networks(folder, self.objective.players, self.averages)
             state.load_moments(folder, self.optimizers)
             state.load_chains(folder, self.replay)
+            if self.selection:
+                self.selection.load_state_dict(state.read_selection(folder))
             self.previous_task_averages, self.task = state.read_previous_task_averages(folder), -1
             self.step, self.seconds, self.rollbacks = state.read_progress(folder)
             self.history = state.read_history(folder)
@@ -459,8 +480,8 @@ def build(
         for name, player in build_players(params, index.shape, index.num_classes).items()
     }
     kernel = module_of(params.sampler).build(params.sampler, bounds=index.bounds)
-    objective = module_of(params.objective).build(
-        params, networks=networks, kernel=kernel, bounds=index.bounds
+    objective_of = partial(
+        module_of(params.objective).build, params, kernel=kernel, bounds=index.bounds
     )
     capacity, batch_size = (
         params.replay.capacity // config.num_shards,
@@ -485,12 +506,17 @@ def build(
         for shard in rank_shards
     }
     labelled = shards.read_labelled(index, params.seed)
-    cast(EnergyModel, networks["energy"]).initialise(
-        partial(_average, data, comm, config.num_shards)
-    )
+    average = partial(_average, data, comm, config.num_shards)
+    for network in networks.values():
+        if isinstance(network, EnergyModel | GeneratorModel):
+            network.initialise(average)
+    selection = None
+    if config.select_every:
+        held_out = Batch(*(part.to(device) for part in shards.read_split(index, "val")))
+        selection = Selection(lambda players: objective_of(networks=players), held_out, params.seed)
     return Trainer(
         params=params,
-        objective=objective,
+        objective=objective_of(networks=networks),
         data=data,
         replay={
             shard: new_chains(stream(params.seed, "chains", shard, device=device))
@@ -501,6 +527,7 @@ def build(
         num_classes=index.num_classes,
         labelled=labelled and Batch(*(part.to(device) for part in labelled)),
         digest=digest,
+        selection=selection,
     )
 
 

@@ -1,0 +1,125 @@
+"""Score matching: the energy's gradient learns that of the log density, without chains or Z.
+
+With s(x) = -grad E(x), the three criteria have the same minimum as the distance of s from the
+score of the data (Hyvarinen 2005), but ``denoising`` of the data smoothed by noise:
+
+    denoising   mean over levels of  mean |sigma s(x + sigma z) + z|^2 / 2,      z ~ N(0, I)
+    sliced      mean of  v . grad(v . s(x)) + |s(x)|^2 / 2,                       v ~ N(0, I)
+    exact       mean of  tr grad s(x) + |s(x)|^2 / 2
+
+Denoising (Vincent 2011) is the cheapest, and the energy is that of the density convolved with
+N(0, sigma^2 I): details below sigma are lost. DSEBM (Zhai et al. 2016) is this criterion. With
+several levels one energy serves all, a compromise between them. Sliced (Song et al. 2019) takes
+random directions of the Hessian, exact its diagonal, one gradient per dimension: for a few
+dimensions. All are blind to how much mass separate modes have: between them there are no data.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from ebm_dist.config import Mismatch, Params, Positive, PositiveInt, section
+from ebm_dist.energies import EnergyFn
+from ebm_dist.objectives import Batch, Objective, ObjectiveConfig, StepContext, Turn
+from ebm_dist.samplers import Bounds, Kernel
+
+
+@section
+class Config(ObjectiveConfig):
+    criterion: Literal["denoising", "sliced", "exact"] = "denoising"
+    """``denoising``, ``sliced`` or ``exact``."""
+    sigmas: tuple[Positive, ...] = (0.1,)
+    """Standard deviations of the noise of ``denoising``; each sample takes one in turn."""
+    relative: bool = False
+    """Multiply the noise of each feature by the standard deviation of the feature in the batch."""
+    num_slices: PositiveInt = 1
+    """Random directions per sample of ``sliced``."""
+    conditional: bool = False
+    """Learn E(x, y): data come with their labels."""
+
+    @property
+    def compares_energies(self) -> bool:
+        return True
+
+    def check(self, params: Params) -> None:
+        if self.relative and self.criterion != "denoising":
+            raise Mismatch("objective.relative", f"{self.criterion} adds no noise; set it to false")
+
+
+class ScoreMatching(Objective):
+    """The energy is the only player."""
+
+    def __init__(self, config: Config, energy: nn.Module) -> None:
+        self.config, self.players = config, {"energy": energy}
+
+    def turns(self, batch: Batch, context: StepContext) -> Iterator[Turn]:
+        y = batch.y if self.config.conditional else None
+
+        def energy(x: Tensor) -> Tensor:
+            return cast(Tensor, context.players["energy"](x, y))
+
+        criterion = {"denoising": self._denoising, "sliced": self._sliced, "exact": self._exact}
+        loss, value, s = criterion[self.config.criterion](energy, batch.x, context)
+        metrics = {"score_norm": s.flatten(1).norm(dim=1).mean()}
+        energies = {"energy_pos": value.mean(), "energy_pos_sd": value.std(correction=0)}
+        # a bias of the energy has no part in the score, but each parameter needs a gradient
+        yield Turn("energy", loss + 0 * value.mean(), metrics, energies)
+
+    def _denoising(
+        self, energy: EnergyFn, x: Tensor, context: StepContext
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        sigmas = torch.tensor(self.config.sigmas, device=x.device)
+        sigma = sigmas[torch.arange(len(x), device=x.device) % len(sigmas)]
+        sigma = sigma.view(-1, *[1] * (x.ndim - 1))
+        if self.config.relative:
+            sigma = sigma * x.std(dim=0, correction=0)
+        z = torch.randn(x.shape, generator=context.stream("noise"), device=x.device)
+        value, s = score(energy, x + sigma * z)
+        return _half_square(sigma * s + z), value, s
+
+    def _sliced(
+        self, energy: EnergyFn, x: Tensor, context: StepContext
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        x = x.detach().requires_grad_()
+        value, s = score(energy, x)
+        generator, curvature = context.stream("slices"), x.new_zeros(())
+        for _ in range(self.config.num_slices):
+            v = torch.randn(x.shape, generator=generator, device=x.device)
+            (along,) = torch.autograd.grad((v * s).sum(), x, create_graph=True)
+            curvature = curvature + (v * along).flatten(1).sum(dim=1).mean()
+        return curvature / self.config.num_slices + _half_square(s), value, s
+
+    def _exact(
+        self, energy: EnergyFn, x: Tensor, context: StepContext
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        x = x.detach().requires_grad_()
+        value, s = score(energy, x)
+        columns, trace = s.flatten(1), x.new_zeros(())
+        for i in range(columns.shape[1]):
+            (row,) = torch.autograd.grad(columns[:, i].sum(), x, create_graph=True)
+            trace = trace + row.flatten(1)[:, i].mean()
+        return trace + _half_square(s), value, s
+
+
+def score(energy: EnergyFn, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return energies ``(B,)`` and scores ``-dE/dx (B, *shape)``, both as functions of the weights.
+
+    The gradient of a loss of the scores is a second backward pass, through the first.
+    """
+    x = x if x.requires_grad else x.detach().requires_grad_()
+    value = energy(x)
+    (gradient,) = torch.autograd.grad(value.sum(), x, create_graph=True)
+    return value, -gradient
+
+
+def _half_square(x: Tensor) -> Tensor:
+    """Return the mean of ``|x|^2 / 2`` over rows ``(B, *shape)``."""
+    return (x**2).flatten(1).sum(dim=1).mean() / 2
+
+
+def build(
+    params: Params, *, networks: Mapping[str, nn.Module], kernel: Kernel, bounds: Bounds
+) -> Objective:
+    return ScoreMatching(params.objective, networks["energy"])

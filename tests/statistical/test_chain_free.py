@@ -1,0 +1,281 @@
+"""Objectives without chains against closed forms, a known noise against integrals, and early stopping."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ebm_dist import config, models
+from ebm_dist.chains.replay import ReplayShard
+from ebm_dist.config import module_of
+from ebm_dist.data import shards
+from ebm_dist.energies import EnergyModel
+from ebm_dist.errors import ConfigError
+from ebm_dist.generators import histogram
+from ebm_dist.objectives import Batch, StepContext, energy_discrepancy, score_matching
+from ebm_dist.rng import stream
+from ebm_dist.training import checkpoint, state
+from tests import helpers
+from tests.helpers import Silent, spawn, state_of
+
+TOY = {
+    "dataset": {"name": "toy2d", "density": "8gaussians", "scale": 2.0, "sd": 0.354, "num_train": 512, "num_test": 300},
+    "energy": {"name": "mlp", "hidden": [16, 16], "confinement": 1.0},
+    "sampler": {"name": "mala"},
+}  # fmt: skip
+OBJECTIVES = {
+    "denoising": {"name": "score_matching", "sigmas": [0.1, 0.3]},
+    "sliced": {"name": "score_matching", "criterion": "sliced", "num_slices": 2},
+    "exact": {"name": "score_matching", "criterion": "exact"},
+    "discrepancy": {"name": "energy_discrepancy"},
+    "histogram": {
+        "name": "noise_contrastive",
+        "generator": {"name": "histogram", "num_cells": 16},
+        "pretraining": 0,
+    },
+}
+
+
+def settings(kind, **changes):
+    return helpers.values(
+        **{name: section | changes.pop(name, {}) for name, section in TOY.items()},
+        objective=OBJECTIVES[kind] | changes.pop("objective", {}),
+        **changes,
+    )
+
+
+def params(kind, **changes):
+    return config.from_values(settings(kind, **changes), Path("test"))
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("toy") / "dataset"
+    dataset = params("exact").dataset
+    shards.write(folder, "test", module_of(dataset).load(dataset))
+    return folder
+
+
+class Quadratic(EnergyModel):
+    """``(x - m)^T P (x - m) / 2``, and more of it for labels."""
+
+    def __init__(self, precision):
+        super().__init__()
+        self.mean = nn.Parameter(torch.tensor([0.3, -0.5, 0.1], dtype=torch.float64))
+        self.precision = nn.Parameter(torch.tensor(precision, dtype=torch.float64))
+
+    def forward(self, x, y=None):
+        d = x.flatten(1) - self.mean
+        energy = ((d @ self.precision) * d).sum(1) / 2
+        return energy if y is None else energy * (1 + y)
+
+
+P = [[2.0, 0.3, -0.2], [0.3, 1.0, 0.4], [-0.2, 0.4, 1.5]]
+
+
+def loss_of(objective, energy, x, y=None, step=0):
+    labels = torch.zeros(len(x), dtype=torch.long) if y is None else y
+    replay = ReplayShard(4, x.shape[1:], None, range(1), stream(0, "chains"))
+    context = StepContext(step, replay, {"energy": energy}, lambda purpose: stream(0, purpose))
+    (turn,) = objective.turns(Batch(x, labels), context)
+    return turn
+
+
+def data(n=50):
+    x = torch.randn(n, 3, generator=stream(0, "x"), dtype=torch.float64)
+    return x * torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64) + 1
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_exact_and_sliced_score_matching_of_a_quadratic(conditional):
+    """-tr P + |P (x - m)|^2 / 2; a slice has v^T P v in place of the trace."""
+    energy, x = Quadratic(P), data()
+    y = torch.arange(len(x)) % 2
+    factor = (1 + y if conditional else torch.ones(len(x)))[:, None].double()
+    s = -factor * ((x - energy.mean) @ energy.precision)
+    half = (s**2).sum(1).mean() / 2
+    objective = score_matching.ScoreMatching(
+        score_matching.Config(criterion="exact", conditional=conditional), energy
+    )
+    turn = loss_of(objective, energy, x, y)
+    trace = (factor * energy.precision.trace()).mean()
+    assert turn.loss.item() == pytest.approx((half - trace).item(), rel=1e-10)
+    assert turn.metrics["score_norm"].item() == pytest.approx(s.norm(dim=1).mean().item())
+    assert turn.energies["energy_pos"].item() == pytest.approx(
+        (energy(x, y) if conditional else energy(x)).mean().item()
+    )
+
+    sliced = score_matching.Config(criterion="sliced", num_slices=3, conditional=conditional)
+    turn = loss_of(score_matching.ScoreMatching(sliced, energy), energy, x, y)
+    generator, curvature = stream(0, "slices"), 0.0
+    for _ in range(3):
+        v = torch.randn(x.shape, generator=generator)
+        v = v.double()
+        curvature += (factor[:, 0] * ((v @ energy.precision) * v).sum(1)).mean() / 3
+    assert turn.loss.item() == pytest.approx((half - curvature).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_denoising_score_matching_of_a_quadratic(relative):
+    """mean |z - sigma P (x + sigma z - m)|^2 / 2, with the level of each sample in turn."""
+    energy, x = Quadratic(P), data()
+    chosen = score_matching.Config(sigmas=(0.5, 2.0), relative=relative)
+    turn = loss_of(score_matching.ScoreMatching(chosen, energy), energy, x)
+    z = torch.randn(x.shape, generator=stream(0, "noise")).double()
+    sigma = torch.tensor([0.5, 2.0]).double().repeat(len(x) // 2)[:, None]
+    if relative:
+        sigma = sigma * x.std(dim=0, correction=0)
+    residual = z - sigma * ((x + sigma * z - energy.mean) @ energy.precision)
+    assert turn.loss.item() == pytest.approx((residual**2).sum(1).mean().item() / 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("criterion", ["denoising", "sliced", "exact"])
+def test_score_matching_learns_a_gaussian(criterion):
+    """Its precision, or that of the density smoothed by the noise, also with correlated columns."""
+    root = torch.tensor([[1.0, 0, 0], [0.6, 0.8, 0], [-0.3, 0.2, 0.5]]).double()
+    x = torch.randn(20000, 3, generator=stream(0, "gaussian")).double() @ root.T + 1
+    energy = Quadratic(torch.eye(3).tolist())
+    chosen = score_matching.Config(criterion=criterion, sigmas=(0.4,), num_slices=4)
+    objective = score_matching.ScoreMatching(chosen, energy)
+    optimizer = torch.optim.LBFGS(energy.parameters(), max_iter=80, tolerance_grad=1e-9)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = loss_of(objective, energy, x).loss
+        loss.backward()
+        return loss
+
+    for _ in range(3):
+        optimizer.step(closure)
+    noise = 0.4**2 * torch.eye(3).double() if criterion == "denoising" else 0
+    learnt = (energy.precision + energy.precision.T).detach() / 2
+    expected = torch.linalg.inv(root @ root.T + noise)
+    assert ((learnt - expected).norm() / expected.norm()).item() < 0.03
+    assert (energy.mean - 1).abs().max().item() < 0.03
+
+
+def test_energy_discrepancy_is_its_definition():
+    energy, x, s, m, w = Quadratic(P), data(), 0.4, 3, 0.7
+    chosen = energy_discrepancy.Config(sigma=s, num_negatives=m, stabiliser=w)
+    turn = loss_of(energy_discrepancy.EnergyDiscrepancy(chosen, energy), energy, x)
+    generator = stream(0, "noise")
+    xi = torch.randn(x.shape, generator=generator).double()
+    others = torch.randn(m, *x.shape, generator=generator).double()
+    ratios = [(energy(x) - energy(x + s * xi + s * other)).exp() for other in others]
+    expected = (w / m + sum(ratios) / m).log().mean()
+    assert turn.loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    far = energy_discrepancy.discrepancy(torch.full((4,), 900.0), torch.zeros(m, 4), w)
+    assert far.item() == pytest.approx(900.0, rel=1e-6)  # no overflow
+
+
+def test_energy_discrepancy_learns_a_gaussian():
+    x = 2 * torch.randn(20000, 3, generator=stream(0, "gaussian")).double() + 1
+    energy = Quadratic(torch.eye(3).tolist())
+    chosen = energy_discrepancy.Config(sigma=1.0, num_negatives=16)
+    objective = energy_discrepancy.EnergyDiscrepancy(chosen, energy)
+    optimizer = torch.optim.LBFGS(energy.parameters(), max_iter=60)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = loss_of(objective, energy, x).loss
+        loss.backward()
+        return loss
+
+    for _ in range(2):
+        optimizer.step(closure)
+    assert (energy.mean - 1).abs().max().item() < 0.1
+    learnt = (energy.precision + energy.precision.T).detach() / 2
+    assert (learnt - torch.eye(3) / 4).abs().max().item() < 0.04
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_the_smoothed_histogram_integrates_to_one_and_draws_what_it_says(n):
+    x = torch.randn(3000, n, generator=stream(0, "h")) * torch.linspace(0.5, 2, n) + 1
+    x[:, 0] += 3 * (torch.arange(3000) % 2)
+    cells, points = {1: 50, 2: 30, 3: 12}[n], {1: 20001, 2: 900, 3: 110}[n]
+    noise = histogram.build(histogram.Config(num_cells=cells, box_share=0.2), shape=(n,))
+    noise.initialise(lambda f: sum(f(p.double()).sum(0) for p in x.split(700)) / len(x))
+    low, high = noise.low - noise.margin, noise.high + noise.margin
+    axes = [torch.linspace(a, b, points) for a, b in zip(low, high, strict=True)]
+    grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, n)
+    density = noise.log_prob(grid).exp().double()
+    volume = ((high - low) / (points - 1)).prod()
+    assert (density.sum() * volume).item() == pytest.approx(1, abs=0.02)
+
+    drawn, log_q = noise.draw(torch.randn(100000, noise.latent_size, generator=stream(0, "z")))
+    assert torch.equal(log_q, noise.log_prob(drawn)) and drawn.isfinite().all()
+    for power in (1, 2):  # moments by draws and by the density
+        integral = (density[:, None] * grid.double() ** power).sum(0) * volume
+        by_draws = (drawn.double() ** power).mean(0)
+        torch.testing.assert_close(by_draws, integral, rtol=0.03, atol=0.03)
+    assert noise.log_prob(x).isfinite().all()  # no datum is outside
+    inside = ((x > noise.low) & (x < noise.high)).all()
+    assert inside and noise.log_prob(2 * high[None]).item() == -torch.inf
+
+
+def test_a_histogram_of_many_dimensions_is_refused():
+    with pytest.raises(ConfigError, match="a histogram of 5 dimensions with 64 cells"):
+        histogram.build(histogram.Config(), shape=(5,))
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        ({"pretraining": 3}, "objective.pretraining: this noise is known from the data"),
+        ({"noise_learns": "value"}, "objective.pretraining: this noise is known from the data"),
+        ({"generator": {"name": "histogram", "box_share": 0.0}}, "box_share: must be greater than 0|greater than 0"),
+    ],
+)
+def test_settings_of_a_known_noise_that_do_not_fit(objective, message):
+    with pytest.raises(ConfigError, match=message):
+        params("histogram", objective=objective)
+
+
+@pytest.mark.parametrize("objective", ["denoising", "discrepancy", "histogram"])
+def test_two_workers_and_a_resumed_run_give_the_same_bits(toy, tmp_path, objective):
+    chosen = {"train": {"num_shards": 2, "select_every": 3}}
+    helpers.build(params(objective, **chosen), toy).fit(tmp_path / "one", Silent())
+    for stop in (5, 12):
+        helpers.build(params(objective, **chosen), toy).fit(tmp_path / "cut", Silent(stop))
+    spawn(2, tmp_path / "two", toy, settings(objective, **chosen))
+    assert state_of(tmp_path / "one") == state_of(tmp_path / "cut") == state_of(tmp_path / "two")
+
+
+def test_the_averages_with_the_lowest_held_out_loss_are_exported(toy, tmp_path):
+    chosen = params(
+        "histogram",
+        train={"num_steps": 40, "select_every": 4, "log_every": 4},
+        optimizer={"lr": 1.0, "decay": 0.0},
+    )
+    trainer, seen = helpers.build(chosen, toy), {}
+    measure = trainer.selection.measure
+
+    def noted(step, averages, replay):
+        measure(step, averages, replay)
+        seen[step] = (trainer.selection.last, state.named(averages)["energy.last.weight"].clone())
+
+    trainer.selection.measure = noted
+    trainer.fit(tmp_path / "run", Silent())
+    best = min(seen, key=lambda step: seen[step][0])
+    assert best < 40  # else the test says nothing
+    helpers.export(tmp_path / "run", tmp_path / "model", chosen, toy)
+    weights = models.load(tmp_path / "model").energy.state_dict()
+    assert torch.equal(weights["last.weight"], seen[best][1])
+    rows = state.read_history(checkpoint.latest(tmp_path / "run"))
+    assert [row["loss_held_out"] for row in rows] == [loss for loss, _ in seen.values()]
+
+
+@pytest.mark.parametrize(
+    ("objective", "changes", "message"),
+    [
+        ("histogram", {"train": {"select_every": 5, "num_tasks": 2}}, "is for one task"),
+        ("flow", {}, "two steps cannot be compared"),
+    ],
+)
+def test_early_stopping_that_cannot_be(objective, changes, message):
+    values = settings("histogram", **({"train": {"select_every": 5}} | changes))
+    if objective == "flow":
+        values["objective"] |= {"generator": {"name": "flow"}, "noise_learns": "value"}
+    with pytest.raises(ConfigError, match=message):
+        config.from_values(values, Path("test"))
