@@ -8,6 +8,7 @@ from ebm_dist import config
 from ebm_dist.data import shards
 from ebm_dist.files import write_json
 from ebm_dist.metrics import features
+from ebm_dist.runs import progress
 from pipelines import digests, parser, run
 
 
@@ -27,7 +28,8 @@ def main() -> None:
         print(f"{index.dataset}: no labelled images with a test split: no classifier, no FID-clf")
         check_unchanged()
         return
-    card = features.train(params.features, index, args.out)
+    with progress.counted("classifier", params.features.num_steps) as done:
+        card = features.train(params.features, index, args.out, progress=done)
     print(
         f"{args.out}: accuracy {card['accuracy']:.4f} on {card['num_test']:,} test images,"
         f" {card['dim']} features"

@@ -6,7 +6,7 @@ published FID or IS. Read each against the same score of real images (the floor)
 baselines.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,10 +94,16 @@ def is_measurable(index: shards.Index) -> bool:
     return "test" in index.splits and is_possible(index)
 
 
-def train(config: Config, index: shards.Index, folder: Path) -> dict[str, Any]:
+def train(
+    config: Config,
+    index: shards.Index,
+    folder: Path,
+    progress: Callable[[int], None] = lambda step: None,
+) -> dict[str, Any]:
     """Train on the training split, write weights and card to ``folder``, and return the card.
 
-    The card has the accuracy on the test split and digests of data and weights.
+    The card has the accuracy on the test split and digests of data and weights. ``progress`` is
+    called with the number of updates after each.
     """
     x, y = map(torch.from_numpy, shards.read_raw(index, "train", None))
     with seeded(config.seed, "classifier"):
@@ -109,6 +115,7 @@ def train(config: Config, index: shards.Index, folder: Path) -> dict[str, Any]:
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+        progress(step + 1)
     test_x, test_y = shards.read_split(index, "test")
     correct = (classify(model, test_x)[1].argmax(axis=1) == test_y.numpy()).sum()
     folder.mkdir(parents=True, exist_ok=True)

@@ -72,6 +72,21 @@ def live(run: Path, num_steps: int, waiting: str = "starting Ray ...") -> Iterat
 
 
 @contextmanager
+def counted(what: str, num_steps: int) -> Iterator[Callable[[int], None]]:
+    """Show ``what: step n/num_steps`` while the block runs; it calls the result with each ``n``."""
+    began, done = time.monotonic(), [0]
+
+    def current() -> str:
+        if not done[0]:
+            return f"{what}: step 0/{num_steps}"
+        left = (time.monotonic() - began) / done[0] * (num_steps - done[0])
+        return f"{what}: step {done[0]}/{num_steps}  {left // 60:.0f}:{left % 60:02.0f} left"
+
+    with live_display(lambda: Text(current()), current):
+        yield lambda step: done.__setitem__(0, step)
+
+
+@contextmanager
 def live_display(picture: Callable[[], RenderableType], line: Callable[[], str]) -> Iterator[None]:
     """Show ``picture()`` on the terminal while the block runs.
 

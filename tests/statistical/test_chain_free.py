@@ -224,7 +224,10 @@ def test_a_histogram_of_many_dimensions_is_refused():
     [
         ({"pretraining": 3}, "objective.pretraining: this noise is known from the data"),
         ({"noise_learns": "value"}, "objective.pretraining: this noise is known from the data"),
-        ({"generator": {"name": "histogram", "box_share": 0.0}}, "box_share: must be greater than 0|greater than 0"),
+        (
+            {"generator": {"name": "histogram", "box_share": 0.0}},
+            "box_share: must be greater than 0|greater than 0",
+        ),
     ],
 )
 def test_settings_of_a_known_noise_that_do_not_fit(objective, message):

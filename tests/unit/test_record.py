@@ -118,3 +118,10 @@ def test_a_resume_with_other_libraries_or_another_device_is_said_in_one_line(
     assert [entry.message for entry in caplog.records] == [
         f"{tmp_path}: {record.changes(tmp_path)[1]}"
     ]
+
+
+def test_counted_steps_are_shown_without_a_terminal(capsys):
+    with progress.counted("classifier", 4) as done:
+        for step in range(1, 4):
+            done(step)
+    assert "classifier: step 3/4  0:00 left" in capsys.readouterr().out
