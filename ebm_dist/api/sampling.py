@@ -8,9 +8,9 @@ import dataclasses
 import importlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from numbers import Integral
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ebm_dist.chains import cpu_layers, diagnostics
-from ebm_dist.chains.adaptation import adapt
+from ebm_dist.chains.adaptation import Scales, adapt
 from ebm_dist.chains.block import Blocks
 from ebm_dist.config import module_of, nearest, plugins
 from ebm_dist.energies import EnergyFn, HasConditionals, frozen
@@ -28,6 +28,7 @@ from ebm_dist.rng import stream
 from ebm_dist.samplers import AdjustedState, Bounds, Kernel, StepSize
 
 _FEWEST_DRAWS = 4  # for the diagnostics
+_LEAST_WARMUP = 20  # steps, to estimate scales
 _MAX_SHOWN = 5  # chains in a message
 
 
@@ -64,6 +65,8 @@ class Draws:
     """Step size after the warm-up; None for a sampler without"""
     compile_seconds: float = 0.0
     """Seconds that first calls of compiled functions took"""
+    scales: Tensor | None = None
+    """Standard deviations ``(*shape)`` in units of which steps are made; None for 1"""
 
     @cached_property
     def diagnostics(self) -> Diagnostics:
@@ -110,6 +113,7 @@ def sample(
     thin: int = 1,
     bounds: Bounds = None,
     step_size: float | None = None,
+    adapt_scales: bool = False,
     seed: int = 0,
     generator: Generator | None = None,
     compile: bool = False,
@@ -132,6 +136,10 @@ def sample(
     warm-up, unless ``step_size`` is set. ``langevin`` does not reject, so it needs a ``step_size``
     and has a bias that grows with it; its temperature is 1 unless ``noise_scale`` is set.
 
+    ``adapt_scales``: also estimate the standard deviation of each coordinate in the first half of
+    the warm-up, and make steps in units of it (a diagonal mass matrix). Coordinates of different
+    scales, such as the parameters of a regression, then need far fewer steps. Without ``bounds``.
+
     ``bounds``: lowest and highest value of each coordinate; the density is zero outside.
 
     ``seed`` or ``generator``: the source of all random numbers. Equal seeds give equal draws, and
@@ -148,6 +156,12 @@ def sample(
     check_counts(at_least=0, num_warmup=num_warmup)
     bounds = None if bounds is None else _checked_bounds(bounds)
     config, is_adaptive = _config(sampler, step_size, num_warmup, settings)
+    if adapt_scales and (bounds is not None or not is_adaptive or num_warmup < _LEAST_WARMUP):
+        raise ConfigError(
+            "adapt_scales: needs a sampler that adapts its step size, no bounds, and a num_warmup"
+            f" of {_LEAST_WARMUP} or more",
+            "choose mala, hmc or metropolis without step_size and bounds",
+        )
     if sampler == "gibbs" and not isinstance(energy, HasConditionals):
         raise ConfigError(
             "sampler: gibbs needs an energy with conditionals (num_blocks, resample)",
@@ -170,11 +184,23 @@ def sample(
             stack.enter_context(cpu_layers.fast_linear_layers(energy))
         target = energy if sampler == "gibbs" else Target(energy)
         blocks = blocks or Blocks(kernel, target)
+        target, scales = blocks.target, None
+        if isinstance(target, Target):
+            target.scales = torch.ones_like(x[0]) if adapt_scales else None
         state, before = _checked_start(kernel, target, x), blocks.compile_seconds
-        if is_adaptive:
-            config, x = adapt(
-                config, target, x, num_warmup, generator, bounds=bounds, move=blocks.step
+        adapted = partial(
+            adapt, target=target, generator=generator, bounds=bounds, move=blocks.step
+        )
+        if adapt_scales:
+            found = Scales(num_warmup // 2)
+            config, x = adapted(
+                config, position=x, num_steps=num_warmup // 2, observe=found.observe
             )
+            scales = found.estimate().to(x)
+            cast(Target, target).scales = scales
+            x, num_warmup = x / scales, num_warmup - num_warmup // 2
+        if is_adaptive:
+            config, x = adapted(config, position=x, num_steps=num_warmup)
             state = kernel.init(target, x)
         size: StepSize | None = kernel.step_size
         if _is_adjusted(config):  # a number would be compiled in
@@ -187,9 +213,10 @@ def sample(
             blocks, state, generator, size, draws, thin, "after the warm-up"
         )
     seconds = blocks.compile_seconds - before
-    return Draws(
-        draws, acceptance_rate, num_not_finite, getattr(config, "step_size", None), seconds
-    )
+    used = getattr(config, "step_size", None)
+    if scales is not None:
+        draws *= scales
+    return Draws(draws, acceptance_rate, num_not_finite, used, seconds, scales)
 
 
 def _any_step_size(config: Any) -> Any:
@@ -254,14 +281,14 @@ def _run(
 
 
 class Target:
-    """An energy with checked output: ``(n, *shape) -> (n,)``."""
+    """An energy with checked output: ``(n, *shape) -> (n,)``, of ``x`` in units of ``scales``."""
 
     def __init__(self, energy: EnergyFn) -> None:
-        self.energy = energy
+        self.energy, self.scales = energy, cast(Tensor | None, None)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return energies ``(n,)``. Raise :class:`DataError` for an output of another shape."""
-        energies = self.energy(x)
+        energies = self.energy(x if self.scales is None else x * self.scales)
         if not isinstance(energies, Tensor) or energies.shape not in ((len(x),), (len(x), 1)):
             actual = (
                 f"a tensor of shape {tuple(energies.shape)}"

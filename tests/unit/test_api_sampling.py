@@ -9,8 +9,9 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import ebm_dist as ebm
-from ebm_dist.chains import diagnostics
+from ebm_dist.chains import adaptation, diagnostics
 from ebm_dist.errors import ConfigError, DataError, DivergedError
+from ebm_dist.rng import stream
 from ebm_dist.samplers import hmc, mala
 from tests.statistical.targets import Ising, assert_moments
 
@@ -206,3 +207,49 @@ def test_bad_input_is_one_message(what):
     arguments, error, text = REFUSED[what]
     with pytest.raises(error, match=text):
         ebm.sample(**{"energy": gaussian, "x0": torch.zeros(5, 2), **SHORT, **arguments})
+
+
+@pytest.mark.parametrize("sampler", ["mala", "hmc", "metropolis"])
+def test_coordinates_of_different_scales_are_sampled_in_units_of_their_deviation(sampler):
+    sd = torch.tensor([0.01, 0.3, 1.0, 50.0])
+    mean = torch.tensor([100.0, 0.0, -3.0, 2.0])
+
+    def energy(x):
+        return (((x - mean) / sd) ** 2).sum(1) / 2
+
+    x0 = mean + sd * torch.randn(50, 4, generator=stream(0, "x0"))
+    options = {"num_warmup": 400, "num_samples": 300}
+    draws = ebm.sample(energy, x0, sampler, adapt_scales=True, **options)
+    torch.testing.assert_close(draws.scales, sd, rtol=0.35, atol=0)
+    torch.testing.assert_close(draws.x.mean((0, 1)), mean, rtol=0, atol=0.1 * sd.max())
+    z = (draws.x - mean) / sd
+    assert z.mean((0, 1)).abs().max() < 0.15 and (z.std((0, 1)) - 1).abs().max() < 0.1
+    plain = ebm.sample(energy, x0, sampler, **options)
+    assert draws.diagnostics.ess_bulk > 3 * plain.diagnostics.ess_bulk
+    again = ebm.sample(energy, x0, sampler, adapt_scales=True, **options)
+    assert torch.equal(again.x, draws.x)
+    assert plain.scales is None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bounds": (-1, 1)},
+        {"step_size": 0.1},
+        {"num_warmup": 10},
+        {"sampler": "langevin", "step_size": 0.1},
+    ],
+)
+def test_scales_that_cannot_be_adapted_are_one_message(options):
+    with pytest.raises(ConfigError, match="adapt_scales: needs a sampler that adapts"):
+        ebm.sample(lambda x: (x**2).sum(1), torch.zeros(3, 2), adapt_scales=True, **options)
+
+
+def test_scales_are_those_of_all_positions_whatever_their_parts():
+    x = torch.randn(30, 7, 3, generator=stream(0, "scales")) * torch.tensor([1e-4, 1.0, 1e3]) + 1e4
+    found = adaptation.Scales(20)  # the first ten are left out
+    for part in x[:20]:
+        found.observe(part)
+    used = x[10:20].flatten(0, 1).double()
+    expected = ((70 * used.var(0) + 5 * 1e-3) / 75).sqrt()
+    torch.testing.assert_close(found.estimate(), expected, rtol=1e-9, atol=0)
