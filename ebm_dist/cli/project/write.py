@@ -18,6 +18,7 @@ from ebm_dist import config, evaluation
 from ebm_dist.cli.project.look import Seen, config_of, write_index
 from ebm_dist.datasets import few_labels
 from ebm_dist.errors import ConfigError, DataError, EbmError
+from ebm_dist.metrics import features
 
 STAGES = Path("dvc.yaml")
 SUITES = {
@@ -152,6 +153,7 @@ def _params(seen: Seen, task: str, name: str, suites: Any) -> str:
         are_images=are_images,
         has_one_channel=index.shape[0] == 1,
         is_small=is_small,
+        is_scored=features.is_measurable(index),
         num_steps=num_steps,
         batch_size=max(2, min(batch_size, num_train // 2 * 2)),
         radius=_RADIUS * num_values**0.5,
