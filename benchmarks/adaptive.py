@@ -6,8 +6,9 @@
 NUTS, adjusted microcanonical dynamics and MEADS are those of blackjax; HMC is ours, with jittered
 steps. Targets are a Gaussian of 32 dimensions and condition number 100, and Neal's funnel of 10.
 All but MEADS and our HMC with adapted scales have a unit mass matrix. Each has the best of a grid
-of step sizes and lengths, so a ratio compares best with best. The ESS is the smallest bulk ESS over the dimensions and their
-squares; 64 chains start from the target. Writes reports/benchmarks/adaptive.json.
+of step sizes and lengths, so a ratio compares best with best. The ESS is the smallest bulk ESS over
+the dimensions and their squares; 64 chains start from the target. Writes
+reports/benchmarks/adaptive.json.
 """
 
 import argparse
