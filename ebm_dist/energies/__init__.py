@@ -31,6 +31,9 @@ class EnergyModel(nn.Module):
     depend on the other rows. This excludes batch normalisation.
     """
 
+    has_heads = False
+    """Whether it has an output per class, so that labels may be ``(B, n)``: several of a sample."""
+
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         raise NotImplementedError
 
@@ -39,6 +42,32 @@ class EnergyModel(nn.Module):
 
         The default does nothing.
         """
+
+
+class Levels(EnergyModel):
+    """An energy at each of ``L`` noise levels: ``E(x, k)``, level 0 the least noise.
+
+    Without a level it is that of level 0.
+    """
+
+    sigmas: Tensor
+    """``(L,)`` standard deviations of the noise, growing"""
+
+    def __init__(self, network: EnergyModel, sigmas: tuple[float, ...]) -> None:
+        super().__init__()
+        self.network, self.has_heads = network, network.has_heads
+        self.register_buffer("sigmas", torch.tensor(sigmas))
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """Return ``E(x, k)`` of levels ``y``, ``(B,)`` or ``(B, n)`` for several of each sample."""
+        if y is None:
+            y = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        if y.ndim == 1 or self.has_heads:
+            return cast(Tensor, self.network(x, y))
+        return torch.stack([self.network(x, level) for level in y.unbind(1)], dim=1)
+
+    def initialise(self, average: Average) -> None:
+        self.network.initialise(average)
 
 
 @runtime_checkable
@@ -147,12 +176,13 @@ def is_classifier(params: Params) -> bool:
 def build_energy(params: Params, shape: tuple[int, ...], num_classes: int) -> EnergyModel:
     """Build the energy of a parameter file, with the initial weights of its seed.
 
-    It takes labels only if it is a classifier or if the objective is conditional.
+    It takes labels only if it is a classifier or if the objective is conditional, and noise levels
+    (:class:`Levels`) if the objective has them.
     """
-    takes_labels = is_conditional(params) or is_classifier(params)
-    classes = num_classes if takes_labels else 0
+    takes_labels, sigmas = is_conditional(params) or is_classifier(params), params.objective.levels
+    classes = len(sigmas) or (num_classes if takes_labels else 0)
     with seeded(params.seed, "energy"):
         energy: EnergyModel = module_of(params.energy).build(
             params.energy, shape=shape, num_classes=classes
         )
-    return energy
+    return Levels(energy, sigmas) if sigmas else energy

@@ -31,6 +31,8 @@ class Classifier(EnergyModel):
     labels: ``E(x) = -log mean_k exp f_k(x)``, the energy of ``p(x)`` for equally likely classes.
     """
 
+    has_heads = True
+
     def __init__(self, config: Config, shape: tuple[int, ...], num_classes: int) -> None:
         super().__init__()
         trunk: list[nn.Module] = []

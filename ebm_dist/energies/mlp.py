@@ -32,6 +32,8 @@ class Config:
     confinement: NonNegative = 0.0
     """Weight of ``|x|^2 / 2``, which is added to the network's output (Nijkamp et al. 2019). It
     makes energies high far from the data."""
+    heads: bool = False
+    """Give each class or noise level an output of its own, instead of a bias in each layer."""
     spectral_norm: bool = False
     """Divide the weight of each hidden layer by its largest singular value (Miyato et al. 2018)."""
     gates: bool = False
@@ -45,6 +47,14 @@ class Config:
                 "selects units by class, and the energy takes no labels",
                 "set objective.conditional: true, or gates: false",
             )
+        if self.heads and not (is_conditional(params) or params.objective.levels):
+            raise Mismatch(
+                "energy.heads",
+                "the energy takes no labels and no noise levels",
+                "set heads: false, or choose another objective",
+            )
+        if self.heads and self.gates:
+            raise Mismatch("energy.heads", "gates select units by class; set one of them to false")
         if self.gates and self.spectral_norm:
             raise Mismatch(
                 "energy.gates",
@@ -54,7 +64,7 @@ class Config:
 
 
 class MLP(EnergyModel):
-    """``h <- g_y * silu(W h + b + c_y)`` for each layer, then ``E = w.h``.
+    """``h <- g_y * silu(W h + b + c_y)`` for each layer, then ``E = w.h``, with heads ``w_y.h``.
 
     Class bias ``c_y``, gates ``g_y`` and the confining term are there only if they are configured.
     """
@@ -65,8 +75,9 @@ class MLP(EnergyModel):
         widths = (num_inputs + 2 * config.num_frequencies, *config.hidden)
         wrap = spectral_norm if config.spectral_norm else nn.Identity()
         self.layers = nn.ModuleList(wrap(nn.Linear(i, o)) for i, o in pairwise(widths))
+        self.has_heads = config.heads and num_classes > 0
         self.classes = nn.ModuleList(
-            nn.Embedding(num_classes, o) for o in widths[1:] if num_classes
+            nn.Embedding(num_classes, o) for o in widths[1:] if num_classes and not self.has_heads
         )
         for embedding in self.classes:
             # with small initial biases training ignores labels and hit rates stay at chance
@@ -82,7 +93,8 @@ class MLP(EnergyModel):
             self.register_buffer(
                 name, (owner == torch.arange(num_classes)[:, None]).float(), persistent=False
             )
-        self.last = nn.Linear(widths[-1], 1, bias=not config.gates)
+        num_outputs = num_classes if self.has_heads else 1
+        self.last = nn.Linear(widths[-1], num_outputs, bias=not config.gates)
         self.projections: Tensor | None
         projections = (
             config.frequency * torch.randn(num_inputs, config.num_frequencies)
@@ -101,12 +113,14 @@ class MLP(EnergyModel):
             h = silu(h + self.classes[i](y) if self.classes else h)
             if self.gates:
                 h = h * self.get_buffer(self.gates[i])[y]
-        energy = linear_energy(self.last, h)
-        return (
-            energy + self.confinement / 2 * (x**2).flatten(1).sum(dim=1)
-            if self.confinement
-            else energy
-        )
+        squares = (x**2).flatten(1).sum(dim=1)
+        if self.has_heads:
+            assert y is not None
+            energy: Tensor = self.last(h).gather(1, y.view(len(x), -1)).view(y.shape)
+            squares = squares.view(-1, *[1] * (y.ndim - 1))
+        else:
+            energy = linear_energy(self.last, h)
+        return energy + self.confinement / 2 * squares if self.confinement else energy
 
 
 def build(config: Config, *, shape: tuple[int, ...], num_classes: int) -> EnergyModel:

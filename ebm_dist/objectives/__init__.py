@@ -118,6 +118,11 @@ class ObjectiveConfig:
         return None
 
     @property
+    def levels(self) -> tuple[float, ...]:
+        """Standard deviations of the noise levels of ``E(x, k)``, growing; () for ``E(x)``."""
+        return ()
+
+    @property
     def follows_length(self) -> bool:
         """Whether a step depends on ``train.num_steps``, as with a weight that changes linearly."""
         return False

@@ -10,10 +10,16 @@ from ebm_dist import config, models
 from ebm_dist.chains.replay import ReplayShard
 from ebm_dist.config import module_of
 from ebm_dist.data import shards
-from ebm_dist.energies import EnergyModel
+from ebm_dist.energies import EnergyModel, Levels, build_energy, mlp
 from ebm_dist.errors import ConfigError
-from ebm_dist.generators import histogram
-from ebm_dist.objectives import Batch, StepContext, energy_discrepancy, score_matching
+from ebm_dist.generators import gaussian, histogram
+from ebm_dist.objectives import (
+    Batch,
+    StepContext,
+    energy_discrepancy,
+    level_classification,
+    score_matching,
+)
 from ebm_dist.rng import stream
 from ebm_dist.training import checkpoint, state
 from tests import helpers
@@ -33,6 +39,11 @@ OBJECTIVES = {
         "name": "noise_contrastive",
         "generator": {"name": "histogram", "num_cells": 16},
         "pretraining": 0,
+    },
+    "levels": {
+        "name": "level_classification",
+        "generator": {"name": "histogram", "num_cells": 16},
+        "sigmas": [0.0, 0.2, 0.6],
     },
 }
 
@@ -235,7 +246,7 @@ def test_settings_of_a_known_noise_that_do_not_fit(objective, message):
         params("histogram", objective=objective)
 
 
-@pytest.mark.parametrize("objective", ["denoising", "discrepancy", "histogram"])
+@pytest.mark.parametrize("objective", ["denoising", "discrepancy", "histogram", "levels"])
 def test_two_workers_and_a_resumed_run_give_the_same_bits(toy, tmp_path, objective):
     chosen = {"train": {"num_shards": 2, "select_every": 3}}
     helpers.build(params(objective, **chosen), toy).fit(tmp_path / "one", Silent())
@@ -282,3 +293,137 @@ def test_early_stopping_that_cannot_be(objective, changes, message):
         values["objective"] |= {"generator": {"name": "flow"}, "noise_learns": "value"}
     with pytest.raises(ConfigError, match=message):
         config.from_values(values, Path("test"))
+
+
+class Variances(EnergyModel):
+    """``|x|^2 / 2 v_k``."""
+
+    has_heads = True
+
+    def __init__(self, num_levels):
+        super().__init__()
+        self.log_v = nn.Parameter(torch.zeros(num_levels, dtype=torch.float64))
+
+    def forward(self, x, y=None):
+        squares = (x**2).sum(1).view(-1, *[1] * (y.ndim - 1))
+        return squares / 2 * (-self.log_v[y]).exp()
+
+
+SIGMAS = (0.0, 0.7, 1.5)
+
+
+def levels(first_share=0.4):
+    chosen = level_classification.Config(
+        generator=gaussian.Config(covariance="diagonal"),
+        sigmas=SIGMAS,
+        first_share=first_share,
+        pretraining=1,
+    )
+    noise = gaussian.build(chosen.generator, shape=(2,)).double()
+    with torch.no_grad():
+        noise.log_diagonal.copy_(torch.tensor([1.0, 0.8]))
+    networks = {
+        "energy": Levels(Variances(3), SIGMAS),
+        "log_z": level_classification.LogPartitions(3).double(),
+        "generator": noise,
+    }
+    return level_classification.LevelClassification(chosen, networks), networks
+
+
+def turns_of(objective, networks, x):
+    replay = ReplayShard(4, x.shape[1:], None, range(1), stream(0, "chains"))
+    context = StepContext(1, replay, networks, lambda purpose: stream(0, purpose))
+    return list(objective.turns(Batch(x, torch.zeros(len(x), dtype=torch.long)), context))
+
+
+def test_levels_are_classified_by_their_densities():
+    """The loss is the cross-entropy of the class under normalised densities and shares."""
+    objective, networks = levels()
+    with torch.no_grad():
+        networks["energy"].network.log_v.copy_(torch.tensor([0.1, 0.5, 1.0]))
+        networks["log_z"].value.copy_(torch.tensor([0.3, -0.2, 0.9]))
+    x = torch.randn(20, 2, generator=stream(0, "x")).double()
+    energy_turn, log_z_turn = turns_of(objective, networks, x)
+    counts = [8, 4, 4, 4]
+    assert level_classification.class_counts(20, 4, 0.4) == counts
+    z = torch.randn(20, 2, generator=stream(0, "noise")).double()
+    sigma = torch.tensor([0.0] * 8 + [0.7] * 4 + [1.5] * 4)[:, None]
+    latents = torch.randn(4, 2, generator=stream(0, "latents"))
+    drawn = networks["generator"](latents.double())
+    points = torch.cat([x[:16] + sigma * z[:16], drawn])
+    label = [0] * 8 + [1] * 4 + [2] * 4 + [3] * 4
+    loss = 0.0
+    for point, k in zip(points, label, strict=True):
+        v, c = networks["energy"].network.log_v.exp(), networks["log_z"].value
+        density = [(-(point @ point) / 2 / v[j] - c[j]).exp() * counts[j] for j in range(3)]
+        density.append(networks["generator"].log_prob(point[None]).exp()[0] * counts[3])
+        loss = loss - (density[k] / sum(density)).log() / 20
+    assert energy_turn.loss.item() == pytest.approx(loss.item(), rel=1e-5)
+    assert log_z_turn.loss.item() == pytest.approx(loss.item(), rel=1e-5)
+    assert energy_turn.metrics["log_z"].item() == pytest.approx(0.3)
+
+
+def test_levels_learn_variance_and_log_z():
+    """v_k = v + sigma_k^2, and c_k is the log of the integral."""
+    objective, networks = levels(first_share=0.3)
+    x = 1.2 * torch.randn(60000, 2, generator=stream(0, "data")).double()
+    parameters = [networks["energy"].network.log_v, networks["log_z"].value]
+    optimizer = torch.optim.LBFGS(parameters, max_iter=60)
+
+    def closure():
+        optimizer.zero_grad()
+        energy_turn, log_z_turn = turns_of(objective, networks, x)
+        (energy_turn.loss + log_z_turn.loss).backward()
+        return energy_turn.loss
+
+    for _ in range(3):
+        optimizer.step(closure)
+    expected = 1.44 + torch.tensor(SIGMAS).double() ** 2
+    torch.testing.assert_close(parameters[0].exp().detach(), expected, rtol=0.05, atol=0)
+    log_z = (2 * torch.pi * expected).log()
+    torch.testing.assert_close(parameters[1].detach(), log_z, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "num_classes", "share"), [(4, 4, 0.9), (7, 3, 0.01), (500, 6, 0.4), (9, 2, 1.0)]
+)
+def test_each_class_has_a_sample(batch_size, num_classes, share):
+    counts = level_classification.class_counts(batch_size, num_classes, share)
+    assert sum(counts) == batch_size and len(counts) == num_classes and min(counts) >= 1
+
+
+@pytest.mark.parametrize("heads", [False, True])
+def test_energies_of_several_levels_are_those_of_each(heads):
+    network = mlp.build(
+        mlp.Config(hidden=(8, 6), confinement=0.5, heads=heads), shape=(3,), num_classes=4
+    )
+    energy, x = Levels(network, (0.0, 0.1, 0.2, 0.3)), torch.randn(5, 3)
+    several = energy(x, torch.tensor([[2, 0, 3]]).expand(5, -1))
+    for column, level in enumerate((2, 0, 3)):
+        alone = energy(x, torch.full((5,), level))
+        torch.testing.assert_close(several[:, column], alone)
+    torch.testing.assert_close(energy(x), energy(x, torch.zeros(5, dtype=torch.long)))
+    assert (energy(x) != energy(x, torch.ones(5, dtype=torch.long))).all()
+
+
+def test_an_energy_of_levels_is_built_for_the_objective():
+    energy = build_energy(params("levels", energy={"heads": True}), (2,), 0)
+    assert isinstance(energy, Levels) and energy.sigmas.tolist() == pytest.approx([0.0, 0.2, 0.6])
+    with pytest.raises(ConfigError, match="takes no labels and no noise levels"):
+        params("exact", energy={"heads": True})
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        ({"sigmas": [0.1]}, "needs two or more levels"),
+        ({"sigmas": [0.0, 0.3, 0.2]}, "needs two or more levels"),
+        ({"first_share": 1.0}, "leaves no sample"),
+        ({"generator": {"name": "gaussian"}}, "must be above 0 for noise that is fitted"),
+        ({"pretraining": 2}, "and 0 for histogram"),
+        ({"generator": {"name": "mlp"}}, "needs a density"),
+    ],
+)
+def test_settings_of_levels_that_do_not_fit(objective, message):
+    with pytest.raises(ConfigError, match=message):
+        params("levels", objective=objective)

@@ -69,6 +69,7 @@ def spirals(tmp_path_factory):
 
 FLOWS = {
     "gaussian": (gaussian, {}, (3,)),
+    "diagonal": (gaussian, {"covariance": "diagonal"}, (3,)),
     "affine": (flow, {"kind": "affine", "num_couplings": 4}, (3,)),
     "spline": (flow, {"kind": "spline", "num_couplings": 4}, (3,)),
     "glow": (glow, {"hidden": 4}, (2, 4, 4)),
@@ -550,7 +551,7 @@ def test_a_model_without_labels_does_not_classify(toy, tmp_path):
 @pytest.mark.parametrize(
     ("base", "change", "expected"),
     [
-        (NCE, {"objective": {"generator": {"name": "mlp"}}}, r"objective\.generator: noise needs a density: use gaussian, flow or glow"),
+        (NCE, {"objective": {"generator": {"name": "mlp"}}}, r"objective\.generator: noise needs a density: use gaussian, histogram, flow or glow"),
         (NCE, {"objective": {"min_turn": 5}}, r"objective\.max_turn: must be at least objective\.min_turn = 5, found 2"),
         (SEMI, {"energy": {"name": "mlp"}}, r"energy\.name: semi-supervised learning needs .*use classifier"),
         (SEMI, {"objective": {"unsupervised": {"name": "noise_contrastive", "generator": {"name": "dcgan"}}}}, "noise needs a density"),
