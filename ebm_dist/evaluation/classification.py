@@ -31,7 +31,9 @@ _SIDE = 200  # pixels per side of the maps of a plane
 @section
 class Config:
     supervised_steps: PositiveInt = 500
-    """Updates of the network trained on the labels alone, each with all labels."""
+    """Updates of the network trained on the labels alone."""
+    supervised_batch: PositiveInt = 256
+    """Labelled samples of an update; all where there are no more."""
     supervised_lr: Positive = 1e-3
     """Learning rate of Adam for that network."""
     num_neighbours: PositiveInt = 7
@@ -143,9 +145,14 @@ def _supervised(
     """Train the model's network from its initial weights on the labelled samples alone."""
     network = build_energy(params, tuple(x.shape[1:]), num_classes)
     optimizer = torch.optim.Adam(network.parameters(), lr=config.supervised_lr)
+    rng, every = numpy_stream(0, "classification/supervised"), torch.arange(len(x))
     for _ in range(config.supervised_steps):
+        rows = every
+        if len(x) > config.supervised_batch:
+            rows = torch.from_numpy(rng.choice(len(x), config.supervised_batch, replace=False))
         optimizer.zero_grad()
-        F.cross_entropy(-network(x, _all_classes(x, num_classes)), y).backward()  # type: ignore[no-untyped-call]
+        logits = -network(x[rows], _all_classes(rows, num_classes))
+        F.cross_entropy(logits, y[rows]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return network.requires_grad_(False)
 
