@@ -69,7 +69,7 @@ def encode_networks(
 
 
 def encode_selection(tensors: Mapping[str, Tensor]) -> dict[str, bytes]:
-    """Encode the state of early stopping, by file name."""
+    """Encode the tensors of early stopping, given by name, by file name."""
     return {_SELECTION: encode(dict(tensors))}
 
 
