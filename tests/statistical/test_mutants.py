@@ -43,6 +43,9 @@ API_TRAINING, API_SAMPLING, API_MODEL = (
     f"tests/unit/test_api_{name}.py" for name in ("training", "sampling", "model")
 )
 BLOCKS = "tests/statistical/test_blocks.py"
+CHAIN_FREE, DISCRETE = (
+    f"tests/statistical/test_{name}.py" for name in ("chain_free", "discrete_samplers")
+)
 MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "sign of the score": ("energies/__init__.py", "return value.detach(), -gradient", "return value.detach(), gradient", LANGEVIN),
     "no noise": ("samplers/langevin.py", "alpha=config.noise_scale)", "alpha=0.0)", LANGEVIN),
@@ -95,7 +98,7 @@ MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "the generator in the other steps": ("objectives/meg.py", "(context.step + 1) % self.config.num_energy_steps", "context.step % self.config.num_energy_steps", MEG),
     "the weight does not change": ("objectives/meg.py", "(last - first) * step / self.num_steps", "0.0", MEG),
     "sign of a flow's determinant": ("generators/flow.py", "standard_normal(z) - log_det", "standard_normal(z) + log_det", NOISE),
-    "a Gaussian about zero": ("generators/gaussian.py", "(x.flatten(1) - self.mean)", "x.flatten(1)", NOISE),
+    "a Gaussian about zero": ("generators/gaussian.py", "d = x.flatten(1) - self.mean", "d = x.flatten(1)", NOISE),
     "the wrong half is given off": ("generators/glow.py", "torch.cat([halves[level], h], dim=1)", "torch.cat([h, halves[level]], dim=1)", NOISE),
     "noise learns by its density alone": ("objectives/noise_contrastive.py", "energy = self.energy(torch.cat([batch.x, x]))", "energy = self.energy(torch.cat([batch.x, x.detach()]))", NOISE),
     "noise learns by its samples alone": ("objectives/noise_contrastive.py", "self.log_z().detach(), torch.cat([log_q_data, log_q_noise])", "self.log_z().detach(), torch.cat([log_q_data, log_q_noise]).detach()", NOISE),
@@ -244,7 +247,32 @@ MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "threads stay as they were in training": ("api/training.py", "        torch.set_num_threads(before)", "        pass", API_TRAINING),
     "a model of another training is overwritten": ("api/training.py", '!= digest):', '!= digest and False):', API_TRAINING),
     "langevin at half the temperature": ("api/sampling.py", "(2 * config.step_size) ** 0.5", "config.step_size**0.5", API_SAMPLING),
-    "an adapted step that is not used": ("api/sampling.py", "config, x = adapt(", "_, x = adapt(", API_SAMPLING),
+    "an adapted step that is not used": ("api/sampling.py", "config, x = adapted(config, position=x, num_steps=num_warmup)", "_, x = adapted(config, position=x, num_steps=num_warmup)", API_SAMPLING),
+    "draws in scaled coordinates": ("api/sampling.py", "draws *= scales", "pass", API_SAMPLING),
+    "scales are variances": ("chains/adaptation.py", "(n + _SHRINK)).sqrt()", "(n + _SHRINK))", API_SAMPLING),
+    "scales of parts without their means": ("chains/adaptation.py", " + (mean - self.mean) ** 2 * self.count * n / total", "", API_SAMPLING),
+    "all chains in the first shard": ("chains/replay.py", "draw.kept // size == i", "draw.kept // size == 0", "tests/unit/test_replay.py"),
+    "sign of the denoised score": ("objectives/score_matching.py", "_half_square(sigma * s + z)", "_half_square(sigma * s - z)", CHAIN_FREE),
+    "levels without their weight": ("objectives/score_matching.py", "_half_square(sigma * s + z)", "_half_square(s + z / sigma)", CHAIN_FREE),
+    "noise of one size at all levels": ("objectives/score_matching.py", "score(energy, x + sigma * z)", "score(energy, x + z)", CHAIN_FREE),
+    "half the trace": ("objectives/score_matching.py", "return trace + _half_square(s)", "return trace / 2 + _half_square(s)", CHAIN_FREE),
+    "slices with the wrong sign": ("objectives/score_matching.py", "curvature + (v * along)", "curvature - (v * along)", CHAIN_FREE),
+    "a square, not half of it": ("objectives/score_matching.py", ".sum(dim=1).mean() / 2", ".sum(dim=1).mean()", CHAIN_FREE),
+    "negatives attract": ("objectives/energy_discrepancy.py", "energy_pos - energy_neg]", "energy_neg - energy_pos]", CHAIN_FREE),
+    "negatives disturbed once": ("objectives/energy_discrepancy.py", "(centre + config.sigma * xi)", "(x + config.sigma * xi)", CHAIN_FREE),
+    "a sum over negatives": ("objectives/energy_discrepancy.py", ".mean() - math.log(m)", ".mean()", CHAIN_FREE),
+    "a histogram without its share": ("generators/histogram.py", "((1 - a) * density", "(density", CHAIN_FREE),
+    "tents the wrong way": ("generators/histogram.py", "torch.where(step == 1, rest, 1 - rest)", "torch.where(step == 0, rest, 1 - rest)", CHAIN_FREE),
+    "draws without smoothing": ("generators/histogram.py", "(cell + first + second - 0.5)", "(cell + first)", CHAIN_FREE),
+    "levels without shares": ("objectives/level_classification.py", "dim=1) + log_shares", "dim=1)", CHAIN_FREE),
+    "levels without log Z": ("objectives/level_classification.py", "[-energy - c, log_q", "[-energy - 0 * c, log_q", CHAIN_FREE),
+    "levels of one noise": ("objectives/level_classification.py", "(batch.x + sigma * z)", "(batch.x + z)", CHAIN_FREE),
+    "the worst weights are selected": ("training/selection.py", "if self.last < self.loss:", "if self.last > self.loss or not self.best:", CHAIN_FREE),
+    "selected weights are not exported": ("training/state.py", "        return best\n", "        pass\n", CHAIN_FREE),
+    "no way back of a change": ("samplers/gibbs_with_gradients.py", "+ logits(new).log_softmax(dim=1).gather(1, back).squeeze(1)", "+ log_q.gather(1, j).squeeze(1)", DISCRETE),
+    "the wrong way back": ("samplers/gibbs_with_gradients.py", "back = (x * of_variable)", "back = (chosen * of_variable)", DISCRETE),
+    "no way back of a jump": ("samplers/dmala.py", "+ (back * log_proposal(new, step_size)).flatten(1).sum(dim=1)", "+ (there * log_q).flatten(1).sum(dim=1)", DISCRETE),
+    "jumps at temperature 1": ("samplers/dmala.py", "(state.energy - new.energy) / temperature", "(state.energy - new.energy) * 0.7", DISCRETE),
     "every step is a draw": ("chains/block.py", "[-(start + 1) % thin :: thin]", "[::thin]", BLOCKS),
     "a module stays in evaluation mode": ("api/sampling.py", "part.training = is_training", "pass", API_SAMPLING),
     "the best coordinate is reported": ("api/sampling.py", "np.max(diagnostics.rhat(moving))", "np.min(diagnostics.rhat(moving))", API_SAMPLING),
