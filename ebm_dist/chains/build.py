@@ -1,13 +1,16 @@
-"""Choose the chains of a training step by the settings: plain, compiled, or in another precision.
+"""Choose chains by the settings.
 
-The algorithm is the same; only the last bits differ.
+Chains of a training step are plain, compiled, or in another precision: the same algorithm, other
+last bits. Chains of a trained model with noise levels go over their ladder.
 """
 
 from typing import Protocol
 
 from ebm_dist.chains.eager import Chains, Precision
+from ebm_dist.chains.ladder import ladder
+from ebm_dist.config import Params, module_of
 from ebm_dist.energies import EnergyModel
-from ebm_dist.samplers import Kernel
+from ebm_dist.samplers import Bounds, Kernel
 
 
 class Options(Protocol):
@@ -31,3 +34,13 @@ def build_chains(options: Options, energy: EnergyModel, kernel: Kernel, num_step
     return CompiledChains(
         energy, kernel, num_steps, compiles=options.compile, precision=options.precision
     )
+
+
+def build_kernel(params: Params, *, bounds: Bounds) -> Kernel:
+    """Build the kernel that samples a trained energy: that of section ``sampler``.
+
+    For an energy of noise levels it draws from the conditionals of the ladder.
+    """
+    sigmas, sampler = params.objective.ladder, params.sampler
+    kernel: Kernel = module_of(sampler).build(sampler, bounds=None if sigmas else bounds)
+    return ladder(kernel, sigmas, sampler.num_steps, bounds=bounds) if sigmas else kernel

@@ -4,7 +4,8 @@ An energy of levels, ``exp(-E(x, k))`` proportional to the density p_k of the da
 sigma_k, gives the density of a sample x_k before the noise between two levels was added to it
 (Gao et al. 2021, eq. 6):
 
-    p(x_k | x_k+1) ~ exp( -E(x_k, k) - |x_k+1 - x_k|^2 / 2 s_k^2 ),   s_k^2 = sigma_k+1^2 - sigma_k^2
+    p(x_k | x_k+1) ~ exp( -E(x_k, k) - |x_k+1 - x_k|^2 / 2 s_k^2 )
+    s_k^2 = sigma_k+1^2 - sigma_k^2
 
 A step adds noise up to sigma_L and then draws x_L-1, ..., x_0 in turn, each by some steps of an
 inner kernel in the coordinates x_k / s_k. It keeps p_0 if the inner kernel draws exactly. With a
@@ -36,7 +37,7 @@ def conditional(
 ) -> EnergyFn:
     """Return the energy of ``u = x_k / s_k`` given ``x_k+1``: a function ``(B, *shape) -> (B,)``.
 
-    ``level`` is ``(B,)``, ``above`` the noisier samples ``(B, *shape)``, and ``s`` is ``(B, 1, ...)``.
+    ``level`` is ``(B,)``, ``above`` the noisier samples ``(B, *shape)``, ``s`` is ``(B, 1, ...)``.
     """
 
     def target(u: Tensor) -> Tensor:
@@ -45,9 +46,7 @@ def conditional(
     return target
 
 
-def ladder(
-    inner: Kernel, sigmas: Sequence[float], num_inner: int, *, bounds: Bounds
-) -> Kernel:
+def ladder(inner: Kernel, sigmas: Sequence[float], num_inner: int, *, bounds: Bounds) -> Kernel:
     """Return the kernel, for targets ``(x, levels (B,)) -> (B,)`` such as ``energies.Levels``.
 
     ``sigmas`` are sigma_0 to sigma_L. The inner kernel has no bounds; the ends of a step are

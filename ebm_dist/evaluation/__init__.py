@@ -126,6 +126,8 @@ class Needs(NamedTuple):
             raise self.error(
                 "needs a sampler for any function of x, and gibbs needs the whole energy"
             )
+        if self.params.objective.ladder:
+            raise self.error("needs chains of E(x), and these go over a ladder of noise levels")
 
     def comparable_sets(self) -> None:
         """Need comparison sets with a test split, and of the shape of the data if not images."""

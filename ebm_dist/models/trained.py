@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from ebm_dist import config
-from ebm_dist.config import TRAINING, Params, module_of
+from ebm_dist.chains.build import build_kernel
+from ebm_dist.config import TRAINING, Params
 from ebm_dist.data import shards
 from ebm_dist.data.shards import Index
 from ebm_dist.energies import EnergyModel, HasConditionals, is_conditional, iterate_power
@@ -193,10 +194,7 @@ class TrainedModel(NamedTuple):
 
     def kernel(self) -> Kernel:
         """Return the sampler that the model was trained with."""
-        kernel: Kernel = module_of(self.params.sampler).build(
-            self.params.sampler, bounds=self.bounds
-        )
-        return kernel
+        return build_kernel(self.params, bounds=self.bounds)
 
 
 @torch.no_grad()

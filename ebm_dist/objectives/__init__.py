@@ -123,6 +123,11 @@ class ObjectiveConfig:
         return ()
 
     @property
+    def ladder(self) -> tuple[float, ...]:
+        """Those of the ladder that chains of the trained energy go over; () for plain chains."""
+        return ()
+
+    @property
     def follows_length(self) -> bool:
         """Whether a step depends on ``train.num_steps``, as with a weight that changes linearly."""
         return False

@@ -3,23 +3,23 @@
 Of a datum x and a ladder sigma_0 < ... < sigma_L of noise, with s_k^2 = sigma_k+1^2 - sigma_k^2:
 
     x_k = x + sigma_k z,  x_k+1 = x_k + s_k z'
-    y from x_k+1, some steps of the sampler on  E(y, k) + |x_k+1 - y|^2 / 2 s_k^2    (chains/ladder.py)
+    y: from x_k+1, some steps of the sampler on  E(y, k) + |x_k+1 - y|^2 / 2 s_k^2
     loss = mean E(x_k, k) - mean E(y, k)
 
 The conditional of x_k given x_k+1 is near to a Gaussian for small s_k, so a few steps from x_k+1
 suffice, and nothing needs to persist. This is maximum likelihood of the conditionals. Samples come
-from the ladder, from much noise to none. The sampler moves in the coordinates y / s_k: one step
-size suits all levels.
+from the ladder, from much noise to none (chains/ladder.py). The sampler moves in the coordinates
+y / s_k: one step size suits all levels.
 """
 
 from collections.abc import Iterator, Mapping
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ebm_dist.chains.ladder import conditional, steps_of
-from ebm_dist.config import Mismatch, NonNegative, Params, section
+from ebm_dist.config import Mismatch, NonNegative, Params, module_of, section
 from ebm_dist.energies import EnergyModel, frozen
 from ebm_dist.objectives import Batch, Objective, ObjectiveConfig, StepContext, Turn
 from ebm_dist.samplers import Bounds, Kernel, run_chain
@@ -70,7 +70,11 @@ class RecoveryLikelihood(Objective):
             target = conditional(self.energy, level, above, s)
             # a start that is not finite shows in the loss, where all ranks stop together
             u, chains = run_chain(
-                self.kernel, target, above / s, self.num_steps, context.stream("chain"),
+                self.kernel,
+                target,
+                above / s,
+                self.num_steps,
+                context.stream("chain"),
                 checks_start=False,
             )
         energy = context.players["energy"](torch.cat([positive, s * u]), level.repeat(2))
@@ -93,6 +97,6 @@ class RecoveryLikelihood(Objective):
 def build(
     params: Params, *, networks: Mapping[str, nn.Module], kernel: Kernel, bounds: Bounds
 ) -> Objective:
-    inner = inner_kernel(params)
+    inner = module_of(params.sampler).build(params.sampler, bounds=None)
     energy = cast(EnergyModel, networks["energy"])
     return RecoveryLikelihood(params.objective, energy, inner, params.sampler.num_steps)

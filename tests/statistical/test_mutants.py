@@ -43,8 +43,8 @@ API_TRAINING, API_SAMPLING, API_MODEL = (
     f"tests/unit/test_api_{name}.py" for name in ("training", "sampling", "model")
 )
 BLOCKS = "tests/statistical/test_blocks.py"
-CHAIN_FREE, DISCRETE = (
-    f"tests/statistical/test_{name}.py" for name in ("chain_free", "discrete_samplers")
+CHAIN_FREE, DISCRETE, LADDER = (
+    f"tests/statistical/test_{name}.py" for name in ("chain_free", "discrete_samplers", "ladder")
 )
 MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "sign of the score": ("energies/__init__.py", "return value.detach(), -gradient", "return value.detach(), gradient", LANGEVIN),
@@ -269,6 +269,12 @@ MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "levels of one noise": ("objectives/level_classification.py", "(batch.x + sigma * z)", "(batch.x + z)", CHAIN_FREE),
     "the worst weights are selected": ("training/selection.py", "if self.last < self.loss:", "if self.last > self.loss or not self.best:", CHAIN_FREE),
     "selected weights are not exported": ("training/state.py", "        return best\n", "        pass\n", CHAIN_FREE),
+    "conditionals of twice the width": ("chains/ladder.py", ".flatten(1).sum(dim=1) / 2", ".flatten(1).sum(dim=1) / 8", LADDER),
+    "too little noise": ("chains/ladder.py", "up = (sigmas[-1] ** 2 - sigmas[0] ** 2) ** 0.5", "up = sigmas[-2]", LADDER),
+    "levels in the wrong order": ("chains/ladder.py", "for k in reversed(range(len(widths))):", "for k in range(len(widths)):", LADDER),
+    "recovered samples attract": ("objectives/recovery_likelihood.py", "loss = energy_pos.mean() - energy_neg.mean()", "loss = energy_neg.mean() - energy_pos.mean()", LADDER),
+    "noise of the level above": ("objectives/recovery_likelihood.py", "above = positive + s * z_above", "above = positive + sigma * z_above", LADDER),
+    "recovered in other coordinates": ("objectives/recovery_likelihood.py", "torch.cat([positive, s * u])", "torch.cat([positive, u])", LADDER),
     "no way back of a change": ("samplers/gibbs_with_gradients.py", "+ logits(new).log_softmax(dim=1).gather(1, back).squeeze(1)", "+ log_q.gather(1, j).squeeze(1)", DISCRETE),
     "the wrong way back": ("samplers/gibbs_with_gradients.py", "back = (x * of_variable)", "back = (chosen * of_variable)", DISCRETE),
     "no way back of a jump": ("samplers/dmala.py", "+ (back * log_proposal(new, step_size)).flatten(1).sum(dim=1)", "+ (there * log_q).flatten(1).sum(dim=1)", DISCRETE),
