@@ -43,7 +43,7 @@ class Config:
     num_samples: PositiveInt = 10000
     """Samples of each kind."""
     num_steps: NonNegativeInt = 20
-    """Steps of the chains in latent space; 0 for none."""
+    """Steps of the chains in a generator's latent space; 0 for none."""
     grid: PositiveInt = 1000
     """Points per side of the grid."""
     extent: Positive = 2.0
@@ -57,7 +57,8 @@ class Config:
 
 
 def check(config: Config, needs: Needs) -> None:
-    needs.generator()
+    if config.num_steps:
+        needs.generator()
     needs.split("test")
 
 
@@ -65,7 +66,9 @@ def evaluate(config: Config, subject: Subject) -> Report:
     model = subject.model
     truth = module_of(model.params.dataset).density(model.params.dataset)
     num_modes = int(truth.mode.max()) + 1
-    kinds = {"generator": latent.draw(model, config.num_samples, "density")}
+    kinds = {}
+    if "generator" in model.other_players:
+        kinds["generator"] = latent.draw(model, config.num_samples, "density")
     if config.num_steps:
         for name, with_prior in (("chains", False), ("chains with prior", True)):
             drawn = latent.draw(
@@ -77,10 +80,10 @@ def evaluate(config: Config, subject: Subject) -> Report:
             )
             kinds[f"generator, {name}"] = drawn
     rows: list[dict[str, Any]] = []
-    for name, drawn in kinds.items():
-        check_finite(drawn.x, f"evaluation.density: samples of the {name}")
-        rows.append({"samples": name, **quality(truth, drawn.x.double().numpy(), num_modes)})
-        rows[-1] |= {"acceptance_rate": drawn.acceptance_rate, "squared_norm": drawn.squared_norm}
+    for name, kind in kinds.items():
+        check_finite(kind.x, f"evaluation.density: samples of the {name}")
+        rows.append({"samples": name, **quality(truth, kind.x.double().numpy(), num_modes)})
+        rows[-1] |= {"acceptance_rate": kind.acceptance_rate, "squared_norm": kind.squared_norm}
     real, _ = truth.draw(config.num_samples, numpy_stream(0, "density/real"))
     rows.append({"samples": "the density itself", **quality(truth, real, num_modes)})
 
@@ -91,13 +94,11 @@ def evaluate(config: Config, subject: Subject) -> Report:
         f"temperature_{t:g}".replace(".", "_"): grid_kl(log_p, -energy / t)
         for t in config.temperatures
     }
-    generator, *chains, floor = ({k: v for k, v in row.items() if k != "samples"} for row in rows)
-    metrics = {
-        "num_modes": num_modes,
-        **generator,
-        **dict(zip(("chains", "chains_with_prior"), chains, strict=False)),
-        "real": floor,
-    }
+    *by_kind, floor = ({k: v for k, v in row.items() if k != "samples"} for row in rows)
+    metrics: dict[str, Any] = {"num_modes": num_modes, "real": floor}
+    if by_kind:
+        chains = zip(("chains", "chains_with_prior"), by_kind[1:], strict=False)
+        metrics |= {**by_kind[0], **dict(chains)}
     metrics["energy_kl"] = kl | {"uniform": grid_kl(log_p, np.zeros_like(log_p))}
     best = config.temperatures[int(np.argmin(list(kl.values())))]
     fields = {f"exp(-E / {best:g}) / Z" if best != 1 else "exp(-E) / Z": -energy / best}
@@ -105,10 +106,10 @@ def evaluate(config: Config, subject: Subject) -> Report:
         partition, log_q = _partition(config, subject, truth, energy, log_p, points)
         metrics |= partition
         fields["density of the noise"] = log_q
-    shown = {
-        "data": real,
-        "noise" if "log_z" in model.other_players else "generator": kinds["generator"].x.numpy(),
-    }
+    shown = {"data": real}
+    if by_kind:
+        name = "noise" if "log_z" in model.other_players else "generator"
+        shown[name] = kinds["generator"].x.numpy()
     if config.num_steps:
         shown["chains in latent space"] = kinds["generator, chains"].x.numpy()
     count = min(_SHOWN, config.num_samples)
@@ -130,7 +131,7 @@ def _partition(
     """
     model, flow = subject.model, cast(FlowModel, subject.model.generator)
     cell = np.log((2 * config.extent / config.grid) ** 2)
-    learnt = float(cast(Any, model.other_players["log_z"])())
+    learnt = float(cast(Any, model.other_players["log_z"])().flatten()[0])  # of the first level
     exact = float(logsumexp(-energy) + cell)
     x = shards.read_split(subject.data, "test")[0][: config.num_samples]
     z = torch.randn(config.num_samples, flow.latent_size, generator=stream(0, "density/noise"))
