@@ -79,6 +79,7 @@ def ours(density: str) -> dict[str, Ours]:
             {"heads": True},
         ),
         "energy discrepancy": Ours({"name": "energy_discrepancy", "sigma": 0.25}, 3e-3),
+        "energy matching": Ours({"name": "energy_matching"}, 3e-3),
         "denoising score matching": Ours({"name": "score_matching", "sigmas": [0.05]}, 3e-3),
         "exact score matching": Ours({"name": "score_matching", "criterion": "exact"}, 1e-3),
     }

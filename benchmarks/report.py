@@ -1,7 +1,7 @@
-"""Write the measured tables into docs/performance.md: ``python -m benchmarks.report``.
+"""Write the measured tables into the pages of docs: ``python -m benchmarks.report``.
 
 The text between ``<!-- name -->`` and ``<!-- end -->`` is generated from reports/benchmarks/*.json;
-the rest of the page is written by hand.
+the rest of a page is written by hand.
 """
 
 import argparse
@@ -220,6 +220,76 @@ def shares(content: dict[str, Any]) -> Iterator[str]:
     yield from table([title, "share"], rows)
 
 
+def adaptive(content: dict[str, Any]) -> Iterator[str]:
+    """Return the table of samplers that choose their own length."""
+    yield from where(content)
+    names = dict.fromkeys(row["sampler"] for row in content["best"])
+    rows = []
+    for name in names:
+        gaussian, funnel = (
+            next(r for r in content["best"] if (r["sampler"], r["target"]) == (name, target))
+            for target in ("gaussian", "funnel")
+        )
+        cells = [
+            cell
+            for row in (gaussian, funnel)
+            for cell in (f"{row['ess_per_1000_gradients']:.2f}", f"{row['ratio_to_hmc']:.2f}")
+        ]
+        ends = [f"{funnel['mean_of_first']:+.2f}", f"{funnel['deviation_of_first']:.2f}"]
+        rows.append([name, *cells, *ends])
+    columns = ["sampler", "Gaussian, condition number 100", "ratio", "funnel of 10 dimensions"]
+    yield from table([*columns, "ratio", "mean of x_0", "deviation"], rows)
+
+
+def samplers(content: dict[str, Any]) -> Iterator[str]:
+    """Return the table of MALA and HMC beside blackjax and ebmkit."""
+    names = {
+        "gaussian": "Gaussian, 32 dimensions, condition number 100",
+        "mixture": "eight Gaussians",
+        "mlp": "network with 2 x 128 hidden units",
+    }
+    rows = []
+    for row in content["rows"]:
+        ratios = [
+            f"{'**' if name == 'compiled' else ''}{row[name]['ratio']['median']:.2f}"
+            f"{'**' if name == 'compiled' else ''}"
+            for name in ("compiled", "plain", "ebmkit")
+            if name in row
+        ]
+        low, high = row["compiled"]["ratio"]["low"], row["compiled"]["ratio"]["high"]
+        what = f"{row['sampler'].upper()}, {row['num_chains']:,} chains"
+        rows.append(
+            [names[row["target"]], what, ratios[0], f"{low:.2f} to {high:.2f}", *ratios[1:]]
+        )
+    columns = ["target", "sampler", "compiled", "range", "without compile", "ebmkit"]
+    yield from table(columns[: len(rows[0])], rows)
+
+
+def objectives(content: dict[str, Any]) -> Iterator[str]:
+    """Return the table of objectives in the plane: medians over the seeds."""
+    yield from where(content)
+    densities = list(dict.fromkeys(row["density"] for row in content["rows"]))
+    rows = []
+    for name in dict.fromkeys(row["objective"] for row in content["rows"]):
+        cells = [name]
+        for density in densities:
+            found = [
+                r for r in content["rows"] if (r["objective"], r["density"]) == (name, density)
+            ]
+            kls = [r["kl"] for r in found if r["kl"] is not None]
+            text = f"{statistics.median(kls):.4f}" if kls else "diverged"
+            errors = [r["log_z_error"] for r in found if r["log_z_error"] is not None]
+            text += f" / {statistics.median(errors):.3f}" if errors else ""
+            times = [r["seconds_to_good"] for r in found]
+            if kls and all(times):
+                text += f" ({statistics.median(times):.0f} s)"
+            cells.append(text)
+        rows.append(cells)
+    chance = [next(r["chance"] for r in content["rows"] if r["density"] == d) for d in densities]
+    rows.append(["uniform density", *(f"{value:.2f}" for value in chance)])
+    yield from table(["objective", *densities], rows)
+
+
 def picture(content: dict[str, Any]) -> bytes:
     """Draw the ratios to each peer with their ranges."""
     bars = [
@@ -248,30 +318,42 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     options.add_argument("--reports", type=Path, default=Path("reports/benchmarks"))
-    options.add_argument("--page", type=Path, default=Path("docs/performance.md"))
+    options.add_argument("--docs", type=Path, default=Path("docs"))
     args = options.parse_args()
-    platform = read_json(args.reports / "platform.json", "benchmark")
-    peers = read_json(args.reports / "langevin.json", "benchmark")
-    parts = {
-        "langevin": langevin(peers),
-        "gpu": langevin(read_json(args.reports / "gpu.json", "benchmark")),
-        "ray": training(platform["ray"]),
-        "spare": training(platform["spare"], "torchrun, ordered, 1 worker"),
-        "others": others(platform["others"]),
-        "serving": serving(read_json(args.reports / "serving.json", "benchmark")),
-        "scaling": training(platform["scaling"]),
-        "around": around(platform),
-        "pipeline": pipeline(platform["pipeline"]),
-        "profile": shares(read_json(args.reports / "profile.json", "benchmark")),
+
+    def read(name: str) -> dict[str, Any]:
+        content: dict[str, Any] = read_json(args.reports / f"{name}.json", "benchmark")
+        return content
+
+    platform, peers = read("platform"), read("langevin")
+    pages = {
+        "performance.md": {
+            "langevin": langevin(peers),
+            "gpu": langevin(read("gpu")),
+            "ray": training(platform["ray"]),
+            "spare": training(platform["spare"], "torchrun, ordered, 1 worker"),
+            "others": others(platform["others"]),
+            "serving": serving(read("serving")),
+            "scaling": training(platform["scaling"]),
+            "around": around(platform),
+            "pipeline": pipeline(platform["pipeline"]),
+            "profile": shares(read("profile")),
+        },
+        "samplers.md": {
+            "samplers": samplers(read("samplers")),
+            "adaptive": adaptive(read("adaptive")),
+        },
+        "objectives.md": {"objectives": objectives(read("objectives"))},
     }
-    text = args.page.read_text()
-    for name, lines in parts.items():
-        before, mark, rest = text.partition(f"<!-- {name} -->\n")
-        _, end, after = rest.partition("<!-- end -->")
-        if not (mark and end):
-            raise SystemExit(f"{args.page}: no place for {name}")
-        text = before + mark + "\n".join(lines) + "\n" + end + after
-    write_whole(args.page, text.encode())
+    for page, parts in pages.items():
+        text = (args.docs / page).read_text()
+        for name, lines in parts.items():
+            before, mark, rest = text.partition(f"<!-- {name} -->\n")
+            _, end, after = rest.partition("<!-- end -->")
+            if not (mark and end):
+                raise SystemExit(f"{page}: no place for {name}")
+            text = before + mark + "\n".join(lines) + "\n" + end + after
+        write_whole(args.docs / page, text.encode())
     write_whole(args.reports / "langevin.png", picture(peers))
 
 

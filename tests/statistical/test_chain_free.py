@@ -1,5 +1,6 @@
 """Objectives without chains against closed forms, a known noise against integrals, and early stopping."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from ebm_dist.objectives import (
     Batch,
     StepContext,
     energy_discrepancy,
+    energy_matching,
     level_classification,
     score_matching,
 )
@@ -35,6 +37,7 @@ OBJECTIVES = {
     "sliced": {"name": "score_matching", "criterion": "sliced", "num_slices": 2},
     "exact": {"name": "score_matching", "criterion": "exact"},
     "discrepancy": {"name": "energy_discrepancy"},
+    "matching": {"name": "energy_matching", "warm_up": 0.5, "num_langevin": 3},
     "histogram": {
         "name": "noise_contrastive",
         "generator": {"name": "histogram", "num_cells": 16},
@@ -246,9 +249,12 @@ def test_settings_of_a_known_noise_that_do_not_fit(objective, message):
         params("histogram", objective=objective)
 
 
-@pytest.mark.parametrize("objective", ["denoising", "discrepancy", "histogram", "levels"])
+@pytest.mark.parametrize(
+    "objective", ["denoising", "discrepancy", "histogram", "levels", "matching"]
+)
 def test_two_workers_and_a_resumed_run_give_the_same_bits(toy, tmp_path, objective):
-    chosen = {"train": {"num_shards": 2, "select_every": 3}}
+    select_every = 0 if objective == "matching" else 3
+    chosen = {"train": {"num_shards": 2, "select_every": select_every}}
     helpers.build(params(objective, **chosen), toy).fit(tmp_path / "one", Silent())
     for stop in (5, 12):
         helpers.build(params(objective, **chosen), toy).fit(tmp_path / "cut", Silent(stop))
@@ -293,6 +299,58 @@ def test_early_stopping_that_cannot_be(objective, changes, message):
         values["objective"] |= {"generator": {"name": "flow"}, "noise_learns": "value"}
     with pytest.raises(ConfigError, match=message):
         config.from_values(values, Path("test"))
+
+
+def matching(step, **rest):
+    energy = Quadratic(P)
+    chosen = energy_matching.Config(warm_up=0.5, num_langevin=6, **rest)
+    objective = energy_matching.EnergyMatching(chosen, energy, num_steps=10)
+    x = data(8)
+    return energy, x, loss_of(objective, energy, x, step=step)
+
+
+def transport(energy, x, epsilon):
+    """Squared errors ``(B,)`` and times of the transport term, by the definition."""
+    generator = stream(0, "transport")
+    x0 = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    x0 = x0[energy_matching.coupled(x0, x)]
+    t = torch.rand(len(x), generator=generator, dtype=torch.float64)
+    x_t = (1 - t)[:, None] * x0 + t[:, None] * x
+    gradient = (x_t - energy.mean) @ energy.precision
+    return ((epsilon * gradient + x - x0) ** 2).sum(1), t
+
+
+def test_energy_matching_warms_up_by_transport():
+    energy, x, turn = matching(step=4)
+    errors, _ = transport(energy, x, 0.15)
+    assert turn.loss.item() == pytest.approx(errors.mean().item(), rel=1e-5)
+
+
+def test_energy_matching_then_contrasts():
+    """Weights of the transport, and negatives of both starts, step by step."""
+    energy, x, turn = matching(step=5, tau=0.5, weight=0.7, epsilon=0.3)
+    errors, t = transport(energy, x, 0.3)
+    share = (2 * (1 - t)).clamp(max=1)
+    generator = stream(0, "chain")
+    z = torch.cat([x[:4], torch.randn(4, 3, generator=generator, dtype=torch.float64)])
+    for rise in (0, 0, 0, 1 / 3, 2 / 3, 1):
+        epsilon = torch.tensor([0.3] * 4 + [0.3 * rise] * 4).double()[:, None]
+        noise = torch.randn(8, 3, generator=generator, dtype=torch.float64)
+        drift = -0.3 * ((z - energy.mean) @ energy.precision)
+        z = (z + drift / 6 + (2 * epsilon / 6).sqrt() * noise).detach()
+    gap = energy(x).mean() - energy(z).mean()
+    expected = (share * errors).mean() + 0.7 * gap
+    assert turn.loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    assert turn.energies["energy_gap"].item() == pytest.approx(gap.item(), rel=1e-4)
+
+
+def test_the_coupling_is_the_cheapest():
+    x0, x1 = (torch.randn(5, 2, generator=stream(i, "coupling")) for i in range(2))
+    costs = {
+        rows: ((x1 - x0[list(rows)]) ** 2).sum().item() for rows in itertools.permutations(range(5))
+    }
+    found = tuple(energy_matching.coupled(x0, x1).tolist())
+    assert costs[found] == pytest.approx(min(costs.values()))
 
 
 class Variances(EnergyModel):
