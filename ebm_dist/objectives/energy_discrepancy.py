@@ -27,7 +27,7 @@ class Config(ObjectiveConfig):
     num_negatives: PositiveInt = 4
     """Points per datum (M)."""
     stabiliser: Positive = 1.0
-    """w."""
+    """The constant w in the logarithm, which bounds the loss below."""
     conditional: bool = False
     """Learn E(x, y): data come with their labels."""
 
