@@ -296,6 +296,12 @@ def read_index(folder: Path) -> Index:
             None if raw["bounds"] is None else (float(raw["bounds"][0]), float(raw["bounds"][1]))
         )
         _sound("a split without shards", all(splits.values()) and splits)
+        for tar in (tar for tars in splits.values() for tar in tars):
+            counts = [pack.num_samples for pack in tar.packs]
+            _sound(
+                f"{tar.num_samples} samples of {tar.file}, whose packs have {sum(counts)}",
+                min([tar.num_samples, *counts]) >= 0 and sum(counts) == tar.num_samples,
+            )
         _sound(f"bounds {bounds}", bounds is None or -math.inf < bounds[0] < bounds[1] < math.inf)
         _sound(f"scale {raw['scale']}", 0 < float(raw["scale"]) < math.inf)
         _sound(

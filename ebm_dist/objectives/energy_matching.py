@@ -43,7 +43,7 @@ class Config(ObjectiveConfig):
 
     @property
     def follows_length(self) -> bool:
-        return True
+        return 0 < self.warm_up < 1
 
 
 class EnergyMatching(Objective):

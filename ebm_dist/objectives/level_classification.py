@@ -66,6 +66,14 @@ class Config(ObjectiveConfig):
             raise Mismatch(
                 "objective.sigmas", "needs two or more levels, each above the one before"
             )
+        size = params.train.batch_size // params.train.num_shards
+        if size <= len(self.sigmas):
+            raise Mismatch(
+                "train.batch_size",
+                f"{size} samples of a logical shard are not enough for {len(self.sigmas)} levels"
+                " and the noise",
+                f"use at least {(len(self.sigmas) + 1) * params.train.num_shards}, or fewer levels",
+            )
         if self.first_share == 1:
             raise Mismatch("objective.first_share", "leaves no sample for the other levels")
         generator = module_of(self.generator)

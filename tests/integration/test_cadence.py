@@ -107,6 +107,9 @@ OBJECTIVES = {
     "meg": [{"generator": {"name": "mlp"}, "num_energy_steps": 1},
             {"generator": {"name": "mlp"}, "num_energy_steps": 1, "final_mi_weight": 0.1}],
     "noise_contrastive": [{"generator": {"name": "gaussian"}, "pretraining": 1}],
+    "energy_matching": [{"warm_up": 0.5, "num_langevin": 2}, {"warm_up": 1.0}],
+    "level_classification": [{"generator": {"name": "gaussian"}, "pretraining": 1,
+                              "sigmas": [0.0, 0.3]}],
     "semi_supervised": [{"unsupervised": {"name": "contrastive_divergence"}, **weights}
                         for weights in ({}, {"consistency_weight": 1.0, "label_ramp": 1.0})],
     "composite_likelihood": [{"joint": {"name": "contrastive_divergence"}}],

@@ -249,7 +249,7 @@ def test_scores_of_trials_have_the_time_at_which_they_were_recorded(mlflow, tmp_
         Family(params, "search-digest", "search", {}).bring(mlflow, {"search": store.all})
     experiment = mlflow.get_experiment_by_name("search").experiment_id
     (child,) = mlflow.search_runs([experiment], "tags.`ebm.kind` = 'trial'")
-    history = mlflow.get_metric_history(child.info.run_id, "fid_clf")
+    history = mlflow.get_metric_history(child.info.run_id, "search/fid_clf")
     assert [(m.step, m.value) for m in history] == [(10, 9.0), (20, 5.0)]
     assert all(m.timestamp / 1000 >= began - 1 for m in history)
-    assert child.data.metrics["fid_clf"] == 5.0
+    assert child.data.metrics["search/fid_clf"] == 5.0

@@ -474,6 +474,7 @@ def test_an_energy_of_levels_is_built_for_the_objective():
 @pytest.mark.parametrize(
     ("objective", "message"),
     [
+        ({"sigmas": [0.0, 0.1, 0.2, 0.3]}, "not enough for 4 levels and the noise"),
         ({"sigmas": [0.1]}, "needs two or more levels"),
         ({"sigmas": [0.0, 0.3, 0.2]}, "needs two or more levels"),
         ({"first_share": 1.0}, "leaves no sample"),

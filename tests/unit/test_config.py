@@ -82,7 +82,11 @@ def test_every_parameter_file_loads_and_comes_back(path):
         ),
         ("name: langevin", "name: os", r"sampler\.name: no 'os'"),
         ("name: langevin", "name: ../config", r"sampler\.name: no '../config'"),
-        ("name: langevin,", "", r"sampler: a name is needed; one of dmala, gibbs, gibbs_with_gradients, hmc, langevin"),
+        (
+            "name: langevin,",
+            "",
+            r"sampler: a name is needed; one of dmala, gibbs, gibbs_with_gradients, hmc, langevin",
+        ),
         ("num_shards: 4", "num_shards: 3", r":\d+: train\.num_shards: 3 does not divide"),
         ("batch_size: 128", "batch_size: 130", r":\d+: train\.batch_size: 130 is not divisible"),
         (

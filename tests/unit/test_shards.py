@@ -158,6 +158,10 @@ def test_bad_shards_are_named_with_what_to_do(folder):
             lambda c: edit(c / "index.json", lambda v: v.update(shape=[1, 2, 3])),
             "not a shard of this data set",
         ),
+        "packs gone": (
+            lambda c: edit(c / "index.json", lambda v: v["splits"]["train"][3].update(packs=[])),
+            "not an index of a prepared data set",
+        ),
         "wrong offset": (
             lambda c: edit(
                 c / "index.json", lambda v: v["splits"]["train"][3]["packs"][0].update(x=[7, 99])
