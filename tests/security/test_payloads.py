@@ -72,7 +72,7 @@ def test_in_a_shard(digits_data, tmp_path, mark, kind):
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
     data = out.getvalue()
-    entry |= {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    entry |= {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data), "num_samples": 1}
     entry["packs"] = [{"num_samples": 1, "x": [512, len(content)], "y": [512, len(content)]}]
     (tmp_path / entry["file"]).write_bytes(data)
     (tmp_path / "index.json").write_text(json.dumps(index | {"splits": {"test": [entry]}}))
@@ -133,7 +133,7 @@ def test_a_tar_with_links_devices_or_a_false_size_is_never_unpacked(
         info.linkname = "/etc/passwd"
         tar.addfile(info)
     data = out.getvalue()
-    entry |= {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    entry |= {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data), "num_samples": 1}
     size = 2**50 if kind == "huge" else 1000
     entry["packs"] = [{"num_samples": 1, "x": [512, size], "y": [512, size]}]
     (tmp_path / entry["file"]).write_bytes(data)
