@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import threadpool_limits
 
 from ebm_dist.config import NonNegativeInt, section
 from ebm_dist.datasets import Arrays, Dataset
@@ -90,12 +91,14 @@ def load(config: Config) -> Dataset:
 def _whiten(x: npt.NDArray[np.float64], train: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Return asinh of ``x (n, columns)``, whitened by the principal components of ``train``.
 
-    A component that is constant in ``train`` gets the largest weight.
+    A component that is constant in ``train`` gets the largest weight. One thread: the last bits of
+    products and eigenvectors depend on the number.
     """
-    variances, directions = np.linalg.eigh(np.cov(train, rowvar=False))
-    white: npt.NDArray[np.float64] = (
-        (x - train.mean(axis=0)) @ directions / np.sqrt(variances.clip(min=0) + _MIN_VARIANCE)
-    )
+    with threadpool_limits(1):
+        variances, directions = np.linalg.eigh(np.cov(train, rowvar=False))
+        white: npt.NDArray[np.float64] = (
+            (x - train.mean(axis=0)) @ directions / np.sqrt(variances.clip(min=0) + _MIN_VARIANCE)
+        )
     return np.arcsinh(white)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 
 from ebm_dist import config, energies, evaluation, models
 from ebm_dist.data import shards
@@ -23,6 +24,16 @@ def loaded(plugin, **chosen):
         return plugin.load(plugin.Config(**chosen))
     except DataError as missing:
         pytest.skip(f"not at hand: {missing}")
+
+
+def test_whitened_rows_do_not_depend_on_the_number_of_threads():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(4000, 300)) @ rng.normal(size=(300, 300))
+    found = []
+    for threads in (1, 2):
+        with threadpool_limits(threads):
+            found.append(kdd99._whiten(x, x[:3000]))
+    assert np.array_equal(*found)
 
 
 @needs_data
