@@ -265,31 +265,6 @@ def samplers(content: dict[str, Any]) -> Iterator[str]:
     yield from table(columns[: len(rows[0])], rows)
 
 
-def objectives(content: dict[str, Any]) -> Iterator[str]:
-    """Return the table of objectives in the plane: medians over the seeds."""
-    yield from where(content)
-    densities = list(dict.fromkeys(row["density"] for row in content["rows"]))
-    rows = []
-    for name in dict.fromkeys(row["objective"] for row in content["rows"]):
-        cells = [name]
-        for density in densities:
-            found = [
-                r for r in content["rows"] if (r["objective"], r["density"]) == (name, density)
-            ]
-            kls = [r["kl"] for r in found if r["kl"] is not None]
-            text = f"{statistics.median(kls):.4f}" if kls else "diverged"
-            errors = [r["log_z_error"] for r in found if r["log_z_error"] is not None]
-            text += f" / {statistics.median(errors):.3f}" if errors else ""
-            times = [r["seconds_to_good"] for r in found]
-            if kls and all(times):
-                text += f" ({statistics.median(times):.0f} s)"
-            cells.append(text)
-        rows.append(cells)
-    chance = [next(r["chance"] for r in content["rows"] if r["density"] == d) for d in densities]
-    rows.append(["uniform density", *(f"{value:.2f}" for value in chance)])
-    yield from table(["objective", *densities], rows)
-
-
 def picture(content: dict[str, Any]) -> bytes:
     """Draw the ratios to each peer with their ranges."""
     bars = [
@@ -343,7 +318,6 @@ def main() -> None:
             "samplers": samplers(read("samplers")),
             "adaptive": adaptive(read("adaptive")),
         },
-        "objectives.md": {"objectives": objectives(read("objectives"))},
     }
     for page, parts in pages.items():
         text = (args.docs / page).read_text()
