@@ -121,6 +121,7 @@ def test_the_loss_is_that_of_the_conditionals():
     assert conditional(energy, level, above, s)(u).shape == (12,)
 
 
+@pytest.mark.slow
 def test_the_variances_of_all_levels_are_learnt():
     objective, energy = recovery(25, step_size=0.4)
     optimizer = torch.optim.Adam(energy.parameters(), lr=0.05)
@@ -153,6 +154,7 @@ def toy(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_training_has_the_same_bits_on_two_workers_and_its_model_is_sampled(toy, tmp_path):
     chosen = helpers.params(**TOY)
     helpers.build(chosen, toy).fit(tmp_path / "one", Silent())
