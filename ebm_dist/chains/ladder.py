@@ -50,7 +50,8 @@ def ladder(inner: Kernel, sigmas: Sequence[float], num_inner: int, *, bounds: Bo
     """Return the kernel, for targets ``(x, levels (B,)) -> (B,)`` such as ``energies.Levels``.
 
     ``sigmas`` are sigma_0 to sigma_L. The inner kernel has no bounds; the ends of a step are
-    clamped to ``bounds``. Info has the energy at the end, at level 0.
+    clamped to ``bounds``. Info has the energy at the end, at level 0, and whether any proposal was
+    accepted.
     """
     widths = steps_of(sigmas)
     up = (sigmas[-1] ** 2 - sigmas[0] ** 2) ** 0.5

@@ -64,6 +64,11 @@ class Histogram(FlowModel):
     def initialise(self, average: Average) -> None:
         mean = average(lambda x: x.flatten(1))
         sd = average(lambda x: (x.flatten(1) - mean) ** 2).sqrt()
+        if not (sd > 0).all():
+            raise ConfigError(
+                "generator: a histogram of data with a constant value has no width",
+                "drop the value, or choose another noise, such as gaussian",
+            )
         norm = average(lambda x: ((x.flatten(1) - mean) / sd) ** _POWER) ** (1 / _POWER)
         reach = _SLACK * norm * sd
         self.low.copy_(mean - reach)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, cast
 from torch import Generator, Tensor, nn
 
 from ebm_dist.chains.replay import JoinedShards, ReplayShard
-from ebm_dist.config import Params
+from ebm_dist.config import Mismatch, Params
 from ebm_dist.energies import EnergyModel, build_energy
 from ebm_dist.rng import seeded
 
@@ -180,6 +180,12 @@ class WrappedConfig(ObjectiveConfig):
         return self.inner.networks(shape=shape)
 
     def check(self, params: Params) -> None:
+        if self.inner.levels:
+            raise Mismatch(
+                "objective",
+                "adds terms to an energy E(x), and the inner objective learns noise levels",
+                "choose another inner objective",
+            )
         self.inner.check(self.inner_params(params))
 
     def inner_params(self, params: Params) -> Params:

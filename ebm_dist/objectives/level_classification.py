@@ -125,7 +125,7 @@ class LevelClassification(Objective):
             device=batch.x.device,
         )
         with torch.no_grad():
-            x = torch.cat([(batch.x + sigma * z)[: -counts[-1]], self.generator(latents)])
+            x = torch.cat([(batch.x + sigma * z)[label < len(sigmas)], self.generator(latents)])
             log_q = self.generator(x=x)
         log_shares = torch.tensor(counts, device=x.device).log()
 

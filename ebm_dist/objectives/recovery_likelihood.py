@@ -45,7 +45,9 @@ class Config(ObjectiveConfig):
             raise Mismatch("objective.sigmas", "needs two or more levels, in growing order")
         if params.train.compile or params.train.precision != "float32":
             raise Mismatch(
-                "train.compile", "chains of this objective are not compiled; set compile: false"
+                "train.compile" if params.train.compile else "train.precision",
+                "chains of this objective are not compiled; set compile: false and precision:"
+                " float32",
             )
 
 

@@ -44,6 +44,8 @@ class Config(ObjectiveConfig):
         return True
 
     def check(self, params: Params) -> None:
+        if not self.sigmas:
+            raise Mismatch("objective.sigmas", "needs at least one level")
         if self.relative and self.criterion != "denoising":
             raise Mismatch("objective.relative", f"{self.criterion} adds no noise; set it to false")
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,8 @@ from ebm_dist.objectives import Batch, Objective, StepContext
 from ebm_dist.rng import stream
 from ebm_dist.training import state
 from ebm_dist.training.reporter import Row
+
+_PART = 1000  # samples of a forward pass: more would need the memory of all activations
 
 
 class Selection:
@@ -31,9 +34,17 @@ class Selection:
 
         It is NaN while the energy does not learn yet.
         """
-        context = StepContext(step, replay, averages, self._stream)
-        turns = self.build(averages).turns(self.held_out, context)
-        self.last = next((turn.loss.item() for turn in turns if turn.player == "energy"), math.nan)
+        objective, losses = self.build(averages), []
+        x, y = self.held_out
+        count = -(-len(x) // _PART)
+        for number, part in enumerate(
+            zip(x.tensor_split(count), y.tensor_split(count), strict=True)
+        ):
+            context = StepContext(step, replay, averages, partial(self._stream, number))
+            turns = objective.turns(Batch(*part), context)
+            loss = next((t.loss.item() for t in turns if t.player == "energy"), math.nan)
+            losses.append(loss * len(part[0]) / len(x))
+        self.last = sum(losses)
         if self.last < self.loss:
             named = state.named(averages)
             self.loss, self.best = self.last, {name: value.clone() for name, value in named.items()}
@@ -53,5 +64,5 @@ class Selection:
         self.loss, self.last = tensors["losses"].tolist()
         self.best = state.of_player(tensors, "best")
 
-    def _stream(self, purpose: str) -> torch.Generator:
-        return stream(self.seed, f"held-out/{purpose}", device=self.held_out.x.device)
+    def _stream(self, number: int, purpose: str) -> torch.Generator:
+        return stream(self.seed, f"held-out/{purpose}", number, device=self.held_out.x.device)

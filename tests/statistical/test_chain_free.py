@@ -23,7 +23,7 @@ from ebm_dist.objectives import (
     score_matching,
 )
 from ebm_dist.rng import stream
-from ebm_dist.training import checkpoint, state
+from ebm_dist.training import checkpoint, selection, state
 from tests import helpers
 from tests.helpers import Silent, spawn, state_of
 
@@ -226,6 +226,35 @@ def test_the_smoothed_histogram_integrates_to_one_and_draws_what_it_says(n):
     assert noise.log_prob(x).isfinite().all()  # no datum is outside
     inside = ((x > noise.low) & (x < noise.high)).all()
     assert inside and noise.log_prob(2 * high[None]).item() == -torch.inf
+
+
+def test_a_histogram_without_width_is_refused():
+    noise, x = histogram.build(histogram.Config(), shape=(2,)), torch.randn(50, 2)
+    x[:, 1] = 3
+    with pytest.raises(ConfigError, match="constant value has no width"):
+        noise.initialise(lambda f: f(x.double()).sum(0) / len(x))
+
+
+def test_terms_cannot_be_added_to_noise_levels():
+    values = settings("levels")
+    values["objective"] = {"name": "composite_likelihood", "joint": values["objective"]}
+    with pytest.raises(ConfigError, match="the inner objective learns noise levels"):
+        config.from_values(values, Path("test"))
+
+
+def test_denoising_needs_a_level():
+    with pytest.raises(ConfigError, match=r"objective\.sigmas: needs at least one level"):
+        params("denoising", objective={"sigmas": []})
+
+
+def test_the_held_out_loss_is_that_of_all_samples(toy, monkeypatch):
+    trainer = helpers.build(params("exact", train={"select_every": 3}), toy)
+    chains = trainer.replay[0]
+    trainer.selection.measure(1, trainer.averages, chains)
+    whole = trainer.selection.last
+    monkeypatch.setattr(selection, "_PART", 70)  # five parts of 300 samples
+    trainer.selection.measure(1, trainer.averages, chains)
+    assert trainer.selection.last == pytest.approx(whole, rel=1e-5)
 
 
 def test_a_histogram_of_many_dimensions_is_refused():
