@@ -9,24 +9,30 @@ A ``Config`` may have ``check(self, params)``, which raises :class:`Mismatch` if
 fit another section.
 """
 
+import ast
 import difflib
 import hashlib
 import importlib
+import inspect
 import json
 import logging
 import pkgutil
 import re
 import sys
+import textwrap
 import types
 import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
 import pydantic
 from pydantic import ConfigDict, Field
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core.core_schema import DataclassSchema
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
@@ -58,16 +64,15 @@ RENAMED = {"others": "comparison_datasets"}
 _NUMBERS = {"seed": 0, "num_seeds": 1}  # keys of the file that are not sections
 _MAX_BYTES = 1 << 20
 _PLAIN = [f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str")]
-_STRICT = ConfigDict(
-    extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-)
+# pydantic could read the docstrings of the fields, but does it at each import, for half a second
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def section(cls: type[T]) -> type[T]:
     """Make a class a ``Config``: a frozen dataclass with checked values.
 
-    The docstrings of the fields are the help texts of the settings.
+    The docstrings of the fields are the help texts of the settings (:func:`help_texts`).
     """
     return pydantic.dataclasses.dataclass(frozen=True, kw_only=True, slots=True, config=_STRICT)(
         cls
@@ -204,17 +209,24 @@ def plugins(folder: str) -> list[str]:
     return sorted(name for name in names if not name.startswith("_"))
 
 
-def load(path: Path | str, *, seed: int | None = None, needed: tuple[str, ...] = ()) -> Params:
+def load(
+    path: Path | str,
+    *,
+    seed: int | None = None,
+    needed: tuple[str, ...] = (),
+    skips_others: bool = False,
+) -> Params:
     """Read, type and check a parameter file.
 
     ``seed`` replaces that of the file: a replicate changes only this value. With ``needed``, other
     sections that name a plugin may be missing: their value is then None, and only the needed
-    sections are checked against the rest. Raise :class:`ConfigError` with file, line, key, the
+    sections are checked against the rest; with ``skips_others`` others are not even read, and are
+    None. Raise :class:`ConfigError` with file, line, key, the
     expected value and, for a misspelt name, the nearest one.
     """
     values, lines = read(Path(path))
     values |= {} if seed is None else {"seed": seed}
-    return _typed(_Source(Path(path), values, lines), needed)
+    return _typed(_Source(Path(path), values, lines), needed, skips_others=skips_others)
 
 
 def from_values(values: dict[str, Any], origin: Path) -> Params:
@@ -227,13 +239,17 @@ def from_values(values: dict[str, Any], origin: Path) -> Params:
     return _typed(_with_new_names(_Source(origin, values, {})))
 
 
-def _typed(source: "_Source", needed: tuple[str, ...] = ()) -> Params:
+def _typed(
+    source: "_Source", needed: tuple[str, ...] = (), *, skips_others: bool = False
+) -> Params:
     metadata_of = {f.name: f.metadata for f in fields(Params)}
     source.refuse_unknown((), source.values, [*metadata_of, "recipe"])
     sections: dict[str, Any] = {}
     for name, metadata in metadata_of.items():
         value = source.values.get(name, {} if metadata else _NUMBERS[name])
-        if not metadata:
+        if skips_others and metadata and name not in needed:
+            sections[name] = None
+        elif not metadata:
             sections[name] = _checked(
                 int if name == "seed" else PositiveInt, value, source, (name,)
             )
@@ -277,6 +293,7 @@ def reference(section: str | None = None) -> Iterator[str]:
             continue
         is_listed = True
         yield f"{title}: {{name: {name}}}" if name else f"{title}:"
+        texts = help_texts(config)
         for key, info in config.__pydantic_fields__.items():
             default = (
                 "required"
@@ -284,10 +301,38 @@ def reference(section: str | None = None) -> Iterator[str]:
                 else f"default {info.get_default(call_default_factory=True)!r}"
             )
             yield f"  {key} ({_kind(info.annotation)}, {default})"
-            yield f"      {' '.join((info.description or '').split())}"
+            yield f"      {' '.join(texts.get(key, '').split())}"
     if not is_listed:
         fix = nearest(str(section), list(dict.fromkeys(titles)))
         raise ConfigError(f"{section}: no such section", fix)
+
+
+def help_texts(config: type) -> dict[str, str]:
+    """Return the docstrings of the fields of a ``Config``, from its source."""
+    texts = dict[str, str]()
+    for cls in reversed(config.__mro__):
+        if "__dataclass_fields__" not in vars(cls):
+            continue
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+        assert isinstance(definition, ast.ClassDef)
+        for statement, after in pairwise(definition.body):
+            match statement, after:
+                case (
+                    ast.AnnAssign(target=ast.Name(id=name)),
+                    ast.Expr(value=ast.Constant(value=str(text))),
+                ):
+                    texts[name] = inspect.cleandoc(text)
+    return texts
+
+
+class _WithHelp(GenerateJsonSchema):
+    """Add the docstrings of the fields to the JSON schema."""
+
+    def dataclass_schema(self, schema: DataclassSchema) -> JsonSchemaValue:
+        described = super().dataclass_schema(schema)
+        for key, text in help_texts(schema["cls"]).items():
+            described["properties"][key]["description"] = text
+        return described
 
 
 def _configs() -> Iterator[tuple[str, str, Any]]:
@@ -370,7 +415,7 @@ def _folder_schema(folder: str, definitions: dict[str, Any]) -> dict[str, Any]:
 
 def _config_schema(module: str, definitions: dict[str, Any]) -> dict[str, Any]:
     config = importlib.import_module(module).Config
-    described: dict[str, Any] = pydantic.TypeAdapter(config).json_schema()
+    described: dict[str, Any] = pydantic.TypeAdapter(config).json_schema(schema_generator=_WithHelp)
     definitions |= described.pop("$defs", {})
     described.setdefault("properties", {})
     for key, folder in _folders(config).items():

@@ -7,14 +7,15 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import safetensors.torch
 from safetensors import SafetensorError
-from torch import Tensor
 
 from ebm_dist.errors import DataError
 from ebm_dist.storage import read_bytes, write_whole
+
+if TYPE_CHECKING:  # it takes a second to import, and few of the readers have tensors
+    from torch import Tensor
 
 
 def sha256(path: Path) -> str:
@@ -72,8 +73,11 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     write_whole(path, text.getvalue().encode())
 
 
-def encode(content: Mapping[str, Tensor] | dict[str, Any] | list[Any]) -> bytes:
+def encode(content: "Mapping[str, Tensor] | dict[str, Any] | list[Any]") -> bytes:
     """Encode tensors by name, or an empty mapping, as safetensors; anything else as JSON."""
+    import safetensors.torch
+    from torch import Tensor
+
     if isinstance(content, Mapping) and all(
         isinstance(value, Tensor) for value in content.values()
     ):
@@ -83,11 +87,13 @@ def encode(content: Mapping[str, Tensor] | dict[str, Any] | list[Any]) -> bytes:
     return (json.dumps(content, sort_keys=True) + "\n").encode()
 
 
-def read_tensors(path: Path, made_by: str) -> dict[str, Tensor]:
+def read_tensors(path: Path, made_by: str) -> "dict[str, Tensor]":
     """Return the tensors by name of a safetensors file that the stage ``made_by`` writes.
 
     Raise :class:`DataError` if the file is missing or broken.
     """
+    import safetensors.torch
+
     try:
         return safetensors.torch.load(read_bytes(path))
     except FileNotFoundError:

@@ -3,15 +3,20 @@
 Every draw comes from ``stream(seed, purpose, shard, step)``. A checkpoint therefore needs the step
 but no generator states, a repeated step gives the same bits, and the streams of the logical shards
 do not depend on the number of workers.
+
+Torch is imported where it is used: stages that only read data start a second earlier without it.
 """
 
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Generator, Tensor
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Generator, Tensor
 
 _NUM_WORDS = 624  # of the state of a Mersenne twister
 _WORDS_AT = 24  # their offset in torch's CPU generator state, as 64-bit integers; a test guards it
@@ -22,14 +27,16 @@ def _bytes(seed: int, purpose: str, shard: int, step: int, count: int) -> bytes:
 
 
 def stream(
-    seed: int, purpose: str, shard: int = 0, step: int = 0, *, device: torch.device | str = "cpu"
-) -> torch.Generator:
+    seed: int, purpose: str, shard: int = 0, step: int = 0, *, device: "torch.device | str" = "cpu"
+) -> "Generator":
     """Return the random stream of this purpose, logical shard and step, at its beginning.
 
     ``manual_seed`` on the CPU uses only 32 bits of its seed: among a million streams about a
     hundred pairs would be equal. Therefore the whole state is filled from the hash of the address.
     On a GPU (Philox) the seed is 64 bits of the hash.
     """
+    import torch
+
     generator = torch.Generator(device)
     if generator.device.type != "cpu":
         return generator.manual_seed(
@@ -54,13 +61,17 @@ def seeded(seed: int, purpose: str) -> Iterator[None]:
 
     Module initialisers need this, because they take no generator.
     """
+    import torch
+
     with torch.random.fork_rng(devices=[]):
         torch.set_rng_state(stream(seed, purpose).get_state())
         yield
 
 
-def bernoulli(p: Tensor, generator: Generator) -> Tensor:
+def bernoulli(p: "Tensor", generator: "Generator") -> "Tensor":
     """Draw 1 with probability ``p (*shape)``, else 0; on a CPU three times as fast as torch's."""
+    import torch
+
     return (torch.rand(p.shape, generator=generator, device=p.device, dtype=p.dtype) < p).to(
         p.dtype
     )

@@ -68,7 +68,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--out", type=Path, required=True, help="JSON file to write")
     args = options.parse_args()
-    params = config.load(args.params, seed=args.seed, needed=config.DATA)
+    params = config.load(args.params, seed=args.seed, needed=config.DATA, skips_others=True)
     write_json(args.out, {KEY: digests(params)})
 
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor
-from torch._dynamo.exc import TorchDynamoException
 
 from ebm_dist import faults
+from ebm_dist.chains import compile_error
 from ebm_dist.energies import EnergyFn
 from ebm_dist.errors import ConfigError
 from ebm_dist.samplers import Info, Kernel, Randomness, StepSize
@@ -131,7 +131,7 @@ class Blocks:
             began = time.perf_counter()
             try:
                 return compiled(*arguments)
-            except TorchDynamoException as failed:
+            except compile_error() as failed:
                 raise ConfigError(
                     "compile: torch cannot compile this energy as one function:"
                     f" {str(failed).strip().splitlines()[0]}",

@@ -10,12 +10,11 @@ import operator
 
 import torch
 from torch import Generator, Tensor, nn
-from torch._dynamo.exc import TorchDynamoException
 from torch.nn.utils import parametrize
 from torch.profiler import record_function
 
 from ebm_dist import faults
-from ebm_dist.chains import cpu_layers
+from ebm_dist.chains import compile_error, cpu_layers
 from ebm_dist.chains.eager import Chains, Precision
 from ebm_dist.energies import EnergyModel, given
 from ebm_dist.samplers import ChainStats, Kernel, Randomness
@@ -98,7 +97,7 @@ class CompiledChains(Chains):
     ) -> tuple[Tensor, ...]:
         try:
             return self.several(position, labels, randomness)
-        except TorchDynamoException as failed:
+        except compile_error() as failed:
             logging.getLogger(__name__).warning(
                 "torch.compile failed, chains run uncompiled: %s", str(failed).splitlines()[0]
             )

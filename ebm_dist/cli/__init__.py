@@ -1,5 +1,7 @@
 """The command ``ebm-dist``, and the error handling that all commands and stages share."""
 
+import atexit
+import gc
 import logging
 import os
 import signal
@@ -16,6 +18,7 @@ def run(main: Callable[[], None]) -> None:
     handler.setFormatter(_Redacted("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     signal.signal(signal.SIGTERM, _interrupt)
+    atexit.register(gc.freeze)  # the last collections look at all objects, for up to two seconds
     try:
         main()
     except EbmError as error:

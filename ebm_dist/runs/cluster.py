@@ -37,7 +37,6 @@ from ebm_dist.training.reporter import Request, Row
 _LOCK_WAIT_S = 9
 _NAMESPACE = "ebm-dist"
 _RESIZE_EVERY_S = 20.0
-_PATIENCE_S = 5.0
 # glibc keeps freed memory: each step of a chain allocates its activations, and the kernel zeroes
 # each new page
 _KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
@@ -248,13 +247,14 @@ def free(resource_tags: Container[int]) -> None:
 def disconnect() -> None:
     """Disconnect from the cluster, and end it if it was started here.
 
-    Ray's processes sometimes hang at exit; those left after some seconds are killed.
+    Its workers are killed, because they notice the end only after seconds, and sometimes hang. All
+    that is to be kept is in the record by then.
     """
     import ray
 
     workers = _workers()
     ray.shutdown()
-    for process in psutil.wait_procs(workers, timeout=_PATIENCE_S)[1]:
+    for process in workers:
         with suppress(psutil.NoSuchProcess):
             process.kill()
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ebm_dist.config import plugins
+from ebm_dist.config import help_texts, plugins
 from ebm_dist.energies import frozen, score
 from ebm_dist.errors import ConfigError, DataError
 from ebm_dist.objectives import Objective, ObjectiveConfig, Turn, Wrapped
@@ -32,8 +32,9 @@ def test_a_plugin_has_a_documented_config_and_an_entry(folder, name):
     plugin = module(folder, name)
     assert plugin.__doc__ and len(plugin.__doc__.splitlines()[0]) > 30
     assert dataclasses.is_dataclass(plugin.Config)
-    for field, info in plugin.Config.__pydantic_fields__.items():
-        assert info.description, f"{folder}/{name}.py: no docstring under {field}"
+    texts = help_texts(plugin.Config)
+    for field in plugin.Config.__pydantic_fields__:
+        assert texts.get(field), f"{folder}/{name}.py: no docstring under {field}"
     entry = {"datasets": "load", "evaluation": "evaluate"}.get(folder, "build")
     assert next(iter(inspect.signature(getattr(plugin, entry)).parameters)) in ("config", "params")
 

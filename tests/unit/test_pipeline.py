@@ -1,9 +1,11 @@
 """The pipeline's files against the code: what a stage imports is what it depends on."""
 
 import ast
+import os
 import shutil
 import signal
 import subprocess
+import sys
 
 import psutil
 import pytest
@@ -188,10 +190,6 @@ def test_nothing_that_is_read_can_run_code():
 
 
 def test_nothing_happens_at_import(tmp_path):
-    import os
-    import subprocess
-    import sys
-
     code = "import ebm_dist, ebm_dist.runs.cluster, ebm_dist.runs.tracking, ebm_dist.registry.versions, ebm_dist.search.driver, pipelines.train, pipelines.register, pipelines.tune, sys; print('ray' in sys.modules, 'mlflow' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -205,10 +203,33 @@ def test_nothing_happens_at_import(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("sources", ("torch", "matplotlib", "ray", "mlflow")),
+        ("train", ("torch._dynamo", "matplotlib", "ray", "mlflow")),
+        ("evaluate", ("torch._dynamo", "ray", "mlflow")),
+    ],
+)
+def test_a_stage_imports_what_it_needs(tmp_path, module, absent):
+    code = f"""import sys, pathlib
+import pipelines.{module}, ebm_dist.config
+needed = {{"needed": ebm_dist.config.DATA, "skips_others": True}} if {module == "sources"} else {{}}
+ebm_dist.config.load({str(ROOT / "params.yaml")!r}, **needed)
+print(*[name for name in {absent} if name in sys.modules])"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == []
+
+
 def test_what_ray_leaves_running_is_ended(monkeypatch):
     left = subprocess.Popen(["sleep", "60"])
     monkeypatch.setattr(cluster, "_workers", lambda: [psutil.Process(left.pid)])
-    monkeypatch.setattr(cluster, "_PATIENCE_S", 0.1)
     cluster.disconnect()
     assert left.wait(timeout=10) == -signal.SIGKILL
 
