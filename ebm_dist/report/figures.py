@@ -6,25 +6,17 @@ Each file says in words what it shows, for those who do not see it: a PNG in the
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LogNorm
-from matplotlib.figure import Figure
-from matplotlib.ticker import (
-    AsinhLocator,
-    FuncFormatter,
-    LogLocator,
-    NullFormatter,
-    NullLocator,
-)
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
 from ebm_dist.errors import printable
+
+if TYPE_CHECKING:  # all processes load the suites, and few of them draw
+    from matplotlib.figure import Figure
 
 _DPI = 110
 _DESCRIPTION = "Description"
@@ -48,8 +40,10 @@ def _plain(name: str) -> str:
     return printable(name).replace("$", r"\$")
 
 
-def _png(figure: Figure, text: str) -> bytes:
+def _png(figure: "Figure", text: str) -> bytes:
     """Return a figure with a description as PNG; without a version, so that bytes are equal."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     out = io.BytesIO()
     FigureCanvasAgg(figure).print_png(  # type: ignore[no-untyped-call]
         out, metadata={"Software": None, _DESCRIPTION: _encodable(text)}
@@ -74,8 +68,14 @@ def description(content: bytes) -> str:
     return text.decode(errors="replace") if isinstance(text, bytes) else str(text)
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+def _blank(width: float, height: float) -> "Figure":
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+
+
+def _figure(width: float, height: float) -> tuple["Figure", Any]:
+    figure = _blank(width, height)
     axes = figure.add_subplot()
     axes.set_prop_cycle(color=_CYCLE)
     axes.spines[["top", "right"]].set_visible(False)
@@ -134,9 +134,7 @@ def titled(sheet: Array, title: str, rows: Sequence[str] = ()) -> bytes:
 
     ``rows`` are names of rows of equal height, from the top.
     """
-    figure = Figure(
-        figsize=(6, 6 * sheet.shape[0] / sheet.shape[1] + 0.35), dpi=_DPI, layout="constrained"
-    )
+    figure = _blank(6, 6 * sheet.shape[0] / sheet.shape[1] + 0.35)
     axes = figure.add_subplot()
     axes.imshow(sheet, interpolation="nearest")
     axes.set_title(_plain(title), fontsize=11, wrap=True)
@@ -180,6 +178,8 @@ def animation(
 
 def _asinh_ticks(axis: Any, width: float) -> None:
     """Space the ticks of an asinh axis about evenly, so that those near 0 do not overprint."""
+    from matplotlib.ticker import AsinhLocator, FuncFormatter, NullLocator
+
     axis.set_major_locator(AsinhLocator(width, numticks=7, base=0))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())
@@ -359,7 +359,7 @@ def planes(
     largest value.
     """
     count = len(points) + len(log_densities)
-    figure = Figure(figsize=(3.0 * count + 0.6, 3.5), dpi=_DPI, layout="constrained")
+    figure = _blank(3.0 * count + 0.6, 3.5)
     panels = list(figure.subplots(1, count, sharex=True, sharey=True))
     for axes, (name, x) in zip(panels, points.items(), strict=False):
         axes.scatter(*x.T, s=2, lw=0, alpha=0.4, color=_CYCLE[0])
@@ -383,7 +383,7 @@ def regions(
 
     The maps cover the square from -extent to extent. Every panel has all points.
     """
-    figure = Figure(figsize=(3.4 * len(maps) + 0.6, 3.8), dpi=_DPI, layout="constrained")
+    figure = _blank(3.4 * len(maps) + 0.6, 3.8)
     panels = list(figure.subplots(1, len(maps), sharex=True, sharey=True, squeeze=False)[0])
     for axes, (name, values) in zip(panels, maps.items(), strict=True):
         image = axes.imshow(
@@ -496,7 +496,7 @@ def parallel_coordinates(
     The last axis is the score. Each axis covers the range of its value. Values that are not numbers
     have equal distances.
     """
-    figure = Figure(figsize=(8.0, 4.6), dpi=_DPI, layout="constrained")
+    figure = _blank(8.0, 4.6)
     axes = figure.add_subplot()
     scored = np.isfinite(scores)
     places = [
@@ -506,6 +506,9 @@ def parallel_coordinates(
     end = np.full(len(scores), 1.12)  # above the axis: worse than anything that has a score
     end[scored] = places[-1][0]
     lines = np.column_stack([*(place for place, _ in places[:-1]), end])
+    from matplotlib import colormaps
+    from matplotlib.colors import LogNorm
+
     norm, colours = LogNorm(*_ends(scores[scored])), colormaps["viridis"]
     for i in np.argsort(-np.where(scored, scores, np.inf), kind="stable"):  # the best on top
         style = (
@@ -552,7 +555,10 @@ def scatter(x: Column, y: Column, scores: Array, labels: tuple[str, str, str], t
     Crosses are trials without a score (NaN). Nothing is drawn between the points: a score depends
     on other values too, and few points do not determine a surface.
     """
-    figure = Figure(figsize=(7.0, 4.8), dpi=_DPI, layout="constrained")
+    from matplotlib.colors import LogNorm
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    figure = _blank(7.0, 4.8)
     axes = figure.add_subplot()
     across, up, scored = np.array(x.values, float), np.array(y.values, float), np.isfinite(scores)
     text = f"{title}. Scatter of {labels[2]} by {labels[0]} and {labels[1]}"
@@ -622,6 +628,8 @@ def _ends(values: Array) -> tuple[float, float]:
 
 def _plain_ticks(axis: Any) -> None:
     """Label 1, 2 and 5 of each decade as plain numbers, because few scores span whole decades."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())

@@ -10,6 +10,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from ebm_dist.errors import DataError
 from ebm_dist.files import read_tensors
+from ebm_dist.report import figures
 from ebm_dist.runs.background import call_every
 from ebm_dist.storage import read_bytes, write_whole
 from ebm_dist.training import checkpoint, state
@@ -33,9 +34,7 @@ def take(run: Path) -> None:
                 _keep(run, step, read_tensors(path, "train")["position"][:_CHAINS].numpy())
 
 
-def _keep(run: Path, step: int, chains: np.ndarray) -> None:
-    from ebm_dist.report import figures  # slow to import
-
+def _keep(run: Path, step: int, chains: figures.Array) -> None:
     if chains.ndim == 4:
         out, chunks, scale = io.BytesIO(), PngInfo(), figures.grey_scale(chains)
         if note := figures.scale_note(scale):
@@ -61,8 +60,6 @@ def strip(run: Path) -> bytes | None:
 
     Return None if there are no pictures.
     """
-    from ebm_dist.report import figures  # slow to import
-
     pictures = taken(run)
     if not pictures:
         return None
