@@ -208,6 +208,25 @@ def pipeline(content: dict[str, Any]) -> Iterator[str]:
     yield from table(["default `dvc repro`", "seconds"], rows)
 
 
+def memory(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Return the table of peak memory by stage."""
+    names = {
+        "prepare_driver": "stage prepare",
+        "train_driver": "stage train, its driver",
+        "train_worker": "a worker of two",
+    }
+    cells = [
+        [
+            label,
+            *(f"{row[key]:,.0f} MiB" for row in rows),
+            *(f"{row['added_per_raw_byte'][key]:.2f}" for row in rows[1:]),
+        ]
+        for key, label in names.items()
+    ]
+    sizes = [f"{row['raw_mib']:,.0f} MiB of images" for row in rows]
+    yield from table(["process", *sizes, *(f"added a byte, {size}" for size in sizes[1:])], cells)
+
+
 def shares(content: dict[str, Any]) -> Iterator[str]:
     """Return the table of the parts of a training step."""
     yield from where(content)
@@ -312,6 +331,7 @@ def main() -> None:
             "scaling": training(platform["scaling"]),
             "around": around(platform),
             "pipeline": pipeline(platform["pipeline"]),
+            "memory": memory(read_json(args.reports / "memory.json", "benchmark")),
             "profile": shares(read("profile")),
         },
         "samplers.md": {

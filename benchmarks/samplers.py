@@ -1,7 +1,9 @@
 """Compare effective draws per second of MALA and HMC with blackjax and ebmkit; and a funnel.
 
     pip install -c constraints.txt -e '.[benchmarks]'
-    python -m benchmarks.samplers --out reports/benchmarks/samplers.json
+    python -m benchmarks.samplers --out a.json      # and again, to b.json and c.json
+    python -m benchmarks.samplers --merge a.json b.json c.json \
+        --out reports/benchmarks/samplers.json
 
 All libraries run the same algorithm with the same step size, in float32, for the same numbers of
 chains and draws, from one call of the public function each. They take turns several times, and
@@ -297,13 +299,48 @@ def funnel_report(num_chains: int = 500, num_gradients: int = 2000) -> list[dict
     return rows
 
 
+def merged(reports: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the report of several processes: medians of their medians, ranges over all rounds."""
+    first, *_ = reports
+    if any(report["versions"] != first["versions"] for report in reports):
+        raise SystemExit("these reports are of different versions of the libraries")
+    rows = []
+    for same in zip(*(report["rows"] for report in reports), strict=True):
+        row = dict(same[0])
+        for name in [
+            name for name, part in row.items() if isinstance(part, dict) and "ess" in part
+        ]:
+            parts = [one[name] for one in same]
+            row[name] = {
+                key: statistics.median(part[key] for part in parts)
+                for key in parts[0]
+                if key != "ratio"
+            }
+            if "ratio" in parts[0]:
+                ratios = [part["ratio"] for part in parts]
+                row[name]["ratio"] = {
+                    "median": statistics.median(ratio["median"] for ratio in ratios),
+                    "low": min(ratio["low"] for ratio in ratios),
+                    "high": max(ratio["high"] for ratio in ratios),
+                }
+        rows.append(row)
+    return {**first, "processes": len(reports), "rows": rows}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, help="write the figures as JSON to this file")
     parser.add_argument(
         "--repeats", type=int, default=5, help="timed runs per library (default: 5)"
     )
+    parser.add_argument(
+        "--merge", type=Path, nargs="+", help="combine these reports of several processes"
+    )
     args = parser.parse_args()
+    if args.merge:
+        report = merged([json.loads(path.read_text()) for path in args.merge])
+        args.out.write_text(json.dumps(report, indent=1))
+        return
     # before jax is imported; one thread for both
     os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -342,8 +379,8 @@ def main() -> None:
             flush=True,
         )
     print("\nfunnel (x_0 is N(0, 9)), for information")
-    report = funnel_report()
-    for row in report:
+    on_funnel = funnel_report()
+    for row in on_funnel:
         print(
             f"{row['sampler']:11} step {row['step_size']:.3f}  accepted {row['acceptance']:.2f}"
             f"  mean {row['mean']:+.2f} +- {row['standard_error']:.2f}"
@@ -353,7 +390,8 @@ def main() -> None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(
             json.dumps(
-                {"versions": versions, "machine": machine, "rows": rows, "funnel": report}, indent=1
+                {"versions": versions, "machine": machine, "rows": rows, "funnel": on_funnel},
+                indent=1,
             )
         )
 

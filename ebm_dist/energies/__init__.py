@@ -47,24 +47,38 @@ class EnergyModel(nn.Module):
 class Levels(EnergyModel):
     """An energy at each of ``L`` noise levels: ``E(x, k)``, level 0 the least noise.
 
-    Without a level it is that of level 0.
+    Without a level it is that of level 0. With ``data_sd`` s the network N sees inputs of one scale
+    at all levels, and adds to the energy of a Gaussian (the coefficients of Karras et al. 2022,
+    table 1, for the score):
+
+        E(x, k) = |x|^2 / 2 v_k + s / sigma_k N(x / sqrt(v_k), k),    v_k = sigma_k^2 + s^2
     """
 
     sigmas: Tensor
     """``(L,)`` standard deviations of the noise, growing"""
 
-    def __init__(self, network: EnergyModel, sigmas: tuple[float, ...]) -> None:
+    def __init__(
+        self, network: EnergyModel, sigmas: tuple[float, ...], data_sd: float | None = None
+    ) -> None:
         super().__init__()
-        self.network, self.has_heads = network, network.has_heads
+        self.network, self.has_heads, self.data_sd = network, network.has_heads, data_sd
         self.register_buffer("sigmas", torch.tensor(sigmas))
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Return ``E(x, k)`` of levels ``y``, ``(B,)`` or ``(B, n)`` for several of each sample."""
         if y is None:
             y = torch.zeros(len(x), dtype=torch.long, device=x.device)
-        if y.ndim == 1 or self.has_heads:
+        if y.ndim == 1 or (self.has_heads and self.data_sd is None):
+            return self._scaled(x, y)
+        return torch.stack([self._scaled(x, level) for level in y.unbind(1)], dim=1)
+
+    def _scaled(self, x: Tensor, y: Tensor) -> Tensor:
+        if self.data_sd is None:
             return cast(Tensor, self.network(x, y))
-        return torch.stack([self.network(x, level) for level in y.unbind(1)], dim=1)
+        sigma = self.sigmas[y]
+        v = sigma**2 + self.data_sd**2
+        u = x / v.sqrt().view(-1, *[1] * (x.ndim - 1))
+        return (u**2).flatten(1).sum(1) / 2 + self.data_sd / sigma * self.network(u, y)
 
     def initialise(self, average: Average) -> None:
         self.network.initialise(average)
@@ -185,4 +199,4 @@ def build_energy(params: Params, shape: tuple[int, ...], num_classes: int) -> En
         energy: EnergyModel = module_of(params.energy).build(
             params.energy, shape=shape, num_classes=classes
         )
-    return Levels(energy, sigmas) if sigmas else energy
+    return Levels(energy, sigmas, params.objective.data_sd) if sigmas else energy

@@ -123,6 +123,11 @@ class ObjectiveConfig:
         return ()
 
     @property
+    def data_sd(self) -> float | None:
+        """Standard deviation of the data, to scale the energies of the levels with; or None."""
+        return None
+
+    @property
     def ladder(self) -> tuple[float, ...]:
         """Those of the ladder that chains of the trained energy go over; () for plain chains."""
         return ()

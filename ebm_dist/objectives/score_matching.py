@@ -9,7 +9,9 @@ score of the data (Hyvarinen 2005), but ``denoising`` of the data smoothed by no
 
 Denoising (Vincent 2011) is the cheapest, and the energy is that of the density convolved with
 N(0, sigma^2 I): details below sigma are lost. DSEBM (Zhai et al. 2016) is this criterion. With
-several levels one energy serves all, a compromise between them. Sliced (Song et al. 2019) takes
+several levels one energy serves all, a compromise between them; or, with ``noise_levels``, there is
+an energy E(x, k) of the density at each sigma_k, and chains go over the ladder of levels
+(chains/ladder.py). Sliced (Song et al. 2019) takes
 random directions of the Hessian, exact its diagonal, one gradient per dimension: for a few
 dimensions. All are blind to how much mass separate modes have: between them there are no data.
 """
@@ -32,6 +34,12 @@ class Config(ObjectiveConfig):
     """``denoising``, ``sliced`` or ``exact``."""
     sigmas: tuple[Positive, ...] = (0.1,)
     """Standard deviations of the noise of ``denoising``; each sample takes one in turn."""
+    noise_levels: bool = False
+    """Learn E(x, k), one energy for each of the ``sigmas``."""
+    data_sd: Positive | None = None
+    """Standard deviation s of the data around 0, by which the energies of ``noise_levels`` are
+    scaled (:class:`ebm_dist.energies.Levels`). Level k then has the weight
+    ``1 + sigma_k^2 / s^2`` in the loss (Karras et al. 2022, table 1)."""
     relative: bool = False
     """Multiply the noise of each feature by the standard deviation of the feature in the batch."""
     num_slices: PositiveInt = 1
@@ -40,14 +48,35 @@ class Config(ObjectiveConfig):
     """Learn E(x, y): data come with their labels."""
 
     @property
+    def levels(self) -> tuple[float, ...]:
+        return self.sigmas if self.noise_levels else ()
+
+    @property
+    def ladder(self) -> tuple[float, ...]:
+        """The levels, and above them the noise that chains start from, in the same ratio."""
+        return (*self.levels, self.levels[-1] ** 2 / self.levels[-2]) if self.levels else ()
+
+    @property
     def compares_energies(self) -> bool:
         return True
 
     def check(self, params: Params) -> None:
         if not self.sigmas:
             raise Mismatch("objective.sigmas", "needs at least one level")
-        if self.relative and self.criterion != "denoising":
-            raise Mismatch("objective.relative", f"{self.criterion} adds no noise; set it to false")
+        if self.criterion != "denoising" and (self.relative or self.noise_levels):
+            key = "relative" if self.relative else "noise_levels"
+            raise Mismatch(f"objective.{key}", f"{self.criterion} adds no noise; set it to false")
+        if not self.noise_levels:
+            if self.data_sd is not None:
+                raise Mismatch("objective.data_sd", "scales the energies of noise_levels; set them")
+            return
+        if len(self.sigmas) < 2 or sorted(set(self.sigmas)) != list(self.sigmas):
+            raise Mismatch(
+                "objective.sigmas", "needs two or more levels, each above the one before"
+            )
+        for key in ("relative", "conditional"):
+            if getattr(self, key):
+                raise Mismatch(f"objective.{key}", "has no meaning with noise_levels")
 
 
 class ScoreMatching(Objective):
@@ -58,6 +87,7 @@ class ScoreMatching(Objective):
 
     def turns(self, batch: Batch, context: StepContext) -> Iterator[Turn]:
         y = batch.y if self.config.conditional else None
+        y = self._levels(batch.x) if self.config.noise_levels else y
 
         def energy(x: Tensor) -> Tensor:
             return cast(Tensor, context.players["energy"](x, y))
@@ -73,13 +103,17 @@ class ScoreMatching(Objective):
         self, energy: EnergyFn, x: Tensor, context: StepContext
     ) -> tuple[Tensor, Tensor, Tensor]:
         sigmas = torch.tensor(self.config.sigmas, device=x.device)
-        sigma = sigmas[torch.arange(len(x), device=x.device) % len(sigmas)]
-        sigma = sigma.view(-1, *[1] * (x.ndim - 1))
+        sigma = sigmas[self._levels(x)].view(-1, *[1] * (x.ndim - 1))
         if self.config.relative:
             sigma = sigma * x.std(dim=0, correction=0)
         z = torch.randn(x.shape, generator=context.stream("noise"), device=x.device)
         value, s = score(energy, x + sigma * z)
-        return _half_square(sigma * s + z), value, s
+        weight = 1 if self.config.data_sd is None else 1 + (sigma / self.config.data_sd) ** 2
+        return _half_square(weight**0.5 * (sigma * s + z)), value, s
+
+    def _levels(self, x: Tensor) -> Tensor:
+        """Return the level of each sample ``(B,)``: one after the other."""
+        return torch.arange(len(x), device=x.device) % len(self.config.sigmas)
 
     def _sliced(
         self, energy: EnergyFn, x: Tensor, context: StepContext

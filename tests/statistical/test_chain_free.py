@@ -11,7 +11,7 @@ from ebm_dist import config, models
 from ebm_dist.chains.replay import ReplayShard
 from ebm_dist.config import module_of
 from ebm_dist.data import shards
-from ebm_dist.energies import EnergyModel, Levels, build_energy, mlp
+from ebm_dist.energies import EnergyModel, Levels, autoencoder, build_energy, mlp
 from ebm_dist.errors import ConfigError
 from ebm_dist.generators import gaussian, histogram
 from ebm_dist.objectives import (
@@ -398,6 +398,87 @@ class Variances(EnergyModel):
 
 
 SIGMAS = (0.0, 0.7, 1.5)
+
+
+LADDER = (0.3, 0.6, 1.4)
+
+
+@pytest.mark.parametrize("data_sd", [None, 0.8])
+def test_denoising_at_noise_levels(data_sd):
+    """mean w_k |z + sigma_k s(x + sigma_k z, k)|^2 / 2,  w_k = 1 + sigma_k^2 / s^2."""
+    energy, x = Variances(3), torch.randn(12, 2, generator=stream(0, "x")).double()
+    with torch.no_grad():
+        energy.log_v.copy_(torch.tensor([0.1, 0.5, 1.0]))
+    chosen = score_matching.Config(noise_levels=True, sigmas=LADDER, data_sd=data_sd)
+    (turn,) = turns_of(score_matching.ScoreMatching(chosen, energy), {"energy": energy}, x)
+    z = torch.randn(x.shape, generator=stream(0, "noise")).double()
+    expected = 0.0
+    for i, (point, noise) in enumerate(zip(x, z, strict=True)):
+        k = i % 3
+        score = -(point + LADDER[k] * noise) / energy.log_v[k].exp()
+        weight = 1 if data_sd is None else 1 + LADDER[k] ** 2 / data_sd**2
+        expected += weight * ((noise + LADDER[k] * score) ** 2).sum().item() / 2 / len(x)
+    assert turn.loss.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_scaled_levels_are_the_formula():
+    """|x|^2 / 2 v_k + s / sigma_k N(x / sqrt(v_k), k), also for several levels of a sample."""
+    network, s = mlp.build(mlp.Config(hidden=(8,), heads=True), shape=(2,), num_classes=3), 0.8
+    energy, x = Levels(network, LADDER, s), torch.randn(5, 2, generator=stream(0, "x"))
+    several = energy(x, torch.tensor([[2, 0, 1]]).expand(5, -1))
+    for column, k in enumerate((2, 0, 1)):
+        v = LADDER[k] ** 2 + s**2
+        inner = network(x / v**0.5, torch.full((5,), k))
+        expected = (x**2).sum(1) / 2 / v + s / LADDER[k] * inner
+        torch.testing.assert_close(several[:, column], expected)
+        torch.testing.assert_close(energy(x, torch.full((5,), k)), expected)
+    torch.testing.assert_close(energy(x), several[:, 1])
+
+
+class Nothing(EnergyModel):
+    def forward(self, x, y=None):
+        return 0 * x.sum(1)
+
+
+def test_scaled_levels_start_at_the_score_of_a_gaussian():
+    """Where the data are N(0, s^2), nothing is left to learn: the loss is its least value."""
+    energy, s = Levels(Nothing(), LADDER, 0.8), 0.8
+    x = s * torch.randn(60000, 2, generator=stream(0, "data"))
+    chosen = score_matching.Config(noise_levels=True, sigmas=LADDER, data_sd=s)
+    (turn,) = turns_of(score_matching.ScoreMatching(chosen, energy), {"energy": energy}, x)
+    # z given x + sigma z has the variance s^2 / v in each of the two dimensions, and w_k = v / s^2
+    assert turn.loss.item() == pytest.approx(1.0, abs=0.01)
+
+
+def test_an_autoencoder_energy_is_the_square_that_is_left():
+    shape = (2, 8, 12)
+    network = autoencoder.build(autoencoder.Config(), shape=shape, num_classes=0)
+    x = torch.rand(3, *shape, generator=stream(0, "x"))
+    left = x - network.reconstruct(x, None)
+    torch.testing.assert_close(network(x), (left**2).flatten(1).sum(1) / 2)
+    of_levels = autoencoder.build(autoencoder.Config(confinement=0.5), shape=shape, num_classes=2)
+    with torch.no_grad():
+        of_levels.gain.weight.copy_(torch.tensor([[1.0], [0.7]]))
+    y = torch.tensor([1, 0, 1])
+    f, a = of_levels.reconstruct(x, y), torch.tensor([0.7, 1.0, 0.7]).view(-1, 1, 1, 1)
+    expected = (f**2 / 2 - a * x * f + x**2 / 4).flatten(1).sum(1)
+    torch.testing.assert_close(of_levels(x, y), expected)
+    with pytest.raises(ConfigError, match="halves images 2 times, and 10x8 pixels cannot be"):
+        autoencoder.build(autoencoder.Config(), shape=(1, 10, 8), num_classes=0)
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        ({"data_sd": 0.3}, "objective.data_sd: scales the energies of noise_levels"),
+        ({"noise_levels": True, "sigmas": [0.3, 0.1]}, "two or more levels, each above"),
+        ({"noise_levels": True, "conditional": True}, "conditional: has no meaning"),
+        ({"noise_levels": True, "criterion": "exact"}, "exact adds no noise"),
+    ],
+)
+def test_settings_of_noise_levels_that_do_not_fit(objective, message):
+    with pytest.raises(ConfigError, match=message):
+        params("denoising", objective=objective)
 
 
 def levels(first_share=0.4):
