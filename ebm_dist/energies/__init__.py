@@ -78,7 +78,8 @@ class Levels(EnergyModel):
         sigma = self.sigmas[y]
         v = sigma**2 + self.data_sd**2
         u = x / v.sqrt().view(-1, *[1] * (x.ndim - 1))
-        return (u**2).flatten(1).sum(1) / 2 + self.data_sd / sigma * self.network(u, y)
+        energy: Tensor = (u**2).flatten(1).sum(1) / 2 + self.data_sd / sigma * self.network(u, y)
+        return energy
 
     def initialise(self, average: Average) -> None:
         self.network.initialise(average)

@@ -19,7 +19,6 @@ from ebm_dist.energies import EnergyModel
 from ebm_dist.energies._layers import check_images, silu
 from ebm_dist.errors import ConfigError
 
-
 _START = 0.1  # of the weights that end a block or the network, so that f starts small
 
 
@@ -117,7 +116,7 @@ class Autoencoder(EnergyModel):
         f = self.reconstruct(x, y).to(x.dtype)
         rows = torch.zeros(len(x), dtype=torch.long, device=x.device) if y is None else y
         a = self.gain(rows).view(-1, 1, 1, 1)
-        terms = f * (f / 2 - a * x) + self.confinement * x**2 / 2
+        terms: Tensor = f * (f / 2 - a * x) + self.confinement * x**2 / 2
         return terms.flatten(1).sum(dim=1)
 
 

@@ -25,7 +25,9 @@ from ebm_dist.evaluation import Needs, Report, Subject, check_finite, defined
 from ebm_dist.metrics.ais import (
     Estimate,
     ais,
+    binarised,
     exact_log_z,
+    independent_log_likelihood,
     pseudo_log_likelihood,
     reconstruction_error,
     reverse_ais,
@@ -83,7 +85,7 @@ def evaluate(config: Config, subject: Subject) -> Report:
     assert isinstance(machine, rbm.RBM)
     weights = machine.weights()
     data = {
-        name: _binary(shards.read_split(subject.data, split)[0], name)
+        name: binarised(shards.read_split(subject.data, split)[0], name).flatten(1)
         for name, split in _sides(config).items()
     }
     mean = data["train"].mean(dim=0).clamp(0.01, 0.99)
@@ -137,7 +139,7 @@ def evaluate(config: Config, subject: Subject) -> Report:
     metrics |= {
         "pseudo": pseudo.double().mean().item(),
         "reconstruction_error": reconstruction_error(weights, scored),
-        "independent_pixels": _bernoulli_log_likelihood(scored, mean),
+        "independent_pixels": independent_log_likelihood(scored, mean),
         "uniform": -len(mean) * torch.log(torch.tensor(2.0)).item(),
     }
     report = Report(metrics, {"log_z": rows}, {})
@@ -167,16 +169,3 @@ def _sweeps(machine: rbm.RBM, v: Tensor, count: int, name: str) -> Tensor:
 
 def _sides(config: Config) -> dict[str, str]:
     return {"train": "train", config.split: config.split}
-
-
-def _binary(x: Tensor, name: str) -> Tensor:
-    """Draw ones and zeros ``(n, num_visible)`` by grey level, always the same draw."""
-    return bernoulli(x.flatten(1), stream(0, f"likelihood/{name}"))
-
-
-def _bernoulli_log_likelihood(v: Tensor, mean: Tensor) -> float:
-    """Return the mean log-likelihood of rows under independent units with these means.
-
-    It is that of a machine without weights.
-    """
-    return float((v @ mean.log() + (1 - v) @ (1 - mean).log()).double().mean())

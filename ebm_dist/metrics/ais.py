@@ -22,7 +22,7 @@ from torch import Generator, Tensor
 
 from ebm_dist.energies import EnergyFn
 from ebm_dist.energies.rbm import Weights
-from ebm_dist.rng import bernoulli
+from ebm_dist.rng import bernoulli, stream
 
 _CHUNK = 1 << 14
 _MOST = 25
@@ -89,11 +89,10 @@ def ais(
     the data's mean are a good choice. ``betas`` grow from 0 to 1. Raises ValueError for others, or
     for fewer than two chains, which have no standard error.
     """
-    _check(betas, num_chains)
+    check(betas, num_chains)
     v = bernoulli(base.sigmoid().expand(num_chains, -1), generator)
-    log_mean, low, high, ess = _mean(_anneal(weights, base, betas, v, generator))
-    start = _log_z_of_base(weights, base)
-    return Estimate(start + log_mean, start + low, start + high, ess)
+    log_w = _anneal(weights, base, betas, v, generator)
+    return estimate(log_w, _log_z_of_base(weights, base))
 
 
 def reverse_ais(
@@ -105,13 +104,13 @@ def reverse_ais(
     average. For draws of a long chain this requires that the chain has forgotten its start. Raises
     ValueError as :func:`ais`.
     """
-    _check(betas, len(v))
-    log_mean, low, high, ess = _mean(_anneal(weights, base, betas[::-1], v, generator))
-    start = _log_z_of_base(weights, base)
-    return Estimate(start - log_mean, start - high, start - low, ess)
+    check(betas, len(v))
+    log_w = _anneal(weights, base, betas[::-1], v, generator)
+    return estimate(log_w, _log_z_of_base(weights, base), is_reverse=True)
 
 
-def _check(betas: Sequence[float], num_chains: int) -> None:
+def check(betas: Sequence[float], num_chains: int) -> None:
+    """Raise ValueError for betas that do not grow from 0 to 1, or less than two chains."""
     if num_chains < 2:
         raise ValueError(f"AIS needs at least two chains for an interval, found {num_chains}")
     if len(betas) < 2 or (betas[0], betas[-1]) != (0, 1) or any(a >= b for a, b in pairwise(betas)):
@@ -138,19 +137,21 @@ def _anneal(
     return log_w
 
 
-def _mean(log_w: Tensor) -> tuple[float, float, float, float]:
-    """Return log of the mean of w, of it minus and plus three standard errors, and the ESS of w."""
+def estimate(log_w: Tensor, log_z_0: float, *, is_reverse: bool = False) -> Estimate:
+    """Return log Z of the log weights ``(num_chains,)`` and that of the base.
+
+    The mean weight is Z / Z_0, and the other way round in the reverse run.
+    """
     top = log_w.max()
     w = (log_w - top).exp()
     error = 3 * w.std() / len(w) ** 0.5
     low = (w.mean() - error).clamp(min=0).log()
-    ess = w.sum() ** 2 / (w**2).sum()
-    return (
-        (top + w.mean().log()).item(),
-        (top + low).item(),
-        (top + (w.mean() + error).log()).item(),
-        ess.item(),
-    )
+    high = (w.mean() + error).log()
+    ess = (w.sum() ** 2 / (w**2).sum()).item()
+    log_mean, low_mean, high_mean = ((top + part).item() for part in (w.mean().log(), low, high))
+    if is_reverse:
+        return Estimate(log_z_0 - log_mean, log_z_0 - high_mean, log_z_0 - low_mean, ess)
+    return Estimate(log_z_0 + log_mean, log_z_0 + low_mean, log_z_0 + high_mean, ess)
 
 
 @torch.no_grad()
@@ -188,3 +189,16 @@ def reconstruction_error(weights: Weights, v: Tensor) -> float:
         .mean()
         .item()
     )
+
+
+def binarised(x: Tensor, name: str) -> Tensor:
+    """Draw ones and zeros by grey level ``(n, ...)``, always the same draw for a name."""
+    return bernoulli(x, stream(0, f"likelihood/{name}"))
+
+
+def independent_log_likelihood(v: Tensor, mean: Tensor) -> float:
+    """Return the mean log-likelihood of binary rows ``(n, d)`` under independent units, in nats.
+
+    It is that of a machine without weights, with the means ``(d,)``.
+    """
+    return float((v @ mean.log() + (1 - v) @ (1 - mean).log()).double().mean())

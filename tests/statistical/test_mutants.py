@@ -43,8 +43,9 @@ API_TRAINING, API_SAMPLING, API_MODEL = (
     f"tests/unit/test_api_{name}.py" for name in ("training", "sampling", "model")
 )
 BLOCKS = "tests/statistical/test_blocks.py"
-CHAIN_FREE, DISCRETE, LADDER = (
-    f"tests/statistical/test_{name}.py" for name in ("chain_free", "discrete_samplers", "ladder")
+CHAIN_FREE, DISCRETE, LADDER, ANNEALING = (
+    f"tests/statistical/test_{name}.py"
+    for name in ("chain_free", "discrete_samplers", "ladder", "annealing")
 )
 MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "sign of the score": ("energies/__init__.py", "return value.detach(), -gradient", "return value.detach(), gradient", LANGEVIN),
@@ -199,6 +200,10 @@ MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "AIS with its biases the wrong way": ("metrics/ais.py", "(new - old) * (v @", "(old - new) * (v @", RBM),
     "AIS without 2^hidden": ("metrics/ais.py", " + len(weights.hidden_bias) * math.log(2)", "", RBM),
     "AIS without annealed biases": ("metrics/ais.py", "(1 - new) * base + new * weights.visible_input(h)", "weights.visible_input(h)", RBM),
+    "annealing with weights upside down": ("metrics/annealing.py", "(of_base - of_energy)", "(of_energy - of_base)", ANNEALING),
+    "annealing that takes the mixture for the energy": ("metrics/annealing.py", "(state.energy - (1 - new) * of_base) / new", "state.energy", ANNEALING),
+    "annealing without the base's log Z": ("metrics/annealing.py", "F.softplus(base.double()).sum().item()", "0.0", ANNEALING),
+    "a reverse run that is read forwards": ("metrics/ais.py", "    if is_reverse:", "    if False:", ANNEALING),
     "a short schedule starts late": ("metrics/ais.py", "max(round(num_betas / 29), 1)", "round(num_betas / 29)", RBM),
     "R-hat without folds": ("chains/diagnostics.py", "_plain_rhat(_normal_scores(folds))", "0", DIAGNOSTICS),
     "stuck chains have a full sample size": ("chains/diagnostics.py", "np.where(constant | np.isnan(total), np.nan, effective)", "np.where(np.isnan(total), np.nan, np.where(constant, size, effective))", DIAGNOSTICS),
@@ -255,9 +260,9 @@ MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "sign of the denoised score": ("objectives/score_matching.py", "(sigma * s + z)), value", "(sigma * s - z)), value", CHAIN_FREE),
     "levels without their weight": ("objectives/score_matching.py", "(sigma * s + z)), value", "(s + z / sigma)), value", CHAIN_FREE),
     "levels of another weight": ("objectives/score_matching.py", "_half_square(weight**0.5 *", "_half_square(weight *", CHAIN_FREE),
-    "a network of levels without its scale": ("energies/__init__.py", "self.data_sd / sigma * self.network", "self.network", CHAIN_FREE),
+    "a network of levels without its scale": ("energies/__init__.py", "self.data_sd / sigma * self.network", "self.data_sd * self.network", CHAIN_FREE),
     "inputs of levels without their scale": ("energies/__init__.py", "u = x / v.sqrt()", "u = x / v", CHAIN_FREE),
-    "an autoencoder without half": ("energies/autoencoder.py", "terms = f * (f / 2 - a * x)", "terms = f * (f - a * x)", CHAIN_FREE),
+    "an autoencoder without half": ("energies/autoencoder.py", "f * (f / 2 - a * x)", "f * (f - a * x)", CHAIN_FREE),
     "noise of one size at all levels": ("objectives/score_matching.py", "score(energy, x + sigma * z)", "score(energy, x + z)", CHAIN_FREE),
     "half the trace": ("objectives/score_matching.py", "return trace + _half_square(s)", "return trace / 2 + _half_square(s)", CHAIN_FREE),
     "slices with the wrong sign": ("objectives/score_matching.py", "curvature + (v * along)", "curvature - (v * along)", CHAIN_FREE),

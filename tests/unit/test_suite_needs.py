@@ -19,6 +19,7 @@ from tests.helpers import Silent, build, export, params
 
 NUM_CLASSES, SIZES = 3, {"train": 96, "val": 48, "test": 48}
 TINY = {
+    "annealed_likelihood": {"num_betas": 30, "num_chains": 20, "burn_in": 2},
     "anomaly": {"supervised_steps": 2},
     "chains": {"num_chains": 8, "num_draws": 8, "thin": 1},
     "classification": {"supervised_steps": 2},
@@ -90,6 +91,8 @@ def settings(suite, kind):
         sections["objective"] = {"conditional": True}
     if suite == "continual":
         sections["train"] |= {"num_tasks": NUM_CLASSES}
+    if suite == "annealed_likelihood":
+        sections["sampler"] = {"name": "dmala", "num_steps": 2}
     if suite == "likelihood":
         sections["energy"] = {"name": "rbm", "num_hidden": 4}
         sections["sampler"] = {"name": "gibbs"}
@@ -123,7 +126,12 @@ FITS = {
     *(("continual", kind) for kind in LABELLED),
     *(("completion", kind) for kind in IMAGES if kind in TESTED),
     *((s, kind) for s in ("composition", "cross_class") for kind in IMAGES if kind in LABELLED),
-    *(("likelihood", kind) for kind in TESTED if KINDS[kind].bounds),
+    *(
+        (suite, kind)
+        for suite in ("likelihood", "annealed_likelihood")
+        for kind in TESTED
+        if KINDS[kind].bounds
+    ),
 }
 QUICK = ("plane", "floats without bounds", "only train")
 

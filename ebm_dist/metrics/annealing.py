@@ -1,0 +1,103 @@
+"""Annealed importance sampling of any energy of binary variables, with any kernel (Neal 2001).
+
+    E_beta(x) = -(1 - beta) a.x + beta E(x),   a: logits of independent units, the base
+    log w = sum_t (beta_t+1 - beta_t) (-a.x_t - E(x_t)),   x_t+1 ~ one step that keeps E_beta_t+1
+    log Z = log Z_0 + log mean w,   log Z_0 = sum_i softplus(a_i)
+
+From the base w is too small on average in the logarithm; from draws of the energy, annealed to the
+base (:func:`reverse`), log Z is too large. Restricted Boltzmann machines have a better path
+(metrics/ais.py).
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from ebm_dist.energies import EnergyFn
+from ebm_dist.metrics.ais import Estimate, check, estimate
+from ebm_dist.rng import bernoulli
+from ebm_dist.samplers import Kernel
+
+
+def forward(
+    energy: EnergyFn,
+    kernel: Kernel,
+    base: Tensor,
+    betas: Sequence[float],
+    num_chains: int,
+    generator: Generator,
+    progress: Callable[[int], None] = lambda step: None,
+) -> Estimate:
+    """Estimate log Z from chains that start at draws of the base ``(*shape)``.
+
+    ``betas`` grow from 0 to 1. ``progress`` is called with the number of steps after each. Raises
+    ValueError for other betas or fewer than two chains.
+    """
+    check(betas, num_chains)
+    x = bernoulli(base.sigmoid().expand(num_chains, *base.shape), generator)
+    log_w = _anneal(energy, kernel, base, betas, x, generator, progress)
+    return estimate(log_w, _log_z_of(base))
+
+
+def reverse(
+    energy: EnergyFn,
+    kernel: Kernel,
+    base: Tensor,
+    betas: Sequence[float],
+    x: Tensor,
+    generator: Generator,
+    progress: Callable[[int], None] = lambda step: None,
+) -> Estimate:
+    """Estimate log Z from chains that start at draws of the energy, ``x (num_chains, *shape)``.
+
+    For draws of a long chain this requires that the chain has forgotten its start. Raises
+    ValueError as :func:`forward`.
+    """
+    check(betas, len(x))
+    log_w = _anneal(energy, kernel, base, betas[::-1], x, generator, progress)
+    return estimate(log_w, _log_z_of(base), is_reverse=True)
+
+
+def _log_z_of(base: Tensor) -> float:
+    return F.softplus(base.double()).sum().item()
+
+
+@torch.no_grad()
+def _anneal(
+    energy: EnergyFn,
+    kernel: Kernel,
+    base: Tensor,
+    betas: Sequence[float],
+    x: Tensor,
+    generator: Generator,
+    progress: Callable[[int], None],
+) -> Tensor:
+    """Return log w ``(num_chains,)`` in float64, from ``x``, which are draws at ``betas[0]``."""
+    log_w = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    for step, (old, new) in enumerate(pairwise(betas)):
+        target = _Between(energy, base, new)
+        state = kernel.init(target, x)
+        # at x, the energy is (1 - new) base + new E, of which both parts are needed
+        of_base = target.base_energy(x)
+        of_energy = energy(x) if new == 0 else (state.energy - (1 - new) * of_base) / new
+        log_w += (new - old) * (of_base - of_energy).double()
+        state, _ = kernel.step(target, state, generator)
+        x = state.position
+        progress(step + 1)
+    return log_w
+
+
+class _Between:
+    """The energy ``(1 - beta) E_0 + beta E``."""
+
+    def __init__(self, energy: EnergyFn, base: Tensor, beta: float) -> None:
+        self.energy, self.base, self.beta = energy, base, beta
+
+    def base_energy(self, x: Tensor) -> Tensor:
+        return -(x * self.base).flatten(1).sum(1)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return (1 - self.beta) * self.base_energy(x) + self.beta * self.energy(x)

@@ -1,0 +1,65 @@
+"""Annealed importance sampling of binary energies against enumeration, from both ends."""
+
+import pytest
+import torch
+
+from ebm_dist.metrics import annealing
+from ebm_dist.metrics.ais import schedule
+from ebm_dist.rng import stream
+from ebm_dist.samplers import dmala, gibbs_with_gradients
+from tests.statistical.targets import Ising
+
+NUM_CHAINS = 2000
+STATES = (torch.arange(1 << 16)[:, None] // 2 ** torch.arange(16) % 2).float().view(-1, 1, 4, 4)
+BASE = torch.randn(1, 4, 4, generator=stream(0, "base")) / 2
+KERNELS = {
+    "gibbs_with_gradients": gibbs_with_gradients.build(gibbs_with_gradients.Config(), bounds=None),
+    "dmala": dmala.build(dmala.Config(step_size=0.3), bounds=None),
+}
+
+
+class Lattice:
+    """Ising 4x4 with a field, of images ``(B, 1, 4, 4)``."""
+
+    def __init__(self):
+        self.ising, self.field = Ising(), torch.randn(4, 4, generator=stream(1, "field")) / 2
+
+    def __call__(self, x):
+        return self.ising(x[:, 0]) + (x[:, 0] * self.field).sum((1, 2)) + 3.0
+
+
+TARGET = Lattice()
+LOG_Z = (-TARGET(STATES).double()).logsumexp(0).item()
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_both_runs_give_the_exact_log_z(name):
+    """Within four standard errors, of which one is under .05."""
+    betas = schedule(300)
+    ahead = annealing.forward(TARGET, KERNELS[name], BASE, betas, NUM_CHAINS, stream(0, "forward"))
+    rows = torch.multinomial(
+        (-TARGET(STATES) - LOG_Z).exp(), NUM_CHAINS, replacement=True, generator=stream(0, "draws")
+    )
+    back = annealing.reverse(TARGET, KERNELS[name], BASE, betas, STATES[rows], stream(0, "reverse"))
+    for estimate in (ahead, back):
+        error = (estimate.high - estimate.low) / 6
+        assert error < 0.05 and estimate.low < estimate.log_z < estimate.high
+        assert abs(estimate.log_z - LOG_Z) < 4 * error
+
+
+def test_an_energy_that_is_the_base_has_its_log_z():
+    energy = annealing._Between(TARGET, BASE, 0.0)
+    found = annealing.forward(energy, KERNELS["dmala"], BASE, [0.0, 0.4, 1.0], 3, stream(0, "same"))
+    expected = torch.nn.functional.softplus(BASE).sum().item()
+    assert found.log_z == pytest.approx(expected, abs=1e-4) and found.ess == pytest.approx(3)
+
+
+def test_progress_and_refusals():
+    steps = []
+    annealing.forward(
+        TARGET, KERNELS["dmala"], BASE, schedule(5), 2, stream(0, "few"), steps.append
+    )
+    assert steps == [1, 2, 3, 4, 5]
+    for betas, count in (([0.0, 1.0], 1), ([0.0, 0.5], 2), ([1.0, 0.0], 2)):
+        with pytest.raises(ValueError, match=r"AIS needs|must grow"):
+            annealing.forward(TARGET, KERNELS["dmala"], BASE, betas, count, stream(0, "bad"))
