@@ -8,6 +8,7 @@ number. So it learns denoising (``objective: score_matching``) much faster. f is
 (Ronneberger et al. 2015) on cells of 2x2 pixels, with a layer over the whole image at its bottom.
 """
 
+import math
 from itertools import pairwise
 
 import torch
@@ -19,6 +20,7 @@ from ebm_dist.energies import EnergyModel
 from ebm_dist.energies._layers import check_images, silu
 from ebm_dist.errors import ConfigError
 
+_WAVES, _CODE = 8, 64  # sines of a label, and the width of its code
 _START = 0.1  # of the weights that end a block or the network, so that f starts small
 
 
@@ -45,15 +47,13 @@ class Block(nn.Module):
     def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__()
         self.first, self.second = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
-        self.classes = nn.Embedding(num_classes, 2 * channels) if num_classes else None
-        if self.classes is not None:
-            nn.init.normal_(self.classes.weight, std=_START)
+        self.classes = nn.Linear(_CODE, 2 * channels) if num_classes else None
         _shrink(self.second)
 
-    def forward(self, h: Tensor, y: Tensor | None) -> Tensor:
+    def forward(self, h: Tensor, code: Tensor | None) -> Tensor:
         inner = self.first(silu(h))
-        if self.classes is not None and y is not None:
-            gain, bias = self.classes(y)[:, :, None, None].chunk(2, dim=1)
+        if self.classes is not None and code is not None:
+            gain, bias = self.classes(code)[:, :, None, None].chunk(2, dim=1)
             inner = inner * (1 + gain) + bias
         return h + self.second(silu(inner))  # type: ignore[no-any-return]
 
@@ -64,8 +64,25 @@ def _shrink(layer: nn.Conv2d) -> None:
         parameter.mul_(_START)
 
 
+class Code(nn.Module):
+    """A code ``(B, 64)`` of labels ``(B,)``: alike for neighbours, such as two noise levels."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.layers = nn.Sequential(
+            nn.Linear(2 * _WAVES, _CODE), nn.SiLU(), nn.Linear(_CODE, _CODE), nn.SiLU()
+        )
+
+    def forward(self, y: Tensor) -> Tensor:
+        dtype = next(self.layers.parameters()).dtype
+        waves = torch.arange(1, _WAVES + 1, device=y.device, dtype=dtype) * (math.pi / 2)
+        angles = ((y + 0.5) / self.num_classes)[:, None].to(dtype) * waves
+        return self.layers(torch.cat([angles.sin(), angles.cos()], dim=1))  # type: ignore[no-any-return]
+
+
 class Autoencoder(EnergyModel):
-    """The energy; ``y`` selects the gains and biases of the blocks, and a."""
+    """The energy; the code of ``y`` gives the gains and biases of the blocks, and a."""
 
     def __init__(self, config: Config, shape: tuple[int, ...], num_classes: int) -> None:
         super().__init__()
@@ -86,37 +103,40 @@ class Autoencoder(EnergyModel):
         self.grow = nn.ModuleList(nn.Conv2d(o, 4 * i, 1) for i, o in pairwise(widths))
         size = widths[-1] * lowest[0] * lowest[1]
         self.inward, self.outward = nn.Linear(size, config.hidden), nn.Linear(config.hidden, size)
-        self.bottom = nn.Embedding(num_classes, config.hidden) if num_classes else None
+        self.code = Code(num_classes) if num_classes else None
+        self.bottom = nn.Linear(_CODE, config.hidden) if num_classes else None
+        self.gain = nn.Linear(_CODE, 1) if num_classes else None
         self.last = nn.Conv2d(widths[0], 4 * shape[0], 3, padding=1)
-        self.gain = nn.Embedding(max(num_classes, 1), 1)
         _shrink(self.last)
-        nn.init.ones_(self.gain.weight)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def reconstruct(self, x: Tensor, y: Tensor | None) -> Tensor:
-        """Return ``f(x, y)`` of images ``(B, C, H, W)``, of their shape."""
+    def reconstruct(self, x: Tensor, code: Tensor | None) -> Tensor:
+        """Return ``f(x, y)`` of images ``(B, C, H, W)``, of their shape, for the code of ``y``."""
         h, skipped = self.first(F.pixel_unshuffle(x, 2)), list[Tensor]()
         for i, blocks in enumerate(self.down):
             h = self.shrink[i - 1](h) if i else h
             for block in blocks:  # type: ignore[union-attr,attr-defined]
-                h = block(h, y)
+                h = block(h, code)
             skipped.append(h)
         whole = self.inward(silu(h).flatten(1))
-        if self.bottom is not None and y is not None:
-            whole = whole + self.bottom(y)
+        if self.bottom is not None and code is not None:
+            whole = whole + self.bottom(code)
         h = h + self.outward(silu(whole)).view_as(h)
         for i in reversed(range(len(self.up))):
             if i < len(self.grow):
                 h = skipped[i] + F.pixel_shuffle(self.grow[i](h), 2)
             for block in self.up[i]:  # type: ignore[union-attr,attr-defined]
-                h = block(h, y)
+                h = block(h, code)
         return F.pixel_shuffle(self.last(silu(h)), 2)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        f = self.reconstruct(x, y).to(x.dtype)
-        rows = torch.zeros(len(x), dtype=torch.long, device=x.device) if y is None else y
-        a = self.gain(rows).view(-1, 1, 1, 1)
-        terms: Tensor = f * (f / 2 - a * x) + self.confinement * x**2 / 2
+        code = None if self.code is None or y is None else self.code(y)
+        f = self.reconstruct(x, code).to(x.dtype)
+        if self.gain is not None and code is not None:
+            a = 1 + self.gain(code).to(x.dtype)[:, :, None, None]
+            terms: Tensor = f * (f / 2 - a * x) + self.confinement * x**2 / 2
+        else:
+            terms = f * (f / 2 - x) + self.confinement * x**2 / 2
         return terms.flatten(1).sum(dim=1)
 
 
