@@ -37,7 +37,7 @@ def test_stopped_anywhere_and_resumed_ends_with_the_same_bits(digits_data, tmp_p
         assert state_of(run) == golden
 
 
-@pytest.mark.parametrize("world_size", [2, 3, 4])
+@pytest.mark.parametrize("world_size", [2, pytest.param(3, marks=pytest.mark.slow), 4])
 def test_any_number_of_workers_gives_the_same_bits(digits_data, tmp_path, golden, world_size):
     spawn(world_size, tmp_path / "run", digits_data, helpers.values())
     assert state_of(tmp_path / "run") == golden
@@ -71,7 +71,7 @@ def test_killed_and_resumed_with_other_numbers_of_workers(digits_data, tmp_path,
     assert rows == [2, 4, 6, 8, 10, 12]
 
 
-@pytest.mark.parametrize("num_shards", [2, 4])
+@pytest.mark.parametrize("num_shards", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_ddp_agrees_with_ordered(digits_data, tmp_path, num_shards):
     """20 steps of real DistributedDataParallel on two gloo ranks.
 

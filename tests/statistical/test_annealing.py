@@ -9,7 +9,7 @@ from ebm_dist.rng import stream
 from ebm_dist.samplers import dmala, gibbs_with_gradients
 from tests.statistical.targets import Ising
 
-NUM_CHAINS = 2000
+NUM_CHAINS = 1000
 STATES = (torch.arange(1 << 16)[:, None] // 2 ** torch.arange(16) % 2).float().view(-1, 1, 4, 4)
 BASE = torch.randn(1, 4, 4, generator=stream(0, "base")) / 2
 KERNELS = {
@@ -34,8 +34,8 @@ LOG_Z = (-TARGET(STATES).double()).logsumexp(0).item()
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_both_runs_give_the_exact_log_z(name):
-    """Within four standard errors, of which one is under .05."""
-    betas = schedule(300)
+    """Within four standard errors, of which one is under .08."""
+    betas = schedule(250)
     ahead = annealing.forward(TARGET, KERNELS[name], BASE, betas, NUM_CHAINS, stream(0, "forward"))
     rows = torch.multinomial(
         (-TARGET(STATES) - LOG_Z).exp(), NUM_CHAINS, replacement=True, generator=stream(0, "draws")
@@ -43,7 +43,7 @@ def test_both_runs_give_the_exact_log_z(name):
     back = annealing.reverse(TARGET, KERNELS[name], BASE, betas, STATES[rows], stream(0, "reverse"))
     for estimate in (ahead, back):
         error = (estimate.high - estimate.low) / 6
-        assert error < 0.05 and estimate.low < estimate.log_z < estimate.high
+        assert error < 0.08 and estimate.low < estimate.log_z < estimate.high
         assert abs(estimate.log_z - LOG_Z) < 4 * error
 
 

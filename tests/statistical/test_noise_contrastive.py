@@ -315,7 +315,9 @@ def test_a_resumed_run_and_any_number_of_workers_take_the_same_turns(toy, tmp_pa
     assert state_of(tmp_path / "two") == expected
 
 
-@pytest.mark.parametrize("base", [NCE, SEMI], ids=["flow", "semi-supervised"])
+@pytest.mark.parametrize(
+    "base", [pytest.param(NCE, marks=pytest.mark.slow), SEMI], ids=["flow", "semi-supervised"]
+)
 def test_ddp_agrees_with_ordered(base, toy, spirals, tmp_path):
     """Also where a loss calls the energy twice."""
     chosen = {"num_steps": 12, "checkpoint_every": 12, "num_shards": 2}

@@ -209,7 +209,9 @@ def test_bad_input_is_one_message(what):
         ebm.sample(**{"energy": gaussian, "x0": torch.zeros(5, 2), **SHORT, **arguments})
 
 
-@pytest.mark.parametrize("sampler", ["mala", "hmc", "metropolis"])
+@pytest.mark.parametrize(
+    "sampler", ["mala", pytest.param("hmc", marks=pytest.mark.slow), "metropolis"]
+)
 def test_coordinates_of_different_scales_are_sampled_in_units_of_their_deviation(sampler):
     sd = torch.tensor([0.01, 0.3, 1.0, 50.0])
     mean = torch.tensor([100.0, 0.0, -3.0, 2.0])

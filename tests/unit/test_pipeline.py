@@ -208,7 +208,6 @@ def test_nothing_happens_at_import(tmp_path):
     [
         ("sources", ("torch", "matplotlib", "ray", "mlflow")),
         ("train", ("torch._dynamo", "matplotlib", "ray", "mlflow")),
-        ("evaluate", ("torch._dynamo", "ray", "mlflow")),
     ],
 )
 def test_a_stage_imports_what_it_needs(tmp_path, module, absent):
