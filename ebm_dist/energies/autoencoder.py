@@ -132,11 +132,10 @@ class Autoencoder(EnergyModel):
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         code = None if self.code is None or y is None else self.code(y)
         f = self.reconstruct(x, code).to(x.dtype)
+        a = 1.0
         if self.gain is not None and code is not None:
             a = 1 + self.gain(code).to(x.dtype)[:, :, None, None]
-            terms: Tensor = f * (f / 2 - a * x) + self.confinement * x**2 / 2
-        else:
-            terms = f * (f / 2 - x) + self.confinement * x**2 / 2
+        terms: Tensor = f * (f / 2 - a * x) + self.confinement * x**2 / 2
         return terms.flatten(1).sum(dim=1)
 
 

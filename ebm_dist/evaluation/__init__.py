@@ -67,6 +67,14 @@ class Needs(NamedTuple):
                 "prepare more data, or leave this suite out",
             )
 
+    def probabilities(self) -> None:
+        """Need values that are probabilities of ones."""
+        if self.data.bounds != (0.0, 1.0):
+            raise self.error(
+                f"needs values in [0, 1], the probabilities of ones, and {self.data.dataset} has"
+                f" the bounds {self.data.bounds}"
+            )
+
     def images(self) -> None:
         """Need images ``(channels, height, width)``."""
         if len(self.data.shape) != 3:

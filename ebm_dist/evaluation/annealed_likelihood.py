@@ -56,11 +56,7 @@ class Config:
 
 
 def check(config: Config, needs: Needs) -> None:
-    if needs.data.bounds != (0.0, 1.0):
-        raise needs.error(
-            f"needs values in [0, 1], the probabilities of ones, and {needs.data.dataset} has the"
-            f" bounds {needs.data.bounds}"
-        )
+    needs.probabilities()
     needs.split("train")
     needs.split(config.split)
 

@@ -9,7 +9,7 @@ base (:func:`reverse`), log Z is too large. Restricted Boltzmann machines have a
 (metrics/ais.py).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -21,35 +21,24 @@ from ebm_dist.metrics.ais import Estimate, check, estimate
 from ebm_dist.rng import bernoulli
 from ebm_dist.samplers import Kernel
 
+Betas = Sequence[float]
+"""Inverse temperatures"""
+
 
 def forward(
-    energy: EnergyFn,
-    kernel: Kernel,
-    base: Tensor,
-    betas: Sequence[float],
-    num_chains: int,
-    generator: Generator,
-    progress: Callable[[int], None] = lambda step: None,
+    energy: EnergyFn, kernel: Kernel, base: Tensor, betas: Betas, count: int, generator: Generator
 ) -> Estimate:
-    """Estimate log Z from chains that start at draws of the base ``(*shape)``.
+    """Estimate log Z from ``count`` chains that start at draws of the base ``(*shape)``.
 
-    ``betas`` grow from 0 to 1. ``progress`` is called with the number of steps after each. Raises
-    ValueError for other betas or fewer than two chains.
+    ``betas`` grow from 0 to 1. Raises ValueError for others or fewer than two chains.
     """
-    check(betas, num_chains)
-    x = bernoulli(base.sigmoid().expand(num_chains, *base.shape), generator)
-    log_w = _anneal(energy, kernel, base, betas, x, generator, progress)
-    return estimate(log_w, _log_z_of(base))
+    check(betas, count)
+    x = bernoulli(base.sigmoid().expand(count, *base.shape), generator)
+    return estimate(_anneal(energy, kernel, base, betas, x, generator), _log_z_of(base))
 
 
 def reverse(
-    energy: EnergyFn,
-    kernel: Kernel,
-    base: Tensor,
-    betas: Sequence[float],
-    x: Tensor,
-    generator: Generator,
-    progress: Callable[[int], None] = lambda step: None,
+    energy: EnergyFn, kernel: Kernel, base: Tensor, betas: Betas, x: Tensor, generator: Generator
 ) -> Estimate:
     """Estimate log Z from chains that start at draws of the energy, ``x (num_chains, *shape)``.
 
@@ -57,7 +46,7 @@ def reverse(
     ValueError as :func:`forward`.
     """
     check(betas, len(x))
-    log_w = _anneal(energy, kernel, base, betas[::-1], x, generator, progress)
+    log_w = _anneal(energy, kernel, base, betas[::-1], x, generator)
     return estimate(log_w, _log_z_of(base), is_reverse=True)
 
 
@@ -67,17 +56,11 @@ def _log_z_of(base: Tensor) -> float:
 
 @torch.no_grad()
 def _anneal(
-    energy: EnergyFn,
-    kernel: Kernel,
-    base: Tensor,
-    betas: Sequence[float],
-    x: Tensor,
-    generator: Generator,
-    progress: Callable[[int], None],
+    energy: EnergyFn, kernel: Kernel, base: Tensor, betas: Betas, x: Tensor, generator: Generator
 ) -> Tensor:
     """Return log w ``(num_chains,)`` in float64, from ``x``, which are draws at ``betas[0]``."""
     log_w = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-    for step, (old, new) in enumerate(pairwise(betas)):
+    for old, new in pairwise(betas):
         target = _Between(energy, base, new)
         state = kernel.init(target, x)
         # at x, the energy is (1 - new) base + new E, of which both parts are needed
@@ -86,7 +69,6 @@ def _anneal(
         log_w += (new - old) * (of_base - of_energy).double()
         state, _ = kernel.step(target, state, generator)
         x = state.position
-        progress(step + 1)
     return log_w
 
 

@@ -155,6 +155,12 @@ class ObjectiveConfig:
         """Raise :class:`Mismatch` where the values do not fit each other or another section."""
 
 
+def check_levels(sigmas: tuple[float, ...]) -> None:
+    """Check that ``objective.sigmas`` are a ladder. Raise :class:`Mismatch`."""
+    if len(sigmas) < 2 or sorted(set(sigmas)) != list(sigmas):
+        raise Mismatch("objective.sigmas", "needs two or more levels, in growing order")
+
+
 class WrappedConfig(ObjectiveConfig):
     """Base of the ``Config`` of a :class:`Wrapped` objective. Defaults are those of ``inner``."""
 

@@ -30,7 +30,7 @@ from ebm_dist.config import (
     section,
 )
 from ebm_dist.generators import FlowModel
-from ebm_dist.objectives import Batch, Objective, ObjectiveConfig, StepContext, Turn
+from ebm_dist.objectives import Batch, Objective, ObjectiveConfig, StepContext, Turn, check_levels
 from ebm_dist.samplers import Bounds, Kernel
 
 
@@ -62,10 +62,7 @@ class Config(ObjectiveConfig):
         return {"log_z": LogPartitions(len(self.sigmas)), "generator": generator}
 
     def check(self, params: Params) -> None:
-        if len(self.sigmas) < 2 or sorted(set(self.sigmas)) != list(self.sigmas):
-            raise Mismatch(
-                "objective.sigmas", "needs two or more levels, each above the one before"
-            )
+        check_levels(self.sigmas)
         size = params.train.batch_size // params.train.num_shards
         if size <= len(self.sigmas):
             raise Mismatch(

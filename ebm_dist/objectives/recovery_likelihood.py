@@ -21,7 +21,7 @@ from torch import nn
 from ebm_dist.chains.ladder import conditional, steps_of
 from ebm_dist.config import Mismatch, NonNegative, Params, module_of, section
 from ebm_dist.energies import EnergyModel, frozen
-from ebm_dist.objectives import Batch, Objective, ObjectiveConfig, StepContext, Turn
+from ebm_dist.objectives import Batch, Objective, ObjectiveConfig, StepContext, Turn, check_levels
 from ebm_dist.samplers import Bounds, Kernel, run_chain
 
 
@@ -41,8 +41,7 @@ class Config(ObjectiveConfig):
         return self.sigmas
 
     def check(self, params: Params) -> None:
-        if len(self.sigmas) < 2 or sorted(set(self.sigmas)) != list(self.sigmas):
-            raise Mismatch("objective.sigmas", "needs two or more levels, in growing order")
+        check_levels(self.sigmas)
         if params.train.compile or params.train.precision != "float32":
             raise Mismatch(
                 "train.compile" if params.train.compile else "train.precision",

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ebm_dist.config import Mismatch, Params, Positive, PositiveInt, section
 from ebm_dist.energies import EnergyFn
-from ebm_dist.objectives import Batch, Objective, ObjectiveConfig, StepContext, Turn
+from ebm_dist.objectives import Batch, Objective, ObjectiveConfig, StepContext, Turn, check_levels
 from ebm_dist.samplers import Bounds, Kernel
 
 
@@ -70,10 +70,7 @@ class Config(ObjectiveConfig):
             if self.data_sd is not None:
                 raise Mismatch("objective.data_sd", "scales the energies of noise_levels; set them")
             return
-        if len(self.sigmas) < 2 or sorted(set(self.sigmas)) != list(self.sigmas):
-            raise Mismatch(
-                "objective.sigmas", "needs two or more levels, each above the one before"
-            )
+        check_levels(self.sigmas)
         for key in ("relative", "conditional"):
             if getattr(self, key):
                 raise Mismatch(f"objective.{key}", "has no meaning with noise_levels")

@@ -496,6 +496,9 @@ def parallel_coordinates(
     The last axis is the score. Each axis covers the range of its value. Values that are not numbers
     have equal distances.
     """
+    from matplotlib import colormaps
+    from matplotlib.colors import LogNorm
+
     figure = _blank(8.0, 4.6)
     axes = figure.add_subplot()
     scored = np.isfinite(scores)
@@ -506,9 +509,6 @@ def parallel_coordinates(
     end = np.full(len(scores), 1.12)  # above the axis: worse than anything that has a score
     end[scored] = places[-1][0]
     lines = np.column_stack([*(place for place, _ in places[:-1]), end])
-    from matplotlib import colormaps
-    from matplotlib.colors import LogNorm
-
     norm, colours = LogNorm(*_ends(scores[scored])), colormaps["viridis"]
     for i in np.argsort(-np.where(scored, scores, np.inf), kind="stable"):  # the best on top
         style = (

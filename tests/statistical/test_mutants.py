@@ -262,7 +262,7 @@ MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "levels of another weight": ("objectives/score_matching.py", "_half_square(weight**0.5 *", "_half_square(weight *", CHAIN_FREE),
     "a network of levels without its scale": ("energies/__init__.py", "self.data_sd / sigma * self.network", "self.data_sd * self.network", CHAIN_FREE),
     "inputs of levels without their scale": ("energies/__init__.py", "u = x / v.sqrt()", "u = x / v", CHAIN_FREE),
-    "an autoencoder without half": ("energies/autoencoder.py", "f * (f / 2 - x)", "f * (f - x)", CHAIN_FREE),
+    "an autoencoder without half": ("energies/autoencoder.py", "f * (f / 2 - a * x)", "f * (f - a * x)", CHAIN_FREE),
     "noise of one size at all levels": ("objectives/score_matching.py", "score(energy, x + sigma * z)", "score(energy, x + z)", CHAIN_FREE),
     "half the trace": ("objectives/score_matching.py", "return trace + _half_square(s)", "return trace / 2 + _half_square(s)", CHAIN_FREE),
     "slices with the wrong sign": ("objectives/score_matching.py", "curvature + (v * along)", "curvature - (v * along)", CHAIN_FREE),
