@@ -284,6 +284,41 @@ def samplers(content: dict[str, Any]) -> Iterator[str]:
     yield from table(columns[: len(rows[0])], rows)
 
 
+def objectives(content: dict[str, Any]) -> Iterator[str]:
+    """Return the tables of the objectives in the plane: KL, error of log Z, and seconds."""
+    yield from where(content)
+    densities = list(dict.fromkeys(row["density"] for row in content["rows"]))
+    names = list(dict.fromkeys(row["objective"] for row in content["rows"]))
+    chance = {row["density"]: row["chance"] for row in content["rows"]}
+
+    def cells(name: str, key: str, digits: int) -> list[str]:
+        found = []
+        for density in densities:
+            rows = [r for r in content["rows"] if (r["objective"], r["density"]) == (name, density)]
+            values = [row[key] for row in rows if row[key] is not None]
+            text = f"{statistics.mean(values):.{digits}f}" if values else ""
+            if len(values) > 1:
+                text += f" ({min(values):.{digits}f} to {max(values):.{digits}f})"
+            missing = len(rows) - len(values)
+            found.append(f"{text}; {missing} of {len(rows)} none" if missing and values else text)
+        return found
+
+    yield "KL divergence, mean and range over seeds:"
+    yield ""
+    rows = [[name, *cells(name, "kl", 4)] for name in names]
+    yield from table(
+        ["objective", *densities],
+        [*rows, ["uniform density", *(f"{chance[density]:.2f}" for density in densities)]],
+    )
+    for title, key, digits in (
+        ("Error of the learnt log Z:", "log_z_error", 3),
+        ("CPU seconds to a KL divergence below 0.01, where reached:", "seconds_to_good", 0),
+    ):
+        rows = [[name, *cells(name, key, digits)] for name in names]
+        yield from ("", title, "")
+        yield from table(["objective", *densities], [row for row in rows if any(row[1:])])
+
+
 def picture(content: dict[str, Any]) -> bytes:
     """Draw the ratios to each peer with their ranges."""
     bars = [

@@ -40,6 +40,9 @@ class Config(ObjectiveConfig):
     """Standard deviation s of the data around 0, by which the energies of ``noise_levels`` are
     scaled (:class:`ebm_dist.energies.Levels`). Level k then has the weight
     ``1 + sigma_k^2 / s^2`` in the loss (Karras et al. 2022, table 1)."""
+    focus: tuple[Positive, Positive] | None = None
+    """Median m and width w of the share of the ``noise_levels`` in the batch, proportional to
+    ``exp(-log(sigma_k / m)^2 / 2 w^2)`` (Karras et al. 2022, section 5); equal shares without."""
     relative: bool = False
     """Multiply the noise of each feature by the standard deviation of the feature in the batch."""
     num_slices: PositiveInt = 1
@@ -67,8 +70,9 @@ class Config(ObjectiveConfig):
             key = "relative" if self.relative else "noise_levels"
             raise Mismatch(f"objective.{key}", f"{self.criterion} adds no noise; set it to false")
         if not self.noise_levels:
-            if self.data_sd is not None:
-                raise Mismatch("objective.data_sd", "scales the energies of noise_levels; set them")
+            for key in ("data_sd", "focus"):
+                if getattr(self, key) is not None:
+                    raise Mismatch(f"objective.{key}", "is a setting of noise_levels; set them")
             return
         check_levels(self.sigmas)
         for key in ("relative", "conditional"):
@@ -83,24 +87,28 @@ class ScoreMatching(Objective):
         self.config, self.players = config, {"energy": energy}
 
     def turns(self, batch: Batch, context: StepContext) -> Iterator[Turn]:
+        levels = self._levels(batch.x, context)
         y = batch.y if self.config.conditional else None
-        y = self._levels(batch.x) if self.config.noise_levels else y
+        y = levels if self.config.noise_levels else y
 
         def energy(x: Tensor) -> Tensor:
             return cast(Tensor, context.players["energy"](x, y))
 
-        criterion = {"denoising": self._denoising, "sliced": self._sliced, "exact": self._exact}
-        loss, value, s = criterion[self.config.criterion](energy, batch.x, context)
+        if self.config.criterion == "denoising":
+            loss, value, s = self._denoising(energy, batch.x, levels, context)
+        else:
+            criterion = {"sliced": self._sliced, "exact": self._exact}[self.config.criterion]
+            loss, value, s = criterion(energy, batch.x, context)
         metrics = {"score_norm": s.flatten(1).norm(dim=1).mean()}
         energies = {"energy_pos": value.mean(), "energy_pos_sd": value.std(correction=0)}
         # a bias of the energy has no part in the score, but each parameter needs a gradient
         yield Turn("energy", loss + 0 * value.mean(), metrics, energies)
 
     def _denoising(
-        self, energy: EnergyFn, x: Tensor, context: StepContext
+        self, energy: EnergyFn, x: Tensor, levels: Tensor, context: StepContext
     ) -> tuple[Tensor, Tensor, Tensor]:
         sigmas = torch.tensor(self.config.sigmas, device=x.device)
-        sigma = sigmas[self._levels(x)].view(-1, *[1] * (x.ndim - 1))
+        sigma = sigmas[levels].view(-1, *[1] * (x.ndim - 1))
         if self.config.relative:
             sigma = sigma * x.std(dim=0, correction=0)
         z = torch.randn(x.shape, generator=context.stream("noise"), device=x.device)
@@ -108,9 +116,16 @@ class ScoreMatching(Objective):
         weight = 1 if self.config.data_sd is None else 1 + (sigma / self.config.data_sd) ** 2
         return _half_square(weight**0.5 * (sigma * s + z)), value, s
 
-    def _levels(self, x: Tensor) -> Tensor:
-        """Return the level of each sample ``(B,)``: one after the other."""
-        return torch.arange(len(x), device=x.device) % len(self.config.sigmas)
+    def _levels(self, x: Tensor, context: StepContext) -> Tensor:
+        """Return the level of each sample ``(B,)``: one after the other, or in shares of focus."""
+        order = torch.arange(len(x), device=x.device)
+        if self.config.focus is None:
+            return order % len(self.config.sigmas)
+        median, width = self.config.focus
+        distances = (torch.tensor(self.config.sigmas, dtype=torch.float64) / median).log() / width
+        ends = torch.softmax(-(distances**2) / 2, dim=0).cumsum(dim=0).to(x.device)
+        start = torch.rand(1, generator=context.stream("levels"), device=x.device)
+        return torch.searchsorted(ends[:-1], (order + start.double()) / len(x))
 
     def _sliced(
         self, energy: EnergyFn, x: Tensor, context: StepContext

@@ -25,6 +25,7 @@ NOISE = "tests/statistical/test_noise_contrastive.py"
 FAST_LAYERS = "tests/unit/test_cpu_layers.py"
 ADAM = "tests/integration/test_trainer.py::test_kernels_that_lie_channels_last_learn_as_adam_says_also_after_a_restart"
 BAND_POWER = "tests/statistical/test_band_power.py"
+EXCHANGE = "tests/statistical/test_exchange.py"
 CHAINS, TASKS = "tests/statistical/test_chains_suite.py", "tests/statistical/test_tasks.py"
 DIRECTIONS, FLOATS = (
     "tests/unit/test_suite_needs.py::"
@@ -192,6 +193,10 @@ MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "swaps always": ("chains/tempering.py", "(beta[r] - beta[r + 1])", "0 * (beta[r] - beta[r + 1])", f"{SAMPLERS}::test_tempering_keeps_the_target_exact_at_every_temperature"),
     "the energy before the swap": ("chains/tempering.py", "Info(energy[0],", "Info(info.energy[:n],", f"{SAMPLERS}::test_tempering_reports_the_energy_and_score_of_the_position_after_the_swap"),
     "swaps and keeps the old energy": ("chains/tempering.py", "inner = kernel.init(heated_target, scaled(x.flatten(0, 1), -0.5))", "inner = inner._replace(position=scaled(x.flatten(0, 1), -0.5))", f"{SAMPLERS}::test_tempering_keeps_the_target_exact_at_every_temperature"),
+    "exchanges the wrong way": ("chains/exchange.py", "near(x[r]) + far(x[r + 1]) - near(x[r + 1]) - far(x[r])", "near(x[r + 1]) + far(x[r]) - near(x[r]) - far(x[r + 1])", f"{EXCHANGE}::test_every_replica_has_its_distribution"),
+    "exchanges always": ("chains/exchange.py", "swapped = accept_mask(log_ratio, ", "swapped = accept_mask(0 * log_ratio, ", f"{EXCHANGE}::test_every_replica_has_its_distribution"),
+    "exchanges the same pairs": ("chains/exchange.py", "            not state.is_odd,\n            refused", "            state.is_odd,\n            refused", f"{EXCHANGE}::test_round_trips_of_replicas_that_always_swap"),
+    "a ladder by its rates alone": ("chains/exchange.py", "np.cumsum(refusal_rates)", "np.array(refusal_rates)", f"{EXCHANGE}::test_equal_parts_of_the_barrier"),
     "adapts away": ("chains/adaptation.py", "deficit += target_rate", "deficit -= target_rate", f"{SAMPLERS}::test_adaptation_reaches_its_acceptance"),
     "hidden bias of the wrong sign": ("energies/rbm.py", "return self.hidden_bias + v", "return -self.hidden_bias + v", RBM),
     "visible units without bias": ("energies/rbm.py", "return self.visible_bias + h", "return h", f"{RBM}::test_exact_draws_stay_exact_after_sweeps"),

@@ -1,0 +1,139 @@
+"""Replica exchange over a path of energies, and its ladder (Geyer 1991; Syed et al. 2021).
+
+    each replica r:  a step of the kernel on E_r;    E_0 is the energy to sample, E_R-1 mixes well
+    even steps: pairs (0, 1), (2, 3), ...; odd steps: (1, 2), (3, 4), ...
+    a pair swaps positions with probability
+        min(1, exp( E_r(x_r) + E_r+1(x_r+1) - E_r(x_r+1) - E_r+1(x_r) ))
+
+The path is given: an RBM from its biases alone to all of its weights, or the checkpoints of a
+training (trajectory tempering, Bereux et al. 2025). For temperatures of any energy there is
+chains/tempering.py. Alternating pairs make the exchange non-reversible: a replica keeps its
+direction until a swap is refused. With the share rho_r of refused swaps of a pair, the
+communication barrier is Lambda = sum rho_r, about the same for any fine enough ladder; equal rho_r
+are best, and the most that adding replicas can reach is 1 / (2 + 2 Lambda) round trips a step.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Generator, Tensor
+
+from ebm_dist.energies import EnergyFn
+from ebm_dist.samplers import Info, Kernel, accept_mask, log_uniform, where_accepted
+
+
+class State(NamedTuple):
+    """Replicas of ``B`` chains on ``R`` energies."""
+
+    position: Tensor
+    """``(B, *shape)`` of the replica on E_0"""
+    replicas: Tensor
+    """``(R, B, *shape)`` of all replicas"""
+    is_odd: bool
+    """Whether the number of steps is odd"""
+    refused: Tensor
+    """``(R - 1,)`` sum over attempts of the share of chains that did not swap"""
+    attempts: Tensor
+    """``(R - 1,)`` attempts of each pair"""
+    comes_from_end: Tensor
+    """``(R, B)``: whether the copy now at r was at E_R-1 after it was last at E_0"""
+    round_trips: Tensor
+    """``(B,)`` arrivals at E_0 of copies that come from E_R-1"""
+
+    @property
+    def refusal_rates(self) -> Tensor:
+        """``(R - 1,)`` rho of each pair; NaN before its first attempt."""
+        return self.refused / self.attempts
+
+
+def exchange(kernel: Kernel, path: Sequence[EnergyFn]) -> Kernel:
+    """Return the kernel of chains with a replica on each energy of the path after the first.
+
+    The first energy E_0 is the target that the kernel is given. ``kernel`` is one whose state is
+    its position, such as Gibbs sampling. A step costs ``len(path) + 1`` steps of it, and two more
+    evaluations of each energy. Info is that of E_0 after the swap.
+    """
+    num_replicas = len(path) + 1
+
+    def init(target: EnergyFn, position: Tensor) -> State:
+        zeros = torch.zeros(num_replicas - 1, device=position.device)
+        comes_from_end = torch.zeros(
+            num_replicas, len(position), dtype=torch.bool, device=position.device
+        )
+        comes_from_end[-1] = True
+        return State(
+            position,
+            position.expand(num_replicas, *position.shape).clone(),
+            False,
+            zeros,
+            zeros,
+            comes_from_end,
+            torch.zeros(len(position), device=position.device),
+        )
+
+    def step(target: EnergyFn, state: State, generator: Generator) -> tuple[State, Info]:
+        energies, x = [target, *path], list(state.replicas)
+        for r, energy in enumerate(energies):
+            inner, _ = kernel.step(energy, kernel.init(energy, x[r]), generator)
+            x[r] = inner.position
+        marks = list(state.comes_from_end)
+        refused, attempts = state.refused.clone(), state.attempts.clone()
+        for r in range(int(state.is_odd), num_replicas - 1, 2):
+            near, far = energies[r], energies[r + 1]
+            log_ratio = near(x[r]) + far(x[r + 1]) - near(x[r + 1]) - far(x[r])
+            log_u = log_uniform((len(log_ratio),), generator)
+            swapped = accept_mask(log_ratio, log_ratio.isfinite(), log_u)
+            x[r], x[r + 1] = swap(swapped, x[r], x[r + 1])
+            marks[r], marks[r + 1] = swap(swapped, marks[r], marks[r + 1])
+            refused[r] += 1 - swapped.float().mean()
+            attempts[r] += 1
+        arrived = marks[0].clone()
+        marks[0], marks[-1] = torch.zeros_like(arrived), torch.ones_like(arrived)
+        value = target(x[0])
+        state = State(
+            x[0],
+            torch.stack(x),
+            not state.is_odd,
+            refused,
+            attempts,
+            torch.stack(marks),
+            state.round_trips + arrived,
+        )
+        return state, Info(value, torch.zeros_like(value), torch.ones_like(arrived))
+
+    return Kernel(init, step)
+
+
+def swap(where: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``a`` and ``b (B, *shape)`` exchanged where ``(B,)`` is true."""
+    return where_accepted(where, b, a), where_accepted(where, a, b)
+
+
+def equalised(
+    ladder: Sequence[float], refusal_rates: Sequence[float], num_levels: int
+) -> list[float]:
+    """Return a ladder with as many levels, between the same ends, of about equal refusal rates.
+
+    The barrier up to a level is the sum of the rates (Syed et al. 2021, algorithm 4); it is
+    interpolated between levels, and divided into equal parts.
+    """
+    barrier: npt.NDArray[Any] = np.concatenate([[0.0], np.cumsum(refusal_rates)])
+    parts = np.linspace(0.0, barrier[-1], num_levels)
+    return [float(v) for v in np.interp(parts, barrier, ladder)]
+
+
+def adapt_ladder(
+    run: Callable[[Sequence[float]], State], ladder: Sequence[float], num_rounds: int
+) -> tuple[list[float], State]:
+    """Run chains on ladders, each made from the refusal rates of the one before.
+
+    ``run`` returns the state after some steps on a ladder. Return the last ladder and its state.
+    """
+    state = run(ladder)
+    for _ in range(num_rounds):
+        ladder = equalised(ladder, state.refusal_rates.tolist(), len(ladder))
+        state = run(ladder)
+    return list(ladder), state
