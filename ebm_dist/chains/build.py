@@ -39,8 +39,11 @@ def build_chains(options: Options, energy: EnergyModel, kernel: Kernel, num_step
 def build_kernel(params: Params, *, bounds: Bounds) -> Kernel:
     """Build the kernel that samples a trained energy: that of section ``sampler``.
 
-    For an energy of noise levels it draws from the conditionals of the ladder.
+    For an energy of noise levels it draws from the conditionals of the ladder, unless it goes over
+    the levels itself.
     """
-    sigmas, sampler = params.objective.ladder, params.sampler
+    sampler = params.sampler
+    goes_over_levels = getattr(module_of(sampler), "OVER_LEVELS", False)
+    sigmas = () if goes_over_levels else params.objective.ladder
     kernel: Kernel = module_of(sampler).build(sampler, bounds=None if sigmas else bounds)
     return ladder(kernel, sigmas, sampler.num_steps, bounds=bounds) if sigmas else kernel

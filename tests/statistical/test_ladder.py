@@ -15,7 +15,7 @@ from ebm_dist.errors import ConfigError
 from ebm_dist.evaluation import samples
 from ebm_dist.objectives import Batch, StepContext, recovery_likelihood
 from ebm_dist.rng import stream
-from ebm_dist.samplers import langevin, mala, run_chain
+from ebm_dist.samplers import ancestral, langevin, mala, run_chain
 from tests import helpers
 from tests.helpers import Silent, spawn, state_of
 from tests.statistical.targets import assert_counts, assert_moments
@@ -29,10 +29,11 @@ class Mixture:
 
     centres = torch.tensor([[-4.0, 0.0], [4.0, 0.0]])
     shares = torch.tensor([0.3, 0.7])
+    sigmas = torch.tensor(SIGMAS)
 
     def __call__(self, x, level=None):
         level = torch.zeros(len(x), dtype=torch.long) if level is None else level
-        variance = (0.25 + torch.tensor(SIGMAS)[level] ** 2)[:, None]
+        variance = (0.25 + self.sigmas[level] ** 2)[:, None]
         squares = ((x[:, None] - self.centres) ** 2).sum(2)
         return -(self.shares.log() - squares / 2 / variance - variance.log()).logsumexp(1)
 
@@ -55,6 +56,30 @@ def test_a_step_forgets_its_mode():
     for k in (0, 1):
         assert_moments(x[mode == k], Mixture.centres[k], torch.full((2,), 0.25))
     torch.testing.assert_close(stats.energy, Mixture()(x).mean())
+
+
+class Fine(Mixture):
+    """The mixture at many levels, up to far above its size."""
+
+    sigmas = torch.logspace(-2, 1.7, 90)
+
+
+def test_ancestral_steps_draw_from_the_data():
+    """From the smaller mode, one step has the shares, centres and variances of the data."""
+    kernel = ancestral.build(ancestral.Config(), bounds=None)
+    start = Fine.centres[:1].expand(4000, 2)
+    x, stats = run_chain(kernel, Fine(), start, 1, stream(1, "ancestral"))
+    mode = (x[:, 0] > 0).long()
+    assert_counts(mode, Fine.shares)
+    for k in (0, 1):
+        assert_moments(x[mode == k], Fine.centres[k], torch.full((2,), 0.25))
+    torch.testing.assert_close(stats.energy, Fine()(x).mean())
+
+
+def test_ancestral_steps_need_levels():
+    kernel = ancestral.build(ancestral.Config(), bounds=None)
+    with pytest.raises(TypeError, match="needs an energy of noise levels"):
+        kernel.init(lambda x: x.sum(1), torch.zeros(2, 2))
 
 
 def test_exact_draws_stay_exact():

@@ -25,6 +25,7 @@ NOISE = "tests/statistical/test_noise_contrastive.py"
 FAST_LAYERS = "tests/unit/test_cpu_layers.py"
 ADAM = "tests/integration/test_trainer.py::test_kernels_that_lie_channels_last_learn_as_adam_says_also_after_a_restart"
 BAND_POWER = "tests/statistical/test_band_power.py"
+LADDER_ANCESTRAL = "tests/statistical/test_ladder.py::test_ancestral_steps_draw_from_the_data"
 EXCHANGE = "tests/statistical/test_exchange.py"
 CHAINS, TASKS = "tests/statistical/test_chains_suite.py", "tests/statistical/test_tasks.py"
 DIRECTIONS, FLOATS = (
@@ -289,6 +290,9 @@ MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "selected weights are not exported": ("training/state.py", "        return best\n", "        pass\n", CHAIN_FREE),
     "conditionals of twice the width": ("chains/ladder.py", ".flatten(1).sum(dim=1) / 2", ".flatten(1).sum(dim=1) / 8", LADDER),
     "too little noise": ("chains/ladder.py", "up = (sigmas[-1] ** 2 - sigmas[0] ** 2) ** 0.5", "up = sigmas[-2]", LADDER),
+    "ancestral steps with too much noise": ("samplers/ancestral.py", "d * lower / upper * noise()", "d * noise()", LADDER_ANCESTRAL),
+    "ancestral steps of half the length": ("samplers/ancestral.py", "x = x + d**2 * s", "x = x + d**2 / 2 * s", LADDER_ANCESTRAL),
+    "ancestral steps at the level below": ("samplers/ancestral.py", "torch.full((len(x),), k,", "torch.full((len(x),), max(k - 1, 0),", LADDER_ANCESTRAL),
     "levels in the wrong order": ("chains/ladder.py", "for k in reversed(range(len(widths))):", "for k in range(len(widths)):", LADDER),
     "recovered samples attract": ("objectives/recovery_likelihood.py", "loss = energy_pos.mean() - energy_neg.mean()", "loss = energy_neg.mean() - energy_pos.mean()", LADDER),
     "noise of the level above": ("objectives/recovery_likelihood.py", "above = positive + s * z_above", "above = positive + sigma * z_above", LADDER),
