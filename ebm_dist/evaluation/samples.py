@@ -16,17 +16,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
-from ebm_dist.config import Mismatch, Params, PositiveInt, section
+from ebm_dist.config import Mismatch, NonNegativeInt, Params, PositiveInt, section
 from ebm_dist.data import shards
 from ebm_dist.energies import frozen, given, is_conditional
 from ebm_dist.errors import DataError
 from ebm_dist.evaluation import Needs, Report, Subject, check_finite
 from ebm_dist.metrics import features
+from ebm_dist.models.trained import TrainedModel
 from ebm_dist.report import figures
 from ebm_dist.rng import numpy_stream, stream
-from ebm_dist.samplers import Info, State, noise, run_chain
+from ebm_dist.samplers import Info, Observer, State, noise, run_chain
 
 _SEED = 0  # of the evaluation, the same for all models, so that scores can be compared
 _COLUMNS = 10
@@ -39,10 +40,14 @@ class Config:
     with the number of training samples where that is less."""
     num_steps: PositiveInt = 200
     """Steps of the chains from noise, with the sampler of the training."""
+    num_continued: NonNegativeInt = 0
+    """Steps that the same chains go on for; their ends are scored too."""
     num_frames: PositiveInt = 20
     """Frames of the animation of the chains."""
     split: str = "test"
     """The split of real data to compare with: ``val`` to choose settings, ``test`` to report."""
+
+    added_keys = ("num_continued",)
 
     def check(self, params: Params) -> None:
         if self.num_samples < 2:
@@ -76,6 +81,12 @@ def evaluate(config: Config, subject: Subject) -> Report:
                 (n, *samples.shape[1:]), subject.model.bounds, stream(_SEED, "samples/uniform")
             ),
         }
+        if config.num_continued:
+            ends = _follow(
+                subject.model, samples, config.num_continued, stream(_SEED, "samples/continued")
+            )
+            check_finite(ends, "evaluation.samples: ends of the continued chains")
+            sets["model, continued"] = ends[:n]
         scores = {name: _scores(subject, x, real) for name, x in sets.items()}
         tables["quality"] = [
             {"set": name, "count": len(sets[name]), **row} for name, row in scores.items()
@@ -102,6 +113,9 @@ def evaluate(config: Config, subject: Subject) -> Report:
             "smallest_class_share": model["smallest_class_share"],
             "smallest_class_share_floor": floor["smallest_class_share"],
         }
+        if config.num_continued:
+            metrics["num_continued"] = config.num_continued
+            metrics["fid_clf_continued"] = scores["model, continued"]["fid_clf"]
     distance, nearest = nearest_neighbours(samples, train)
     real_distance, _ = nearest_neighbours(real, train)
     metrics |= {
@@ -127,11 +141,6 @@ def sample(
     model = subject.model
     size = (config.num_samples, *model.card["shape"])
     start = noise(size, model.bounds, stream(_SEED, "samples/noise"))
-    labels = (
-        torch.arange(config.num_samples) % model.card["num_classes"]
-        if is_conditional(model.params)
-        else None
-    )
     every = max(1, config.num_steps // config.num_frames)
     trace, frames = list[dict[str, Any]](), [(0, start[:100])]
 
@@ -144,16 +153,23 @@ def sample(
         if (step + 1) % every == 0:
             frames.append((step + 1, state.position[:100]))
 
-    with frozen(model.energy):
-        end, _ = run_chain(
-            model.kernel(),
-            given(model.energy, labels),
-            start,
-            config.num_steps,
-            stream(_SEED, "samples/chain"),
-            observe=observe,
-        )
+    end = _follow(model, start, config.num_steps, stream(_SEED, "samples/chain"), observe)
     return end, trace, frames
+
+
+def _follow(
+    model: TrainedModel,
+    start: Tensor,
+    num_steps: int,
+    generator: Generator,
+    observe: Observer | None = None,
+) -> Tensor:
+    """Run chains with the sampler of the training; the classes of E(x, y) take turns."""
+    is_labelled = is_conditional(model.params)
+    labels = torch.arange(len(start)) % model.card["num_classes"] if is_labelled else None
+    with frozen(model.energy):
+        target = given(model.energy, labels)
+        return run_chain(model.kernel(), target, start, num_steps, generator, observe=observe)[0]
 
 
 def nearest_neighbours(x: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:

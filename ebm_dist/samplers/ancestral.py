@@ -6,20 +6,24 @@ noise sigma_k, and sigma_-1 = 0, a step is
     x <- x + sigma_L z
     for k = L, ..., 0:
         x <- x + d_k^2 s_k(x) + d_k sigma_k-1 / sigma_k z,      d_k^2 = sigma_k^2 - sigma_k-1^2
+        x <- x + h sigma_k-1^2 s_k-1(x) + sqrt(2 h) sigma_k-1 z      (``correction`` h, k > 0)
 
 Given x at level k, the sample under less noise has exactly this mean (Tweedie's formula), and for
 small d_k this variance. So a step goes from data to data: with exact scores and many levels it
 keeps the density of the data. With a sigma_L far above the data's size, steps are independent. The
-inner kernels of chains/ladder.py need more gradients, and are exact with few levels too.
+correction is a Langevin step at the new level: it draws samples back to the density of this level,
+from which errors of the scores have led them away (Song et al. 2021, section 4.2). The inner
+kernels of chains/ladder.py need more gradients, and are exact with few levels too.
 """
 
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Generator, Tensor
 
-from ebm_dist.config import Mismatch, Params, PositiveInt, plugin_name, section
+from ebm_dist.config import Mismatch, NonNegative, Params, PositiveInt, plugin_name, section
 from ebm_dist.energies import EnergyFn, score
 from ebm_dist.samplers import Bounds, Info, Kernel
 
@@ -30,6 +34,8 @@ OVER_LEVELS = True
 class Config:
     num_steps: PositiveInt = 1
     """Steps of the chains per training step, which the objectives for this sampler do not need."""
+    correction: NonNegative = 0.0
+    """h of the Langevin step at each level, in units of sigma^2; none if 0."""
 
     def check(self, params: Params) -> None:
         if plugin_name(params.objective) != "score_matching" or not params.objective.ladder:
@@ -74,14 +80,19 @@ def build(config: Config, *, bounds: Bounds) -> Kernel:
         def noise() -> Tensor:
             return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
 
+        def score_at(k: int) -> Tensor:
+            level = torch.full((len(x),), k, device=x.device)
+            return score(partial(energy, y=level), x)[1]
+
         x = x + sigmas[-1] * noise()
         for k, (lower, upper) in reversed(list(enumerate(pairwise(sigmas)))):
-            level = torch.full((len(x),), k, device=x.device)
-            _, s = score(lambda x, level=level: energy(x, level), x)
-            d = (upper**2 - lower**2) ** 0.5
+            d, s = (upper**2 - lower**2) ** 0.5, score_at(k)
             x = x + d**2 * s
             if k:
                 x = x + d * lower / upper * noise()
+            if k and config.correction:
+                x = x + config.correction * lower**2 * score_at(k - 1)
+                x = x + (2 * config.correction) ** 0.5 * lower * noise()
         if bounds is not None:
             x = x.clamp(*bounds)
         value, norm = energy(x), s.flatten(1).norm(dim=1)

@@ -122,14 +122,15 @@ def test_generators_draw_samples_of_the_data_s_shape_row_by_row(name, shape):
 
 
 class StandardNormal:
-    """A target that suits every sampler: E = |x|^2 / 2, with conditionals, which keep within bounds."""
+    """A target that suits every sampler: E = |x|^2 / 2, with conditionals, which keep within bounds, and levels."""
 
     num_blocks = 1
+    sigmas = torch.tensor([0.1, 1.0])
 
     def __init__(self, bounds):
         self.low, self.high = torch.special.ndtr(torch.tensor(bounds or (-10.0, 10.0)))
 
-    def __call__(self, x):
+    def __call__(self, x, y=None):
         return (x**2).flatten(1).sum(1) / 2
 
     def resample(self, block, x, generator):

@@ -31,9 +31,9 @@ class Mixture:
     shares = torch.tensor([0.3, 0.7])
     sigmas = torch.tensor(SIGMAS)
 
-    def __call__(self, x, level=None):
-        level = torch.zeros(len(x), dtype=torch.long) if level is None else level
-        variance = (0.25 + self.sigmas[level] ** 2)[:, None]
+    def __call__(self, x, y=None):
+        y = torch.zeros(len(x), dtype=torch.long) if y is None else y
+        variance = (0.25 + self.sigmas[y] ** 2)[:, None]
         squares = ((x[:, None] - self.centres) ** 2).sum(2)
         return -(self.shares.log() - squares / 2 / variance - variance.log()).logsumexp(1)
 
@@ -64,9 +64,10 @@ class Fine(Mixture):
     sigmas = torch.logspace(-2, 1.7, 90)
 
 
-def test_ancestral_steps_draw_from_the_data():
+@pytest.mark.parametrize("correction", [0.0, 0.05])
+def test_ancestral_steps_draw_from_the_data(correction):
     """From the smaller mode, one step has the shares, centres and variances of the data."""
-    kernel = ancestral.build(ancestral.Config(), bounds=None)
+    kernel = ancestral.build(ancestral.Config(correction=correction), bounds=None)
     start = Fine.centres[:1].expand(4000, 2)
     x, stats = run_chain(kernel, Fine(), start, 1, stream(1, "ancestral"))
     mode = (x[:, 0] > 0).long()

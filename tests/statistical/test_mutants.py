@@ -293,6 +293,7 @@ MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "ancestral steps with too much noise": ("samplers/ancestral.py", "d * lower / upper * noise()", "d * noise()", LADDER_ANCESTRAL),
     "ancestral steps of half the length": ("samplers/ancestral.py", "x = x + d**2 * s", "x = x + d**2 / 2 * s", LADDER_ANCESTRAL),
     "ancestral steps at the level below": ("samplers/ancestral.py", "torch.full((len(x),), k,", "torch.full((len(x),), max(k - 1, 0),", LADDER_ANCESTRAL),
+    "corrections without noise": ("samplers/ancestral.py", "(2 * config.correction) ** 0.5 * lower", "0 * lower", LADDER_ANCESTRAL),
     "levels in the wrong order": ("chains/ladder.py", "for k in reversed(range(len(widths))):", "for k in range(len(widths)):", LADDER),
     "recovered samples attract": ("objectives/recovery_likelihood.py", "loss = energy_pos.mean() - energy_neg.mean()", "loss = energy_neg.mean() - energy_pos.mean()", LADDER),
     "noise of the level above": ("objectives/recovery_likelihood.py", "above = positive + s * z_above", "above = positive + sigma * z_above", LADDER),

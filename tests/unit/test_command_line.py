@@ -203,7 +203,7 @@ def test_new_plugins_pass_the_tests_over_their_folders(tmp_path):
     [
         ("Mine", None, "small letters"),
         ("langevin", None, "one already"),
-        ("mine", "langevan", "no such sampler; there: dmala, gibbs, "),
+        ("mine", "langevan", "no such sampler; there: ancestral, dmala, gibbs, "),
     ],
 )
 def test_names_of_plugins(name, like, expected, tmp_path):
