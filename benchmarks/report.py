@@ -319,6 +319,78 @@ def objectives(content: dict[str, Any]) -> Iterator[str]:
         yield from table(["objective", *densities], [row for row in rows if any(row[1:])])
 
 
+def reweighting(content: dict[str, Any]) -> Iterator[str]:
+    """Return the table of persistent chains with Jarzynski weights."""
+    yield from where(content)
+    rows = [
+        [
+            row["rate"],
+            f"{row['chains']:,}",
+            row["sweeps"],
+            f"{row['plain']['nats']:.1f}",
+            f"{row['weighted']['nats']:.1f}",
+            f"{row['plain']['lowest_ess'] * row['chains']:.1f}",
+            f"{row['weighted']['drawn_anew']:,}",
+            f"{row['plain']['log_z_error']:+,.1f}",
+            f"{row['weighted']['log_z_error']:+,.1f}",
+        ]
+        for row in content["rows"]
+    ]
+    yield from table(
+        [
+            "rate",
+            "chains",
+            "sweeps",
+            "nats, plain",
+            "nats, weighted",
+            "fewest effective chains",
+            "times drawn anew",
+            "error of log Z, never drawn anew",
+            "error of log Z, drawn anew",
+        ],
+        rows,
+    )
+
+
+def mixing(content: dict[str, Any]) -> Iterator[str]:
+    """Return the table of the ways to sample a machine."""
+    yield from where(content)
+    rows = [
+        [
+            f"784 x {row['hidden']}",
+            row["way"],
+            row.get("replicas", 1),
+            f"{row['rhat']:.3f}",
+            f"{row['work_to_good']:,}" if row["work_to_good"] else "not reached",
+            *(
+                [
+                    f"{row['refused'][0]:.2f} to {row['refused'][1]:.2f}",
+                    f"{row['barrier']:.1f}",
+                    f"{row['round_trips']:.0f}",
+                ]
+                if "barrier" in row
+                else ["", "", ""]
+            ),
+            f"{row['seconds']:.0f}",
+        ]
+        for row in content["rows"]
+    ]
+    yield from table(
+        [
+            "machine",
+            "chains",
+            "replicas",
+            "R-hat at the end",
+            "sweeps to R-hat 1.1",
+            "refused swaps",
+            "barrier",
+            "round trips a chain",
+            "CPU seconds",
+        ],
+        rows,
+    )
+
+
 def picture(content: dict[str, Any]) -> bytes:
     """Draw the ratios to each peer with their ranges."""
     bars = [
@@ -372,6 +444,10 @@ def main() -> None:
         "samplers.md": {
             "samplers": samplers(read("samplers")),
             "adaptive": adaptive(read("adaptive")),
+        },
+        "rbm.md": {
+            "mixing": mixing(read("mixing")),
+            "reweighting": reweighting(read("reweighting")),
         },
     }
     for page, parts in pages.items():

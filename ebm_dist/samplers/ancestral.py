@@ -6,7 +6,7 @@ noise sigma_k, and sigma_-1 = 0, a step is
     x <- x + sigma_L z
     for k = L, ..., 0:
         x <- x + d_k^2 s_k(x) + d_k sigma_k-1 / sigma_k z,      d_k^2 = sigma_k^2 - sigma_k-1^2
-        x <- x + h sigma_k-1^2 s_k-1(x) + sqrt(2 h) sigma_k-1 z      (``correction`` h, k > 0)
+        x <- x + h sigma_k-1^2 s_k-1(x) + sqrt(2 h) sigma_k-1 z    (``correction`` h, k > 0)
 
 Given x at level k, the sample under less noise has exactly this mean (Tweedie's formula), and for
 small d_k this variance. So a step goes from data to data: with exact scores and many levels it
@@ -36,6 +36,9 @@ class Config:
     """Steps of the chains per training step, which the objectives for this sampler do not need."""
     correction: NonNegative = 0.0
     """h of the Langevin step at each level, in units of sigma^2; none if 0."""
+    corrected_from: NonNegative = 0.0
+    """Lowest sigma that is corrected: errors that the scores make at large noise decide what an
+    image shows."""
 
     def check(self, params: Params) -> None:
         if plugin_name(params.objective) != "score_matching" or not params.objective.ladder:
@@ -90,7 +93,7 @@ def build(config: Config, *, bounds: Bounds) -> Kernel:
             x = x + d**2 * s
             if k:
                 x = x + d * lower / upper * noise()
-            if k and config.correction:
+            if k and config.correction and lower >= config.corrected_from:
                 x = x + config.correction * lower**2 * score_at(k - 1)
                 x = x + (2 * config.correction) ** 0.5 * lower * noise()
         if bounds is not None:

@@ -77,6 +77,26 @@ def test_ancestral_steps_draw_from_the_data(correction):
     torch.testing.assert_close(stats.energy, Fine()(x).mean())
 
 
+class Counting(Fine):
+    def __init__(self):
+        self.num_calls = 0
+
+    def __call__(self, x, y=None):
+        self.num_calls += 1
+        return super().__call__(x, y)
+
+
+@pytest.mark.parametrize(("lowest", "expected"), [(0.0, 89), (Fine.sigmas[30].item(), 59)])
+def test_corrections_end_at_their_lowest_level(lowest, expected):
+    """Beside the 90 scores and the energy at the end."""
+    config = ancestral.Config(correction=0.01, corrected_from=lowest)
+    target = Counting()
+    run_chain(
+        ancestral.build(config, bounds=None), target, torch.zeros(3, 2), 1, stream(0, "calls")
+    )
+    assert target.num_calls - 91 == expected
+
+
 def test_ancestral_steps_need_levels():
     kernel = ancestral.build(ancestral.Config(), bounds=None)
     with pytest.raises(TypeError, match="needs an energy of noise levels"):
