@@ -33,6 +33,7 @@ from pipelines import run
 
 NUM_CHAINS, NUM_COMPONENTS, GOOD = 40, 5, 1.1
 _LOOKS = 24  # evenly spaced in the logarithm of the work
+_CHECKPOINTS = 300
 _TRIAL, _ROUNDS = 300, 4  # steps of each round that adapts a ladder
 
 
@@ -70,7 +71,7 @@ def trained(
     """Train a machine; return its averaged weights at growing steps, the last ones last."""
     values = values | {"energy": values["energy"] | {"num_hidden": num_hidden}}
     training, found = build(values, index, num_steps), []
-    looks = {round(num_steps ** (i / 40)) for i in range(41)}
+    looks = {round(num_steps ** (i / _CHECKPOINTS)) for i in range(_CHECKPOINTS + 1)}
     for step in range(1, num_steps + 1):
         training.advance()
         training.step = step
@@ -141,11 +142,15 @@ def on_path(base: Tensor, weights: rbm.Weights, num_replicas: int) -> list[Machi
 def over_training(checkpoints: list[rbm.Weights], num_replicas: int) -> list[Machine]:
     """Return checkpoints with about equal refusal rates, the last one first."""
     machines = [Machine(weights) for weights in reversed(checkpoints)]
-    state = _trial(machines, num_visible=len(checkpoints[0].visible_bias))
-    places = exchange.equalised(
-        range(len(machines)), state.refusal_rates.tolist(), min(num_replicas, len(machines))
-    )
-    return [machines[i] for i in dict.fromkeys(round(place) for place in places)]
+
+    def chosen(ladder: Sequence[float]) -> list[Machine]:
+        return [machines[round(place)] for place in ladder]
+
+    def state_of(ladder: Sequence[float]) -> exchange.State:
+        return _trial(chosen(ladder), num_visible=len(checkpoints[0].visible_bias))
+
+    start = np.linspace(0.0, len(machines) - 1, num_replicas).tolist()
+    return chosen(exchange.adapt_ladder(state_of, start, _ROUNDS)[0])
 
 
 def _trial(machines: list[Machine], num_visible: int) -> exchange.State:

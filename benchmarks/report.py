@@ -446,7 +446,6 @@ def main() -> None:
             "adaptive": adaptive(read("adaptive")),
         },
         "rbm.md": {
-            "mixing": mixing(read("mixing")),
             "reweighting": reweighting(read("reweighting")),
         },
     }
