@@ -469,7 +469,8 @@ def test_an_autoencoder_energy_is_the_square_that_is_left():
 @pytest.mark.parametrize(
     ("objective", "message"),
     [
-        ({"data_sd": 0.3}, "objective.data_sd: scales the energies of noise_levels"),
+        ({"data_sd": 0.3}, "objective.data_sd: is a setting of noise_levels"),
+        ({"focus": [0.3, 1.0]}, "objective.focus: is a setting of noise_levels"),
         ({"noise_levels": True, "sigmas": [0.3, 0.1]}, "two or more levels, in growing order"),
         ({"noise_levels": True, "conditional": True}, "conditional: has no meaning"),
         ({"noise_levels": True, "criterion": "exact"}, "exact adds no noise"),
