@@ -450,6 +450,24 @@ def test_scaled_levels_start_at_the_score_of_a_gaussian():
     assert turn.loss.item() == pytest.approx(1.0, abs=0.01)
 
 
+def test_a_focus_gives_levels_their_shares_of_the_batch():
+    """Log-normal in sigma, and never more than one sample from it."""
+    sigmas, seen = (0.1, 0.5, 1.0, 4.0), []
+
+    class Watching(Nothing):
+        def forward(self, x, y=None):
+            seen.append(y)
+            return 0 * x.sum(1)
+
+    energy = Levels(Watching(), sigmas)
+    chosen = score_matching.Config(noise_levels=True, sigmas=sigmas, focus=(0.5, 1.5))
+    x = torch.zeros(1000, 2)
+    turns_of(score_matching.ScoreMatching(chosen, energy), {"energy": energy}, x)
+    weights = torch.exp(-((torch.tensor(sigmas) / 0.5).log() ** 2) / 2 / 1.5**2)
+    counts = torch.bincount(seen[0], minlength=4)
+    assert (counts - 1000 * weights / weights.sum()).abs().max() <= 1
+
+
 def test_an_autoencoder_energy_is_the_square_that_is_left():
     shape = (2, 8, 12)
     network = autoencoder.build(autoencoder.Config(), shape=shape, num_classes=0)

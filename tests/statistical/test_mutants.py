@@ -290,6 +290,7 @@ MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "selected weights are not exported": ("training/state.py", "        return best\n", "        pass\n", CHAIN_FREE),
     "conditionals of twice the width": ("chains/ladder.py", ".flatten(1).sum(dim=1) / 2", ".flatten(1).sum(dim=1) / 8", LADDER),
     "too little noise": ("chains/ladder.py", "up = (sigmas[-1] ** 2 - sigmas[0] ** 2) ** 0.5", "up = sigmas[-2]", LADDER),
+    "a focus of another width": ("objectives/score_matching.py", ".log() / width", ".log()", f"{CHAIN_FREE}::test_a_focus_gives_levels_their_shares_of_the_batch"),
     "ancestral steps with too much noise": ("samplers/ancestral.py", "d * lower / upper * noise()", "d * noise()", LADDER_ANCESTRAL),
     "ancestral steps of half the length": ("samplers/ancestral.py", "x = x + d**2 * s", "x = x + d**2 / 2 * s", LADDER_ANCESTRAL),
     "ancestral steps at the level below": ("samplers/ancestral.py", "torch.full((len(x),), k,", "torch.full((len(x),), max(k - 1, 0),", LADDER_ANCESTRAL),
