@@ -101,23 +101,29 @@ def has(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
+def torchebm_model(network: nn.Module) -> Any:
+    """Return a network as a model of TorchEBM."""
+    from torchebm.core import BaseModel
+
+    class Wrapped(BaseModel):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, x: Tensor, **_: Any) -> Tensor:
+            return self.network(x)
+
+    return Wrapped()
+
+
 class TorchEBM:
     """The 2-D network of standard layers under the sampler and the loss of TorchEBM."""
 
     def __init__(self, case: Case, network: nn.Module, device: str) -> None:
-        from torchebm.core import BaseModel
         from torchebm.losses import ContrastiveDivergence
         from torchebm.samplers import LangevinDynamics
 
-        class Wrapped(BaseModel):
-            def __init__(self) -> None:
-                super().__init__()
-                self.network = network
-
-            def forward(self, x: Tensor, **_: Any) -> Tensor:
-                return self.network(x)
-
-        self.case, self.model, place = case, Wrapped(), torch.device(device)
+        self.case, self.model, place = case, torchebm_model(network), torch.device(device)
         self.sampler = LangevinDynamics(
             self.model, step_size=case.sampler.step_size, noise_scale=1.0, device=place
         )

@@ -30,6 +30,7 @@ from scipy.special import logsumexp
 from torch import Tensor, nn
 
 from benchmarks import circumstances
+from benchmarks.langevin import torchebm_model
 from ebm_dist import config
 from ebm_dist.config import Params
 from ebm_dist.data import shards
@@ -50,7 +51,7 @@ DENSITIES: dict[str, dict[str, Any]] = {
 }
 FREQUENCIES = {"8gaussians": 1.0, "checkerboard": 4.0, "spirals": 2.0, "25gaussians": 2.0}
 _NUM_TRAIN, _SIDE, _EXTENT = 1_000_000, 400, 5.0
-_TIMED = 40  # steps whose time decides how many fit
+_TIMED = 40  # steps timed to decide how many fit
 _GOOD_KL = 0.01
 _POINTS = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0)  # shares of the budget at which KL is measured
 _CHOICE, _CHOICE_SEED = 1 / 6, 1000
@@ -177,19 +178,10 @@ def loss_of(way: Theirs, network: nn.Module) -> tuple[Callable[[Tensor], Tensor]
             "DSM": kit.DenoisingScoreMatching,
         }[name](**way.options)
         return lambda x: loss(network, x).loss, list(loss.parameters())
-    from torchebm.core import BaseModel
     from torchebm.losses import score_matching as torchebm
 
-    class Wrapped(BaseModel):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = network
-
-        def forward(self, x: Tensor, **_: Any) -> Tensor:
-            return self.network(x)
-
     kind = {"DSM": torchebm.DenoisingScoreMatching, "SSM": torchebm.SlicedScoreMatching}[name]
-    return kind(Wrapped(), **way.options), []
+    return kind(torchebm_model(network), **way.options), []
 
 
 def settings(density: str, way: Ours, seed: int, num_steps: int) -> Params:

@@ -331,7 +331,7 @@ def reweighting(content: dict[str, Any]) -> Iterator[str]:
             f"{row['weighted']['nats']:.1f}",
             f"{row['plain']['lowest_ess']:.1%}",
             f"{row['weighted']['lowest_ess']:.1%}",
-            f"{row['weighted']['drawn_anew']:,}",
+            f"{row['weighted']['num_resampled']:,}",
             f"{row['plain']['log_z_error']:+,.1f}",
             f"{row['weighted']['log_z_error']:+,.1f}",
         ]
@@ -346,7 +346,7 @@ def reweighting(content: dict[str, Any]) -> Iterator[str]:
             "nats, weighted",
             "effective at worst, plain",
             "weighted",
-            "times drawn anew",
+            "times resampled",
             "error of log Z, plain",
             "weighted",
         ],

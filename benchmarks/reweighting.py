@@ -7,9 +7,9 @@ binarised MNIST by PCD. Each chain x_i has a weight exp(A_i): after an update fr
 
 so weighted averages over chains are exact for theta' although the chains lag, and the logs of the
 mean weights add up to log Z of theta' less that of the start. Where the effective number of chains
-falls below half, chains are drawn anew by weight. Both kinds of negative phase, weighted and plain,
-are compared with the exact log-likelihood of the validation split, which 16 hidden units allow.
-Writes reports/benchmarks/reweighting.json.
+falls below half, the chains are resampled by weight. Both kinds of negative phase, weighted and
+plain, are compared with the exact log-likelihood of the validation split, which 16 hidden units
+allow. Writes reports/benchmarks/reweighting.json.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import circumstances
+from benchmarks.mixing import Machine
 from ebm_dist.data import shards
 from ebm_dist.energies import rbm
 from ebm_dist.files import write_json
@@ -60,7 +61,7 @@ def train(
         )
         start = exact_log_z(weights)
         v = bernoulli(mean.expand(num_chains, -1), generator)
-        a, log_ratio, ess, num_drawn = torch.zeros(num_chains, dtype=torch.double), 0.0, [], 0
+        a, log_ratio, ess, num_resampled = torch.zeros(num_chains, dtype=torch.double), 0.0, [], 0
         began = time.process_time()
         for step in range(num_steps):
             rows = torch.randint(len(x), (BATCH,), generator=generator)
@@ -78,10 +79,9 @@ def train(
             if ess[-1] < _RESAMPLE and is_weighted:
                 log_ratio += float(a.logsumexp(0)) - math.log(num_chains)
                 v = v[torch.multinomial(a.softmax(0), num_chains, True, generator=generator)]
-                a, num_drawn = torch.zeros_like(a), num_drawn + 1
+                a, num_resampled = torch.zeros_like(a), num_resampled + 1
             for _ in range(num_sweeps):
-                h = bernoulli(weights.hidden_input(v).sigmoid(), generator)
-                v = bernoulli(weights.visible_input(h).sigmoid(), generator)
+                v = Machine(weights).resample(0, v, generator)
         log_ratio += float(a.logsumexp(0)) - math.log(num_chains)
         seconds, log_z = time.process_time() - began, exact_log_z(weights)
         found["weighted" if is_weighted else "plain"] = {
@@ -90,7 +90,7 @@ def train(
             "log_z_error": log_ratio - (log_z - start),
             "lowest_ess": min(ess),
             "ess_at_end": ess[-1],
-            "drawn_anew": num_drawn,
+            "num_resampled": num_resampled,
         }
     return found
 

@@ -52,8 +52,8 @@ class State(NamedTuple):
 def exchange(kernel: Kernel, path: Sequence[EnergyFn]) -> Kernel:
     """Return the kernel of chains with a replica on each energy of the path after the first.
 
-    The first energy E_0 is the target that the kernel is given. ``kernel`` is one whose state is
-    its position, such as Gibbs sampling. A step costs ``len(path) + 1`` steps of it, and two more
+    The first energy E_0 is the target that the kernel is given. The state of ``kernel`` is its
+    position, as in Gibbs sampling. A step costs ``len(path) + 1`` steps of it, and two more
     evaluations of each energy. Info is that of E_0 after the swap.
     """
     num_replicas = len(path) + 1

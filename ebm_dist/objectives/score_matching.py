@@ -11,9 +11,9 @@ Denoising (Vincent 2011) is the cheapest, and the energy is that of the density 
 N(0, sigma^2 I): details below sigma are lost. DSEBM (Zhai et al. 2016) is this criterion. With
 several levels one energy serves all, a compromise between them; or, with ``noise_levels``, there is
 an energy E(x, k) of the density at each sigma_k, and chains go over the ladder of levels
-(chains/ladder.py). Sliced (Song et al. 2019) takes
-random directions of the Hessian, exact its diagonal, one gradient per dimension: for a few
-dimensions. All are blind to how much mass separate modes have: between them there are no data.
+(samplers/ancestral.py, chains/ladder.py). Sliced (Song et al. 2019) takes random directions of the
+Hessian, exact its diagonal, one gradient per dimension: for a few dimensions. All are blind to how
+much mass separate modes have: between them there are no data.
 """
 
 from collections.abc import Iterator, Mapping

@@ -44,7 +44,7 @@ class Config:
         if plugin_name(params.objective) != "score_matching" or not params.objective.ladder:
             raise Mismatch(
                 "sampler.name",
-                "ancestral needs an energy whose gradient is learnt at noise levels",
+                "ancestral needs score matching at noise levels",
                 "set objective.name: score_matching and noise_levels: true, or choose another"
                 " sampler",
             )

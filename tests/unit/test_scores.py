@@ -134,6 +134,20 @@ def test_samples_floor_and_gaussian_are_scored_at_one_number(tmp_path):
     assert report.metrics["fid_clf"] == features.frechet_distance(of_model, of_real)
 
 
+def test_chains_that_go_on_are_scored_at_their_ends(tmp_path):
+    index = shards.write(tmp_path, "digits", digits.load(digits.Config()))
+    torch.manual_seed(0)
+    subject = subject_of(index, Well(), features.Classifier(index.shape, 10, 16))
+    plain, longer = (
+        samples.evaluate(samples.Config(num_samples=60, num_steps=2, num_continued=n), subject)
+        for n in (0, 30)
+    )
+    added = set(longer.metrics) - set(plain.metrics)
+    assert added == {"num_continued", "fid_clf_continued"}
+    assert all(longer.metrics[key] == value for key, value in plain.metrics.items())
+    assert longer.metrics["fid_clf_continued"] != longer.metrics["fid_clf"]
+
+
 def test_too_few_images_have_no_frechet_distance():
     with pytest.raises(DataError, match="at least 2 images"):
         features.frechet_distance(np.zeros((1, 3)), np.zeros((5, 3)))
