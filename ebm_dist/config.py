@@ -92,12 +92,13 @@ class Mismatch(ValueError):
         self.key = tuple(key.split(".")) if isinstance(key, str) else key
 
 
-def plugin(folder: str) -> Any:
-    """Declare a value that configures a plugin.
+def plugin(folder: str, *, optional: bool = False) -> Any:
+    """Declare a value that configures a plugin, or is None if it is ``optional``.
 
     ``{name: mlp, ...}`` under this key stands for ``ebm_dist/<folder>/mlp.py``.
     """
-    return field(metadata={"folder": f"ebm_dist.{folder}"})
+    metadata = {"folder": f"ebm_dist.{folder}"}
+    return field(default=None, metadata=metadata) if optional else field(metadata=metadata)
 
 
 def _module(name: str) -> Any:
@@ -178,6 +179,7 @@ def modules_of(config: Any) -> list[ModuleType]:
         *(
             module
             for name in _folders(type(config))
+            if getattr(config, name) is not None
             for module in modules_of(getattr(config, name))
         ),
     ]
@@ -419,7 +421,8 @@ def _config_schema(module: str, definitions: dict[str, Any]) -> dict[str, Any]:
     definitions |= described.pop("$defs", {})
     described.setdefault("properties", {})
     for key, folder in _folders(config).items():
-        described["properties"][key] |= _folder_schema(folder, definitions)
+        schema, about = _folder_schema(folder, definitions), described["properties"][key]
+        about |= {"anyOf": [schema, {"type": "null"}]} if "default" in about else schema
     return {key: value for key, value in described.items() if key not in ("title", "required")}
 
 
@@ -525,6 +528,7 @@ def _checked(kind: Any, value: Any, source: _Source, key: tuple[Any, ...]) -> An
     nested = {
         name: _section(source, (*key, name), folder, getattr(config, name))
         for name, folder in folders.items()
+        if getattr(config, name) is not None
     }
     return replace(config, **nested) if nested else config
 

@@ -21,7 +21,8 @@ from ebm_dist.rng import seeded
 EnergyFn = Callable[[Tensor], Tensor]
 Average = Callable[[Callable[[Tensor], Tensor]], Tensor]
 """Return the mean of a function ``(B, *shape) -> (B, ...)`` over all training samples: float64, on
-the CPU, with the same bits on every worker and for any number of workers."""
+the CPU, with the same bits on every worker and for any number of workers. The function may return
+the sum of its rows as the only one, ``(1, ...)``."""
 
 
 class EnergyModel(nn.Module):
@@ -52,16 +53,25 @@ class Levels(EnergyModel):
     table 1, for the score):
 
         E(x, k) = |x|^2 / 2 v_k + s / sigma_k N(x / sqrt(v_k), k),    v_k = sigma_k^2 + s^2
+
+    With a ``base`` of density q_sigma, ``-w_k log q_sigma_k(x)`` is added, and the energy of the
+    Gaussian has the weight ``1 - w_k``, with w_k = 1 / (1 + (base_from / sigma_k)^4).
     """
 
     sigmas: Tensor
     """``(L,)`` standard deviations of the noise, growing"""
 
     def __init__(
-        self, network: EnergyModel, sigmas: tuple[float, ...], data_sd: float | None = None
+        self,
+        network: EnergyModel,
+        sigmas: tuple[float, ...],
+        data_sd: float | None = None,
+        base: "Smoothed | None" = None,
+        base_from: float = 0.0,
     ) -> None:
         super().__init__()
-        self.network, self.has_heads, self.data_sd = network, network.has_heads, data_sd
+        self.network, self.has_heads = network, network.has_heads
+        self.data_sd, self.base, self.base_from = data_sd, base, base_from
         self.register_buffer("sigmas", torch.tensor(sigmas))
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
@@ -78,11 +88,27 @@ class Levels(EnergyModel):
         sigma = self.sigmas[y]
         v = sigma**2 + self.data_sd**2
         u = x / v.sqrt().view(-1, *[1] * (x.ndim - 1))
-        energy: Tensor = (u**2).flatten(1).sum(1) / 2 + self.data_sd / sigma * self.network(u, y)
+        start = (u**2).flatten(1).sum(1) / 2
+        if self.base is not None:
+            weight = 1 / (1 + (self.base_from / sigma) ** 4)
+            start = (1 - weight) * start - weight * self.base.smoothed(x, sigma)
+        energy: Tensor = start + self.data_sd / sigma * self.network(u, y)
         return energy
 
     def initialise(self, average: Average) -> None:
         self.network.initialise(average)
+        if self.base is not None:
+            self.base.initialise(average)
+
+
+class Smoothed(Protocol):
+    """A density known at all noise levels, such as :mod:`ebm_dist.generators.mixture`."""
+
+    def smoothed(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Return the log density of ``x (B, *shape)`` under noise of ``sigma (B,)``, in nats."""
+
+    def initialise(self, average: Average) -> None:
+        """Fit the density to the training data."""
 
 
 @runtime_checkable
@@ -200,4 +226,8 @@ def build_energy(params: Params, shape: tuple[int, ...], num_classes: int) -> En
         energy: EnergyModel = module_of(params.energy).build(
             params.energy, shape=shape, num_classes=classes
         )
-    return Levels(energy, sigmas, params.objective.data_sd) if sigmas else energy
+    if not sigmas:
+        return energy
+    objective = params.objective
+    base = objective.base and module_of(objective.base).build(objective.base, shape=shape)
+    return Levels(energy, sigmas, objective.data_sd, base, objective.base_from)

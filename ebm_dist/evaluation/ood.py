@@ -80,7 +80,7 @@ def evaluate(config: Config, subject: Subject) -> Report:
     }
     if not is_conditional(subject.model.params):
         untrained = build_energy(subject.model.params, subject.data.shape, subject.data.num_classes)
-        untrained.initialise(lambda of: of(train.double()).mean(dim=0))
+        untrained.initialise(lambda of: of(train.double()).sum(dim=0) / len(train))
         blank = subject.model._replace(energy=untrained.eval().requires_grad_(False))
         scorers[_UNTRAINED] = lambda x: -blank.energies(x).double().numpy()
     scorers |= _baselines(train, subject.data.bounds)

@@ -128,6 +128,16 @@ class ObjectiveConfig:
         return None
 
     @property
+    def base(self) -> Any:
+        """``Config`` of the density that energies of the levels start from; or None."""
+        return None
+
+    @property
+    def base_from(self) -> float:
+        """Standard deviation of the noise from which on this density has most of the weight."""
+        return 0.0
+
+    @property
     def ladder(self) -> tuple[float, ...]:
         """Those of the ladder that chains of the trained energy go over; () for plain chains."""
         return ()

@@ -17,12 +17,21 @@ much mass separate modes have: between them there are no data.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from ebm_dist.config import Mismatch, Params, Positive, PositiveInt, section
+from ebm_dist.config import (
+    Mismatch,
+    NonNegative,
+    Params,
+    Positive,
+    PositiveInt,
+    plugin,
+    plugin_name,
+    section,
+)
 from ebm_dist.energies import EnergyFn
 from ebm_dist.objectives import Batch, Objective, ObjectiveConfig, StepContext, Turn, check_levels
 from ebm_dist.samplers import Bounds, Kernel
@@ -40,6 +49,12 @@ class Config(ObjectiveConfig):
     """Standard deviation s of the data around 0, by which the energies of ``noise_levels`` are
     scaled (:class:`ebm_dist.energies.Levels`). Level k then has the weight
     ``1 + sigma_k^2 / s^2`` in the loss (Karras et al. 2022, table 1)."""
+    base: Any = plugin("generators", optional=True)
+    """A density to which the network adds, instead of that of one Gaussian: ``mixture``. It needs
+    ``data_sd``."""
+    base_from: NonNegative = 0.0
+    """Standard deviation of the noise at which base and Gaussian have equal weight; with less, the
+    network would have to unlearn the Gaussians of the base."""
     focus: tuple[Positive, Positive] | None = None
     """Median m and width w of the share of the ``noise_levels`` in the batch, proportional to
     ``exp(-log(sigma_k / m)^2 / 2 w^2)`` (Karras et al. 2022, section 5); equal shares without."""
@@ -70,11 +85,19 @@ class Config(ObjectiveConfig):
             key = "relative" if self.relative else "noise_levels"
             raise Mismatch(f"objective.{key}", f"{self.criterion} adds no noise; set it to false")
         if not self.noise_levels:
-            for key in ("data_sd", "focus"):
+            for key in ("data_sd", "base", "focus"):
                 if getattr(self, key) is not None:
                     raise Mismatch(f"objective.{key}", "is a setting of noise_levels; set them")
             return
         check_levels(self.sigmas)
+        if self.base is None and self.base_from:
+            raise Mismatch("objective.base_from", "there is no base; set it, or base_from: 0")
+        if self.base is not None and self.data_sd is None:
+            raise Mismatch("objective.base", "needs data_sd, the scale of what the network adds")
+        if self.base is not None and plugin_name(self.base) != "mixture":
+            raise Mismatch(
+                "objective.base.name", "its density under noise is not known; use mixture"
+            )
         for key in ("relative", "conditional"):
             if getattr(self, key):
                 raise Mismatch(f"objective.{key}", "has no meaning with noise_levels")

@@ -41,3 +41,9 @@ def gumbel(n: int, x: Tensor, generator: Generator, out: Tensor | None = None) -
     """Draw Gumbel numbers ``(n, *x.shape)``: the argmax of logits + them is a softmax draw."""
     drawn = x.new_empty((n, *x.shape)) if out is None else out
     return drawn.exponential_(generator=generator).clamp_(min=_TINY).log_().neg_()
+
+
+def logistic(n: int, x: Tensor, generator: Generator, out: Tensor | None = None) -> Tensor:
+    """Draw logistic numbers ``(n, *x.shape)``: log odds + them is positive with these odds."""
+    drawn = x.new_empty((n, *x.shape)) if out is None else out
+    return drawn.uniform_(generator=generator).logit_(eps=_TINY)

@@ -6,14 +6,16 @@ noise sigma_k, and sigma_-1 = 0, a step is
     x <- x + sigma_L z
     for k = L, ..., 0:
         x <- x + d_k^2 s_k(x) + d_k sigma_k-1 / sigma_k z,      d_k^2 = sigma_k^2 - sigma_k-1^2
-        x <- x + h sigma_k-1^2 s_k-1(x) + sqrt(2 h) sigma_k-1 z    (``correction`` h, k > 0)
+        x <- x + h sigma_k-1^2 s_k-1(x) + sqrt(h (2 - h)) sigma_k-1 z    (``correction`` h, k > 0)
 
 Given x at level k, the sample under less noise has exactly this mean (Tweedie's formula), and for
 small d_k this variance. So a step goes from data to data: with exact scores and many levels it
 keeps the density of the data. With a sigma_L far above the data's size, steps are independent. The
-correction is a Langevin step at the new level: it draws samples back to the density of this level,
-from which errors of the scores have led them away (Song et al. 2021, section 4.2). The inner
-kernels of chains/ladder.py need more gradients, and are exact with few levels too.
+correction draws samples back to the density of the new level, from which errors of the scores have
+led them away (Song et al. 2021, section 4.2). It is a Langevin step with slightly less noise, so
+that the noise in x keeps its variance sigma^2 for any h: a part h of it is taken away and as much
+put in its place, as in the churn of Karras et al. (2022). The inner kernels of chains/ladder.py
+need more gradients, and are exact with few levels too.
 """
 
 from functools import partial
@@ -95,7 +97,7 @@ def build(config: Config, *, bounds: Bounds) -> Kernel:
                 x = x + d * lower / upper * noise()
             if k and config.correction and lower >= config.corrected_from:
                 x = x + config.correction * lower**2 * score_at(k - 1)
-                x = x + (2 * config.correction) ** 0.5 * lower * noise()
+                x = x + (config.correction * (2 - config.correction)) ** 0.5 * lower * noise()
         if bounds is not None:
             x = x.clamp(*bounds)
         value, norm = energy(x), s.flatten(1).norm(dim=1)

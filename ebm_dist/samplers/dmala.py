@@ -7,7 +7,6 @@
 change in a step; ``step_size`` says how many do. It samples ``exp(-E / T)`` exactly.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
@@ -46,38 +45,38 @@ def build(config: Config, *, bounds: Bounds) -> Kernel:
     def draw(
         n: int, position: Tensor, generator: Generator, out: Randomness | None = None
     ) -> Randomness:
-        gumbel, log_u = out or (None, None)
-        # of a binary variable: to stay and to flip, along a new last axis
-        each = position if config.categories else position[..., None].expand(*position.shape, 2)
+        noise, log_u = out or (None, None)
+        of_choice = discrete.gumbel if config.categories else discrete.logistic
         size = (n, len(position))
-        return discrete.gumbel(n, each, generator, gumbel), log_uniform(size, generator, log_u)
+        return of_choice(n, position, generator, noise), log_uniform(size, generator, log_u)
 
-    def log_proposal(state: State, step_size: StepSize) -> Tensor:
-        """``(B, *shape)`` of categories, ``(B, *shape, 2)`` of binary variables."""
+    def logits(state: State, step_size: StepSize) -> Tensor:
+        """``(B, *shape)`` of the categories of a variable, or the log odds that it is flipped."""
         d = discrete.changes(state, config.categories) / (2 * temperature)
         if config.categories:
-            return (d - (1 - state.position) / step_size).log_softmax(dim=-1)
-        return torch.stack([torch.zeros_like(d), d - 1 / (2 * step_size)], dim=-1).log_softmax(-1)
+            return d - (1 - state.position) / step_size
+        return d - 1 / (2 * step_size)
+
+    def log_q(logits: Tensor, chosen: Tensor) -> Tensor:
+        """``(B,)`` of the categories, or of the flips, that are 1 in ``chosen``."""
+        if config.categories:
+            return (chosen * logits.log_softmax(dim=-1)).flatten(1).sum(dim=1)
+        return F.logsigmoid((2 * chosen - 1) * logits).flatten(1).sum(dim=1)
 
     def move(
         target: EnergyFn, state: State, randomness: Randomness, step_size: StepSize
     ) -> tuple[State, Info]:
-        gumbel, log_u = randomness
-        x, log_q = state.position, log_proposal(state, step_size)
-        choice = (log_q + gumbel).argmax(dim=-1)
+        noise, log_u = randomness
+        x, there = state.position, logits(state, step_size)
         if config.categories:
-            moved = F.one_hot(choice, x.shape[-1]).to(x.dtype)
-            there, back = moved, x
+            moved = F.one_hot((there + noise).argmax(dim=-1), x.shape[-1]).to(x.dtype)
+            chosen, undone = moved, x
         else:
-            moved = x + (1 - 2 * x) * choice.to(x.dtype)
-            there = back = F.one_hot(choice, 2).to(x.dtype)  # a flip is undone by a flip
+            chosen = undone = (there + noise > 0).to(x.dtype)  # a flip is undone by a flip
+            moved = x + (1 - 2 * x) * chosen
         new = discrete.init(target, moved, config.categories)
         log_ratio = (state.energy - new.energy) / temperature
-        log_ratio = (
-            log_ratio
-            + (back * log_proposal(new, step_size)).flatten(1).sum(dim=1)
-            - (there * log_q).flatten(1).sum(dim=1)
-        )
+        log_ratio = log_ratio + log_q(logits(new, step_size), undone) - log_q(there, chosen)
         is_finite = new.is_finite
         is_accepted = accept_mask(log_ratio, is_finite, log_u)
         state = select(is_accepted, new, state)

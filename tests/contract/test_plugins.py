@@ -48,7 +48,7 @@ def energy_of(name, num_classes=0):
         else {}
     )
     energy = plugin.build(plugin.Config(**parts), shape=SHAPE, num_classes=num_classes)
-    energy.initialise(lambda of: of(torch.rand(20, *SHAPE, dtype=torch.float64)).mean(dim=0))
+    energy.initialise(lambda of: of(torch.rand(20, *SHAPE, dtype=torch.float64)).sum(dim=0) / 20)
     return energy
 
 

@@ -43,6 +43,14 @@ OBJECTIVES = {
         "generator": {"name": "histogram", "num_cells": 16},
         "pretraining": 0,
     },
+    "based": {
+        "name": "score_matching",
+        "noise_levels": True,
+        "sigmas": [0.1, 0.4, 1.0],
+        "data_sd": 1.0,
+        "base": {"name": "mixture", "num_components": 4},
+        "base_from": 0.2,
+    },
     "levels": {
         "name": "level_classification",
         "generator": {"name": "histogram", "num_cells": 16},
@@ -484,11 +492,19 @@ def test_an_autoencoder_energy_is_the_square_that_is_left():
         autoencoder.build(autoencoder.Config(), shape=(1, 10, 8), num_classes=0)
 
 
+LEVELS = {"noise_levels": True, "sigmas": [0.1, 0.3]}
+
+
 @pytest.mark.parametrize(
     ("objective", "message"),
     [
         ({"data_sd": 0.3}, "objective.data_sd: is a setting of noise_levels"),
         ({"focus": [0.3, 1.0]}, "objective.focus: is a setting of noise_levels"),
+        ({"base": {"name": "mixture"}}, "objective.base: is a setting of noise_levels"),
+        (LEVELS | {"base": {"name": "mixture"}}, "objective.base: needs data_sd"),
+        (LEVELS | {"data_sd": 1.0, "base": {"name": "gaussian"}}, "under noise is not known"),
+        (LEVELS | {"data_sd": 1.0, "base_from": 0.2}, "objective.base_from: there is no base"),
+        (LEVELS | {"base": 3}, "objective.base: a name is needed"),
         ({"noise_levels": True, "sigmas": [0.3, 0.1]}, "two or more levels, in growing order"),
         ({"noise_levels": True, "conditional": True}, "conditional: has no meaning"),
         ({"noise_levels": True, "criterion": "exact"}, "exact adds no noise"),

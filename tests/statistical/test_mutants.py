@@ -45,6 +45,7 @@ API_TRAINING, API_SAMPLING, API_MODEL = (
     f"tests/unit/test_api_{name}.py" for name in ("training", "sampling", "model")
 )
 BLOCKS = "tests/statistical/test_blocks.py"
+MIXTURE = "tests/statistical/test_mixture.py"
 CHAIN_FREE, DISCRETE, LADDER, ANNEALING = (
     f"tests/statistical/test_{name}.py"
     for name in ("chain_free", "discrete_samplers", "ladder", "annealing")
@@ -294,14 +295,21 @@ MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "ancestral steps with too much noise": ("samplers/ancestral.py", "d * lower / upper * noise()", "d * noise()", LADDER_ANCESTRAL),
     "ancestral steps of half the length": ("samplers/ancestral.py", "x = x + d**2 * s", "x = x + d**2 / 2 * s", LADDER_ANCESTRAL),
     "ancestral steps at the level below": ("samplers/ancestral.py", "torch.full((len(x),), k,", "torch.full((len(x),), max(k - 1, 0),", LADDER_ANCESTRAL),
-    "corrections without noise": ("samplers/ancestral.py", "(2 * config.correction) ** 0.5 * lower", "0 * lower", LADDER_ANCESTRAL),
+    "corrections without noise": ("samplers/ancestral.py", "(config.correction * (2 - config.correction)) ** 0.5", "0", LADDER_ANCESTRAL),
     "levels in the wrong order": ("chains/ladder.py", "for k in reversed(range(len(widths))):", "for k in range(len(widths)):", LADDER),
     "recovered samples attract": ("objectives/recovery_likelihood.py", "loss = energy_pos.mean() - energy_neg.mean()", "loss = energy_neg.mean() - energy_pos.mean()", LADDER),
     "noise of the level above": ("objectives/recovery_likelihood.py", "above = positive + s * z_above", "above = positive + sigma * z_above", LADDER),
     "recovered in other coordinates": ("objectives/recovery_likelihood.py", "torch.cat([positive, s * u])", "torch.cat([positive, u])", LADDER),
     "no way back of a change": ("samplers/gibbs_with_gradients.py", "+ logits(new).log_softmax(dim=1).gather(1, back).squeeze(1)", "+ log_q.gather(1, j).squeeze(1)", DISCRETE),
     "the wrong way back": ("samplers/gibbs_with_gradients.py", "back = (x * of_variable)", "back = (chosen * of_variable)", DISCRETE),
-    "no way back of a jump": ("samplers/dmala.py", "+ (back * log_proposal(new, step_size)).flatten(1).sum(dim=1)", "+ (there * log_q).flatten(1).sum(dim=1)", DISCRETE),
+    "Gaussians of equal weight": ("generators/mixture.py", "self.weights.log() - terms / 2", "-terms / 2", MIXTURE),
+    "noise along the axes only": ("generators/mixture.py", "_terms(other, self.others + noise, r - a)", "_terms(other, self.others + 0 * noise, r - a)", MIXTURE),
+    "volume of one dimension": ("generators/mixture.py", "count * (2 * math.pi * variance).log()", "(2 * math.pi * variance).log()", MIXTURE),
+    "draws without the other variances": ("generators/mixture.py", "self.means[j] + other * inside", "self.means[j] + inside", MIXTURE),
+    "covariances around the origin": ("generators/mixture.py", "second - counts * products", "second", MIXTURE),
+    "a base of less energy": ("energies/__init__.py", "- weight * self.base", "+ weight * self.base", MIXTURE),
+    "a base at all levels": ("energies/__init__.py", "weight = 1 / (1 + (self.base_from / sigma) ** 4)", "weight = 1", MIXTURE),
+    "no way back of a jump": ("samplers/dmala.py", "log_q(logits(new, step_size), undone)", "log_q(there, chosen)", DISCRETE),
     "jumps at temperature 1": ("samplers/dmala.py", "(state.energy - new.energy) / temperature", "(state.energy - new.energy) * 0.7", DISCRETE),
     "every step is a draw": ("chains/block.py", "[-(start + 1) % thin :: thin]", "[::thin]", BLOCKS),
     "a module stays in evaluation mode": ("api/sampling.py", "part.training = is_training", "pass", API_SAMPLING),
