@@ -528,7 +528,7 @@ def _checked(kind: Any, value: Any, source: _Source, key: tuple[Any, ...]) -> An
     nested = {
         name: _section(source, (*key, name), folder, getattr(config, name))
         for name, folder in folders.items()
-        if getattr(config, name) is not None
+        if getattr(config, name) is not None or kind.__dataclass_fields__[name].default is not None
     }
     return replace(config, **nested) if nested else config
 
