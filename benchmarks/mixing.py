@@ -49,9 +49,7 @@ class Machine:
         return self.weights.free_energy(x)
 
     def resample(self, block: int, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw hidden units, then visible ones, as ``energies.rbm.RBM`` does."""
-        h = bernoulli(self.weights.hidden_input(x).sigmoid(), generator)
-        return bernoulli(self.weights.visible_input(h).sigmoid(), generator)
+        return self.weights.sweep(x, generator)
 
 
 def between(base: Tensor, weights: rbm.Weights, share: float) -> Machine:

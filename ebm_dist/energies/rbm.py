@@ -57,6 +57,11 @@ class Weights(NamedTuple):
         """Return ``F(v) (B,)`` of ``v (B, num_visible)``."""
         return -(v @ self.visible_bias) - F.softplus(self.hidden_input(v)).sum(1)
 
+    def sweep(self, v: Tensor, generator: Generator) -> Tensor:
+        """Draw ``h ~ p(h | v)``, then return ``v ~ p(v | h) (B, num_visible)``."""
+        h = bernoulli(self.hidden_input(v).sigmoid(), generator)
+        return bernoulli(self.visible_input(h).sigmoid(), generator)
+
 
 class RBM(EnergyModel):
     """Visible units of any shape; they are flattened."""
@@ -100,11 +105,8 @@ class RBM(EnergyModel):
     def resample(
         self, block: int, x: Tensor, generator: Generator, y: Tensor | None = None
     ) -> Tensor:
-        """Draw ``h ~ p(h | v)``, then return ``v ~ p(v | h) (B, *shape)`` of zeros and ones."""
-        weights = self.weights(y)
-        h = bernoulli(weights.hidden_input(x.flatten(1)).sigmoid(), generator)
-        v: Tensor = bernoulli(weights.visible_input(h).sigmoid(), generator).view_as(x)
-        return v
+        """Return ``x (B, *shape)`` after a sweep, zeros and ones."""
+        return self.weights(y).sweep(x.flatten(1), generator).view_as(x)
 
     @torch.no_grad()
     def initialise(self, average: Average) -> None:

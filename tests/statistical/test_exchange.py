@@ -29,8 +29,7 @@ class Machine:
         return self.weights.free_energy(x)
 
     def resample(self, block, x, generator):
-        h = bernoulli(self.weights.hidden_input(x).sigmoid(), generator)
-        return bernoulli(self.weights.visible_input(h).sigmoid(), generator)
+        return self.weights.sweep(x, generator)
 
 
 def final_state(shares, num_chains, num_steps, start=0.0):

@@ -202,7 +202,7 @@ MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "adapts away": ("chains/adaptation.py", "deficit += target_rate", "deficit -= target_rate", f"{SAMPLERS}::test_adaptation_reaches_its_acceptance"),
     "hidden bias of the wrong sign": ("energies/rbm.py", "return self.hidden_bias + v", "return -self.hidden_bias + v", RBM),
     "visible units without bias": ("energies/rbm.py", "return self.visible_bias + h", "return h", f"{RBM}::test_exact_draws_stay_exact_after_sweeps"),
-    "hidden units are not drawn": ("energies/rbm.py", "h = bernoulli(weights.hidden_input(x.flatten(1)).sigmoid(), generator)", "h = weights.hidden_input(x.flatten(1)).sigmoid()", f"{RBM}::test_exact_draws_stay_exact_after_sweeps"),
+    "hidden units are not drawn": ("energies/rbm.py", "h = bernoulli(self.hidden_input(v).sigmoid(), generator)", "h = self.hidden_input(v).sigmoid()", f"{RBM}::test_exact_draws_stay_exact_after_sweeps"),
     "centre of the wrong sign": ("energies/rbm.py", "self.hidden_bias - self.visible_offset", "self.hidden_bias + self.visible_offset", RBM),
     "AIS with its biases the wrong way": ("metrics/ais.py", "(new - old) * (v @", "(old - new) * (v @", RBM),
     "AIS without 2^hidden": ("metrics/ais.py", " + len(weights.hidden_bias) * math.log(2)", "", RBM),
