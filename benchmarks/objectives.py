@@ -15,11 +15,13 @@ and a call goes on where an earlier one stopped. Writes reports/benchmarks/objec
 """
 
 import argparse
+import base64
 import importlib.util
 import itertools
 import math
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,6 +55,7 @@ FREQUENCIES = {"8gaussians": 1.0, "checkerboard": 4.0, "spirals": 2.0, "25gaussi
 _NUM_TRAIN, _SIDE, _EXTENT = 1_000_000, 400, 5.0
 _TIMED = 40  # steps timed to decide how many fit
 _GOOD_KL = 0.01
+_TILE = 50  # side of the pictures
 _POINTS = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0)  # shares of the budget at which KL is measured
 _CHOICE, _CHOICE_SEED = 1 / 6, 1000
 _NUM_DRAWS = 200_000  # of the importance sampling
@@ -279,12 +282,26 @@ def grid() -> Tensor:
 
 
 @torch.no_grad()
-def fit(network: nn.Module, log_p: np.ndarray, points: Tensor) -> tuple[float, float]:
-    """Return KL(p || exp(-E) / Z) over the grid, and log Z by the grid."""
-    energy = torch.cat([network(part) for part in points.split(10000)]).double().numpy()
-    if not np.isfinite(energy).all():
-        return math.inf, math.nan
-    return grid_kl(log_p, -energy), float(logsumexp(-energy)) + 2 * math.log(2 * _EXTENT / _SIDE)
+def energies(network: nn.Module, points: Tensor) -> np.ndarray:
+    """Return the energies of the points of the grid."""
+    return torch.cat([network(part) for part in points.split(10000)]).double().numpy()
+
+
+def tile(log_p: np.ndarray, highest: float) -> str:
+    """Return a small picture of a log density over the grid, for :func:`picture_of`.
+
+    Grey levels are the square root of the density in units of ``highest``.
+    """
+    p = np.exp(log_p - logsumexp(log_p)).reshape(_SIDE, _SIDE)
+    n = _SIDE // _TILE
+    small = p.reshape(_TILE, n, _TILE, n).mean(axis=(1, 3))
+    grey = (255 * np.sqrt(small / highest).clip(max=1)).round().astype(np.uint8)
+    return base64.b64encode(zlib.compress(grey.tobytes(), 9)).decode()
+
+
+def picture_of(tile: str) -> np.ndarray:
+    """Return grey levels ``(n, n)``; x grows along the first axis, y along the second."""
+    return np.frombuffer(zlib.decompress(base64.b64decode(tile)), np.uint8).reshape(_TILE, _TILE)
 
 
 def begin(density: str, index: shards.Index, way: Ours | Theirs, seed: int, budget: float) -> Any:
@@ -352,6 +369,7 @@ def row(
     """Train for ``budget`` CPU seconds, and return the figures."""
     truth, points = toy2d.density(toy2d.Config(**DENSITIES[density])), grid()
     log_p, used, done = truth.log_prob(points.double().numpy()), 0.0, 0
+    highest, pictures = float(np.exp(log_p - logsumexp(log_p)).max()), list[str]()
     x, proposal = shards.read_split(index, "val")[0], histogram(index)
     training, num_steps = begin(density, index, way, seed, budget)
     curve: list[dict[str, Any]] = []
@@ -362,13 +380,17 @@ def row(
         except DivergedError:
             break
         used, done = used + time.process_time() - began, round(share * num_steps)
-        kl, exact = fit(training.average, log_p, points)
+        log_q = -energies(training.average, points)
+        kl = grid_kl(log_p, log_q) if np.isfinite(log_q).all() else math.inf
+        exact = float(logsumexp(log_q)) + 2 * math.log(2 * _EXTENT / _SIDE)
         nll, learnt = held_out(training.average, x, proposal), training.log_z()
         if not math.isfinite(kl) or not math.isfinite(nll):
             break
         error = None if learnt is None else abs(learnt - exact)
         curve.append({"seconds": used, "nll": nll, "kl": kl, "log_z_error": error})
+        pictures.append(tile(log_q, highest))
     best = min(curve, key=lambda point: float(point["nll"]), default={})
+    picture = pictures[curve.index(best)] if curve and seed == 0 else None
     good = [point["seconds"] for point in curve if point["kl"] <= _GOOD_KL]
     return {
         "density": density,
@@ -382,7 +404,7 @@ def row(
         "seconds_to_good": good[0] if good else None,
         "curve": curve,
         "chance": grid_kl(log_p, np.zeros_like(log_p)),
-    }
+    } | ({"picture": picture, "truth": tile(log_p, highest)} if picture else {})
 
 
 def main() -> None:

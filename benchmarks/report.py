@@ -15,6 +15,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from benchmarks.objectives import picture_of
 from ebm_dist.files import read_json
 from ebm_dist.storage import write_whole
 
@@ -319,6 +320,29 @@ def objectives(content: dict[str, Any]) -> Iterator[str]:
         yield from table(["objective", *densities], [row for row in rows if any(row[1:])])
 
 
+def densities(content: dict[str, Any]) -> bytes:
+    """Draw the density that each objective learnt with the first seed, above them the true ones."""
+    drawn = [row for row in content["rows"] if "picture" in row]
+    columns = list(dict.fromkeys(row["density"] for row in drawn))
+    names = list(dict.fromkeys(row["objective"] for row in drawn))
+    tiles = {("true density", row["density"]): row["truth"] for row in drawn}
+    tiles |= {(row["objective"], row["density"]): row["picture"] for row in drawn}
+    size = (3 + 1.1 * len(columns), 0.4 + 1.1 * (len(names) + 1))
+    figure = Figure(figsize=size, dpi=80, layout="constrained")
+    axes = figure.subplots(len(names) + 1, len(columns), squeeze=False)
+    for row, name in zip(axes, ["true density", *names], strict=True):
+        row[0].set_ylabel(name, rotation=0, ha="right", va="center")
+        for place, density in zip(row, columns, strict=True):
+            place.set_xticks([])
+            place.set_yticks([])
+            if (name, density) in tiles:
+                grey = picture_of(tiles[name, density])
+                place.imshow(grey.T, origin="lower", cmap="gray_r", vmin=0, vmax=255)
+    for place, density in zip(axes[0], columns, strict=True):
+        place.set_title(density)
+    return _png(figure)
+
+
 def reweighting(content: dict[str, Any]) -> Iterator[str]:
     """Return the table of persistent chains with Jarzynski weights."""
     yield from where(content)
@@ -411,6 +435,10 @@ def picture(content: dict[str, Any]) -> bytes:
     axes.set_yticks(range(len(bars)), [name for name, _ in bars], fontsize=7)
     axes.set_xlabel("peer's time to ours (above 1: ours is faster); line: range over rounds")
     axes.spines[["top", "right"]].set_visible(False)
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
     out = io.BytesIO()
     FigureCanvasAgg(figure).print_png(out, metadata={"Software": None})
     return out.getvalue()

@@ -7,7 +7,7 @@ import torch
 
 from ebm_dist.chains import exchange
 from ebm_dist.energies import rbm
-from ebm_dist.rng import bernoulli, stream
+from ebm_dist.rng import stream
 from ebm_dist.samplers import gibbs
 
 GIBBS = gibbs.build(gibbs.Config(), bounds=None)
