@@ -53,7 +53,7 @@ DENSITIES: dict[str, dict[str, Any]] = {
 }
 FREQUENCIES = {"8gaussians": 1.0, "checkerboard": 4.0, "spirals": 2.0, "25gaussians": 2.0}
 _NUM_TRAIN, _SIDE, _EXTENT = 1_000_000, 400, 5.0
-_TIMED = 40  # steps timed to decide how many fit
+_TIMED, _BRIEFLY = 120, 40  # steps timed to decide how many fit
 _GOOD_KL = 0.01
 _TILE = 50  # side of the pictures
 _POINTS = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0)  # shares of the budget at which KL is measured
@@ -304,18 +304,25 @@ def picture_of(tile: str) -> np.ndarray:
     return np.frombuffer(zlib.decompress(base64.b64decode(tile)), np.uint8).reshape(_TILE, _TILE)
 
 
-def begin(density: str, index: shards.Index, way: Ours | Theirs, seed: int, budget: float) -> Any:
+def begin(
+    density: str,
+    index: shards.Index,
+    way: Ours | Theirs,
+    seed: int,
+    budget: float,
+    timed: int = _TIMED,
+) -> Any:
     """Return the training of as many steps as take ``budget`` CPU seconds, and their number."""
     start = our_steps if isinstance(way, Ours) else their_steps
     first = way.objective.get("pretraining", 0) if isinstance(way, Ours) else 0
     seconds = []
-    for steps in (_TIMED, first + _TIMED, first + 3 * _TIMED):  # the first warms up
+    for steps in (timed, first + timed, first + 3 * timed):  # the first warms up
         trial = start(density, index, way, seed, steps)  # type: ignore[arg-type]
         began = time.process_time()
         trial.run(steps)
         seconds.append(time.process_time() - began)
-    per_step = (seconds[2] - seconds[1]) / (2 * _TIMED)
-    num_steps = max(len(_POINTS), first + int((budget - seconds[1]) / per_step) + _TIMED)
+    per_step = (seconds[2] - seconds[1]) / (2 * timed)
+    num_steps = max(len(_POINTS), first + int((budget - seconds[1]) / per_step) + timed)
     return start(density, index, way, seed, num_steps), num_steps  # type: ignore[arg-type]
 
 
@@ -327,7 +334,9 @@ def choose(
     found = []
     for number, way in enumerate(ways):
         try:
-            training, num_steps = begin(density, index, way, _CHOICE_SEED, _CHOICE * budget)
+            training, num_steps = begin(
+                density, index, way, _CHOICE_SEED, _CHOICE * budget, _BRIEFLY
+            )
             training.run(num_steps)
             nll = held_out(training.average, x, proposal)
         except DivergedError:
