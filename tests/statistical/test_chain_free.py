@@ -286,10 +286,13 @@ def test_settings_of_a_known_noise_that_do_not_fit(objective, message):
         params("histogram", objective=objective)
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("denoising", "discrepancy")]
+SLOW = [
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in ("denoising", "discrepancy", "histogram", "levels", "matching")
+]
 
 
-@pytest.mark.parametrize("objective", ["histogram", "levels", "matching", *SLOW])
+@pytest.mark.parametrize("objective", ["based", *SLOW])
 def test_two_workers_and_a_resumed_run_give_the_same_bits(toy, tmp_path, objective):
     select_every = 0 if objective == "matching" else 3
     chosen = {"train": {"num_shards": 2, "select_every": select_every}}

@@ -48,8 +48,8 @@ def test_the_mixture_integrates_to_one_and_draws_what_it_says(sigma):
 def test_the_mixture_is_that_of_the_data_under_noise():
     """q_sigma(x) = E q_0(x - sigma n), with directions, axes and all that is across them."""
     noise, sigma = fitted(curved(6), num_components=4, num_directions=4, num_axes=2), 0.2
-    points = curved(6)[:6] + 0.1
-    n = torch.randn(400000, 6, generator=stream(0, "n"))
+    points = curved(6)[:3] + 0.1
+    n = torch.randn(200000, 6, generator=stream(0, "n"))
     for point in points:
         inside = noise.log_prob(point - sigma * n).double().logsumexp(0) - math.log(len(n))
         outside = noise.smoothed(point[None], torch.tensor([sigma]))
