@@ -86,6 +86,7 @@ def noise(num_cells: int, box_share: float) -> dict[str, Any]:
 def ours() -> dict[str, list[Ours]]:
     """Return the candidates of our objectives."""
     histograms = [noise(50, 0.1), noise(50, 0.5)]
+    matching = {"name": "energy_matching", "num_langevin": 15}
     gaussian, flow = {"name": "gaussian"}, {"name": "flow", "num_couplings": 8, "hidden": [64]}
     nce, levels = {"name": "noise_contrastive"}, [0.0, 0.03, 0.1, 0.3, 1.0]
     chains = {"sampler": {"name": "mala", "step_size": 0.05, "num_steps": 10}}
@@ -122,7 +123,11 @@ def ours() -> dict[str, list[Ours]]:
             for sigma in (0.25, 0.5)
             for lr in (3e-3, 8e-3)
         ],
-        "energy matching": [Ours({"name": "energy_matching"}, lr) for lr in (3e-3, 8e-3)],
+        "energy matching": [
+            Ours(matching | {"epsilon": epsilon, "warm_up": warm_up}, 8e-3)
+            for epsilon in (0.15, 0.8)
+            for warm_up in (0.5, 0.9)
+        ],
         "denoising score matching": [
             Ours({"name": "score_matching", "sigmas": [sigma]}, lr)
             for sigma in (0.05, 0.1)

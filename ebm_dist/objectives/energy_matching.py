@@ -1,6 +1,6 @@
 """Energy matching (Balcerak et al. 2025): one energy that transports noise to data, then fits them.
 
-With V = epsilon E, noise x0 ~ N(0, I) coupled to data x1 by optimal transport within the batch:
+With V = epsilon E, noise x0 ~ N(0, I) coupled to parts of the data x1 by optimal transport:
 
     transport     |grad V(x_t) + x1 - x0|^2,   x_t = (1 - t) x0 + t x1,  t uniform in (0, 1)
     contrastive   mean E(x1) - mean E(x-),     from the share ``warm_up`` of the training on
@@ -38,6 +38,8 @@ class Config(ObjectiveConfig):
     """Share of the training with the transport term alone."""
     weight: NonNegative = 0.3
     """Weight of the contrastive term, in units of E."""
+    num_coupled: PositiveInt = 128
+    """Samples that are coupled with as many of the noise; the cost grows with the third power."""
     num_langevin: PositiveInt = 40
     """Steps of the negatives; ``h`` is its inverse."""
 
@@ -57,7 +59,9 @@ class EnergyMatching(Objective):
         config, x1, ones = self.config, batch.x, (1,) * (batch.x.ndim - 1)
         generator, is_warm = context.stream("transport"), context.step >= self.warm_up
         x0 = torch.randn(x1.shape, generator=generator, device=x1.device, dtype=x1.dtype)
-        x0 = x0[coupled(x0, x1)]
+        n = config.num_coupled
+        parts = zip(x0.split(n), x1.split(n), strict=True)
+        x0 = torch.cat([noise[coupled(noise, data)] for noise, data in parts])
         t = torch.rand(len(x1), generator=generator, device=x1.device, dtype=x1.dtype)
         time = t.view(-1, *ones)
         x_t = ((1 - time) * x0 + time * x1).requires_grad_()

@@ -350,20 +350,22 @@ def matching(step, **rest):
     return energy, x, loss_of(objective, energy, x, step=step)
 
 
-def transport(energy, x, epsilon):
+def transport(energy, x, epsilon, part=8):
     """Squared errors ``(B,)`` and times of the transport term, by the definition."""
     generator = stream(0, "transport")
     x0 = torch.randn(x.shape, generator=generator, dtype=torch.float64)
-    x0 = x0[energy_matching.coupled(x0, x)]
+    for rows in torch.arange(len(x)).split(part):
+        x0[rows] = x0[rows][energy_matching.coupled(x0[rows], x[rows])]
     t = torch.rand(len(x), generator=generator, dtype=torch.float64)
     x_t = (1 - t)[:, None] * x0 + t[:, None] * x
     gradient = (x_t - energy.mean) @ energy.precision
     return ((epsilon * gradient + x - x0) ** 2).sum(1), t
 
 
-def test_energy_matching_warms_up_by_transport():
-    energy, x, turn = matching(step=4)
-    errors, _ = transport(energy, x, 0.15)
+@pytest.mark.parametrize("part", [8, 3])
+def test_energy_matching_warms_up_by_transport(part):
+    energy, x, turn = matching(step=4, num_coupled=part)
+    errors, _ = transport(energy, x, 0.15, part)
     assert turn.loss.item() == pytest.approx(errors.mean().item(), rel=1e-5)
 
 
