@@ -37,6 +37,7 @@ from ebm_dist import config
 from ebm_dist.config import Params
 from ebm_dist.data import shards
 from ebm_dist.datasets import toy2d
+from ebm_dist.energies import averages_of
 from ebm_dist.errors import DivergedError
 from ebm_dist.evaluation.density import grid_kl
 from ebm_dist.files import read_json, write_json
@@ -360,8 +361,7 @@ def histogram(index: shards.Index) -> Any:
     """Return the proposal of the importance sampling: noise near the training data."""
     chosen = noise_of.Config(num_cells=64, box_share=0.3)
     proposal = noise_of.build(chosen, shape=index.shape)
-    x = shards.read_split(index, "train")[0].double()
-    proposal.initialise(lambda f: sum(f(part).sum(dim=0) for part in x.split(100_000)) / len(x))
+    proposal.initialise(averages_of(shards.read_split(index, "train")[0]))
     return proposal
 
 

@@ -25,6 +25,12 @@ the CPU, with the same bits on every worker and for any number of workers. The f
 the sum of its rows as the only one, ``(1, ...)``."""
 
 
+def averages_of(x: Tensor) -> Average:
+    """Return the means over samples ``x (B, *shape)`` that are at hand, in parts of 1,000."""
+    parts = x.split(1000)
+    return lambda of: torch.stack([of(part.double()).sum(dim=0) for part in parts]).sum(0) / len(x)
+
+
 class EnergyModel(nn.Module):
     """``E: (B, *shape) [, labels (B,)] -> (B,)`` float32; low energy means likely.
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ebm_dist.config import Mismatch, Params, PositiveInt, section
 from ebm_dist.data import shards
-from ebm_dist.energies import build_energy, given, is_conditional
+from ebm_dist.energies import averages_of, build_energy, given, is_conditional
 from ebm_dist.errors import DataError
 from ebm_dist.evaluation import Needs, Report, Subject, check_finite
 from ebm_dist.evaluation._baselines import Array, FittedGaussian
@@ -80,7 +80,7 @@ def evaluate(config: Config, subject: Subject) -> Report:
     }
     if not is_conditional(subject.model.params):
         untrained = build_energy(subject.model.params, subject.data.shape, subject.data.num_classes)
-        untrained.initialise(lambda of: of(train.double()).sum(dim=0) / len(train))
+        untrained.initialise(averages_of(train))
         blank = subject.model._replace(energy=untrained.eval().requires_grad_(False))
         scorers[_UNTRAINED] = lambda x: -blank.energies(x).double().numpy()
     scorers |= _baselines(train, subject.data.bounds)

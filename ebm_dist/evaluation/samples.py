@@ -20,7 +20,7 @@ from torch import Generator, Tensor
 
 from ebm_dist.config import Mismatch, NonNegativeInt, Params, PositiveInt, section
 from ebm_dist.data import shards
-from ebm_dist.energies import frozen, given, is_conditional
+from ebm_dist.energies import averages_of, frozen, given, is_conditional
 from ebm_dist.errors import DataError
 from ebm_dist.evaluation import Needs, Report, Subject, check_finite
 from ebm_dist.generators import mixture
@@ -243,8 +243,7 @@ def _mixture(train: Tensor, n: int) -> Tensor:
     """
     count = 1 << max(0, min(8, (len(train) // 100).bit_length() - 1))
     fitted = mixture.build(mixture.Config(num_components=count), shape=tuple(train.shape[1:]))
-    parts = train.double().split(1000)
-    fitted.initialise(lambda of: torch.stack([of(x).sum(dim=0) for x in parts]).sum(0) / len(train))
+    fitted.initialise(averages_of(train))
     z = torch.randn(n, fitted.latent_size, generator=stream(_SEED, "samples/mixture"))
     return fitted.draw(z)[0]
 

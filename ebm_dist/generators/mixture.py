@@ -24,7 +24,7 @@ from ebm_dist.energies import Average
 from ebm_dist.errors import ConfigError
 from ebm_dist.generators import FlowModel
 
-HAS_DENSITY, LEARNS = True, False
+HAS_DENSITY, LEARNS, IS_KNOWN_UNDER_NOISE = True, False, True
 _SWEEPS = 5  # over the data after each splitting
 _FEW = 1e-12  # no share of samples is less
 _LEAST = 1e-6  # of a variance, in units of the largest
@@ -51,6 +51,7 @@ class Mixture(FlowModel):
     weights: Tensor
     means: Tensor
     axes: Tensor
+    shifts: Tensor
     variances: Tensor
     others: Tensor
 
@@ -67,7 +68,8 @@ class Mixture(FlowModel):
         self.register_buffer("rest", torch.ones(()))  # t^2
         self.register_buffer("weights", torch.full((k,), 1 / k))
         self.register_buffer("means", torch.zeros(k, r))
-        self.register_buffer("axes", torch.eye(r, a).repeat(k, 1, 1))
+        self.register_buffer("axes", torch.eye(r, a)[:, None].repeat(1, k, 1))
+        self.register_buffer("shifts", torch.zeros(k, a))  # of the means, along the axes
         self.register_buffer("variances", torch.ones(k, a))  # along the axes
         self.register_buffer("others", torch.ones(k))  # across them
 
@@ -75,9 +77,8 @@ class Mixture(FlowModel):
         """Return ``log q_sigma(x)`` in nats for ``x (B, *shape)`` and ``sigma (B,)``."""
         d, noise = x.flatten(1) - self.centre, sigma[:, None] ** 2
         z = d @ self.directions
-        (k, r, a), n = self.axes.shape, d.shape[1]
-        axes = self.axes.permute(1, 0, 2).reshape(r, k * a)
-        along = (z @ axes).view(-1, k, a) - (self.means[:, :, None] * self.axes).sum(dim=1)
+        (r, k, a), n = self.axes.shape, d.shape[1]
+        along = (z @ self.axes.flatten(1)).view(-1, k, a) - self.shifts
         terms = _terms(along**2, self.variances + noise[:, None], 1).sum(dim=2)
         if r > a:
             distance = (z**2).sum(dim=1, keepdim=True) - 2 * z @ self.means.T
@@ -95,11 +96,11 @@ class Mixture(FlowModel):
         share, n = torch.special.ndtr(z[:, 0].double()), z[:, 1:]
         total = self.weights.double().cumsum(0)
         j = torch.searchsorted(total, share * total[-1]).clamp(max=len(total) - 1)
-        inside = n @ self.directions
-        along = torch.einsum("br,bra->ba", inside, self.axes[j])
+        inside, axes = n @ self.directions, self.axes[:, j]
+        along = torch.einsum("br,rba->ba", inside, axes)
         other = self.others[j, None].sqrt()
         change = along * (self.variances[j].sqrt() - other)
-        moved = self.means[j] + other * inside + torch.einsum("bra,ba->br", self.axes[j], change)
+        moved = self.means[j] + other * inside + torch.einsum("rba,ba->br", axes, change)
         x = self.centre + self.rest.sqrt() * n
         x = x + (moved - self.rest.sqrt() * inside) @ self.directions.T
         x = x.view(-1, *self.shape)
@@ -138,7 +139,7 @@ class Mixture(FlowModel):
 
     def _fill(self, means: Tensor, average: Average, least: Tensor) -> None:
         """Set the Gaussians around the means."""
-        (k, r), a = means.shape, self.axes.shape[2]
+        r, k, a = self.axes.shape
         counts, first, second = self._moments(average, means, lambda z: z[:, :, None] * z[:, None])
         means = torch.where(counts > 0, first / counts.clamp(min=_FEW), means)
         products = (means[:, :, None] * means[:, None]).flatten(1)
@@ -148,7 +149,8 @@ class Mixture(FlowModel):
         values = values.clamp(min=least)
         self.weights.copy_(counts[:, 0])
         self.means.copy_(means)
-        self.axes.copy_(vectors[:, :, r - a :])
+        self.axes.copy_(vectors[:, :, r - a :].transpose(0, 1))
+        self.shifts.copy_(torch.einsum("kr,rka->ka", self.means, self.axes))
         self.variances.copy_(values[:, r - a :])
         self.others.copy_(values[:, : r - a].sum(dim=1) / max(r - a, 1))
 
@@ -159,10 +161,10 @@ class Mixture(FlowModel):
 
         These are of ``z``, ``(K, R)``, and of ``second(z)``, in parts of the mean over all samples.
         """
-        means = means.to(self.centre)
+        means, centre, directions = (v.float().cpu() for v in (means, self.centre, self.directions))
 
         def sums(x: Tensor) -> Tensor:
-            z = (x.flatten(1).to(means) - self.centre) @ self.directions
+            z = (x.flatten(1).float() - centre) @ directions
             nearest = ((means**2).sum(dim=1) - 2 * z @ means.T).argmin(dim=1)
             rows = torch.cat([z.new_ones(len(z), 1), z, second(z).flatten(1)], dim=1).double()
             return rows.new_zeros(len(means), rows.shape[1]).index_add(0, nearest, rows)[None]

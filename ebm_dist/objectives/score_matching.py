@@ -28,8 +28,8 @@ from ebm_dist.config import (
     Params,
     Positive,
     PositiveInt,
+    module_of,
     plugin,
-    plugin_name,
     section,
 )
 from ebm_dist.energies import EnergyFn
@@ -84,17 +84,17 @@ class Config(ObjectiveConfig):
         if self.criterion != "denoising" and (self.relative or self.noise_levels):
             key = "relative" if self.relative else "noise_levels"
             raise Mismatch(f"objective.{key}", f"{self.criterion} adds no noise; set it to false")
+        if self.base is None and self.base_from:
+            raise Mismatch("objective.base_from", "there is no base; set it, or base_from: 0")
         if not self.noise_levels:
             for key in ("data_sd", "base", "focus"):
                 if getattr(self, key) is not None:
                     raise Mismatch(f"objective.{key}", "is a setting of noise_levels; set them")
             return
         check_levels(self.sigmas)
-        if self.base is None and self.base_from:
-            raise Mismatch("objective.base_from", "there is no base; set it, or base_from: 0")
         if self.base is not None and self.data_sd is None:
             raise Mismatch("objective.base", "needs data_sd, the scale of what the network adds")
-        if self.base is not None and plugin_name(self.base) != "mixture":
+        if self.base is not None and not hasattr(module_of(self.base), "IS_KNOWN_UNDER_NOISE"):
             raise Mismatch(
                 "objective.base.name", "its density under noise is not known; use mixture"
             )

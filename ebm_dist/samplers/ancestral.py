@@ -25,7 +25,15 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Generator, Tensor
 
-from ebm_dist.config import Mismatch, NonNegative, Params, PositiveInt, plugin_name, section
+from ebm_dist.config import (
+    Mismatch,
+    NonNegative,
+    Params,
+    PositiveInt,
+    Probability,
+    plugin_name,
+    section,
+)
 from ebm_dist.energies import EnergyFn, score
 from ebm_dist.samplers import Bounds, Info, Kernel
 
@@ -36,7 +44,7 @@ OVER_LEVELS = True
 class Config:
     num_steps: PositiveInt = 1
     """Steps of the chains per training step, which the objectives for this sampler do not need."""
-    correction: NonNegative = 0.0
+    correction: Probability = 0.0
     """h of the Langevin step at each level, in units of sigma^2; none if 0."""
     corrected_from: NonNegative = 0.0
     """Lowest sigma that is corrected: errors that the scores make at large noise decide what an

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ebm_dist.config import help_texts, plugins
-from ebm_dist.energies import frozen, score
+from ebm_dist.energies import averages_of, frozen, score
 from ebm_dist.errors import ConfigError, DataError
 from ebm_dist.objectives import Objective, ObjectiveConfig, Turn, Wrapped
 from ebm_dist.rng import stream
@@ -48,7 +48,7 @@ def energy_of(name, num_classes=0):
         else {}
     )
     energy = plugin.build(plugin.Config(**parts), shape=SHAPE, num_classes=num_classes)
-    energy.initialise(lambda of: of(torch.rand(20, *SHAPE, dtype=torch.float64)).sum(dim=0) / 20)
+    energy.initialise(averages_of(torch.rand(20, *SHAPE)))
     return energy
 
 

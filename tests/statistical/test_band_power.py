@@ -9,7 +9,7 @@ from scipy import stats
 
 from ebm_dist import config
 from ebm_dist.data import shards
-from ebm_dist.energies import band_power, mlp
+from ebm_dist.energies import averages_of, band_power, mlp
 from ebm_dist.errors import ConfigError
 from ebm_dist.rng import stream
 from tests import helpers
@@ -33,7 +33,7 @@ def energy(data, **options):
     model = band_power.build(
         band_power.Config(network=mlp.Config(hidden=(4,)), **options), shape=SHAPE, num_classes=0
     )
-    model.initialise(lambda of: of(data.double()).mean(dim=0))
+    model.initialise(averages_of(data))
     return model
 
 

@@ -11,7 +11,7 @@ from ebm_dist import config, models
 from ebm_dist.chains.replay import ReplayShard
 from ebm_dist.config import module_of
 from ebm_dist.data import shards
-from ebm_dist.energies import EnergyModel, Levels, autoencoder, build_energy, mlp
+from ebm_dist.energies import EnergyModel, Levels, autoencoder, averages_of, build_energy, mlp
 from ebm_dist.errors import ConfigError
 from ebm_dist.generators import gaussian, histogram
 from ebm_dist.objectives import (
@@ -217,7 +217,7 @@ def test_the_smoothed_histogram_integrates_to_one_and_draws_what_it_says(n):
     x[:, 0] += 3 * (torch.arange(3000) % 2)
     cells, points = {1: 50, 2: 30, 3: 12}[n], {1: 20001, 2: 900, 3: 110}[n]
     noise = histogram.build(histogram.Config(num_cells=cells, box_share=0.2), shape=(n,))
-    noise.initialise(lambda f: sum(f(p.double()).sum(0) for p in x.split(700)) / len(x))
+    noise.initialise(averages_of(x))
     low, high = noise.low - noise.margin, noise.high + noise.margin
     axes = [torch.linspace(a, b, points) for a, b in zip(low, high, strict=True)]
     grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, n)
@@ -240,7 +240,7 @@ def test_a_histogram_without_width_is_refused():
     noise, x = histogram.build(histogram.Config(), shape=(2,)), torch.randn(50, 2)
     x[:, 1] = 3
     with pytest.raises(ConfigError, match="constant value has no width"):
-        noise.initialise(lambda f: f(x.double()).sum(0) / len(x))
+        noise.initialise(averages_of(x))
 
 
 def test_terms_cannot_be_added_to_noise_levels():
@@ -506,6 +506,7 @@ LEVELS = {"noise_levels": True, "sigmas": [0.1, 0.3]}
         ({"data_sd": 0.3}, "objective.data_sd: is a setting of noise_levels"),
         ({"focus": [0.3, 1.0]}, "objective.focus: is a setting of noise_levels"),
         ({"base": {"name": "mixture"}}, "objective.base: is a setting of noise_levels"),
+        ({"base_from": 0.2}, "objective.base_from: there is no base"),
         (LEVELS | {"base": {"name": "mixture"}}, "objective.base: needs data_sd"),
         (LEVELS | {"data_sd": 1.0, "base": {"name": "gaussian"}}, "under noise is not known"),
         (LEVELS | {"data_sd": 1.0, "base_from": 0.2}, "objective.base_from: there is no base"),

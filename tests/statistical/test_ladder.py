@@ -64,6 +64,11 @@ class Fine(Mixture):
     sigmas = torch.logspace(-2, 1.7, 90)
 
 
+def test_more_than_all_noise_cannot_be_replaced():
+    with pytest.raises(ValueError, match="less than or equal to 1"):
+        ancestral.Config(correction=1.5)
+
+
 @pytest.mark.parametrize("correction", [0.0, 0.05])
 def test_ancestral_steps_draw_from_the_data(correction):
     """From the smaller mode, one step has the shares, centres and variances of the data."""

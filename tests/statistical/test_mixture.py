@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ebm_dist.energies import Levels, mlp
+from ebm_dist.energies import Levels, averages_of, mlp
 from ebm_dist.errors import ConfigError
 from ebm_dist.generators import mixture
 from ebm_dist.rng import stream
@@ -13,7 +13,7 @@ from ebm_dist.rng import stream
 
 def fitted(x, **values):
     noise = mixture.build(mixture.Config(**values), shape=tuple(x.shape[1:]))
-    noise.initialise(lambda f: sum(f(p.double()).sum(0) for p in x.split(700)) / len(x))
+    noise.initialise(averages_of(x))
     return noise
 
 

@@ -553,7 +553,7 @@ def test_a_model_without_labels_does_not_classify(toy, tmp_path):
 @pytest.mark.parametrize(
     ("base", "change", "expected"),
     [
-        (NCE, {"objective": {"generator": {"name": "mlp"}}}, r"objective\.generator: noise needs a density: use gaussian, histogram, flow or glow"),
+        (NCE, {"objective": {"generator": {"name": "mlp"}}}, r"objective\.generator: noise needs a density: use gaussian, mixture, histogram, flow or glow"),
         (NCE, {"objective": {"min_turn": 5}}, r"objective\.max_turn: must be at least objective\.min_turn = 5, found 2"),
         (SEMI, {"energy": {"name": "mlp"}}, r"energy\.name: semi-supervised learning needs .*use classifier"),
         (SEMI, {"objective": {"unsupervised": {"name": "noise_contrastive", "generator": {"name": "dcgan"}}}}, "noise needs a density"),

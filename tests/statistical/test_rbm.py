@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from ebm_dist.energies import HasConditionals, rbm
+from ebm_dist.energies import HasConditionals, averages_of, rbm
 from ebm_dist.metrics import ais
 from ebm_dist.rng import stream
 from ebm_dist.samplers import gibbs, run_chain
@@ -124,7 +124,7 @@ def test_initialised_by_the_mean_of_the_data(centred):
         rbm.Config(num_hidden=4, centred=centred, weight_sd=1e-6), shape=(1, 2, 2), num_classes=0
     )
     data = torch.tensor([[[[0.0, 0.1], [0.6, 1.0]]], [[[0.0, 0.3], [0.8, 1.0]]]])
-    model.initialise(lambda of: of(data.double()).mean(dim=0))
+    model.initialise(averages_of(data))
     p = (-joint(model.weights()).logsumexp(1)).neg().softmax(0)
     torch.testing.assert_close(
         p @ states(4).double(), torch.tensor([0.01, 0.2, 0.7, 0.99]).double(), rtol=1e-4, atol=1e-4
