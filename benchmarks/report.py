@@ -379,11 +379,11 @@ def reweighting(content: dict[str, Any]) -> Iterator[str]:
 
 
 def mixing(content: dict[str, Any]) -> Iterator[str]:
-    """Return the table of the ways to sample a machine."""
+    """Return the table of the ways to sample an energy."""
     yield from where(content)
     rows = [
         [
-            f"784 x {row['hidden']}",
+            row["energy"],
             row["way"],
             row.get("replicas", 1),
             f"{row['rhat']:.3f}",
@@ -403,11 +403,11 @@ def mixing(content: dict[str, Any]) -> Iterator[str]:
     ]
     yield from table(
         [
-            "machine",
+            "energy",
             "chains",
             "replicas",
             "R-hat at the end",
-            "sweeps to R-hat 1.1",
+            "steps to R-hat 1.1",
             "refused swaps",
             "barrier",
             "round trips a chain",

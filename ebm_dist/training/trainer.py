@@ -487,6 +487,7 @@ def build(
         params.replay.capacity // config.num_shards,
         config.batch_size // config.num_shards,
     )
+    num_replicas = len(params.replay.temperatures)
     if index.num_classes % config.num_tasks:
         raise ConfigError(
             f"train.num_tasks: {index.num_classes} classes cannot be divided evenly among"
@@ -495,7 +496,7 @@ def build(
     new_chains = partial(
         ReplayShard,
         capacity,
-        index.shape,
+        (num_replicas, *index.shape) if num_replicas else index.shape,
         index.bounds,
         range(index.num_classes),
         max_age=params.replay.max_age,

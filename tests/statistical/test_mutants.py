@@ -26,6 +26,7 @@ FAST_LAYERS = "tests/unit/test_cpu_layers.py"
 ADAM = "tests/integration/test_trainer.py::test_kernels_that_lie_channels_last_learn_as_adam_says_also_after_a_restart"
 BAND_POWER = "tests/statistical/test_band_power.py"
 LADDER_ANCESTRAL = "tests/statistical/test_ladder.py::test_ancestral_steps_draw_from_the_data"
+TEMPERED = "tests/statistical/test_contrastive_divergence.py::test_tempered_chains_persist_and_the_coldest_are_the_negatives"
 EXCHANGE = "tests/statistical/test_exchange.py"
 CHAINS, TASKS = "tests/statistical/test_chains_suite.py", "tests/statistical/test_tasks.py"
 DIRECTIONS, FLOATS = (
@@ -196,9 +197,13 @@ MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "the energy before the swap": ("chains/tempering.py", "Info(energy[0],", "Info(info.energy[:n],", f"{SAMPLERS}::test_tempering_reports_the_energy_and_score_of_the_position_after_the_swap"),
     "swaps and keeps the old energy": ("chains/tempering.py", "inner = kernel.init(heated_target, scaled(x.flatten(0, 1), -0.5))", "inner = inner._replace(position=scaled(x.flatten(0, 1), -0.5))", f"{SAMPLERS}::test_tempering_keeps_the_target_exact_at_every_temperature"),
     "exchanges the wrong way": ("chains/exchange.py", "near(x[r]) + far(x[r + 1]) - near(x[r + 1]) - far(x[r])", "near(x[r + 1]) + far(x[r]) - near(x[r]) - far(x[r + 1])", f"{EXCHANGE}::test_every_replica_has_its_distribution"),
-    "exchanges always": ("chains/exchange.py", "swapped = accept_mask(log_ratio, ", "swapped = accept_mask(0 * log_ratio, ", f"{EXCHANGE}::test_every_replica_has_its_distribution"),
-    "exchanges the same pairs": ("chains/exchange.py", "            not state.is_odd,\n            refused", "            state.is_odd,\n            refused", f"{EXCHANGE}::test_round_trips_of_replicas_that_always_swap"),
+    "exchanges always": ("chains/exchange.py", "accept_mask(log_ratio, ", "accept_mask(0 * log_ratio, ", f"{EXCHANGE}::test_every_replica_has_its_distribution"),
+    "exchanges the same pairs": ("chains/exchange.py", "Journey(not self.is_odd,", "Journey(self.is_odd,", f"{EXCHANGE}::test_round_trips_of_replicas_that_always_swap"),
     "a ladder by its rates alone": ("chains/exchange.py", "np.cumsum(refusal_rates)", "np.array(refusal_rates)", f"{EXCHANGE}::test_equal_parts_of_the_barrier"),
+    "replicas that start again": ("chains/eager.py", "replicas=position.transpose(0, 1),", "replicas=None,", TEMPERED),
+    "the hottest as negatives": ("objectives/contrastive_divergence.py", "else ends[:, 0]", "else ends[:, -1]", TEMPERED),
+    "the hottest exported": ("models/trained.py", 'chains["position"][:, 0]', 'chains["position"][:, -1]', TEMPERED),
+    "temperatures of another kernel": ("chains/tempering.py", "1 / (temperature * torch", "1 / (1.0 * torch", f"{SAMPLERS}::test_temperatures_are_multiples_of_that_of_the_kernel"),
     "adapts away": ("chains/adaptation.py", "deficit += target_rate", "deficit -= target_rate", f"{SAMPLERS}::test_adaptation_reaches_its_acceptance"),
     "hidden bias of the wrong sign": ("energies/rbm.py", "return self.hidden_bias + v", "return -self.hidden_bias + v", RBM),
     "visible units without bias": ("energies/rbm.py", "return self.visible_bias + h", "return h", f"{RBM}::test_exact_draws_stay_exact_after_sweeps"),
