@@ -27,6 +27,8 @@ ADAM = "tests/integration/test_trainer.py::test_kernels_that_lie_channels_last_l
 BAND_POWER = "tests/statistical/test_band_power.py"
 LADDER_ANCESTRAL = "tests/statistical/test_ladder.py::test_ancestral_steps_draw_from_the_data"
 TEMPERED = "tests/statistical/test_contrastive_divergence.py::test_tempered_chains_persist_and_the_coldest_are_the_negatives"
+DISCRIMINATIVE = "tests/statistical/test_discriminative.py"
+REJECTION = "tests/statistical/test_accept_reject.py"
 EXCHANGE = "tests/statistical/test_exchange.py"
 CHAINS, TASKS = "tests/statistical/test_chains_suite.py", "tests/statistical/test_tasks.py"
 DIRECTIONS, FLOATS = (
@@ -204,6 +206,17 @@ MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "the hottest as negatives": ("objectives/contrastive_divergence.py", "else ends[:, 0]", "else ends[:, -1]", TEMPERED),
     "the hottest exported": ("models/trained.py", 'chains["position"][:, 0]', 'chains["position"][:, -1]', TEMPERED),
     "temperatures of another kernel": ("chains/tempering.py", "1 / (temperature * torch", "1 / (1.0 * torch", f"{SAMPLERS}::test_temperatures_are_multiples_of_that_of_the_kernel"),
+    "hinge the wrong way": ("objectives/discriminative.py", "F.relu(m + e.right - e.offending)", "F.relu(m - e.right + e.offending)", DISCRIMINATIVE),
+    "hinge without a margin": ("objectives/discriminative.py", "F.relu(m + e.right", "F.relu(e.right", DISCRIMINATIVE),
+    "squares without the wrong label": ("objectives/discriminative.py", "e.right**2 + F.relu(m - e.offending) ** 2", "e.right**2", DISCRIMINATIVE),
+    "the right label offends": ("objectives/discriminative.py", "wrong = every.masked_fill(is_right, torch.inf)", "wrong = every", DISCRIMINATIVE),
+    "free energy without temperature": ("objectives/discriminative.py", "-temperature * (-self.all", "-1 * (-self.all", DISCRIMINATIVE),
+    "rejection uphill": ("samplers/rejection.py", "log_ratio = -new /", "log_ratio = new /", REJECTION),
+    "rejection without its proposals": ("samplers/rejection.py", "/ config.temperature - log_q", "/ config.temperature", REJECTION),
+    "rejection without a temperature": ("samplers/rejection.py", "-new / config.temperature", "-new", REJECTION),
+    "rejection takes the last": ("samplers/rejection.py", "is_taken = waits & is_accepted", "is_taken = waits", REJECTION),
+    "rejection by a bound that is none": ("samplers/rejection.py", "torch.maximum(log_bound, highest)", "log_bound", REJECTION),
+    "weights of another density": ("metrics/importance.py", "(2 * log_w).logsumexp", "log_w.logsumexp", REJECTION),
     "adapts away": ("chains/adaptation.py", "deficit += target_rate", "deficit -= target_rate", f"{SAMPLERS}::test_adaptation_reaches_its_acceptance"),
     "hidden bias of the wrong sign": ("energies/rbm.py", "return self.hidden_bias + v", "return -self.hidden_bias + v", RBM),
     "visible units without bias": ("energies/rbm.py", "return self.visible_bias + h", "return h", f"{RBM}::test_exact_draws_stay_exact_after_sweeps"),
