@@ -221,12 +221,19 @@ class Trainer:
 
     @record_function("update")
     def update(self, player: str, gradient: Tensor) -> None:
-        """Clip the gradient ``(num_parameters,)``, step, and update the average of the weights."""
+        """Hold and clip the gradient ``(num_parameters,)``, step, and update the average."""
         config, network, optimizer = (
             self.params.optimizer,
             self.objective.players[player],
             self.optimizers[player],
         )
+        if config.anchor_weight and self.previous_task_averages:
+            anchors = self.previous_task_averages[-1]
+            moved = [
+                (weight.detach() - anchors[f"{player}.{name}"]).flatten()
+                for name, weight in network.named_parameters()
+            ]
+            gradient = gradient + config.anchor_weight * torch.cat(moved)
         if config.max_grad_norm is not None:
             gradient = gradient * (
                 config.max_grad_norm / gradient.norm().clamp(min=config.max_grad_norm)

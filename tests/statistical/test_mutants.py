@@ -208,6 +208,7 @@ MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "the hottest as negatives": ("objectives/contrastive_divergence.py", "else ends[:, 0]", "else ends[:, -1]", TEMPERED),
     "the hottest exported": ("models/trained.py", 'chains["position"][:, 0]', 'chains["position"][:, -1]', TEMPERED),
     "temperatures of another kernel": ("chains/tempering.py", "1 / (temperature * torch", "1 / (1.0 * torch", f"{SAMPLERS}::test_temperatures_are_multiples_of_that_of_the_kernel"),
+    "an anchor that repels": ("training/trainer.py", "gradient + config.anchor_weight * torch.cat(moved)", "gradient - config.anchor_weight * torch.cat(moved)", f"{TASKS}::test_an_anchor_draws_the_weights_back_to_those_of_the_previous_task"),
     "hinge the wrong way": ("objectives/discriminative.py", "F.relu(m + e.right - e.offending)", "F.relu(m - e.right + e.offending)", DISCRIMINATIVE),
     "hinge without a margin": ("objectives/discriminative.py", "F.relu(m + e.right", "F.relu(e.right", DISCRIMINATIVE),
     "squares without the wrong label": ("objectives/discriminative.py", "e.right**2 + F.relu(m - e.offending) ** 2", "e.right**2", DISCRIMINATIVE),
