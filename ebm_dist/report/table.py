@@ -136,6 +136,7 @@ def row(name: str, entry: Mapping[str, Any], reports: Path) -> dict[str, Any]:
         "recipes": recipes,
         "command": _command(recipes),
         "headline": entry.get("headline", ""),
+        "seen": entry.get("seen", ""),
         "commit": "",
         "stale": [],
     }
@@ -323,7 +324,8 @@ def markdown(rows: list[dict[str, Any]], unmeasured: Mapping[str, Mapping[str, A
         "published FID: compare it with real images (the floor) and with the baselines.",
         "",
         "The *strongest baseline* is the best of all that the metrics of a row hold. A row is",
-        "*tied* with a value within its interval; a row of one seed has no interval.",
+        "*tied* with a value within its interval; a row of one seed has no interval. Settings were",
+        "chosen without the judged data; a row says where these had been seen before.",
         "",
         "*code* is the commit that made a row. A row is *stale* where code or settings that it",
         "depends on have changed since, and no `python -m pipelines.verify` shows equal bits;",
@@ -389,6 +391,7 @@ def system_page(
             "|---|---|",
         ]
         lines += [_line(name, value) for name, value in facts.items()]
+        lines += [f"\n{text[0].upper()}{text[1:]}." for text in _seen(row)]
         lines += ["", f"`{row['command']}`, {np.mean(row['seconds']):.0f} s of training a seed", ""]
     for recipe, text in heads.items():
         lines += [f"## pipelines/recipes/{recipe}.yaml", "", "```yaml", text.rstrip(), "```", ""]
@@ -427,11 +430,15 @@ def _cells(row: dict[str, Any]) -> list[str]:
         ", ".join(f"{value:.4g}" for value in row["seeds"].values()) or "1",
         _strongest(row),
         verdict(row),
-        "; ".join(f"{label} {value:.4g}" for label, value in _others(row).items()) or "-",
+        "; ".join([*(f"{k} {v:.4g}" for k, v in _others(row).items()), *_seen(row)]) or "-",
         f"{np.mean(row['seconds']):.0f} s a seed",
         _code(row),
         f"`{row['command']}`",
     ]
+
+
+def _seen(row: dict[str, Any]) -> list[str]:
+    return [f"judged data seen before: {row['seen']}"] if row["seen"] else []
 
 
 def _others(row: dict[str, Any]) -> dict[str, float]:
