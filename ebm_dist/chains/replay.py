@@ -40,6 +40,8 @@ class Config:
     coldest are the negatives. Chains take as many times longer as there are temperatures. Plain
     chains if empty."""
 
+    added_keys = ("temperatures",)
+
     def check(self, params: Params) -> None:
         if self.capacity % params.train.num_shards or self.capacity < params.train.batch_size:
             raise Mismatch(

@@ -66,6 +66,8 @@ class Config(ObjectiveConfig):
     statistics_hidden: tuple[PositiveInt, ...] = (128, 128, 128)
     """Width of each hidden layer of the statistics network; the first also gets the latent."""
 
+    added_keys = ("information",)
+
     @property
     def follows_length(self) -> bool:
         return self.final_mi_weight is not None

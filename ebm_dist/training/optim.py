@@ -48,6 +48,8 @@ class Config:
     """Decay of the moving average of the weights, which samples and evaluations use; 0: the last
     weights."""
 
+    added_keys = ("anchor_weight",)
+
     def check(self, params: Params) -> None:
         players = ["energy", *params.objective.other_players]
         if unknown := set(self.lr_factors) - set(players):

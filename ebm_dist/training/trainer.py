@@ -29,7 +29,7 @@ from ebm_dist.config import (
     section,
 )
 from ebm_dist.data import shards
-from ebm_dist.data.loader import LogicalShard
+from ebm_dist.data.loader import Cache, LogicalShard
 from ebm_dist.energies import EnergyModel, is_conditional, iterate_power
 from ebm_dist.errors import CheckpointError, ConfigError, DivergedError
 from ebm_dist.generators import GeneratorModel
@@ -48,8 +48,8 @@ class Config:
     batch_size: PositiveInt = 128
     """Samples of each step, over all logical shards."""
     num_shards: PositiveInt = 4
-    """Logical shards of batch, replay buffer and random streams: 1, 2, 4, 8 or 16. The maximum
-    number of workers."""
+    """Logical shards of batch, replay buffer and random streams: a power of 2, at most the number
+    of tars of the data, 16 or more. The maximum number of workers."""
     num_tasks: PositiveInt = 1
     """Number of groups of classes to learn in sequence: class-incremental learning (van de Ven &
     Tolias 2019). Each group gets an equal share of the steps. It does not use the data, chains or
@@ -87,13 +87,23 @@ class Config:
     run that has diverged may go on."""
     rollback_lr: Probability = 0.5
     """Factor of the learning rate for each rollback."""
+    window: PositiveInt | None = None
+    """Packs of samples within which an epoch is shuffled; packs themselves come in a random order.
+    If absent, all packs of data that fit in memory, and 64 of larger data. Packs have 256 samples,
+    fewer of large ones."""
+    cache: Cache = "auto"
+    """``memory``: each worker keeps its data in memory; ``stream``: it reads packs as they are
+    needed, and ahead; ``auto``: streams data above 4 GiB. The bits are the same, and no digest of a
+    run has it."""
+
+    added_keys = ("window", "cache")
 
     def check(self, params: Params) -> None:
-        if shards.NUM_TARS % self.num_shards:
+        if self.num_shards & (self.num_shards - 1):
             raise Mismatch(
                 "train.num_shards",
-                f"{self.num_shards} does not divide the {shards.NUM_TARS} tars of a data set;"
-                " choose 1, 2, 4, 8 or 16",
+                f"{self.num_shards} does not divide the tars of a data set, 16 or a larger power of"
+                " 2; choose 1, 2, 4, 8 or 16",
             )
         if self.batch_size % self.num_shards:
             raise Mismatch(
@@ -448,6 +458,13 @@ def check_data(params: Params, index: shards.Index) -> None:
     A model of binary variables needs values in [0, 1], a conditional one training samples of each
     class. Raise :class:`ConfigError` otherwise.
     """
+    num_tars = len(index.splits.get("train", ()))
+    if num_tars % params.train.num_shards:
+        raise ConfigError(
+            f"train.num_shards: {params.train.num_shards} logical shards cannot share"
+            f" the {num_tars} tars of {index.dataset}",
+            f"choose a power of 2 up to {num_tars}",
+        )
     inner = params.objective
     while getattr(inner, "inner", None):
         inner = inner.inner
@@ -510,7 +527,16 @@ def build(
         policy=params.replay.policy,
     )
     data = {
-        shard: LogicalShard(index, "train", shard, config.num_shards, batch_size, params.seed)
+        shard: LogicalShard(
+            index,
+            "train",
+            shard,
+            config.num_shards,
+            batch_size,
+            params.seed,
+            window=config.window,
+            cache=config.cache,
+        )
         for shard in rank_shards
     }
     labelled = shards.read_labelled(index, params.seed)
