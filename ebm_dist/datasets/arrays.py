@@ -106,9 +106,14 @@ class _Part(NamedTuple):
 
 def locate(config: Config) -> Path:
     """Return the file or folder. Raise :class:`DataError` where it does not exist."""
-    path = Path(config.path)
+    return locate_path(config.path)
+
+
+def locate_path(name: str) -> Path:
+    """Return a file or folder, in EBM_DATA_DIR if it is not here. Raise :class:`DataError`."""
+    path = Path(name)
     if not path.exists():
-        path = Path(os.environ.get("EBM_DATA_DIR", ".")) / config.path
+        path = Path(os.environ.get("EBM_DATA_DIR", ".")) / name
     if not path.exists():
         raise DataError(
             f"{path}: no such file or folder; set dataset.path to an .npz, .npy, .csv or .parquet,"
