@@ -38,6 +38,7 @@ PACK_SIZE = 256
 """Samples of a pack."""
 INDEX = "index.json"
 _MOST_SQUARES = 1 << 20  # of one array of float64
+_MOST_READ = 128 << 20  # bytes as floats of what is read at once of a streamed data set
 _MAX_SIDE = 1 << 20  # maximum side of an image or number of classes of a valid index
 STAGE = "prepare"
 LABELLED = "labelled-"
@@ -470,7 +471,12 @@ def verify(index: Index) -> None:
 
     Raise :class:`DataError` that names the first bad one.
     """
-    for tars in index.splits.values():
+    for split, tars in index.splits.items():
+        if is_streamed(index, split):
+            packs = Packs(index, split, range(len(tars)))
+            for number in range(len(packs)):
+                packs.read(number)
+            continue
         for tar in tars:
             _read_tar(index, tar)
 
@@ -532,6 +538,31 @@ def _read_npy(content: bytes) -> npt.NDArray[Any]:
         raise ValueError(f"{type(failed).__name__}: {failed}") from None
 
 
+def _has_streams(index: Index) -> bool:
+    return any(is_streamed(index, split) for split in index.splits)
+
+
+def _some(index: Index, split: str, most: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """Read random packs, the same each time."""
+    packs = Packs(index, split, range(len(index.splits[split])))
+    xs, ys, count = [], [], 0
+    for number in numpy_stream(0, f"part/{split}").permutation(len(packs)):
+        if count >= most:
+            break
+        x, y = packs.read(int(number))
+        xs.append(x[: most - count])
+        ys.append(y[: most - count])
+        count += len(ys[-1])
+    log.warning(
+        "%s: %s: a random part of %s of %s samples is read",
+        index.folder,
+        split,
+        f"{count:,}",
+        f"{index.num_samples(split):,}",
+    )
+    return np.concatenate(xs), np.concatenate(ys)
+
+
 def is_streamed(index: Index, split: str) -> bool:
     """Return whether a split was written to be read pack by pack, not into memory."""
     return any(pack.sha256 for tar in index.splits[split] for pack in tar.packs)
@@ -590,7 +621,8 @@ class Packs:
 def read_split(index: Index, split: str, tars: range | None = None) -> tuple[Tensor, Tensor]:
     """Read samples of a split as model inputs ``(n, *shape)`` float32 and labels ``(n,)`` int64.
 
-    ``tars``: only these; all by default.
+    ``tars``: only these; all by default. Of a data set that is streamed, a random part is read
+    then, of at most 128 MiB as floats, and this is logged.
     """
     x, y = read_raw(index, split, tars)
     return to_model(torch.from_numpy(x), index.scale), torch.from_numpy(y)
@@ -610,10 +642,14 @@ def read_raw(
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
     """Read samples ``(n, *shape)`` as stored and labels ``(n,)``, of some tars or all.
 
-    16-bit integers are returned as int32, which torch can index. Raise :class:`DataError`.
+    16-bit integers are returned as int32, which torch can index. Without ``tars``, of a data set
+    that is streamed, a random part as in :func:`read_split`. Raise :class:`DataError`.
     """
     if split not in index.splits:
         raise _no_split(index, split)
+    most = _MOST_READ // (4 * math.prod(index.shape))
+    if tars is None and index.num_samples(split) > most and _has_streams(index):
+        return _some(index, split, most)
     chosen = [tar for i, tar in enumerate(index.splits[split]) if tars is None or i in tars]
     y = np.empty(sum(tar.num_samples for tar in chosen), np.int64)
     x, filled = np.empty((0, *index.shape), np.uint8), 0
@@ -642,11 +678,16 @@ def read_parts(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield samples ``(size, *shape)`` and labels ``(size,)`` as :func:`read_split` has them.
 
-    The last part may be shorter. Only one tar is in memory.
+    The last part may be shorter. Only one tar is in memory, or one pack of a split that is
+    streamed.
     """
     x, y = read_raw(index, split, range(0))
-    for number in range(len(index.splits[split])) if tars is None else tars:
-        more_x, more_y = read_raw(index, split, range(number, number + 1))
+    chosen = range(len(index.splits[split])) if tars is None else tars
+    packs = Packs(index, split, chosen) if is_streamed(index, split) else None
+    for number in range(len(packs)) if packs else chosen:
+        more_x, more_y = (
+            packs.read(number) if packs else read_raw(index, split, range(number, number + 1))
+        )
         x, y = np.concatenate([x, more_x]), np.concatenate([y, more_y])
         whole = len(x) // size * size
         for part in in_parts(whole, size):

@@ -188,3 +188,22 @@ def test_a_set_without_digests_of_packs_streams_too(tmp_path):
     )
     assert all(torch.equal(a.batch(s)[0], b.batch(s)[0]) for s in range(60))
     assert loader.default_window(small, "train") is None
+
+
+def test_what_reads_a_split_at_once_gets_a_random_part_of_a_streamed_set(
+    index, monkeypatch, caplog
+):
+    monkeypatch.setattr(shards, "_MOST_READ", 4 * 4 * 700)
+    x, y = shards.read_split(index, "train")
+    assert "a random part of 700 of 3,000 samples is read" in caplog.text
+    seen = numbers(x)
+    assert len(set(seen)) == 700
+    assert (seen % 3 == y.numpy()).all()
+    assert abs(seen.mean() - NUM / 2) < 300, "of the whole split"
+    assert sum(len(part) for part, _ in shards.read_parts(index, "train", 64)) == NUM
+
+
+def test_a_small_set_is_always_read_whole(tmp_path, monkeypatch):
+    small = shards.write(tmp_path / "small", "numbers", numbered())
+    monkeypatch.setattr(shards, "_MOST_READ", 4 * 4 * 700)
+    assert len(shards.read_split(small, "train")[0]) == NUM
