@@ -6,6 +6,7 @@ own SHA-256, because they are read one by one.
 """
 
 import hashlib
+import math
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -52,7 +53,8 @@ def layout(arrays: Arrays, fewest_tars: int) -> Layout:
 
 
 def _sample_bytes(arrays: Arrays) -> int:
-    return int(np.prod(arrays.x.shape[1:])) * arrays.x.dtype.itemsize
+    size: int = math.prod(arrays.x.shape[1:]) * arrays.x.dtype.itemsize
+    return size
 
 
 def write_tars(

@@ -27,8 +27,7 @@ from PIL import Image
 from ebm_dist.config import Mismatch, Params, Positive, Probability, section
 from ebm_dist.datasets import Arrays, Dataset
 from ebm_dist.datasets._lazy import Lazy, Rows
-from ebm_dist.datasets._pictures import natural_order
-from ebm_dist.datasets.arrays import locate_path
+from ebm_dist.datasets._paths import locate, natural_order
 from ebm_dist.errors import DataError, reason
 from ebm_dist.rng import numpy_stream
 
@@ -75,7 +74,7 @@ class Part(NamedTuple):
 
 
 def load(config: Config) -> Dataset:
-    folder = locate_path(config.path)
+    folder = locate(config.path)
     if not folder.is_dir():
         raise DataError(f"{folder}: is a file", "give a folder of parts, or use dataset arrays")
     has_splits = (folder / "train").is_dir()
@@ -241,8 +240,10 @@ def _mapped(path: Path, member: zipfile.ZipInfo) -> npt.NDArray[Any]:
         shape, is_fortran, dtype = read(stream)
         if dtype.hasobject:
             raise ValueError("has Python objects")
-        order = "F" if is_fortran else "C"
-        return np.memmap(path, dtype, "r", stream.tell(), shape, order)
+        array: npt.NDArray[Any] = np.memmap(
+            path, dtype, "r", stream.tell(), shape, "F" if is_fortran else "C"
+        )
+        return array
 
 
 def _of_array(path: Path, array: npt.NDArray[Any], labels: npt.NDArray[Any] | None) -> Part:
@@ -291,7 +292,9 @@ def _tar(path: Path) -> Part:
 
     def read(rows: Rows) -> npt.NDArray[Any]:
         with path.open("rb") as stream:
-            return np.stack([_decoded(stream, *at[row], kind, path) for row in rows])
+            return np.stack(
+                [_decoded(stream, int(at[row, 0]), int(at[row, 1]), kind, path) for row in rows]
+            )
 
     example = read(np.arange(1))
     y = np.array([labels[key] for key in keys], np.int64) if labels else None

@@ -573,5 +573,5 @@ def _average(
     It is bitwise the same for any number of workers.
     """
     sums = comm.gather(torch.stack([shard.sum(of) for shard in data.values()]), num_shards)
-    counts = comm.gather(torch.tensor([len(shard.x) for shard in data.values()]), num_shards)
+    counts = comm.gather(torch.tensor([len(shard) for shard in data.values()]), num_shards)
     return sums.sum(dim=0) / counts.sum()
