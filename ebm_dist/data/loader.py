@@ -52,6 +52,11 @@ class Memory:
         """Return the labels ``(n,)`` of all samples."""
         return self.samples.y
 
+    @property
+    def bytes_held(self) -> int:
+        """Bytes of samples and labels in memory."""
+        return sum(part.numel() * part.element_size() for part in self.samples)
+
     def take(self, rows: Rows) -> Samples:
         """Return the samples of some rows ``(m,)``."""
         order = torch.from_numpy(rows)
@@ -73,6 +78,12 @@ class Stream:
     def labels(self) -> Tensor:
         """Return the labels ``(n,)`` of all samples, in a pass over the packs."""
         return torch.cat([self._read(pack).y for pack in range(len(self.reader))])
+
+    @property
+    def bytes_held(self) -> int:
+        """Bytes of packs in memory, at most."""
+        sizes = sorted(pack.x[1] + pack.y[1] for _, pack in self.reader.packs)
+        return sum(sizes[-self.most_packs :])
 
     def take(self, rows: Rows) -> Samples:
         """Return the samples of some rows ``(m,)``."""
@@ -158,6 +169,11 @@ class LogicalShard:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def bytes_held(self) -> int:
+        """Bytes of data in memory, at most."""
+        return self.store.bytes_held
 
     def only(self, classes: range) -> "LogicalShard":
         """Return a copy with only the samples of some classes.
