@@ -73,11 +73,13 @@ def settings(folder: Path) -> dict[str, Any]:
     }
 
 
-def watched(command: list[str], environment: dict[str, str]) -> dict[str, Any]:
+def watched(command: str, environment: dict[str, str]) -> dict[str, Any]:
     """Run a stage under the limit; return its exit code, seconds and largest memory."""
     began, largest = time.monotonic(), 0
     process = subprocess.Popen(
-        ["prlimit", f"--data={LIMIT}", sys.executable, "-m", *command], cwd=ROOT, env=environment
+        [*f"prlimit --data={LIMIT} {sys.executable} -m pipelines.{command}".split()],
+        cwd=ROOT,
+        env=environment,
     )
     while process.poll() is None:
         try:
@@ -89,7 +91,7 @@ def watched(command: list[str], environment: dict[str, str]) -> dict[str, Any]:
             largest = max(largest, _own_memory(member.pid))
         time.sleep(0.1)
     return {
-        "stage": " ".join(command[: 1 + (command[1] in SUITES)]).removeprefix("pipelines."),
+        "stage": command.partition(" --")[0],
         "exit_code": process.returncode,
         "seconds": time.monotonic() - began,
         "mib": largest / 2**20,
@@ -129,23 +131,20 @@ def main() -> None:
     params = folder / "params.yaml"
     with params.open("w") as stream:
         YAML(typ="safe", pure=True).dump(settings(folder), stream)
-    data, model, classifier, reports = (
-        str(folder / name) for name in ("data", "model/energy", "model/classifier", "reports")
-    )
-    given = ["--params", str(params)]
-    evaluated = [
-        ["pipelines.evaluate", suite, *given, "--data", data, "--model", model]
-        + ["--classifier", classifier, "--out", f"{reports}/{suite}"]
-        for suite in SUITES
-    ]
+    of = f"--params {params} --data {folder}/data"
+    model, classifier, reports = (f"{folder}/{name}" for name in ("model", "classifier", "reports"))
+    runs = f"--runs {folder}/runs"
     stages = [
-        ["pipelines.prepare", *given, "--out", data],
-        ["pipelines.classifier", *given, "--data", data, "--out", classifier],
-        ["pipelines.train", *given, "--data", data, "--out", model, "--report", f"{reports}/train"]
-        + ["--runs", str(folder / "runs")],
-        *evaluated,
-        ["pipelines.register", *given, "--model", model, "--reports", reports]
-        + ["--out", f"{reports}/registry.json", "--runs", str(folder / "runs")],
+        f"prepare --params {params} --out {folder}/data",
+        f"classifier {of} --out {classifier}",
+        f"train {of} --out {model} --report {reports}/train {runs}",
+        *(
+            f"evaluate {suite} {of} --model {model} --classifier {classifier}"
+            f" --out {reports}/{suite}"
+            for suite in SUITES
+        ),
+        f"register --params {params} --model {model} --reports {reports}"
+        f" --out {reports}/registry.json {runs}",
     ]
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
@@ -156,7 +155,7 @@ def main() -> None:
         content["rows"].append(watched(command, environment))
         print(json.dumps(content["rows"][-1]), flush=True)
         if content["rows"][-1]["exit_code"]:
-            raise SystemExit(f"{command[0]} failed")
+            raise SystemExit(f"{command} failed")
     index = shards.read_index(folder / "data/dataset")
     content["samples_per_second"] = throughput(index, args.batches)
     print(f"{content['samples_per_second']:,.0f} samples a second")
