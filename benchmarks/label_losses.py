@@ -84,7 +84,7 @@ def rows(index: shards.Index, num_steps: int, num_seeds: int) -> list[dict[str, 
             {
                 "by": loss,
                 "lr": ways[best][0],
-                "margin": ways[best][1],
+                "margin": ways[best][1] if loss in WITH_MARGIN else None,
                 "accuracy": float(np.mean(ended)) if ended else None,
                 "interval": interval(ended, "accuracy"),
                 "diverged": len(reached) - len(ended),
