@@ -1,8 +1,9 @@
 """The training data of a logical shard: the samples of a step are a function of the step.
 
-A logical shard has the tars ``shard, shard + num_shards, ...`` of a split. Each epoch takes its
-packs in a random order, and shuffles the samples within each *window* of consecutive packs. A
-window of all packs, the default for data that fit in memory, is a random order of all samples.
+A logical shard has the tars ``shard, shard + num_shards, ...`` of a split; where there are more
+shards than tars, several share the samples of a tar in turn. Each epoch takes its packs in a random
+order, and shuffles the samples within each *window* of consecutive packs. A window of all packs, the
+default for data that fit in memory, is a random order of all samples.
 
 The order depends on the data, the seed and the window, and not on where the samples are: data in
 memory, and packs read as they are needed, give the same bits for any number of workers.
@@ -43,14 +44,16 @@ class Samples(NamedTuple):
 
 
 class Memory:
-    """All packs of a shard, read at once."""
+    """The samples of a shard, read at once: every ``step``-th from ``first``."""
 
-    def __init__(self, reader: shards.Packs) -> None:
-        self.samples = Samples(*map(torch.from_numpy, reader.read_all()))
+    def __init__(self, reader: shards.Packs, first: int, step: int) -> None:
+        x, y = (part[first::step] for part in reader.read_all())
+        self.first, self.step = first, step
+        self.samples = Samples(*(torch.from_numpy(np.ascontiguousarray(part)) for part in (x, y)))
 
-    def labels(self) -> Tensor:
-        """Return the labels ``(n,)`` of all samples."""
-        return self.samples.y
+    def labels(self, rows: Rows) -> Tensor:
+        """Return the labels of some rows ``(m,)``."""
+        return self.samples.y[torch.from_numpy((rows - self.first) // self.step)]
 
     @property
     def bytes_held(self) -> int:
@@ -59,7 +62,7 @@ class Memory:
 
     def take(self, rows: Rows) -> Samples:
         """Return the samples of some rows ``(m,)``."""
-        order = torch.from_numpy(rows)
+        order = torch.from_numpy((rows - self.first) // self.step)
         return Samples(self.samples.x.index_select(0, order), self.samples.y[order])
 
     def expect(self, packs: Iterable[int]) -> None:
@@ -75,9 +78,9 @@ class Stream:
         self.ahead: dict[int, Future[Samples]] = {}
         self.thread = ThreadPoolExecutor(1, "packs")
 
-    def labels(self) -> Tensor:
-        """Return the labels ``(n,)`` of all samples, in a pass over the packs."""
-        return torch.cat([self._read(pack).y for pack in range(len(self.reader))])
+    def labels(self, rows: Rows) -> Tensor:
+        """Return the labels of some rows ``(m,)``, in a pass over the packs."""
+        return torch.cat([self._read(pack).y for pack in range(len(self.reader))])[rows]
 
     @property
     def bytes_held(self) -> int:
@@ -139,13 +142,15 @@ class LogicalShard:
         cache: Cache = "auto",
     ) -> None:
         num_tars = len(index.splits[split])
-        if num_tars % num_shards:
+        if num_tars % num_shards and num_shards % num_tars:
             raise DataError(
                 f"{index.folder}: {num_tars} tars cannot be dealt evenly to {num_shards}"
-                " logical shards; set train.num_shards to a divisor"
+                " logical shards; set train.num_shards to a power of 2"
             )
-        reader = shards.Packs(index, split, range(shard, num_tars, num_shards))
-        if not reader.num_samples:
+        first, step = shard // num_tars, max(1, num_shards // num_tars)
+        tars = range(shard % num_tars, num_tars, min(num_shards, num_tars))
+        reader = shards.Packs(index, split, tars)
+        if reader.num_samples <= first:
             raise DataError(
                 f"{index.folder}: logical shard {shard} of {num_shards} has no {split} samples;"
                 " lower train.num_shards"
@@ -154,10 +159,12 @@ class LogicalShard:
         self.window = window or default
         streams = cache == "stream" or (cache == "auto" and default is not None)
         most = 3 * min(self.window or len(reader), len(reader))
-        self.store: Memory | Stream = Stream(reader, most) if streams else Memory(reader)
+        self.store: Memory | Stream = (
+            Stream(reader, most) if streams else Memory(reader, first, step)
+        )
         self.starts, self.scale = reader.starts, index.scale
         self.shard, self.batch_size, self.seed = shard, batch_size, seed
-        self._choose(np.arange(reader.num_samples))
+        self._choose(np.arange(first, reader.num_samples, step))
 
     def _choose(self, rows: Rows) -> None:
         """Restrict the shard to some rows, in growing order."""
@@ -180,7 +187,7 @@ class LogicalShard:
 
         Raise :class:`DataError` if there are none.
         """
-        part, y = copy.copy(self), self.store.labels().numpy()[self.rows]
+        part, y = copy.copy(self), self.store.labels(self.rows).numpy()
         rows = self.rows[(y >= classes.start) & (y < classes.stop)]
         if not len(rows):
             raise DataError(

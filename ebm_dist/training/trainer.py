@@ -48,8 +48,8 @@ class Config:
     batch_size: PositiveInt = 128
     """Samples of each step, over all logical shards."""
     num_shards: PositiveInt = 4
-    """Logical shards of batch, replay buffer and random streams: a power of 2, at most the number
-    of tars of the data, 16 or more. The maximum number of workers."""
+    """Logical shards of batch, replay buffer and random streams: a power of 2. The maximum number
+    of workers."""
     num_tasks: PositiveInt = 1
     """Number of groups of classes to learn in sequence: class-incremental learning (van de Ven &
     Tolias 2019). Each group gets an equal share of the steps. It does not use the data, chains or
@@ -102,8 +102,7 @@ class Config:
         if self.num_shards & (self.num_shards - 1):
             raise Mismatch(
                 "train.num_shards",
-                f"{self.num_shards} does not divide the tars of a data set, 16 or a larger power of"
-                " 2; choose 1, 2, 4, 8 or 16",
+                f"{self.num_shards} is no power of 2; choose 1, 2, 4, 8, 16 or more",
             )
         if self.batch_size % self.num_shards:
             raise Mismatch(
@@ -458,13 +457,6 @@ def check_data(params: Params, index: shards.Index) -> None:
     A model of binary variables needs values in [0, 1], a conditional one training samples of each
     class. Raise :class:`ConfigError` otherwise.
     """
-    num_tars = len(index.splits.get("train", ()))
-    if num_tars % params.train.num_shards:
-        raise ConfigError(
-            f"train.num_shards: {params.train.num_shards} logical shards cannot share"
-            f" the {num_tars} tars of {index.dataset}",
-            f"choose a power of 2 up to {num_tars}",
-        )
     inner = params.objective
     while getattr(inner, "inner", None):
         inner = inner.inner

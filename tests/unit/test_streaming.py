@@ -138,9 +138,12 @@ def test_a_window_has_whole_packs_in_a_random_order(index):
     assert first != [list(w) for w in own._windows(1)[0]]
 
 
-@pytest.mark.parametrize("num_shards", [1, 4, 32])
-def test_as_many_shards_as_tars(index, num_shards):
-    parts = [shard_of(index, shard=s, num_shards=num_shards) for s in range(num_shards)]
+@pytest.mark.parametrize("cache", ["stream", "memory"])
+@pytest.mark.parametrize("num_shards", [1, 4, 32, 64, 256])
+def test_shards_share_the_samples_whether_there_are_more_of_them_or_of_tars(
+    index, num_shards, cache
+):
+    parts = [shard_of(index, cache, shard=s, num_shards=num_shards) for s in range(num_shards)]
     seen = [numbers(p.store.take(p.rows).x / 255) for p in parts]
     assert sorted(np.concatenate(seen)) == list(range(NUM))
 
@@ -150,13 +153,19 @@ def test_shards_that_do_not_divide_the_tars_are_refused(index):
         shard_of(index, num_shards=5)
 
 
+def test_batches_of_shared_tars_are_those_of_memory(index):
+    a, b = (shard_of(index, c, shard=40, num_shards=64) for c in ("stream", "memory"))
+    assert all(torch.equal(a.batch(s)[0], b.batch(s)[0]) for s in range(50))
+
+
 def test_some_classes_alone(index):
     one, other = (shard_of(index, cache).only(range(1, 3)) for cache in ("stream", "memory"))
     for step in (0, 3, 200):
         (x, y), (again, _) = one.batch(step), other.batch(step)
         assert torch.equal(x, again)
         assert set(y.tolist()) <= {1, 2}
-    assert len(one) == (shard_of(index).store.labels() > 0).sum()
+    whole = shard_of(index)
+    assert len(one) == (whole.store.labels(whole.rows) > 0).sum()
 
 
 def test_a_sum_over_all_samples_is_that_of_memory(index):
