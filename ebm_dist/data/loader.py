@@ -2,8 +2,8 @@
 
 A logical shard has the tars ``shard, shard + num_shards, ...`` of a split; where there are more
 shards than tars, several share the samples of a tar in turn. Each epoch takes its packs in a random
-order, and shuffles the samples within each *window* of consecutive packs. A window of all packs, the
-default for data that fit in memory, is a random order of all samples.
+order, and shuffles the samples within each *window* of consecutive packs. A window of all packs,
+the default for data that fit in memory, is a random order of all samples.
 
 The order depends on the data, the seed and the window, and not on where the samples are: data in
 memory, and packs read as they are needed, give the same bits for any number of workers.
