@@ -27,6 +27,7 @@ ADAM = "tests/integration/test_trainer.py::test_kernels_that_lie_channels_last_l
 BAND_POWER = "tests/statistical/test_band_power.py"
 LADDER_ANCESTRAL = "tests/statistical/test_ladder.py::test_ancestral_steps_draw_from_the_data"
 TEMPERED = "tests/statistical/test_contrastive_divergence.py::test_tempered_chains_persist_and_the_coldest_are_the_negatives"
+STREAMING = "tests/unit/test_streaming.py"
 DISCRIMINATIVE = "tests/statistical/test_discriminative.py"
 REJECTION = "tests/statistical/test_accept_reject.py"
 EXCHANGE = "tests/statistical/test_exchange.py"
@@ -208,6 +209,11 @@ MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "the hottest as negatives": ("objectives/contrastive_divergence.py", "else ends[:, 0]", "else ends[:, -1]", TEMPERED),
     "the hottest exported": ("models/trained.py", 'chains["position"][:, 0]', 'chains["position"][:, -1]', TEMPERED),
     "temperatures of another kernel": ("chains/tempering.py", "1 / (temperature * torch", "1 / (1.0 * torch", f"{SAMPLERS}::test_temperatures_are_multiples_of_that_of_the_kernel"),
+    "a window of other packs": ("data/loader.py", "lambda: self._rows_of(windows[number])", "lambda: self._rows_of(windows[0])", STREAMING),
+    "packs in one order": ("data/loader.py", 'numpy_stream(self.seed, "packs", self.shard, epoch)', 'numpy_stream(self.seed, "packs", self.shard, 0)', STREAMING),
+    "a pack that is not verified": ("data/shards.py", "if pack.sha256 and hashlib", "if not pack.sha256 and hashlib", STREAMING),
+    "blocks in the order of the source": ("data/streamed.py", ".permutation(len(x))", ".permutation(len(x)) * 0 + np.arange(len(x))", STREAMING),
+    "shards that share no tar": ("data/loader.py", "np.arange(first, reader.num_samples, step)", "np.arange(reader.num_samples)", STREAMING),
     "an anchor that repels": ("training/trainer.py", "gradient + config.anchor_weight * torch.cat(moved)", "gradient - config.anchor_weight * torch.cat(moved)", f"{TASKS}::test_an_anchor_draws_the_weights_back_to_those_of_the_previous_task"),
     "hinge the wrong way": ("objectives/discriminative.py", "F.relu(m + e.right - e.offending)", "F.relu(m - e.right + e.offending)", DISCRIMINATIVE),
     "hinge without a margin": ("objectives/discriminative.py", "F.relu(m + e.right", "F.relu(e.right", DISCRIMINATIVE),
