@@ -16,8 +16,16 @@ Precision = Literal["float32", "bfloat16"]
 class Chains:
     """Chains of ``energy``, with its weights at the time of the call."""
 
+    metrics: dict[str, Tensor]
+    """Scalars of the last call, besides its statistics"""
+
     def __init__(self, energy: EnergyModel, kernel: Kernel, num_steps: int) -> None:
+        self.metrics = {}
         self.energy, self.kernel, self.num_steps = energy, kernel, num_steps
+
+    def coldest(self, ends: Tensor) -> Tensor:
+        """Return the samples ``(B, *shape)`` of the energy among what a call returned."""
+        return ends
 
     @record_function("sampler")
     def __call__(
@@ -54,6 +62,11 @@ class TemperedChains(Chains):
         super().__init__(energy, kernel, num_steps)
         self.temperatures, self.temperature, self.bounds = temperatures, temperature, bounds
 
+    def coldest(self, ends: Tensor) -> Tensor:
+        """Return the replica at the lowest temperature ``(B, *shape)``."""
+        return ends[:, 0]
+
+    @record_function("sampler")
     def __call__(
         self, position: Tensor, labels: Tensor | None, generator: Generator
     ) -> tuple[Tensor, ChainStats]:
@@ -81,5 +94,5 @@ class TemperedChains(Chains):
             _, stats = run_chain(
                 kernel, target, start, steps, generator, observe=keep, checks_start=False
             )
-        refused = end.journey.refusal_rates.nan_to_num(0).amax()
-        return end.replicas.transpose(0, 1), stats._replace(least_swap_rate=1 - refused)
+        self.metrics = {"chain_least_swap_rate": 1 - end.journey.refusal_rates.nan_to_num(0).amax()}
+        return end.replicas.transpose(0, 1), stats

@@ -15,6 +15,8 @@ from torch import Tensor
 
 
 class Importance(NamedTuple):
+    """What log weights tell about a density and its draws."""
+
     log_z: float
     """log of the mean weight"""
     ess: float

@@ -166,7 +166,7 @@ class ContrastiveDivergence(Objective):
         ends, chains = self.chains(draw.position, labels, context.stream("chain"))
         if self.config.start == "replay":
             context.replay.put(draw, ends)
-        negative = ends if chains.least_swap_rate is None else ends[:, 0]  # the coldest replica
+        negative = self.chains.coldest(ends)
         positive = self._perturb(batch.x, context)
 
         # One forward pass: DDP allows one per backward pass. The data come first under their own
@@ -206,9 +206,8 @@ class ContrastiveDivergence(Objective):
             "chain_acceptance": chains.acceptance_rate,
             "chain_age_mean": draw.age.float().mean(),
             "chain_age_max": draw.age.float().max(),
+            **self.chains.metrics,
         }
-        if chains.least_swap_rate is not None:
-            metrics["chain_least_swap_rate"] = chains.least_swap_rate
         if self.bounds is not None:
             low, high = self.bounds
             metrics["chain_at_bounds"] = ((negative <= low) | (negative >= high)).float().mean()

@@ -117,8 +117,6 @@ class ChainStats(NamedTuple):
     """Share of accepted proposals over all steps."""
     distance: Tensor
     """Mean Euclidean distance from start to end."""
-    least_swap_rate: Tensor | None = None
-    """Of tempered chains: share of swaps of the pair of temperatures that swapped least."""
 
 
 def noise(size: tuple[int, ...], bounds: Bounds, generator: Generator) -> Tensor:
