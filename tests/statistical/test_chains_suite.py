@@ -183,7 +183,8 @@ def test_a_warm_up_adapts_the_step_size(plane_data):
             and 0.01 < adapted[name]["step_size"] < 0.3
         ), adapted
         assert "swap_rates" not in adapted[name]
-    both = plane_metrics(plane_data, slow, warm_up=300, temperatures=[1.0, 3.0, 9.0, 27.0])
+    uneven = [1.0, 1.1, 1.2, 27.0]
+    both = plane_metrics(plane_data, slow, warm_up=300, temperatures=uneven)
     assert both["both"]["rhat"] < 1.1 and both["noise"].keys() >= {"step_size", "swap_rates"}, both
     for name in ("noise", "replay"):
         rates, ladder = both[name]["swap_rates"].values(), [*both[name]["temperatures"].values()]
