@@ -2,7 +2,8 @@
 
 Run ``python -m benchmarks.meg --data data/meg-25gaussians``. Each variant differs from the recipe
 meg-25gaussians in the values that its name says, and trains in this process for a quarter of the
-steps. Samples are scored as in the suite ``density``. Writes reports/benchmarks/meg.json.
+steps, with each seed. Samples are scored as in the suite ``density``. Writes
+reports/benchmarks/meg.json as rows come, and goes on where an earlier call stopped.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from ebm_dist.config import module_of
 from ebm_dist.data import shards
 from ebm_dist.errors import DivergedError
 from ebm_dist.evaluation.density import quality
-from ebm_dist.files import write_json
+from ebm_dist.files import read_json, write_json
 from ebm_dist.rng import stream
 from ebm_dist.training import trainer
 from ebm_dist.training.reduce import LocalComm
@@ -40,6 +41,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "no Fourier features": {"energy": {"num_frequencies": 0}},
     "ten times the information": {"objective": {"mi_weight": 1.0, "final_mi_weight": 0.3}},
+    "Kullback-Leibler information": {"objective": {"information": "kullback_leibler"}},
     "no information": {"objective": {"mi_weight": 0.0, "final_mi_weight": 0.0}},
 }
 
@@ -83,22 +85,24 @@ def main() -> None:
     )
     options.add_argument("--data", type=Path, required=True, help="prepared data of the recipe")
     options.add_argument("--steps", type=int, default=2000)
-    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--seeds", type=int, default=5)
     options.add_argument("--out", type=Path, default=Path("reports/benchmarks/meg.json"))
     args = options.parse_args()
     torch.set_num_threads(1)
-    index, variants = shards.read_index(args.data / "dataset"), {}
-    for name, changes in VARIANTS.items():
-        variants[name] = train(changes, index, args.steps, args.seed)
-        print(
-            name,
-            json.dumps({key: round(value, 3) for key, value in variants[name].items()}),
-            flush=True,
-        )
-    write_json(
-        args.out,
-        {"num_steps": args.steps, "seed": args.seed, "variants": variants, **circumstances()},
-    )
+    index = shards.read_index(args.data / "dataset")
+    content: dict[str, Any] = {"num_steps": args.steps, "variants": {}, **circumstances()}
+    if args.out.exists() and (earlier := read_json(args.out, "benchmark")).get("seeds"):
+        content["variants"] = earlier["variants"]
+    content["seeds"] = args.seeds
+    for seed in range(args.seeds):
+        for name, changes in VARIANTS.items():
+            runs = content["variants"].setdefault(name, {})
+            if str(seed) in runs:
+                continue
+            runs[str(seed)] = train(changes, index, args.steps, seed)
+            write_json(args.out, content)
+            shown = {key: round(value, 3) for key, value in runs[str(seed)].items()}
+            print(name, seed, json.dumps(shown), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,37 +1,43 @@
-"""Steps to mix an RBM: Gibbs sampling alone, over a tempered path, and over its training.
+"""Steps to mix: plain chains, and chains with replicas, at equal work.
 
-Run ``python -m benchmarks.mixing --data data/rbm-mnist``. Trains 784 x 20 and 784 x 500 machines
-in this process with one thread, and keeps checkpoints. 40 chains from uniform noise then sample
-each machine in three ways: Gibbs sampling alone; replica exchange over the path from its biases to
-its weights (the path of AIS); and over the checkpoints (trajectory tempering). Both ladders are
-adapted to equal refusal rates. The figure is the work, in sweeps of all replicas of a chain, until
-the largest split R-hat over the energy and five principal components of the data is at most 1.1 in
-the second half of the chains. Writes reports/benchmarks/mixing.json.
+Run ``python -m benchmarks.mixing --data data/rbm-mnist --digits data/digits``. Trains in this
+process with one thread, and keeps checkpoints. 40 chains from uniform noise then sample
+
+- RBMs of 784 x 20 and 784 x 500 units by Gibbs sampling alone, by replica exchange over the path
+  from the biases to the weights (the path of AIS), and over the checkpoints (trajectory tempering);
+- an energy of 8x8 digits by Langevin dynamics alone and tempered; the energy is trained with plain
+  and with tempered replay, at equal numbers of gradients in the chains.
+
+Ladders are adapted to equal refusal rates. The figure is the work, in steps of all replicas of a
+chain, until the largest split R-hat over the energy and five principal components of the data is at
+most 1.1 in the second half of the chains. Writes reports/benchmarks/mixing.json.
 """
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks import circumstances
-from benchmarks.rbm import build
+from benchmarks.rbm import build, steps
 from ebm_dist import config
-from ebm_dist.chains import exchange
+from ebm_dist.chains import exchange, tempering
 from ebm_dist.chains.diagnostics import rhat
+from ebm_dist.config import module_of
 from ebm_dist.data import shards
-from ebm_dist.energies import rbm
+from ebm_dist.energies import EnergyFn, EnergyModel, frozen, rbm
 from ebm_dist.files import write_json
 from ebm_dist.rng import bernoulli, stream
-from ebm_dist.samplers import Kernel, gibbs, run_chain
+from ebm_dist.samplers import Kernel, gibbs, noise, run_chain
 from pipelines import run
 
 NUM_CHAINS, NUM_COMPONENTS, GOOD = 40, 5, 1.1
+LADDER = 4, 4.0  # replicas, and the highest of their temperatures, for images
 _LOOKS = 24  # evenly spaced in the logarithm of the work
 _CHECKPOINTS = 300
 _TRIAL, _ROUNDS = 300, 4  # steps of each round that adapts a ladder
@@ -80,21 +86,26 @@ def trained(
 
 
 def follow(
-    kernel: Kernel, target: Machine, axes: Tensor, work_of_a_step: int, budget: int
+    kernel: Kernel,
+    target: EnergyFn,
+    start: Tensor,
+    axes: Tensor,
+    work_of_a_step: int,
+    budget: int,
 ) -> dict[str, Any]:
-    """Run chains for a budget of sweeps; return R-hat at growing work, and the work to GOOD."""
-    num_steps, start = budget // work_of_a_step, stream(0, "benchmark/start")
-    x = bernoulli(torch.full((NUM_CHAINS, len(axes)), 0.5), start)
+    """Run chains for a budget of work; return R-hat at growing work, and the work to GOOD."""
+    num_steps = budget // work_of_a_step
     rows: list[Tensor] = []
     state: Any = None
 
     def observe(step: int, after: Any, info: Any) -> None:
         nonlocal state
         state = after
-        rows.append(torch.cat([info.energy[:, None], after.position @ axes], dim=1))
+        along = after.position.flatten(1) @ axes
+        rows.append(torch.cat([info.energy[:, None], along], dim=1))
 
     began = time.process_time()
-    run_chain(kernel, target, x, num_steps, stream(0, "benchmark/mixing"), observe=observe)
+    run_chain(kernel, target, start, num_steps, stream(0, "benchmark/mixing"), observe=observe)
     seconds, draws = time.process_time() - began, torch.stack(rows, dim=1).double().numpy()
     curve = []
     for look in np.geomspace(min(8 * 4, num_steps), num_steps, _LOOKS):
@@ -113,13 +124,13 @@ def follow(
         "seconds": seconds,
         "curve": curve,
     }
-    if isinstance(state, exchange.State):
-        rates = state.refusal_rates
+    if isinstance(state, exchange.State | tempering.State):
+        rates = state.journey.refusal_rates
         row |= {
             "replicas": work_of_a_step,
             "refused": [float(rates.min()), float(rates.max())],
-            "barrier": float(rates.sum()),
-            "round_trips": float(state.round_trips.mean()),
+            "barrier": state.journey.barrier,
+            "round_trips": float(state.journey.round_trips.mean()),
         }
     return row
 
@@ -130,11 +141,11 @@ def on_path(base: Tensor, weights: rbm.Weights, num_replicas: int) -> list[Machi
     def machines(ladder: Sequence[float]) -> list[Machine]:
         return [between(base, weights, share) for share in ladder]
 
-    def state_of(ladder: Sequence[float]) -> exchange.State:
+    def journey_of(ladder: Sequence[float]) -> exchange.Journey:
         return _trial(machines(ladder), num_visible=len(base))
 
     start = np.linspace(1.0, 0.0, num_replicas).tolist()
-    return machines(exchange.adapt_ladder(state_of, start, _ROUNDS)[0])
+    return machines(exchange.adapt_ladder(journey_of, start, _ROUNDS)[0])
 
 
 def over_training(checkpoints: list[rbm.Weights], num_replicas: int) -> list[Machine]:
@@ -144,61 +155,126 @@ def over_training(checkpoints: list[rbm.Weights], num_replicas: int) -> list[Mac
     def chosen(ladder: Sequence[float]) -> list[Machine]:
         return [machines[round(place)] for place in ladder]
 
-    def state_of(ladder: Sequence[float]) -> exchange.State:
+    def journey_of(ladder: Sequence[float]) -> exchange.Journey:
         return _trial(chosen(ladder), num_visible=len(checkpoints[0].visible_bias))
 
     start = np.linspace(0.0, len(machines) - 1, num_replicas).tolist()
-    return chosen(exchange.adapt_ladder(state_of, start, _ROUNDS)[0])
+    return chosen(exchange.adapt_ladder(journey_of, start, _ROUNDS)[0])
 
 
-def _trial(machines: list[Machine], num_visible: int) -> exchange.State:
-    kernel = exchange.exchange(_gibbs(), machines[1:])
-    x = bernoulli(torch.full((NUM_CHAINS, num_visible), 0.5), stream(0, "benchmark/start"))
-    generator = stream(0, "benchmark/ladder")
-    state = kernel.init(machines[0], x)
+def _trial(machines: list[Machine], num_visible: int) -> exchange.Journey:
+    return _journey(exchange.exchange(_gibbs(), machines[1:]), machines[0], _bits(num_visible))
+
+
+def _journey(kernel: Kernel, target: EnergyFn, start: Tensor) -> exchange.Journey:
+    state, generator = kernel.init(target, start), stream(0, "benchmark/ladder")
     for _ in range(_TRIAL):
-        state, _ = kernel.step(machines[0], state, generator)
-    found: exchange.State = state
-    return found
+        state, _ = kernel.step(target, state, generator)
+    journey: exchange.Journey = state.journey
+    return journey
+
+
+def _bits(num_visible: int) -> Tensor:
+    return bernoulli(torch.full((NUM_CHAINS, num_visible), 0.5), stream(0, "benchmark/start"))
 
 
 def _gibbs() -> Kernel:
     return gibbs.build(gibbs.Config(), bounds=None)
 
 
-def main() -> None:
-    options = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    options.add_argument("--params", type=Path, default=Path("pipelines/recipes/rbm-mnist.yaml"))
-    options.add_argument("--data", type=Path, default=Path("data/rbm-mnist"))
-    options.add_argument("--hidden", type=int, nargs="+", default=[20, 500])
-    options.add_argument("--steps", type=int, default=6000, help="training steps")
-    options.add_argument("--sweeps", type=int, default=40000, help="sweeps of each chain")
-    options.add_argument("--replicas", type=int, default=20)
-    options.add_argument("--out", type=Path, default=Path("reports/benchmarks/mixing.json"))
-    args = options.parse_args()
-    torch.set_num_threads(1)
-    values, index = config.load(args.params).as_dict(), shards.read_index(args.data / "dataset")
+def machines_of(
+    values: dict[str, Any], index: shards.Index, args: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    """Train the RBMs, and yield a row for each and each way to sample it."""
     x = shards.read_split(index, "train")[0][:10000].flatten(1)
-    axes = torch.linalg.svd(x - x.mean(dim=0), full_matrices=False)[2][:NUM_COMPONENTS].T
-    content = circumstances() | {"threads": 1, "steps": args.steps, "rows": []}
+    axes, base = _axes(x), x.mean(dim=0).clamp(0.01, 0.99).logit()
     for num_hidden in args.hidden:
         checkpoints = trained(values, index, num_hidden, args.steps)
-        base = x.mean(dim=0).clamp(0.01, 0.99).logit()
         target = Machine(checkpoints[-1])
         ways: dict[str, list[Machine]] = {
             "Gibbs": [target],
             "tempered": on_path(base, target.weights, args.replicas),
             "trajectory": over_training(checkpoints, args.replicas),
         }
-        for name, machines in ways.items():
+        for way, machines in ways.items():
             kernel = exchange.exchange(_gibbs(), machines[1:]) if machines[1:] else _gibbs()
-            row = follow(kernel, target, axes, len(machines), args.sweeps)
-            content["rows"].append({"hidden": num_hidden, "way": name} | row)
+            row = follow(kernel, target, _bits(len(base)), axes, len(machines), args.sweeps)
+            yield {"energy": f"RBM 784 x {num_hidden}", "way": way} | row
+
+
+def images(
+    values: dict[str, Any], index: shards.Index, args: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    """Train an energy of images with each kind of replay; yield a row for each and each way."""
+    axes = _axes(shards.read_split(index, "train")[0].flatten(1))
+    start = noise((NUM_CHAINS, *index.shape), index.bounds, stream(0, "benchmark/start"))
+    hot = tempering.geometric(*LADDER)
+    for replay, temperatures in {"plain": [1.0], "tempered": hot}.items():
+        changed = values | {
+            "sampler": values["sampler"]
+            | {"num_steps": values["sampler"]["num_steps"] * len(hot) // len(temperatures)},
+            "replay": values["replay"] | {"temperatures": temperatures[1:] and temperatures},
+        }
+        training = build(changed, index, args.image_steps)
+        seconds = steps(training, args.image_steps)
+        energy = cast(EnergyModel, training.averages["energy"])
+        sampler = training.params.sampler
+        inner = module_of(sampler).build(sampler, bounds=index.bounds)
+
+        def tempered(betas: Sequence[float], inner: Kernel = inner, t: float = sampler.temperature):
+            return tempering.tempered(
+                inner, [1 / beta for beta in betas], bounds=index.bounds, temperature=t
+            )
+
+        with frozen(energy), torch.no_grad():
+            betas, _ = exchange.adapt_ladder(
+                lambda ladder, energy=energy: _journey(tempered(ladder), energy, start),
+                [1 / t for t in hot],
+                _ROUNDS,
+            )
+            for way, kernel, work in (
+                ("Langevin", inner, 1),
+                ("tempered", tempered(betas), len(betas)),
+            ):
+                row = follow(kernel, energy, start, axes, work, args.gradients)
+                name = f"MLP of 8x8 digits, {replay} replay"
+                yield {"energy": name, "way": way, "training_seconds": seconds} | row
+
+
+def _axes(x: Tensor) -> Tensor:
+    """Return the leading principal directions ``(pixels, NUM_COMPONENTS)`` of ``x (n, pixels)``."""
+    return torch.linalg.svd(x - x.mean(dim=0), full_matrices=False)[2][:NUM_COMPONENTS].T
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    recipes = Path("pipelines/recipes")
+    options.add_argument("--params", type=Path, default=recipes / "rbm-mnist.yaml")
+    options.add_argument("--data", type=Path, default=Path("data/rbm-mnist"))
+    options.add_argument("--hidden", type=int, nargs="*", default=[20, 500])
+    options.add_argument("--steps", type=int, default=6000, help="training steps")
+    options.add_argument("--sweeps", type=int, default=40000, help="sweeps of each chain")
+    options.add_argument("--replicas", type=int, default=20)
+    options.add_argument("--digits-params", type=Path, default=recipes / "digits.yaml")
+    options.add_argument("--digits", type=Path, default=Path("data/digits"))
+    options.add_argument("--image-steps", type=int, default=3000, help="training steps")
+    options.add_argument("--gradients", type=int, default=40000, help="gradients of each chain")
+    options.add_argument("--out", type=Path, default=Path("reports/benchmarks/mixing.json"))
+    args = options.parse_args()
+    torch.set_num_threads(1)
+    content = circumstances() | {"threads": 1, "steps": args.steps, "rows": []}
+    for rows_of, params, data in (
+        (images, args.digits_params, args.digits),
+        (machines_of, args.params, args.data),
+    ):
+        values, index = config.load(params).as_dict(), shards.read_index(data / "dataset")
+        for row in rows_of(values, index, args):
+            content["rows"].append(row)
             write_json(args.out, content)
             shown = {key: value for key, value in row.items() if key != "curve"}
-            print(num_hidden, name, shown, flush=True)
+            print(shown, flush=True)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ from ebm_dist.errors import DivergedError
 from ebm_dist.evaluation.density import grid_kl
 from ebm_dist.files import read_json, write_json
 from ebm_dist.generators import histogram as noise_of
+from ebm_dist.metrics.importance import importance
 from ebm_dist.rng import stream
 from ebm_dist.training import trainer
 from ebm_dist.training.reduce import LocalComm
@@ -373,8 +374,7 @@ def held_out(network: nn.Module, x: Tensor, proposal: Any) -> float:
     for z in draws.split(20_000):
         noise, log_q = proposal.draw(z)
         total.append(-network(noise).double() - log_q.double())
-    log_z = torch.cat(total).logsumexp(0) - math.log(_NUM_DRAWS)
-    return float(network(x).double().mean() + log_z)
+    return float(network(x).double().mean()) + importance(torch.cat(total)).log_z
 
 
 def row(

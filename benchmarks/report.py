@@ -379,11 +379,11 @@ def reweighting(content: dict[str, Any]) -> Iterator[str]:
 
 
 def mixing(content: dict[str, Any]) -> Iterator[str]:
-    """Return the table of the ways to sample a machine."""
+    """Return the table of the ways to sample an energy."""
     yield from where(content)
     rows = [
         [
-            f"784 x {row['hidden']}",
+            row["energy"],
             row["way"],
             row.get("replicas", 1),
             f"{row['rhat']:.3f}",
@@ -403,11 +403,11 @@ def mixing(content: dict[str, Any]) -> Iterator[str]:
     ]
     yield from table(
         [
-            "machine",
+            "energy",
             "chains",
             "replicas",
             "R-hat at the end",
-            "sweeps to R-hat 1.1",
+            "steps to R-hat 1.1",
             "refused swaps",
             "barrier",
             "round trips a chain",
@@ -415,6 +415,40 @@ def mixing(content: dict[str, Any]) -> Iterator[str]:
         ],
         rows,
     )
+
+
+def accept_reject(content: dict[str, Any]) -> Iterator[str]:
+    """Return the table of independent draws over the dimension."""
+    yield from where(content)
+    by = {(row["dimensions"], row["way"]): row for row in content["rows"]}
+    ways = list(dict.fromkeys(row["way"] for row in content["rows"]))
+    rows = []
+    for d in dict.fromkeys(row["dimensions"] for row in content["rows"]):
+        cells: list[str] = []
+        for way in ways:
+            row = by[d, way]
+            error = row["rms_error"]
+            cells += [f"{row['draws']:.3g}", "no draws" if error is None else f"{error:.3f}"]
+        rows.append([d, *cells])
+    heads = [head for way in ways for head in (f"{way}: draws", "error")]
+    yield from table(["dimensions", *heads], rows)
+
+
+def label_losses(content: dict[str, Any]) -> Iterator[str]:
+    """Return the table of the losses of energy-based learning."""
+    yield from where(content)
+    rows = [
+        [
+            row["by"].replace("_", "-"),
+            "diverged" if row["accuracy"] is None else f"{row['accuracy']:.3f}",
+            "" if not row.get("interval") else "{:.3f} to {:.3f}".format(*row["interval"]),
+            row["settings"]
+            if "settings" in row
+            else f"rate {row['lr']:g}" + (f", margin {row['margin']:g}" if row["margin"] else ""),
+        ]
+        for row in content["rows"]
+    ]
+    yield from table(["by", "accuracy", "95 % interval", "chosen settings"], rows)
 
 
 def picture(content: dict[str, Any]) -> bytes:
@@ -474,9 +508,14 @@ def main() -> None:
         "samplers.md": {
             "samplers": samplers(read("samplers")),
             "adaptive": adaptive(read("adaptive")),
+            "accept_reject": accept_reject(read("accept_reject")),
+        },
+        "objectives.md": {
+            "label_losses": label_losses(read("label_losses")),
         },
         "rbm.md": {
             "reweighting": reweighting(read("reweighting")),
+            "mixing": mixing(read("mixing")),
         },
     }
     for page, parts in pages.items():

@@ -73,7 +73,7 @@ def systems() -> dict[str, list[dict[str, Any]]]:
 def picture(row: dict[str, Any]) -> bytes:
     """Draw the figure of a system: reached, published, and the values to compare with."""
     published = {} if row["published"] is None else {"published": row["published"]}
-    values = {"reached": row["reached"], **published, **row["reference"]}
+    values = {"reached": row["reached"], **published, **dict(table.ranked(row)), **row["beside"]}
     return figures.bars(
         values, row["interval"] and tuple(row["interval"]), f"{row['id']}: {row['what']}"
     )

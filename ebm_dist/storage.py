@@ -84,16 +84,34 @@ def check(path: Path) -> None:
 
 def read_bytes(path: Path) -> bytes:
     """Return the content of a file. Raise only :class:`OSError`, if it cannot be read."""
-    if is_local(path):
-        return path.read_bytes()
+    return path.read_bytes() if is_local(path) else _patiently(path.read_bytes)
+
+
+def read_range(path: Path, offset: int, size: int) -> bytes:
+    """Return ``size`` bytes of a file from an offset, fewer at its end. Raise only OSError."""
+
+    def read() -> bytes:
+        if is_local(path):
+            with path.open("rb") as stream:
+                stream.seek(offset)
+                return stream.read(size)
+        fs: Any = path.fs  # type: ignore[attr-defined]
+        content: bytes = fs.cat_file(path.path, offset, offset + size)  # type: ignore[attr-defined]
+        return content
+
+    return read() if is_local(path) else _patiently(read)
+
+
+def _patiently(call: Callable[[], T]) -> T:
+    """Call a function of a storage library, again where it fails."""
     for _ in range(_READS - 1):
         try:
-            return _remote(path.read_bytes)
+            return _remote(call)
         except FileNotFoundError:
             raise
         except OSError:  # for example, a wrong checksum because the object was replaced meanwhile
             time.sleep(0.2)
-    return _remote(path.read_bytes)
+    return _remote(call)
 
 
 def _remote(call: Callable[..., T], *args: Any) -> T:

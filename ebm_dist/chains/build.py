@@ -1,32 +1,26 @@
 """Choose chains by the settings.
 
 Chains of a training step are plain, compiled, or in another precision: the same algorithm, other
-last bits. Chains of a trained model with noise levels go over their ladder.
+last bits. Or they are tempered. Chains of a trained model with noise levels go over their ladder.
 """
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any
 
-from ebm_dist.chains.eager import Chains, Precision
+from ebm_dist.chains import tempering
+from ebm_dist.chains.eager import Chains, TemperedChains
 from ebm_dist.chains.ladder import ladder
-from ebm_dist.config import Params, module_of
+from ebm_dist.config import Mismatch, Params, module_of
 from ebm_dist.energies import EnergyModel
 from ebm_dist.samplers import Bounds, Kernel
 
 
-class Options(Protocol):
-    """The settings of section ``train`` that concern chains."""
-
-    @property
-    def compile(self) -> bool:
-        """Whether several steps become one compiled function."""
-
-    @property
-    def precision(self) -> Precision:
-        """Precision of the network in the chains."""
-
-
-def build_chains(options: Options, energy: EnergyModel, kernel: Kernel, num_steps: int) -> Chains:
-    """Build the chains for these options."""
+def build_chains(params: Params, energy: EnergyModel, kernel: Kernel, *, bounds: Bounds) -> Chains:
+    """Build the chains of a training."""
+    options, num_steps = params.train, params.sampler.num_steps
+    if temperatures := params.replay.temperatures:
+        temperature = temperature_of(params.sampler)
+        return TemperedChains(energy, kernel, num_steps, temperatures, temperature, bounds)
     if not options.compile and options.precision == "float32":
         return Chains(energy, kernel, num_steps)
     from ebm_dist.chains.compiled import CompiledChains
@@ -47,3 +41,23 @@ def build_kernel(params: Params, *, bounds: Bounds) -> Kernel:
     sigmas = () if goes_over_levels else params.objective.ladder
     kernel: Kernel = module_of(sampler).build(sampler, bounds=None if sigmas else bounds)
     return ladder(kernel, sigmas, sampler.num_steps, bounds=bounds) if sigmas else kernel
+
+
+def temperature_of(sampler: Any) -> float:
+    """Return T of the density ``exp(-E / T)`` that a sampler's settings stand for."""
+    temperature: float = getattr(sampler, "temperature", 1.0)
+    return temperature
+
+
+def check_temperatures(key: str, temperatures: Sequence[float], params: Params) -> None:
+    """Raise :class:`Mismatch` at ``key`` where section ``sampler`` cannot have these replicas."""
+    sampler = params.sampler
+    if params.objective.ladder or getattr(module_of(sampler), "OVER_LEVELS", False):
+        raise Mismatch(key, "chains over noise levels need no temperatures; leave it out")
+    if not temperature_of(sampler):
+        raise Mismatch(key, "needs a sampler with noise; set sampler.noise_scale above 0")
+    try:
+        kernel = module_of(sampler).build(sampler, bounds=None)
+        tempering.tempered(kernel, temperatures, bounds=None)
+    except ValueError as error:
+        raise Mismatch(key, str(error)) from None

@@ -25,13 +25,9 @@ from ebm_dist.energies import EnergyFn
 from ebm_dist.samplers import Info, Kernel, accept_mask, log_uniform, where_accepted
 
 
-class State(NamedTuple):
-    """Replicas of ``B`` chains on ``R`` energies."""
+class Journey(NamedTuple):
+    """Which swaps were refused, and how the copies travel between the ends of ``R`` energies."""
 
-    position: Tensor
-    """``(B, *shape)`` of the replica on E_0"""
-    replicas: Tensor
-    """``(R, B, *shape)`` of all replicas"""
     is_odd: bool
     """Whether the number of steps is odd"""
     refused: Tensor
@@ -43,10 +39,51 @@ class State(NamedTuple):
     round_trips: Tensor
     """``(B,)`` arrivals at E_0 of copies that come from E_R-1"""
 
+    @classmethod
+    def start(cls, num_replicas: int, num_chains: int, device: torch.device) -> "Journey":
+        """Return a journey without swaps."""
+        zeros = torch.zeros(num_replicas - 1, device=device)
+        at_end = torch.zeros(num_replicas, num_chains, dtype=torch.bool, device=device)
+        at_end[-1] = True
+        return cls(False, zeros, zeros, at_end, torch.zeros(num_chains, device=device))
+
+    @property
+    def pairs(self) -> range:
+        """The first replica of each pair that may swap in this step."""
+        return range(int(self.is_odd), len(self.refused), 2)
+
     @property
     def refusal_rates(self) -> Tensor:
         """``(R - 1,)`` rho of each pair; NaN before its first attempt."""
         return self.refused / self.attempts
+
+    @property
+    def barrier(self) -> float:
+        """The communication barrier Lambda."""
+        return float(self.refusal_rates.nansum())
+
+    def after(self, swapped: Sequence[Tensor]) -> "Journey":
+        """Return the journey after a step in which chains ``(B,)`` of each pair swapped."""
+        marks = list(self.comes_from_end)
+        refused, attempts = self.refused.clone(), self.attempts.clone()
+        for r, is_swapped in zip(self.pairs, swapped, strict=True):
+            marks[r], marks[r + 1] = swap(is_swapped, marks[r], marks[r + 1])
+            refused[r] += 1 - is_swapped.float().mean()
+            attempts[r] += 1
+        arrived = marks[0].clone()
+        marks[0], marks[-1] = torch.zeros_like(arrived), torch.ones_like(arrived)
+        trips = self.round_trips + (arrived if len(marks) > 1 else 0)
+        return Journey(not self.is_odd, refused, attempts, torch.stack(marks), trips)
+
+
+class State(NamedTuple):
+    """Replicas of ``B`` chains on ``R`` energies."""
+
+    position: Tensor
+    """``(B, *shape)`` of the replica on E_0"""
+    replicas: Tensor
+    """``(R, B, *shape)`` of all replicas"""
+    journey: Journey
 
 
 def exchange(kernel: Kernel, path: Sequence[EnergyFn]) -> Kernel:
@@ -59,19 +96,9 @@ def exchange(kernel: Kernel, path: Sequence[EnergyFn]) -> Kernel:
     num_replicas = len(path) + 1
 
     def init(target: EnergyFn, position: Tensor) -> State:
-        zeros = torch.zeros(num_replicas - 1, device=position.device)
-        comes_from_end = torch.zeros(
-            num_replicas, len(position), dtype=torch.bool, device=position.device
-        )
-        comes_from_end[-1] = True
+        replicas = position.expand(num_replicas, *position.shape).clone()
         return State(
-            position,
-            position.expand(num_replicas, *position.shape).clone(),
-            False,
-            zeros,
-            zeros,
-            comes_from_end,
-            torch.zeros(len(position), device=position.device),
+            position, replicas, Journey.start(num_replicas, len(position), position.device)
         )
 
     def step(target: EnergyFn, state: State, generator: Generator) -> tuple[State, Info]:
@@ -79,30 +106,16 @@ def exchange(kernel: Kernel, path: Sequence[EnergyFn]) -> Kernel:
         for r, energy in enumerate(energies):
             inner, _ = kernel.step(energy, kernel.init(energy, x[r]), generator)
             x[r] = inner.position
-        marks = list(state.comes_from_end)
-        refused, attempts = state.refused.clone(), state.attempts.clone()
-        for r in range(int(state.is_odd), num_replicas - 1, 2):
+        swapped = []
+        for r in state.journey.pairs:
             near, far = energies[r], energies[r + 1]
             log_ratio = near(x[r]) + far(x[r + 1]) - near(x[r + 1]) - far(x[r])
             log_u = log_uniform((len(log_ratio),), generator)
-            swapped = accept_mask(log_ratio, log_ratio.isfinite(), log_u)
-            x[r], x[r + 1] = swap(swapped, x[r], x[r + 1])
-            marks[r], marks[r + 1] = swap(swapped, marks[r], marks[r + 1])
-            refused[r] += 1 - swapped.float().mean()
-            attempts[r] += 1
-        arrived = marks[0].clone()
-        marks[0], marks[-1] = torch.zeros_like(arrived), torch.ones_like(arrived)
+            swapped.append(accept_mask(log_ratio, log_ratio.isfinite(), log_u))
+            x[r], x[r + 1] = swap(swapped[-1], x[r], x[r + 1])
         value = target(x[0])
-        state = State(
-            x[0],
-            torch.stack(x),
-            not state.is_odd,
-            refused,
-            attempts,
-            torch.stack(marks),
-            state.round_trips + arrived,
-        )
-        return state, Info(value, torch.zeros_like(value), torch.ones_like(arrived))
+        state = State(x[0], torch.stack(x), state.journey.after(swapped))
+        return state, Info(value, torch.zeros_like(value), torch.ones_like(value, dtype=torch.bool))
 
     return Kernel(init, step)
 
@@ -126,14 +139,14 @@ def equalised(
 
 
 def adapt_ladder(
-    run: Callable[[Sequence[float]], State], ladder: Sequence[float], num_rounds: int
-) -> tuple[list[float], State]:
+    run: Callable[[Sequence[float]], Journey], ladder: Sequence[float], num_rounds: int
+) -> tuple[list[float], Journey]:
     """Run chains on ladders, each made from the refusal rates of the one before.
 
-    ``run`` returns the state after some steps on a ladder. Return the last ladder and its state.
+    ``run`` returns the journey of some steps on a ladder. Return the last ladder and its journey.
     """
-    state = run(ladder)
+    journey = run(ladder)
     for _ in range(num_rounds):
-        ladder = equalised(ladder, state.refusal_rates.tolist(), len(ladder))
-        state = run(ladder)
-    return list(ladder), state
+        ladder = equalised(ladder, journey.refusal_rates.tolist(), len(ladder))
+        journey = run(ladder)
+    return list(ladder), journey

@@ -12,7 +12,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from ebm_dist.config import Mismatch, Params, PositiveInt, Probability, section
+from ebm_dist.chains.build import check_temperatures
+from ebm_dist.config import Mismatch, Params, Positive, PositiveInt, Probability, section
 from ebm_dist.samplers import Bounds, noise
 
 Policy = Literal["persistent", "fifo", "reservoir"]
@@ -33,6 +34,14 @@ class Config:
     ``reservoir``: a random slot, with probability capacity / n for the n-th chain, so that the
     buffer keeps samples of the whole training (Vitter 1985; Du et al. 2021)."""
 
+    temperatures: tuple[Positive, ...] = ()
+    """Tempered chains (Desjardins et al. 2010): a replica of each chain at each temperature, from 1
+    up, in units of the sampler's. Neighbours exchange positions, all replicas persist, and the
+    coldest are the negatives. Chains take as many times longer as there are temperatures. Plain
+    chains if empty."""
+
+    added_keys = ("temperatures",)
+
     def check(self, params: Params) -> None:
         if self.capacity % params.train.num_shards or self.capacity < params.train.batch_size:
             raise Mismatch(
@@ -41,6 +50,19 @@ class Config:
                 f" train.batch_size = {params.train.batch_size}, found {self.capacity}",
                 "change one of these three values",
             )
+        if not self.temperatures:
+            return
+        if not params.objective.keeps_chains:
+            raise Mismatch(
+                "replay.temperatures",
+                "needs an objective with persistent chains, such as contrastive_divergence",
+            )
+        if params.train.compile or params.train.precision != "float32":
+            raise Mismatch(
+                "replay.temperatures",
+                "tempered chains are neither compiled nor in bfloat16; leave one of the two out",
+            )
+        check_temperatures("replay.temperatures", self.temperatures, params)
 
 
 class Draw(NamedTuple):

@@ -2,14 +2,15 @@
 
     each replica r:  a step of the kernel on E / T_r,    1 = T_0 < T_1 < ...
     even steps: pairs (0, 1), (2, 3), ...; odd steps: (1, 2), (3, 4), ...
-    a pair swaps positions with probability min(1, exp((1 / T_r - 1 / T_r+1) (E_r - E_r+1)))
+    a pair swaps positions with probability min(1, exp((1 / T_r - 1 / T_r+1) (E_r - E_r+1) / T))
+
+T is the temperature of the kernel itself, so replica r samples ``exp(-E / (T T_r))``.
 
 Hot replicas cross between modes, and cold replicas stay exact. Only the coldest is the state's
 ``position``. The other replicas have other distributions: leave them out of averages and
 diagnostics.
 """
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor
 
+from ebm_dist.chains.exchange import Journey, swap
 from ebm_dist.energies import EnergyFn
 from ebm_dist.samplers import (
     AdjustedState,
@@ -27,7 +29,6 @@ from ebm_dist.samplers import (
     StepSize,
     accept_mask,
     log_uniform,
-    where_accepted,
 )
 from ebm_dist.samplers._gradient_state import State as GradientState
 
@@ -41,10 +42,7 @@ class State(NamedTuple):
     """``(R, B, *shape)`` of all replicas, coldest first"""
     inner: Any
     """State of the inner kernel, of ``R * B`` chains"""
-    is_odd: bool
-    """Whether the number of steps is odd"""
-    swap_rates: Tensor
-    """``(R - 1,)`` share of chains that swapped at a pair's last attempt; NaN before the first"""
+    journey: Journey
 
     @property
     def is_finite(self) -> Tensor:
@@ -59,11 +57,20 @@ def geometric(num_temperatures: int, hottest: float) -> list[float]:
     return [hottest ** (r / max(num_temperatures - 1, 1)) for r in range(num_temperatures)]
 
 
-def tempered(kernel: Kernel, temperatures: Sequence[float], *, bounds: Bounds) -> Kernel:
+def tempered(
+    kernel: Kernel,
+    temperatures: Sequence[float],
+    *,
+    bounds: Bounds,
+    temperature: float = 1.0,
+    replicas: Tensor | None = None,
+) -> Kernel:
     """Return a kernel of chains with a replica at each temperature.
 
     A step is one step of ``kernel`` for each replica and one possible swap. ``temperatures`` start
-    at 1 and grow; the temperature of ``kernel`` must be 1. The result is exact if ``kernel`` is.
+    at 1 and grow; they are multiples of ``temperature``, that of ``kernel``. The result is exact if
+    ``kernel`` is. Chains start with all replicas at their position, or at ``replicas (R, B,
+    *shape)``.
     All replicas are one batch: a step costs ``len(temperatures)`` times a step of ``kernel``, and a
     second evaluation of energy and score after the swap. Info has the coldest replica's energy
     after the swap.
@@ -97,19 +104,19 @@ def tempered(kernel: Kernel, temperatures: Sequence[float], *, bounds: Bounds) -
         return energy
 
     def init(target: EnergyFn, position: Tensor) -> State:
-        replicas = position.expand(num_replicas, *position.shape).clone()
-        inner = kernel.init(heated(target), scaled(replicas.flatten(0, 1), -0.5))
-        swap_rates = torch.full((num_replicas - 1,), math.nan, device=position.device)
-        return State(position, replicas, inner, False, swap_rates)
+        x = position.expand(num_replicas, *position.shape) if replicas is None else replicas
+        inner = kernel.init(heated(target), scaled(x.flatten(0, 1), -0.5))
+        journey = Journey.start(num_replicas, len(position), position.device)
+        return State(x[0], x.clone(), inner, journey)
 
     def draw(
         n: int, position: Tensor, generator: Generator, out: Randomness | None = None
     ) -> Randomness:
         size = (num_replicas * len(position), *position.shape[1:])
-        replicas = position.new_empty(size)  # only its shape and type count
+        like_all = position.new_empty(size)  # only its shape and type count
         inner_out, swaps_out = (out[:-1], out[-1]) if out else (None, None)
         swaps = log_uniform((n, num_replicas // 2, len(position)), generator, swaps_out)
-        return *draw_inner(n, replicas, generator, inner_out), swaps
+        return *draw_inner(n, like_all, generator, inner_out), swaps
 
     def move(
         target: EnergyFn, state: State, randomness: Randomness, step_size: StepSize
@@ -119,25 +126,23 @@ def tempered(kernel: Kernel, temperatures: Sequence[float], *, bounds: Bounds) -
         inner, info = move_inner(heated_target, state.inner, (*inner_randomness,), step_size)
         flat = scaled(inner.position, 0.5)
         energy, x = target(flat).view(num_replicas, n), flat.unflatten(0, (num_replicas, n))
-        beta = 1 / torch.tensor(temperatures, device=x.device, dtype=energy.dtype)
-        swap_rates = state.swap_rates.clone()
-        source = torch.arange(num_replicas, device=x.device)[:, None].repeat(1, n)
-        for pair, r in enumerate(range(int(state.is_odd), num_replicas - 1, 2)):
+        beta = 1 / (temperature * torch.tensor(temperatures, device=x.device, dtype=energy.dtype))
+        source, swapped = (
+            list(torch.arange(num_replicas, device=x.device)[:, None].repeat(1, n)),
+            [],
+        )
+        for pair, r in enumerate(state.journey.pairs):
             log_ratio = (beta[r] - beta[r + 1]) * (energy[r] - energy[r + 1])
-            swapped = accept_mask(log_ratio, log_ratio.isfinite(), log_u[pair])
-            source[r], source[r + 1] = (
-                where_accepted(swapped, source[r + 1], source[r]),
-                where_accepted(swapped, source[r], source[r + 1]),
-            )
-            swap_rates[r] = swapped.float().mean()
-        chains = torch.arange(n, device=x.device)
-        x, energy = x[source, chains], energy[source, chains]
+            swapped.append(accept_mask(log_ratio, log_ratio.isfinite(), log_u[pair]))
+            source[r], source[r + 1] = swap(swapped[-1], source[r], source[r + 1])
+        chains, order = torch.arange(n, device=x.device), torch.stack(source)
+        x, energy = x[order, chains], energy[order, chains]
         inner = kernel.init(heated_target, scaled(x.flatten(0, 1), -0.5))
         is_finite = None if info.is_finite is None else info.is_finite[:n]
         score_norm = info.score_norm
         if isinstance(inner, GradientState):
             score_norm = inner.score.flatten(1).norm(dim=1)
         cold = Info(energy[0], score_norm[:n], info.is_accepted[:n], is_finite)
-        return State(x[0], x, inner, not state.is_odd, swap_rates), cold
+        return State(x[0], x, inner, state.journey.after(swapped)), cold
 
     return Kernel.of_move(init, draw, move, step_size, kernel.num_gradients + 1)

@@ -48,6 +48,12 @@ def lines(params: Params, data: Path) -> Iterator[str]:
         for buffer in probe.replay.values()
         for value in buffer.state_dict().values()
     )
+    held = max(
+        sum(probe.data[shard].bytes_held for shard in deal(config.num_shards, workers, i))
+        for i in range(workers)
+    )
+    how = "read as needed, at most" if shards.is_streamed(index, "train") else "in memory,"
+    yield f"held      {how} {_mib(held)} of data in each worker"
     moments = 2 if params.optimizer.method == "adam" else 1
     size = sum(weights.values())
     checkpoint = size * (2 + moments) + chains

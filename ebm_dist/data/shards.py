@@ -11,7 +11,8 @@ import itertools
 import logging
 import math
 import tarfile
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,11 +23,13 @@ import torch
 import webdataset
 from torch import Tensor
 
+from ebm_dist.data import streamed
 from ebm_dist.datasets import Arrays, Dataset, Standardisation, in_parts
+from ebm_dist.datasets._lazy import Lazy
 from ebm_dist.errors import DataError
 from ebm_dist.files import read_json, write_json
 from ebm_dist.rng import numpy_stream
-from ebm_dist.storage import is_local, read_bytes, write_whole
+from ebm_dist.storage import is_local, read_bytes, read_range, write_whole
 
 SCHEMA = 1
 NUM_TARS = 16
@@ -35,6 +38,7 @@ PACK_SIZE = 256
 """Samples of a pack."""
 INDEX = "index.json"
 _MOST_SQUARES = 1 << 20  # of one array of float64
+_MOST_READ = 128 << 20  # bytes as floats of what is read at once of a streamed data set
 _MAX_SIDE = 1 << 20  # maximum side of an image or number of classes of a valid index
 STAGE = "prepare"
 LABELLED = "labelled-"
@@ -51,6 +55,8 @@ class Pack(NamedTuple):
     """Offset and size of the samples, in bytes"""
     y: tuple[int, int]
     """Offset and size of the labels, in bytes"""
+    sha256: str = ""
+    """of both arrays, in sets that are streamed; "" in others"""
 
 
 class Tar(NamedTuple):
@@ -112,12 +118,20 @@ def write(folder: Path, name: str, data: Dataset) -> Index:
     (folder / INDEX).unlink(missing_ok=True)  # first: the old data are no longer valid
     splits, statistics = {}, {}
     for split, arrays in data.splits.items():
+        if streamed.is_large(arrays):
+            chosen = streamed.layout(arrays, NUM_TARS)
+            splits[split], statistics[split] = streamed.write_tars(
+                folder, split, arrays, chosen, data.scale, _progress(folder, split, len(arrays.x))
+            )
+            continue
+        arrays = arrays._replace(x=arrays.x[:])  # noqa: PLW2901
         order = numpy_stream(0, f"shards/{split}").permutation(len(arrays.x))
         tars = [order[i::NUM_TARS] for i in range(NUM_TARS)]
         splits[split] = [
             _write_tar(folder, f"{split}-{i:06d}.tar", arrays, rows) for i, rows in enumerate(tars)
         ]
         statistics[split] = _statistics(arrays, data.scale)
+    for split in splits:
         if split in duplicates and not data.is_official:
             statistics[split]["duplicates"] = duplicates[split]
     example = next(iter(data.splits.values())).x
@@ -149,12 +163,17 @@ def _stored(data: Dataset) -> Dataset:
     splits = {}
     for split, arrays in data.splits.items():
         x = arrays.x
+        if isinstance(x, Lazy) and not streamed.is_large(arrays):
+            x = x[:]
         if data.standardisation and x.shape[1:] != data.standardisation.mean.shape:
             raise DataError(
                 f"{data.source}: samples of shape {x.shape[1:]} cannot be standardised as those of"
                 f" the data set, of shape {data.standardisation.mean.shape}",
                 "compare samples of one shape, or set dataset.standardise: false",
             )
+        if isinstance(x, Lazy):
+            splits[split] = arrays._replace(x=_converted(x, data, split))
+            continue
         if data.standardisation:
             standardised = np.empty(x.shape, np.float32)
             with np.errstate(over="ignore", invalid="ignore"):
@@ -164,16 +183,65 @@ def _stored(data: Dataset) -> Dataset:
         elif x.dtype.kind == "f":
             with np.errstate(over="ignore", invalid="ignore"):
                 x = x.astype(np.float32, copy=False)
-        if x.dtype.kind == "f" and not np.isfinite([x.min(), x.max()]).all():
-            raise DataError(
-                f"{data.source}: {split} samples have NaN, infinite or too large values for"
-                f" float32, from {arrays.x.min():g} to {arrays.x.max():g}",
-                "remove or rescale them",
-            )
+        if x.dtype.kind == "f":
+            _check_finite(x, arrays.x, data, split)
         splits[split] = arrays._replace(x=x)
     if not data.standardisation:
         return data._replace(splits=splits)
     return data._replace(splits=splits, scale=1.0, bounds=None)
+
+
+def _converted(x: Lazy, data: Dataset, split: str) -> Lazy:
+    """Return samples that are read later as they are stored."""
+    if data.standardisation is None and x.dtype.kind != "f":
+        return x
+
+    def convert(part: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        with np.errstate(over="ignore", invalid="ignore"):
+            stored: npt.NDArray[Any] = (
+                data.standardisation.apply(part / data.scale)
+                if data.standardisation
+                else part.astype(np.float32, copy=False)
+            )
+        if len(part):
+            _check_finite(stored, part, data, split)
+        return stored
+
+    return x.map(convert, np.float32)
+
+
+def _check_finite(
+    stored: npt.NDArray[Any], read: npt.NDArray[Any], data: Dataset, split: str
+) -> None:
+    if not np.isfinite([stored.min(), stored.max()]).all():
+        raise DataError(
+            f"{data.source}: {split} samples have NaN, infinite or too large values for"
+            f" float32, from {read.min():g} to {read.max():g}",
+            "remove or rescale them",
+        )
+
+
+def _progress(folder: Path, split: str, num_samples: int) -> Callable[[int, int], None]:
+    """Return a function that prints how far a split is, at most once a second."""
+    began = shown = time.monotonic()
+    written = 0
+
+    def progress(done: int, num_bytes: int) -> None:
+        nonlocal shown, written
+        written += num_bytes
+        now = time.monotonic()
+        if now - shown < 1 and done < num_samples:
+            return
+        shown, seconds = now, max(now - began, 1e-9)
+        left = round(seconds * (num_samples - done) / done)
+        print(
+            f"{folder}: {split}: {done:,} of {num_samples:,} samples"
+            f"  {written / 2**20:,.0f} MiB  {written / 2**20 / seconds:,.0f} MiB/s"
+            f"  {left // 60}:{left % 60:02d} left",
+            flush=True,
+        )
+
+    return progress
 
 
 def described(data: Dataset | Index) -> dict[str, Any]:
@@ -202,9 +270,14 @@ def _duplicates(splits: Mapping[str, Arrays]) -> dict[str, dict[str, int]]:
     return duplicates
 
 
-def sample_digests(x: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
+def sample_digests(x: npt.NDArray[Any] | Lazy) -> npt.NDArray[np.uint64]:
     """Return a 64-bit digest ``(n,)`` of each of the samples ``x (n, *shape)``."""
-    digests = (hashlib.blake2b(sample.tobytes(), digest_size=8).digest() for sample in x)
+    parts = (x[part] for part in in_parts(len(x)))
+    digests = (
+        hashlib.blake2b(sample.tobytes(), digest_size=8).digest()
+        for part in parts
+        for sample in part
+    )
     return np.fromiter(map(int.from_bytes, digests), np.uint64, len(x))
 
 
@@ -284,7 +357,12 @@ def read_index(folder: Path) -> Index:
                     int(tar["bytes"]),
                     str(tar["sha256"]),
                     tuple(
-                        Pack(int(pack["num_samples"]), _position(pack["x"]), _position(pack["y"]))
+                        Pack(
+                            int(pack["num_samples"]),
+                            _position(pack["x"]),
+                            _position(pack["y"]),
+                            str(pack.get("sha256", "")),
+                        )
                         for pack in tar["packs"]
                     ),
                 )
@@ -393,7 +471,12 @@ def verify(index: Index) -> None:
 
     Raise :class:`DataError` that names the first bad one.
     """
-    for tars in index.splits.values():
+    for split, tars in index.splits.items():
+        if is_streamed(index, split):
+            packs = Packs(index, split, range(len(tars)))
+            for number in range(len(packs)):
+                packs.read(number)
+            continue
         for tar in tars:
             _read_tar(index, tar)
 
@@ -415,16 +498,7 @@ def _read_tar(index: Index, tar: Tar) -> tuple[npt.NDArray[Any], npt.NDArray[np.
     try:
         xs, ys = [], []
         for pack in tar.packs:
-            x, y = (_read_npy(content, position) for position in (pack.x, pack.y))
-            _sound(
-                f"samples of type {x.dtype} with labels of type {y.dtype}",
-                x.dtype.kind in "uf" and y.dtype == np.int64,
-            )
-            if x.shape != (pack.num_samples, *index.shape) or y.shape != (pack.num_samples,):
-                raise ValueError(
-                    f"pack of shape {x.shape} with {y.shape} labels, expected {pack.num_samples}"
-                    f" of {index.shape}"
-                )
+            x, y = _checked_pack(index, pack, *(_part(content, at) for at in (pack.x, pack.y)))
             xs.append(x)
             ys.append(y)
         if not xs:
@@ -434,21 +508,121 @@ def _read_tar(index: Index, tar: Tar) -> tuple[npt.NDArray[Any], npt.NDArray[np.
         raise DataError(f"{path}: not a shard of this data set ({failed}); {fix}") from None
 
 
-def _read_npy(content: bytes, position: tuple[int, int]) -> npt.NDArray[Any]:
+def _part(content: bytes, position: tuple[int, int]) -> bytes:
     offset, size = position
+    return content[offset : offset + size]
+
+
+def _checked_pack(
+    index: Index, pack: Pack, x_bytes: bytes, y_bytes: bytes
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """Return the arrays of a pack. Raise :class:`ValueError` where they are not those expected."""
+    x, y = _read_npy(x_bytes), _read_npy(y_bytes)
+    _sound(
+        f"samples of type {x.dtype} with labels of type {y.dtype}",
+        x.dtype.kind in "uf" and y.dtype == np.int64,
+    )
+    if x.shape != (pack.num_samples, *index.shape) or y.shape != (pack.num_samples,):
+        raise ValueError(
+            f"pack of shape {x.shape} with {y.shape} labels, expected {pack.num_samples}"
+            f" of {index.shape}"
+        )
+    return x, y
+
+
+def _read_npy(content: bytes) -> npt.NDArray[Any]:
     try:
-        return np.lib.format.read_array(
-            io.BytesIO(content[offset : offset + size]), allow_pickle=False
-        )  # type: ignore[no-any-return,no-untyped-call]
+        return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)  # type: ignore[no-any-return,no-untyped-call]
     # numpy reads the header as a Python literal: errors of the tokenizer, parser and memory
     except Exception as failed:  # noqa: BLE001
         raise ValueError(f"{type(failed).__name__}: {failed}") from None
 
 
+def _has_streams(index: Index) -> bool:
+    return any(is_streamed(index, split) for split in index.splits)
+
+
+def _some(index: Index, split: str, most: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """Read random packs, the same each time."""
+    packs = Packs(index, split, range(len(index.splits[split])))
+    xs, ys, count = [], [], 0
+    for number in numpy_stream(0, f"part/{split}").permutation(len(packs)):
+        if count >= most:
+            break
+        x, y = packs.read(int(number))
+        xs.append(x[: most - count])
+        ys.append(y[: most - count])
+        count += len(ys[-1])
+    log.warning(
+        "%s: %s: a random part of %s of %s samples is read",
+        index.folder,
+        split,
+        f"{count:,}",
+        f"{index.num_samples(split):,}",
+    )
+    return np.concatenate(xs), np.concatenate(ys)
+
+
+def is_streamed(index: Index, split: str) -> bool:
+    """Return whether a split was written to be read pack by pack, not into memory."""
+    return any(pack.sha256 for tar in index.splits[split] for pack in tar.packs)
+
+
+class Packs:
+    """The packs of some tars of a split, each read where it lies: on a disk or in a store.
+
+    A pack is verified by its own SHA-256 at each read, or, in data sets without these, by that of
+    its tar, once.
+    """
+
+    def __init__(self, index: Index, split: str, tars: range) -> None:
+        if split not in index.splits:
+            raise _no_split(index, split)
+        self.index, self.split, self.tars = index, split, tars
+        self.packs = [
+            (tar, pack)
+            for i, tar in enumerate(index.splits[split])
+            if i in tars
+            for pack in tar.packs
+        ]
+        counts = [pack.num_samples for _, pack in self.packs]
+        self.starts = np.concatenate([[0], np.cumsum(counts)])[:-1].astype(np.int64)
+        """``(len,)`` row of the first sample of each pack"""
+        self.num_samples = sum(counts)
+        self._verified = set[str]()
+
+    def __len__(self) -> int:
+        return len(self.packs)
+
+    def read_all(self) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+        """Return all samples ``(n, *shape)`` as stored, and labels ``(n,)``."""
+        return read_raw(self.index, self.split, self.tars)
+
+    def read(self, number: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+        """Return the samples and labels of a pack. Raise :class:`DataError`."""
+        tar, pack = self.packs[number]
+        path = self.index.folder / tar.file
+        if not pack.sha256 and tar.file not in self._verified:
+            _read_tar(self.index, tar)
+            self._verified.add(tar.file)
+        try:
+            parts = [read_range(path, *position) for position in (pack.x, pack.y)]
+        except OSError as failed:
+            raise _unread(path, f"cannot be read ({failed.strerror or failed})") from None
+        if pack.sha256 and hashlib.sha256(b"".join(parts)).hexdigest() != pack.sha256:
+            raise _unread(path, f"SHA-256 of pack {number} differs from the index: altered")
+        try:
+            x, y = _checked_pack(self.index, pack, *parts)
+        except ValueError as failed:
+            raise _unread(path, f"not a shard of this data set ({failed})") from None
+        return x.astype(np.int32) if x.dtype == np.uint16 else x, y
+
+
 def read_split(index: Index, split: str, tars: range | None = None) -> tuple[Tensor, Tensor]:
     """Read samples of a split as model inputs ``(n, *shape)`` float32 and labels ``(n,)`` int64.
 
-    ``tars``: only these; all by default.
+    ``tars``: only these; all by default. Of a data set that is streamed, a random part is read
+    then, of at most 128 MiB as floats, and this is logged.
     """
     x, y = read_raw(index, split, tars)
     return to_model(torch.from_numpy(x), index.scale), torch.from_numpy(y)
@@ -468,13 +642,14 @@ def read_raw(
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
     """Read samples ``(n, *shape)`` as stored and labels ``(n,)``, of some tars or all.
 
-    16-bit integers are returned as int32, which torch can index. Raise :class:`DataError`.
+    16-bit integers are returned as int32, which torch can index. Without ``tars``, of a data set
+    that is streamed, a random part as in :func:`read_split`. Raise :class:`DataError`.
     """
     if split not in index.splits:
-        raise DataError(
-            f"{index.folder}: has no {split} split, only {', '.join(index.splits)}; choose another"
-            " data set"
-        )
+        raise _no_split(index, split)
+    most = _MOST_READ // (4 * math.prod(index.shape))
+    if tars is None and index.num_samples(split) > most and _has_streams(index):
+        return _some(index, split, most)
     chosen = [tar for i, tar in enumerate(index.splits[split]) if tars is None or i in tars]
     y = np.empty(sum(tar.num_samples for tar in chosen), np.int64)
     x, filled = np.empty((0, *index.shape), np.uint8), 0
@@ -487,16 +662,32 @@ def read_raw(
     return x.astype(np.int32) if x.dtype == np.uint16 else x, y
 
 
+def _unread(path: Path, why: str) -> DataError:
+    return DataError(f"{path}: {why}; run 'dvc repro -f {STAGE}'")
+
+
+def _no_split(index: Index, split: str) -> DataError:
+    return DataError(
+        f"{index.folder}: has no {split} split, only {', '.join(index.splits)}; choose another"
+        " data set"
+    )
+
+
 def read_parts(
     index: Index, split: str, size: int, tars: range | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield samples ``(size, *shape)`` and labels ``(size,)`` as :func:`read_split` has them.
 
-    The last part may be shorter. Only one tar is in memory.
+    The last part may be shorter. Only one tar is in memory, or one pack of a split that is
+    streamed.
     """
     x, y = read_raw(index, split, range(0))
-    for number in range(NUM_TARS) if tars is None else tars:
-        more_x, more_y = read_raw(index, split, range(number, number + 1))
+    chosen = range(len(index.splits[split])) if tars is None else tars
+    packs = Packs(index, split, chosen) if is_streamed(index, split) else None
+    for number in range(len(packs)) if packs else chosen:
+        more_x, more_y = (
+            packs.read(number) if packs else read_raw(index, split, range(number, number + 1))
+        )
         x, y = np.concatenate([x, more_x]), np.concatenate([y, more_y])
         whole = len(x) // size * size
         for part in in_parts(whole, size):

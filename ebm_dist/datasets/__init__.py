@@ -16,8 +16,8 @@ from ebm_dist.rng import numpy_stream
 class Arrays(NamedTuple):
     """Samples and optional labels."""
 
-    x: npt.NDArray[Any]
-    """``(n, *shape)`` uint8, uint16 or floats"""
+    x: Any
+    """``(n, *shape)`` uint8, uint16 or floats; a ``Lazy`` where they do not fit in memory"""
     y: npt.NDArray[np.int64] | None
     """``(n,)`` classes from 0, or None without labels"""
 

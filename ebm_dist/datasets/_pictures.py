@@ -4,7 +4,6 @@ A picture is converted only where that keeps every value: a grey palette to grey
 colour, an opaque alpha channel is dropped, a rotation in EXIF is applied. Others are refused.
 """
 
-import re
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,11 +28,6 @@ class Pictures(NamedTuple):
     ``train`` where the folder has no folders of splits"""
     notes: list[str]
     """What was converted or skipped"""
-
-
-def natural_order(name: str) -> list[str | int]:
-    """Return a sort key in which numbers inside a name count as numbers: 2 before 10."""
-    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name))]
 
 
 def read_folder(folder: Path) -> Pictures:

@@ -8,7 +8,6 @@ digest of the index.
 """
 
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -21,12 +20,14 @@ from ebm_dist.datasets import (
     Arrays,
     Dataset,
     Standardisation,
+    _paths,
     _tables,
     hold_out,
     in_parts,
     split_off,
 )
-from ebm_dist.datasets._pictures import natural_order, read_folder
+from ebm_dist.datasets._paths import natural_order
+from ebm_dist.datasets._pictures import read_folder
 from ebm_dist.errors import DataError, reason
 
 log = logging.getLogger(__name__)
@@ -106,15 +107,7 @@ class _Part(NamedTuple):
 
 def locate(config: Config) -> Path:
     """Return the file or folder. Raise :class:`DataError` where it does not exist."""
-    path = Path(config.path)
-    if not path.exists():
-        path = Path(os.environ.get("EBM_DATA_DIR", ".")) / config.path
-    if not path.exists():
-        raise DataError(
-            f"{path}: no such file or folder; set dataset.path to an .npz, .npy, .csv or .parquet,"
-            " or a folder of images"
-        )
-    return path
+    return _paths.locate(config.path)
 
 
 def load(config: Config) -> Dataset:

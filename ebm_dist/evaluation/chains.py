@@ -9,18 +9,21 @@ quantities that never vary; R-hat and sample sizes are those of the others. They
 nothing varies, and R-hat if no chain moves.
 
 By default the sampler is that of the training. ``warm_up`` adapts its step size first, and
-``temperatures`` adds replicas that exchange positions (parallel tempering).
+``temperatures`` adds replicas that exchange positions (parallel tempering). With both, the
+temperatures between the ends are adapted too, until all pairs swap about equally often.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ebm_dist.chains import tempering
+from ebm_dist.chains import exchange, tempering
 from ebm_dist.chains.adaptation import adapt
+from ebm_dist.chains.build import check_temperatures, temperature_of
 from ebm_dist.chains.diagnostics import Floats, Trace, ess_bulk, ess_tail, rhat
 from ebm_dist.config import (
     Mismatch,
@@ -37,11 +40,12 @@ from ebm_dist.energies import EnergyFn, frozen, given, is_conditional
 from ebm_dist.evaluation import Needs, Report, Subject, check_finite, defined
 from ebm_dist.report import figures
 from ebm_dist.rng import stream
-from ebm_dist.samplers import Info, State, noise, run_chain
+from ebm_dist.samplers import Info, Kernel, State, noise, run_chain
 
 _SEED = 0  # of the evaluation, the same for all models
 _FEWEST_DRAWS = 8
 _NUM_PATHS, _NUM_DOTS = 5, 2000
+_ROUNDS = 4  # that adapt the temperatures
 
 
 @section
@@ -56,9 +60,11 @@ class Config:
     """Principal components of the training data to follow, in addition to the energy; fewer where
     the data vary in fewer directions."""
     temperatures: tuple[Positive, ...] = ()
-    """Temperatures of parallel tempering, from 1 up; plain chains if empty."""
+    """Temperatures of parallel tempering, from 1 up, in units of the sampler's; plain chains if
+    empty."""
     warm_up: NonNegativeInt = 0
-    """Steps before the draws that adapt the step size of the sampler; 0 keeps it as trained."""
+    """Steps before the draws that adapt the step size of the sampler, and in each of four rounds
+    the temperatures between the ends; 0 keeps both."""
 
     def check(self, params: Params) -> None:
         if self.num_draws < _FEWEST_DRAWS:
@@ -66,27 +72,14 @@ class Config:
                 "evaluation.chains.num_draws",
                 f"at least {_FEWEST_DRAWS}, of which the second half is evaluated",
             )
-        module, name = module_of(params.sampler), plugin_name(params.sampler)
-        if self.warm_up and not hasattr(module, "ACCEPTANCE"):
+        if self.warm_up and not hasattr(module_of(params.sampler), "ACCEPTANCE"):
+            name = plugin_name(params.sampler)
             raise Mismatch(
                 "evaluation.chains.warm_up",
                 f"needs a sampler that accepts or rejects, not {name}; use mala, or leave it out",
             )
-        if not self.temperatures:
-            return
-        temperature = getattr(params.sampler, "temperature", None)
-        if temperature is None or not math.isclose(temperature, 1, rel_tol=0.01):
-            actual = f"{name} has {'none' if temperature is None else f'{temperature:.3g}'}"
-            raise Mismatch(
-                "evaluation.chains.temperatures",
-                f"needs a sampler at temperature 1, {actual}; use mala, or leave it out",
-            )
-        try:
-            tempering.tempered(
-                module.build(params.sampler, bounds=None), self.temperatures, bounds=None
-            )
-        except ValueError as error:
-            raise Mismatch("evaluation.chains.temperatures", str(error)) from None
+        if self.temperatures:
+            check_temperatures("evaluation.chains.temperatures", self.temperatures, params)
 
 
 class _Components(NamedTuple):
@@ -194,44 +187,65 @@ def _run(
 ) -> _Run:
     model, trace = subject.model, Trace(every=config.thin)
     labels = labels if is_conditional(model.params) else torch.zeros_like(labels)
-    metrics, swap_rates = dict[str, Any](), list[Tensor]()
+    metrics = dict[str, Any]()
+    sampler, temperatures = model.params.sampler, config.temperatures
+    journey: exchange.Journey | None = None
 
     def target_of(num_replicas: int) -> EnergyFn:
         repeated = labels.repeat(num_replicas)  # replica after replica
         return given(model.energy, repeated if is_conditional(model.params) else None)
 
     def observe(step: int, state: State, info: Info) -> None:
+        nonlocal journey
         trace(step, state, info)
         if isinstance(state, tempering.State):
-            swap_rates.append(state.swap_rates)
+            journey = state.journey
+
+    def tempered(betas: Sequence[float]) -> Kernel:
+        return tempering.tempered(
+            kernel,
+            [1 / beta for beta in betas],
+            bounds=model.bounds,
+            temperature=temperature_of(sampler),
+        )
+
+    def trial(betas: Sequence[float]) -> exchange.Journey:
+        tried, target = tempered(betas), target_of(len(betas))
+        state, generator = tried.init(target, start), stream(_SEED, f"chains/{name}/ladder")
+        with torch.no_grad():
+            for _ in range(config.warm_up):
+                state, _ = tried.step(target, state, generator)
+        found: exchange.Journey = state.journey
+        return found
 
     with frozen(model.energy):
         kernel = model.kernel()
         if config.warm_up:
             generator = stream(_SEED, f"chains/{name}/warm_up")
             sampler, start = adapt(
-                model.params.sampler,
-                target_of(1),
-                start,
-                config.warm_up,
-                generator,
-                bounds=model.bounds,
+                sampler, target_of(1), start, config.warm_up, generator, bounds=model.bounds
             )
             kernel = module_of(sampler).build(sampler, bounds=model.bounds)
             metrics["step_size"] = sampler.step_size
-        if config.temperatures:
-            kernel = tempering.tempered(kernel, config.temperatures, bounds=model.bounds)
+        if temperatures:
+            betas = [1 / t for t in temperatures]
+            if config.warm_up:
+                betas, _ = exchange.adapt_ladder(trial, betas, _ROUNDS)
+            metrics["temperatures"] = {f"replica_{i + 1}": 1 / b for i, b in enumerate(betas)}
+            kernel = tempered(betas)
         run_chain(
             kernel,
-            target_of(max(1, len(config.temperatures))),
+            target_of(max(1, len(temperatures))),
             start,
             config.thin * config.num_draws,
             stream(_SEED, f"chains/{name}"),
             observe=observe,
         )
-    if swap_rates:
-        rates = torch.stack(swap_rates).nanmean(dim=0).tolist()
+    if journey is not None:
+        rates = (1 - journey.refusal_rates).tolist()
         metrics["swap_rates"] = {f"pair_{i + 1}": rate for i, rate in enumerate(rates)}
+        metrics["barrier"] = journey.barrier
+        metrics["round_trips"] = float(journey.round_trips.mean())
     along = torch.stack([components.of(x) for x in trace.positions], dim=1)
     followed = torch.cat([torch.stack(trace.energies, dim=1)[:, :, None], along], dim=2).double()
     check_finite(followed, f"evaluation.chains: energies and positions of chains from {name}")

@@ -1,8 +1,8 @@
 """Classification by an energy, ``p(k | x) = softmax(-E(x, k) / T)`` (Gao et al. 2020, section 5.4).
 
-The suite reports accuracy, likelihood and calibration on the test split, for a model that learnt
-from few labels. Baselines without an energy use the same samples: the same network trained on the
-labels alone, the nearest labelled sample, and labels spread over a graph of neighbours.
+The suite reports accuracy, likelihood and calibration on the test split. Baselines without an
+energy use the same samples: the same network trained on the labels alone, the nearest labelled
+sample, and, where few have labels, labels spread over a graph of neighbours.
 """
 
 import warnings
@@ -16,8 +16,7 @@ from torch import Tensor
 
 from ebm_dist.config import Mismatch, Params, Positive, PositiveInt, section
 from ebm_dist.data import shards
-from ebm_dist.energies import build_energy, is_classifier
-from ebm_dist.errors import DataError
+from ebm_dist.energies import build_energy
 from ebm_dist.evaluation import Needs, Report, Subject, check_finite
 from ebm_dist.report import figures
 from ebm_dist.rng import numpy_stream
@@ -46,10 +45,11 @@ class Config:
     """The split to classify: ``val`` to choose settings, ``test`` to report."""
 
     def check(self, params: Params) -> None:
-        if not is_classifier(params):
+        if params.objective.label_temperature is None:
             raise Mismatch(
                 "evaluation.classification",
-                "needs an energy with one output per class; use energy classifier",
+                "needs an objective that learns labels, such as semi_supervised or discriminative;"
+                " choose one, or set objective.label_temperature",
             )
 
 
@@ -57,27 +57,20 @@ def check(config: Config, needs: Needs) -> None:
     needs.split("train")
     needs.split(config.split)
     needs.classes(config.split)
-    if not any(split.startswith("labelled-") for split in needs.data.splits):
-        raise needs.error(
-            f"needs data with few labels, and {needs.data.dataset} has all",
-            "use dataset few_labels, or leave this suite out",
-        )
 
 
 def evaluate(config: Config, subject: Subject) -> Report:
     model, num_classes = subject.model, subject.data.num_classes
     x, y = shards.read_split(subject.data, config.split)
     few = shards.read_labelled(subject.data, model.params.seed)
-    if few is None:
-        raise DataError(f"{subject.data.folder}: all labels are present; use dataset few_labels")
-    labelled, labels = few
+    labelled, labels = few or shards.read_split(subject.data, "train")
     truth = y.numpy()
     probabilities = model.classify(x).double().numpy()
     check_finite(probabilities, "evaluation.classification: p(k | x) of the energy")
     supervised = _supervised(config, model.params, labelled, labels, num_classes)
     with torch.no_grad():
         of_supervised = (
-            torch.cat([supervised(part, _all_classes(part, num_classes)) for part in x.split(1000)])
+            torch.cat([_by_class(supervised, part, num_classes) for part in x.split(1000)])
             .neg()
             .softmax(dim=1)
         )
@@ -86,13 +79,14 @@ def evaluate(config: Config, subject: Subject) -> Report:
         "same network, labels alone": score_predictions(truth, of_supervised.double().numpy()),
         **{
             name: score_predictions(truth, p)
-            for name, p in _baselines(config, subject, x, labelled, labels).items()
+            for name, p in _baselines(config, subject, x, labelled, labels, few is not None).items()
         },
         "chance": score_predictions(truth, np.full((len(truth), num_classes), 1 / num_classes))
         | {"accuracy": 1 / num_classes},
     }
     model_row, alone = rows["p(k | x) of the energy"], rows["same network, labels alone"]
-    keys = ("model", "supervised", "nearest", "spreading", "propagation", "chance")
+    spread = ("spreading", "propagation") if few else ()
+    keys = ("model", "supervised", "nearest", *spread, "chance")
     metrics: dict[str, Any] = {
         **model_row,
         "gain": model_row["accuracy"] - alone["accuracy"],
@@ -135,8 +129,13 @@ def _bins(right: npt.NDArray[np.bool_], confidence: Array) -> list[tuple[float, 
     ]
 
 
-def _all_classes(x: Tensor, num_classes: int) -> Tensor:
-    return torch.arange(num_classes).expand(len(x), num_classes)
+def _by_class(energy: torch.nn.Module, x: Tensor, num_classes: int) -> Tensor:
+    """Return energies ``(n, num_classes)`` of samples ``(n, *shape)`` under each label."""
+    if getattr(energy, "has_heads", False):
+        return energy(x, torch.arange(num_classes).expand(len(x), -1))  # type: ignore[no-any-return]
+    labels = torch.arange(num_classes).repeat(len(x))
+    energies: Tensor = energy(x.repeat_interleave(num_classes, dim=0), labels)
+    return energies.view(len(x), num_classes)
 
 
 def _supervised(
@@ -151,21 +150,24 @@ def _supervised(
         if len(x) > config.supervised_batch:
             rows = torch.from_numpy(rng.choice(len(x), config.supervised_batch, replace=False))
         optimizer.zero_grad()
-        logits = -network(x[rows], _all_classes(rows, num_classes))
+        logits = -_by_class(network, x[rows], num_classes)
         F.cross_entropy(logits, y[rows]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return network.requires_grad_(False)
 
 
 def _baselines(
-    config: Config, subject: Subject, x: Tensor, labelled: Tensor, labels: Tensor
+    config: Config, subject: Subject, x: Tensor, labelled: Tensor, labels: Tensor, are_few: bool
 ) -> dict[str, Array]:
-    """Return class probabilities by the nearest label and by labels spread over a graph."""
+    """Return class probabilities by the nearest label and, of few, by spreading over a graph."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.semi_supervised import LabelPropagation, LabelSpreading  # slow to import
 
     flat, targets, queries = labelled.flatten(1).numpy(), labels.numpy(), x.flatten(1).numpy()
+    nearest = KNeighborsClassifier(1).fit(flat, targets).predict_proba(queries)
+    if not are_few:
+        return {"nearest labelled sample": nearest}
     train = shards.read_split(subject.data, "train")[0].flatten(1).numpy()
     unlabelled = train[
         numpy_stream(0, "classification/graph").permutation(len(train))[: config.max_graph]
@@ -187,7 +189,6 @@ def _baselines(
             name: method.fit(nodes, node_labels).predict_proba(queries)
             for name, method in methods.items()
         }
-    nearest = KNeighborsClassifier(1).fit(flat, targets).predict_proba(queries)
     return {"nearest labelled sample": nearest} | {
         name: np.nan_to_num(p, nan=1 / p.shape[1]) for name, p in spread.items()
     }
@@ -208,7 +209,7 @@ def _regions(config: Config, subject: Subject, labelled: Tensor, labels: Tensor)
     model, num_classes = subject.model, subject.data.num_classes
     with torch.no_grad():
         log_joint = -torch.cat(
-            [model.energy(part, _all_classes(part, num_classes)) for part in points.split(10000)]
+            [_by_class(model.energy, part, num_classes) for part in points.split(10000)]
         )
     names = subject.data.class_names
     density = (log_joint - log_joint.max()).exp()

@@ -28,6 +28,7 @@ from ebm_dist.config import (
 from ebm_dist.data import shards
 from ebm_dist.evaluation import Needs, Report, Subject, check_finite
 from ebm_dist.generators import FlowModel
+from ebm_dist.metrics.importance import importance
 from ebm_dist.models import latent
 from ebm_dist.report import figures
 from ebm_dist.rng import numpy_stream, stream
@@ -138,7 +139,7 @@ def _partition(
     noise, log_q_noise = (part.double() for part in flow.draw(z))
     energy_data, energy_noise = (model.energies(part.float()).double() for part in (x, noise))
     log_true, log_q_data = truth.log_prob(x.double().numpy()), flow.log_prob(x).double()
-    weights = -energy_noise - log_q_noise
+    by_noise = importance(-energy_noise - log_q_noise)
     log_q = _on_grid(flow.log_prob, points)
     accuracy = (
         (-energy_data - learnt > log_q_data).double().mean()
@@ -149,9 +150,8 @@ def _partition(
             "learnt": learnt,
             "grid": exact,
             "error": abs(learnt - exact),
-            "importance": float(weights.logsumexp(0)) - np.log(len(weights)),
-            "importance_ess": float((2 * weights.logsumexp(0) - (2 * weights).logsumexp(0)).exp())
-            / len(weights),
+            "importance": by_noise.log_z,
+            "importance_ess": by_noise.ess,
         },
         "nll": {
             "truth": float(-log_true.mean()),

@@ -2,8 +2,9 @@
 
 The metric is the AUROC of ``-E`` with the test split as positives (Hendrycks & Gimpel 2017); chance
 is 0.5. Samples of both sides are prepared alike; images of integers are rounded to the grey levels
-of the data. Each value has baselines without a model, and nothing is tuned on these sets. Samples
-that are no images have no set of one colour and fewer baselines.
+of the data. Each value has baselines without a model. The suite fits nothing to these sets, and a
+recipe says whether its settings were chosen after a look at them. Samples that are no images have
+no set of one colour and fewer baselines.
 
 The second score is the drop of the energy along a chain of the model's sampler that starts at the
 image and is as long as in training. Training makes chains end where the data are, so chains from

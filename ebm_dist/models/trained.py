@@ -292,7 +292,10 @@ def _trained(
 def _read(
     folder: Path, params: Params, index: Index
 ) -> tuple[Mapping[str, nn.Module], dict[str, Tensor]]:
-    return _rebuilt(state.read_averages(folder), params, index), state.read_chains(folder)
+    chains = state.read_chains(folder)
+    if params.replay.temperatures:
+        chains["position"] = chains["position"][:, 0].contiguous()  # the coldest replica
+    return _rebuilt(state.read_averages(folder), params, index), chains
 
 
 def _read_previous_tasks(folder: Path, params: Params, index: Index) -> list[EnergyModel]:

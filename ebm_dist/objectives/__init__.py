@@ -143,6 +143,11 @@ class ObjectiveConfig:
         return ()
 
     @property
+    def keeps_chains(self) -> bool:
+        """Whether chains persist in the replay buffer, so that they may be tempered."""
+        return False
+
+    @property
     def follows_length(self) -> bool:
         """Whether a step depends on ``train.num_steps``, as with a weight that changes linearly."""
         return False
@@ -188,6 +193,10 @@ class WrappedConfig(ObjectiveConfig):
     @property
     def label_temperature(self) -> float | None:
         return self.inner.label_temperature
+
+    @property
+    def keeps_chains(self) -> bool:
+        return self.inner.keeps_chains
 
     @property
     def follows_length(self) -> bool:

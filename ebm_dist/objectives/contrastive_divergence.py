@@ -78,6 +78,10 @@ class Config(ObjectiveConfig):
     """Within that term, weight of ``-mean log`` of a chain's distance to the nearest other chain
     (Du et al. 2021, eq. 10)."""
 
+    @property
+    def keeps_chains(self) -> bool:
+        return self.start == "replay"
+
     def check(self, params: Params) -> None:
         if self.label_temperature and not self.conditional:
             raise Mismatch(
@@ -112,6 +116,11 @@ class Config(ObjectiveConfig):
             raise Mismatch(
                 "objective.augment_prob",
                 "chains start at noise, which has nothing to augment; set it to 0",
+            )
+        if self.augment_prob and params.replay.temperatures:
+            raise Mismatch(
+                "objective.augment_prob",
+                "tempered chains are not augmented; set it to 0, or leave replay.temperatures out",
             )
         if self.binarise and self.data_noise:
             raise Mismatch(
@@ -154,9 +163,10 @@ class ContrastiveDivergence(Objective):
         # x~0, from the buffer with probability 1 - reinit_prob, else from noise
         draw = self._start(batch, context)
         labels = draw.label if self.config.conditional else None
-        negative, chains = self.chains(draw.position, labels, context.stream("chain"))
+        ends, chains = self.chains(draw.position, labels, context.stream("chain"))
         if self.config.start == "replay":
-            context.replay.put(draw, negative)
+            context.replay.put(draw, ends)
+        negative = self.chains.coldest(ends)
         positive = self._perturb(batch.x, context)
 
         # One forward pass: DDP allows one per backward pass. The data come first under their own
@@ -196,6 +206,7 @@ class ContrastiveDivergence(Objective):
             "chain_acceptance": chains.acceptance_rate,
             "chain_age_mean": draw.age.float().mean(),
             "chain_age_max": draw.age.float().max(),
+            **self.chains.metrics,
         }
         if self.bounds is not None:
             low, high = self.bounds
@@ -257,7 +268,7 @@ def build(
     params: Params, *, networks: Mapping[str, nn.Module], kernel: Kernel, bounds: Bounds
 ) -> Objective:
     energy = cast(EnergyModel, networks["energy"])
-    chains = build_chains(params.train, energy, kernel, params.sampler.num_steps)
+    chains = build_chains(params, energy, kernel, bounds=bounds)
     return ContrastiveDivergence(
         params.objective, energy, chains, params.replay.reinit_prob, bounds
     )

@@ -10,10 +10,16 @@ entropy of the generator's samples (section 3.1):
 
 where z' is the latent of another sample in the batch (Hjelm et al. 2019, eq. 4). At the optimal T,
 I is twice the Jensen-Shannon divergence between p(x, z) and p(x) p(z), minus 2 log 2. It is
--2 log 2 if G(z) is independent of z, and at most 0.
+-2 log 2 if G(z) is independent of z, and at most 0. With ``information: kullback_leibler`` it is
+the bound of Donsker & Varadhan (1983; Belghazi et al. 2018, eq. 10) of the mutual information
+itself, which has no upper end, and which Kumar et al. found to work worse:
+
+    I = mean T(G(z), z) - log mean exp T(G(z), z')
+
 The authors' code takes the mean over both halves, so its weight of 1 is ``mi_weight`` 0.5 here.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from typing import Any, Literal, cast
@@ -49,6 +55,8 @@ class Config(ObjectiveConfig):
     2024). Kumar et al. do not have this term."""
     mi_weight: NonNegative = 0.5
     """Weight of the mutual information in the generator's loss."""
+    information: Literal["jensen_shannon", "kullback_leibler"] = "jensen_shannon"
+    """The estimate of the information, by the divergence between p(x, z) and p(x) p(z)."""
     final_mi_weight: NonNegative | None = None
     """Weight of the mutual information at the end of training; ``mi_weight`` if absent. The weight
     changes linearly during training."""
@@ -57,6 +65,8 @@ class Config(ObjectiveConfig):
     empty, there are no convolutions and the first hidden layer takes all pixels."""
     statistics_hidden: tuple[PositiveInt, ...] = (128, 128, 128)
     """Width of each hidden layer of the statistics network; the first also gets the latent."""
+
+    added_keys = ("information",)
 
     @property
     def follows_length(self) -> bool:
@@ -111,12 +121,19 @@ class Statistics(nn.Module):
         return self.head(torch.cat([self.trunk(x), z], dim=1))[:, 0]  # type: ignore[no-any-return]
 
 
-def mutual_information(statistics: Callable[..., Any], x: Tensor, z: Tensor) -> Tensor:
+def mutual_information(
+    statistics: Callable[..., Any],
+    x: Tensor,
+    z: Tensor,
+    by: Literal["jensen_shannon", "kullback_leibler"] = "jensen_shannon",
+) -> Tensor:
     """Estimate ``I(x; z)``, one number, from samples ``(B, *shape)`` and their latents ``(B, k)``.
 
     Each sample is paired with its own latent, for p(x, z), and with the next one, for p(x) p(z).
     """
     joint, product = statistics(torch.cat([x, x]), torch.cat([z, z.roll(1, dims=0)])).chunk(2)
+    if by == "kullback_leibler":
+        return joint.mean() - (product.logsumexp(dim=0) - math.log(len(x)))  # type: ignore[no-any-return]
     return -F.softplus(-joint).mean() - F.softplus(product).mean()
 
 
@@ -140,12 +157,14 @@ class MaximumEntropyGenerator(Objective):
             loss = energy = self.players["energy"](x)
             if self.config.loss == "relativistic":
                 loss = F.softplus(energy - self.players["energy"](batch.x))
-            information = mutual_information(self.players["statistics"], x, z)
+            information = self._information(self.players["statistics"], x, z)
         metrics = {"mutual_information": information}
         yield Turn("generator", loss.mean() - self._mi_weight(context.step) * information, metrics)
-        yield Turn(
-            "statistics", -mutual_information(context.players["statistics"], x.detach(), z), {}
-        )
+        of_fixed = self._information(context.players["statistics"], x.detach(), z)
+        yield Turn("statistics", -of_fixed, {})
+
+    def _information(self, statistics: Callable[..., Any], x: Tensor, z: Tensor) -> Tensor:
+        return mutual_information(statistics, x, z, self.config.information)
 
     def _energy_turn(self, positive: Tensor, negative: Tensor, context: StepContext) -> Turn:
         x = torch.cat([positive, negative]).requires_grad_()

@@ -313,19 +313,23 @@ def bands(
     title: str,
     *,
     log_x: bool = False,
+    log_y: bool = False,
 ) -> bytes:
     """Draw a line in a band per name: ``{name: (x, middle, low, high)}``.
 
-    The axis is linear around the last line and logarithmic far from it (asinh).
+    Unless ``log_y``, the axis is linear around the last line and logarithmic far from it (asinh).
     """
     figure, axes = _figure(7.0, 4.2)
     for name, (x, middle, low, high) in lines.items():
         axes.plot(x, middle, lw=1.8, label=name)
         axes.fill_between(x, low, high, alpha=0.2, lw=0)
-    *_, (_, _, low, high) = lines.values()
-    width = float(np.abs([low.min(), high.max()]).max()) or 1.0
-    axes.set_yscale("asinh", linear_width=width)
-    _asinh_ticks(axes.yaxis, width)
+    if log_y:
+        axes.set_yscale("log")
+    else:
+        *_, (_, _, low, high) = lines.values()
+        width = float(np.abs([low.min(), high.max()]).max()) or 1.0
+        axes.set_yscale("asinh", linear_width=width)
+        _asinh_ticks(axes.yaxis, width)
     axes.set_xscale("log" if log_x else "linear")
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
     axes.legend(frameon=False, fontsize=10)

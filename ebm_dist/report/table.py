@@ -10,6 +10,7 @@ import numpy as np
 from ebm_dist.config import nearest
 from ebm_dist.errors import DataError
 from ebm_dist.files import flat, read_json
+from ebm_dist.report.baselines import measured
 from ebm_dist.report.suites import has_suites, read_suite, read_suites
 
 _COLUMNS = (
@@ -19,12 +20,15 @@ _COLUMNS = (
     "reached",
     "95 % interval",
     "seeds",
-    "read it against",
+    "strongest baseline",
+    "verdict",
+    "beside",
     "time",
     "code",
     "command",
 )
 
+_SIGNS = {"higher": 1, "lower": -1}
 _MARK, _END = "<!-- python -m pipelines.results -->", "<!-- end -->"
 
 
@@ -119,9 +123,11 @@ def row(name: str, entry: Mapping[str, Any], reports: Path) -> dict[str, Any]:
         "reached": float(np.mean(values)),
         "interval": interval(values, entry["metric"]),
         "seeds": replicates if len(replicates) > 1 else {},
-        "reference": {
+        "better": entry.get("better"),
+        "baselines": _baselines(entry, recipes, reports),
+        "beside": {
             label: _reference(reference, recipes, reports)
-            for label, reference in entry["reference"].items()
+            for label, reference in entry.get("beside", {}).items()
         },
         "hardware": runs[0]["hardware"],
         "workers": runs[0]["workers"],
@@ -129,10 +135,31 @@ def row(name: str, entry: Mapping[str, Any], reports: Path) -> dict[str, Any]:
         "data": {key: runs[0][key] for key in ("dataset", "is_official", "data_digest")},
         "recipes": recipes,
         "command": _command(recipes),
-        "headline": entry.get("headline", {}),
+        "headline": entry.get("headline", ""),
+        "seen": entry.get("seen", ""),
         "commit": "",
         "stale": [],
     }
+
+
+def _baselines(entry: Mapping[str, Any], recipes: list[str], reports: Path) -> dict[str, float]:
+    """Return the baselines that the suite measured, and those of the entry."""
+    suite = entry["metric"].partition(".")[0]
+    found = measured(entry["metric"], _metrics(suite, recipes[0], reports))
+    return {
+        label: _reference(reference, recipes, reports)
+        for label, reference in {**found, **entry.get("baselines", {})}.items()
+    }
+
+
+def ranked(row: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Return the baselines of a row, the strongest first; none without a direction."""
+    sign = _SIGNS.get(row["better"])
+    return sorted(row["baselines"].items(), key=lambda item: -sign * item[1]) if sign else []
+
+
+def _metrics(suite: str, recipe: str, reports: Path) -> dict[str, Any]:
+    return read_suite(reports / recipe, suite, f"pipelines/recipes/dvc.yaml:results@{recipe}")
 
 
 def _command(recipes: list[str]) -> str:
@@ -144,10 +171,7 @@ def _command(recipes: list[str]) -> str:
 def _replicates(metric: str, recipes: list[str], reports: Path) -> dict[str, float]:
     """Return the values of ``<suite>.<key>``: by seed, or by recipe where there are several."""
     suite, key = metric.split(".", 1)
-    by_recipe = {
-        r: read_suite(reports / r, suite, f"pipelines/recipes/dvc.yaml:results@{r}")
-        for r in recipes
-    }
+    by_recipe = {recipe: _metrics(suite, recipe, reports) for recipe in recipes}
     if len(recipes) > 1:
         return {recipe: value_at(metrics, key) for recipe, metrics in by_recipe.items()}
     (metrics,) = by_recipe.values()
@@ -156,9 +180,12 @@ def _replicates(metric: str, recipes: list[str], reports: Path) -> dict[str, flo
 
 
 def _reference(reference: float | str, recipes: list[str], reports: Path) -> float:
-    """Return a constant, or the mean of ``<suite>.<key>`` or ``<recipe>/<suite>.<key>``."""
+    """Return a constant, a mean of ``<suite>.<key>``, ``<recipe>/<suite>.<key>``, or ``a / b``."""
     if not isinstance(reference, str):
         return float(reference)
+    if " / " in reference:
+        above, below = reference.split(" / ")
+        return _reference(above, recipes, reports) / _reference(below, recipes, reports)
     other, slash, metric = reference.partition("/")
     is_of_another = slash and "." not in other  # else the slash is part of the key
     replicates = (
@@ -208,25 +235,21 @@ def summary(rows: list[dict[str, Any]], place: str) -> str:
             "figure",
             "published",
             "reached",
-            "read it against",
+            "strongest baseline",
+            "verdict",
             "code",
             "command",
         ),
-        "|" + "---|" * 8,
+        "|" + "---|" * 9,
     ]
     for name, (first, *_) in systems(rows).items():
-        reached = f"**{first['reached']:.4g}**" + (
-            f" ({_range(first)})" if first["interval"] else ""
-        )
         link = f"[{first['system']}]({place.format(name)})"
         lines.append(
             _line(
                 link,
                 first["source"],
                 first["what"],
-                _published(first),
-                reached,
-                _references(first, 2),
+                *_against(first),
                 _code(first),
                 f"`{first['command']}`",
             )
@@ -235,44 +258,48 @@ def summary(rows: list[dict[str, Any]], place: str) -> str:
 
 
 def headlines(rows: list[dict[str, Any]], place: str) -> str:
-    """Return a table of the rows that have a ``headline``, each with its strongest baseline.
-
-    ``headline`` names the row, the baseline among its references, and which direction is better.
-    """
+    """Return a table of the rows that have a ``headline``, their name there."""
     lines = [
         _line("figure", "published", "reached", "strongest baseline", "verdict", "code"),
         "|" + "---|" * 6,
     ]
     pages = {row["system"]: name for name, rows_ in systems(rows).items() for row in rows_}
     for row in rows:
-        if not (headline := row["headline"]):
-            continue
-        label = headline["baseline"]
-        reached = f"**{row['reached']:.4g}**" + (f" ({_range(row)})" if row["interval"] else "")
-        lines.append(
-            _line(
-                f"[{headline['name']}]({place.format(pages[row['system']])})",
-                _published(row),
-                reached,
-                f"{row['reference'][label]:.4g} ({label})",
-                _verdict(row),
-                _code(row),
-            )
-        )
+        if row["headline"]:
+            name = f"[{row['headline']}]({place.format(pages[row['system']])})"
+            lines.append(_line(name, *_against(row), _code(row)))
     return "\n".join(lines)
 
 
-def _verdict(row: dict[str, Any]) -> str:
-    """Say whether a row is ahead of the published figure and of its strongest baseline."""
-    headline = row["headline"]
-    sign = {"higher": 1, "lower": -1}[headline["better"]]
-    rivals = {"published": row["published"], "baseline": row["reference"][headline["baseline"]]}
-    places: dict[str, list[str]] = {}
-    for name, value in rivals.items():
+def _against(row: dict[str, Any]) -> tuple[str, str, str, str]:
+    """Return published figure, figure reached, strongest baseline and verdict."""
+    reached = f"**{row['reached']:.4g}**" + (f" ({_range(row)})" if row["interval"] else "")
+    return _published(row), reached, _strongest(row), verdict(row)
+
+
+def _strongest(row: dict[str, Any]) -> str:
+    return "; ".join(f"{value:.4g} ({label})" for label, value in ranked(row)[:1]) or "none"
+
+
+def verdict(row: dict[str, Any]) -> str:
+    """Say whether a row won or lost against the published figure and its strongest baseline.
+
+    It tied with a value within its interval.
+    """
+    if not row["better"]:
+        return "-"
+    found: dict[str, list[str]] = {}
+    rivals = [("published", row["published"]), *(("baseline", v) for _, v in ranked(row)[:1])]
+    for name, value in rivals:
         if value is not None:
-            place = "ahead of" if sign * row["reached"] > sign * value else "**behind**"
-            places.setdefault(place, []).append(name)
-    return ", ".join(f"{place} {' and '.join(names)}" for place, names in places.items())
+            low, high = row["interval"] or (row["reached"], row["reached"])
+            lead = _SIGNS[row["better"]] * (row["reached"] - value)
+            is_tied = low <= value <= high
+            found.setdefault("tied" if is_tied else "won" if lead > 0 else "lost", []).append(name)
+    words = {"won": "won", "tied": "tied", "lost": "**lost**"}
+    return (
+        ", ".join(f"{words[word]}: {' and '.join(names)}" for word, names in found.items()) or "-"
+    )
 
 
 def renewed(page: str, rows: list[dict[str, Any]]) -> str:
@@ -294,7 +321,11 @@ def markdown(rows: list[dict[str, Any]], unmeasured: Mapping[str, Mapping[str, A
         "`python -m pipelines.results` writes this page from the committed",
         "`reports/<recipe>/*/metrics.json`. Values are means over seeds with 95 % t-intervals.",
         "FID-clf uses the features of the pipeline's own classifier and is not comparable with",
-        "published FID: compare it with real images (the floor) and with the fitted Gaussian.",
+        "published FID: compare it with real images (the floor) and with the baselines.",
+        "",
+        "The *strongest baseline* is the best of all that the metrics of a row hold. A row is",
+        "*tied* with a value within its interval; a row of one seed has no interval. Settings were",
+        "chosen without the judged data; a row says where these had been seen before.",
         "",
         "*code* is the commit that made a row. A row is *stale* where code or settings that it",
         "depends on have changed since, and no `python -m pipelines.verify` shows equal bits;",
@@ -347,7 +378,9 @@ def system_page(
                 else {"seeds": "one"}
             ),
             "published": f"{_published(row)} ({row['source']})",
-            **{label: f"{value:.4g}" for label, value in row["reference"].items()},
+            "verdict": verdict(row),
+            **{f"baseline: {label}": f"{value:.4g}" for label, value in ranked(row)},
+            **{label: f"{value:.4g}" for label, value in row["beside"].items()},
         }
         lines += [
             f"## {row['id']}",
@@ -358,6 +391,7 @@ def system_page(
             "|---|---|",
         ]
         lines += [_line(name, value) for name, value in facts.items()]
+        lines += [f"\n{text[0].upper()}{text[1:]}." for text in _seen(row)]
         lines += ["", f"`{row['command']}`, {np.mean(row['seconds']):.0f} s of training a seed", ""]
     for recipe, text in heads.items():
         lines += [f"## pipelines/recipes/{recipe}.yaml", "", "```yaml", text.rstrip(), "```", ""]
@@ -386,11 +420,6 @@ def _range(row: dict[str, Any]) -> str:
     return " to ".join(f"{end:.4g}" for end in row["interval"])
 
 
-def _references(row: dict[str, Any], most: int | None) -> str:
-    shown = list(row["reference"].items())[:most]
-    return "; ".join(f"{label} {value:.4g}" for label, value in shown)
-
-
 def _cells(row: dict[str, Any]) -> list[str]:
     return [
         f"`{row['id']}`",
@@ -399,11 +428,22 @@ def _cells(row: dict[str, Any]) -> list[str]:
         f"**{row['reached']:.4g}**",
         _range(row) if row["interval"] else "-",
         ", ".join(f"{value:.4g}" for value in row["seeds"].values()) or "1",
-        _references(row, None),
+        _strongest(row),
+        verdict(row),
+        "; ".join([*(f"{k} {v:.4g}" for k, v in _others(row).items()), *_seen(row)]) or "-",
         f"{np.mean(row['seconds']):.0f} s a seed",
         _code(row),
         f"`{row['command']}`",
     ]
+
+
+def _seen(row: dict[str, Any]) -> list[str]:
+    return [f"judged data seen before: {row['seen']}"] if row["seen"] else []
+
+
+def _others(row: dict[str, Any]) -> dict[str, float]:
+    """Return the baselines after the strongest, and the numbers beside."""
+    return {**dict(ranked(row)[1:]), **row["beside"]}
 
 
 def _code(row: dict[str, Any]) -> str:

@@ -35,6 +35,9 @@ class Config:
     oscillate with momentum."""
     weight_decay: NonNegative = 0.0
     """L2 penalty on the weights, added to the gradient."""
+    anchor_weight: NonNegative = 0.0
+    """L2 penalty on the distance of a player's weights to those after the previous task, added to
+    the gradient; with ``train.num_tasks``."""
     warmup: Probability = 0.0
     """Share of the training over which the learning rate rises linearly from 0."""
     decay: Probability = 0.5
@@ -45,12 +48,19 @@ class Config:
     """Decay of the moving average of the weights, which samples and evaluations use; 0: the last
     weights."""
 
+    added_keys = ("anchor_weight",)
+
     def check(self, params: Params) -> None:
         players = ["energy", *params.objective.other_players]
         if unknown := set(self.lr_factors) - set(players):
             raise Mismatch(
                 "optimizer.lr_factors",
                 f"no player {', '.join(sorted(unknown))}; players: {', '.join(players)}",
+            )
+        if self.anchor_weight and params.train.num_tasks == 1:
+            raise Mismatch(
+                "optimizer.anchor_weight",
+                "holds the weights of the previous task, and train.num_tasks is 1; set it to 0",
             )
         if self.momentum and self.method == "adam":
             raise Mismatch("optimizer.momentum", "adam has betas; set method: sgd, or momentum: 0")

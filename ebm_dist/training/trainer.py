@@ -29,7 +29,7 @@ from ebm_dist.config import (
     section,
 )
 from ebm_dist.data import shards
-from ebm_dist.data.loader import LogicalShard
+from ebm_dist.data.loader import Cache, LogicalShard
 from ebm_dist.energies import EnergyModel, is_conditional, iterate_power
 from ebm_dist.errors import CheckpointError, ConfigError, DivergedError
 from ebm_dist.generators import GeneratorModel
@@ -48,8 +48,8 @@ class Config:
     batch_size: PositiveInt = 128
     """Samples of each step, over all logical shards."""
     num_shards: PositiveInt = 4
-    """Logical shards of batch, replay buffer and random streams: 1, 2, 4, 8 or 16. The maximum
-    number of workers."""
+    """Logical shards of batch, replay buffer and random streams: a power of 2. The maximum number
+    of workers."""
     num_tasks: PositiveInt = 1
     """Number of groups of classes to learn in sequence: class-incremental learning (van de Ven &
     Tolias 2019). Each group gets an equal share of the steps. It does not use the data, chains or
@@ -87,13 +87,22 @@ class Config:
     run that has diverged may go on."""
     rollback_lr: Probability = 0.5
     """Factor of the learning rate for each rollback."""
+    window: PositiveInt | None = None
+    """Packs of samples within which an epoch is shuffled; packs themselves come in a random order.
+    If absent, all packs of data that fit in memory, and 64 of larger data. Packs have 256 samples,
+    fewer of large ones."""
+    cache: Cache = "auto"
+    """``memory``: each worker keeps its data in memory; ``stream``: it reads packs as they are
+    needed, and ahead; ``auto``: streams data above 4 GiB. The bits are the same, and no digest of a
+    run has it."""
+
+    added_keys = ("window", "cache")
 
     def check(self, params: Params) -> None:
-        if shards.NUM_TARS % self.num_shards:
+        if self.num_shards & (self.num_shards - 1):
             raise Mismatch(
                 "train.num_shards",
-                f"{self.num_shards} does not divide the {shards.NUM_TARS} tars of a data set;"
-                " choose 1, 2, 4, 8 or 16",
+                f"{self.num_shards} is no power of 2; choose 1, 2, 4, 8, 16 or more",
             )
         if self.batch_size % self.num_shards:
             raise Mismatch(
@@ -221,12 +230,19 @@ class Trainer:
 
     @record_function("update")
     def update(self, player: str, gradient: Tensor) -> None:
-        """Clip the gradient ``(num_parameters,)``, step, and update the average of the weights."""
+        """Hold and clip the gradient ``(num_parameters,)``, step, and update the average."""
         config, network, optimizer = (
             self.params.optimizer,
             self.objective.players[player],
             self.optimizers[player],
         )
+        if config.anchor_weight and self.previous_task_averages:
+            anchors = self.previous_task_averages[-1]
+            moved = [
+                (weight.detach() - anchors[f"{player}.{name}"]).flatten()
+                for name, weight in network.named_parameters()
+            ]
+            gradient = gradient + config.anchor_weight * torch.cat(moved)
         if config.max_grad_norm is not None:
             gradient = gradient * (
                 config.max_grad_norm / gradient.norm().clamp(min=config.max_grad_norm)
@@ -487,6 +503,7 @@ def build(
         params.replay.capacity // config.num_shards,
         config.batch_size // config.num_shards,
     )
+    num_replicas = len(params.replay.temperatures)
     if index.num_classes % config.num_tasks:
         raise ConfigError(
             f"train.num_tasks: {index.num_classes} classes cannot be divided evenly among"
@@ -495,14 +512,23 @@ def build(
     new_chains = partial(
         ReplayShard,
         capacity,
-        index.shape,
+        (num_replicas, *index.shape) if num_replicas else index.shape,
         index.bounds,
         range(index.num_classes),
         max_age=params.replay.max_age,
         policy=params.replay.policy,
     )
     data = {
-        shard: LogicalShard(index, "train", shard, config.num_shards, batch_size, params.seed)
+        shard: LogicalShard(
+            index,
+            "train",
+            shard,
+            config.num_shards,
+            batch_size,
+            params.seed,
+            window=config.window,
+            cache=config.cache,
+        )
         for shard in rank_shards
     }
     labelled = shards.read_labelled(index, params.seed)
@@ -539,5 +565,5 @@ def _average(
     It is bitwise the same for any number of workers.
     """
     sums = comm.gather(torch.stack([shard.sum(of) for shard in data.values()]), num_shards)
-    counts = comm.gather(torch.tensor([len(shard.x) for shard in data.values()]), num_shards)
+    counts = comm.gather(torch.tensor([len(shard) for shard in data.values()]), num_shards)
     return sums.sum(dim=0) / counts.sum()

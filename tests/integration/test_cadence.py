@@ -10,7 +10,13 @@ from ebm_dist.training import checkpoint
 from tests import helpers
 from tests.helpers import Silent, state_of
 
-OTHER_CADENCE = {"log_every": 1, "checkpoint_every": 3, "max_energy": 1e6, "max_rollbacks": 4}
+OTHER_CADENCE = {
+    "log_every": 1,
+    "checkpoint_every": 3,
+    "max_energy": 1e6,
+    "max_rollbacks": 4,
+    "cache": "stream",
+}
 CONSTANT = {"lr": 1e-3, "decay": 0.0}
 
 

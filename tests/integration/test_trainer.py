@@ -44,6 +44,31 @@ def test_any_number_of_workers_gives_the_same_bits(digits_data, tmp_path, golden
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("cache", ["memory", "stream"])
+def test_64_shards_give_the_same_bits_on_1_2_and_4_workers(digits_data, tmp_path, cache):
+    """Four shards share each tar; windows of two packs."""
+    train = {"num_shards": 64, "batch_size": 64, "window": 2, "cache": cache, "num_steps": 6}
+    settings = helpers.values(train=train, replay={"capacity": 128})
+    states = []
+    for world_size in (1, 2, 4):
+        spawn(world_size, tmp_path / str(world_size), digits_data, settings)
+        states.append(state_of(tmp_path / str(world_size)))
+    assert states[0] == states[1] == states[2]
+    assert sum("chains" in name for name in states[0]) == 64
+
+
+@pytest.mark.slow
+def test_streamed_data_train_to_the_bits_of_data_in_memory(digits_data, tmp_path):
+    states = []
+    for cache in ("memory", "stream"):
+        run = tmp_path / cache
+        chosen = helpers.params(train={"cache": cache, "window": 1})
+        helpers.build(chosen, digits_data).fit(run, Silent())
+        states.append(state_of(run))
+    assert states[0] == states[1]
+
+
+@pytest.mark.slow
 def test_killed_and_resumed_with_other_numbers_of_workers(digits_data, tmp_path, golden):
     """SIGKILL to all at random moments, 4 -> 2 -> 1 -> 3 workers."""
     chance, run = random.Random(7), tmp_path / "run"

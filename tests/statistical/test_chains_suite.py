@@ -183,8 +183,15 @@ def test_a_warm_up_adapts_the_step_size(plane_data):
             and 0.01 < adapted[name]["step_size"] < 0.3
         ), adapted
         assert "swap_rates" not in adapted[name]
-    both = plane_metrics(plane_data, slow, warm_up=300, temperatures=[1.0, 3.0, 9.0, 27.0])
+    uneven = [1.0, 1.1, 1.2, 27.0]
+    both = plane_metrics(plane_data, slow, warm_up=300, temperatures=uneven)
     assert both["both"]["rhat"] < 1.1 and both["noise"].keys() >= {"step_size", "swap_rates"}, both
+    for name in ("noise", "replay"):
+        rates, ladder = both[name]["swap_rates"].values(), [*both[name]["temperatures"].values()]
+        assert max(rates) - min(rates) < 0.12, both
+        assert ladder[0] == 1 and ladder[-1] == pytest.approx(27) and ladder == sorted(ladder)
+        assert both[name]["barrier"] == pytest.approx(3 - sum(rates))
+        assert both[name]["round_trips"] > 3
 
 
 @pytest.mark.slow
@@ -202,9 +209,9 @@ def test_replicas_of_a_chain_keep_its_class(digits_data):
         (MALA, {"temperatures": [2.0, 4.0]}, "temperatures must start at 1 and grow"),
         (MALA, {"temperatures": [1.0, 1.0]}, "temperatures must start at 1 and grow"),
         (
-            MALA | {"temperature": 0.5},
+            LANGEVIN | {"noise_scale": 0.0},
             {"temperatures": [1.0, 2.0]},
-            "needs a sampler at temperature 1, mala has 0.5",
+            "needs a sampler with noise",
         ),
     ],
 )

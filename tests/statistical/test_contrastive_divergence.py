@@ -13,6 +13,7 @@ from ebm_dist.data import shards
 from ebm_dist.datasets import Arrays, Dataset
 from ebm_dist.energies import is_conditional
 from ebm_dist.errors import ConfigError
+from ebm_dist.models.trained import load
 from ebm_dist.rng import stream
 from tests import helpers
 
@@ -98,6 +99,76 @@ def test_a_step_is_the_algorithm_s(digits_data, limits):
                 trainer.replay[shard].position[slots], negatives, rtol=1e-4, atol=1e-6
             )
         trainer.step += 1
+
+
+def tempered_transcript(trainer, shard, temperatures):
+    """Chains with two replicas, of which all persist; returns slots, replicas ``(n, 2, ...)``, mean energy."""
+    p, energy, step = trainer.params, trainer.objective.players["energy"], trainer.step
+    t, chains = p.sampler.temperature, trainer.replay[shard]
+    n = p.train.batch_size // p.train.num_shards
+    slots = torch.randperm(len(chains.age), generator=stream(p.seed, "replay", shard, step))[:n]
+    cold, hot = chains.position[slots].unbind(1)
+    g = stream(p.seed, "chain", shard, step)
+    for i in range(p.sampler.num_steps):
+        u, z = torch.rand(n, generator=g), torch.randn(2 * n, *cold.shape[1:], generator=g)
+        moved = []
+        for old, z_r, t_r in zip((cold, hot), z.split(n), temperatures, strict=True):
+            x = old.clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(energy(x).sum() / t_r, x)
+            x_new = x - p.sampler.step_size * gradient + p.sampler.noise_scale * z_r
+            moved.append(x_new.detach().clamp(0, 1))
+        cold, hot = moved
+        if i % 2 == 0:
+            with torch.no_grad():
+                gap = (energy(cold) - energy(hot)) / t
+            swaps = u.log() < gap / temperatures[0] - gap / temperatures[1]
+            swaps = swaps.view(-1, 1, 1, 1)
+            cold, hot = torch.where(swaps, hot, cold), torch.where(swaps, cold, hot)
+    with torch.no_grad():
+        return slots, torch.stack([cold, hot], dim=1), energy(cold).mean().item()
+
+
+def test_tempered_chains_persist_and_the_coldest_are_the_negatives(digits_data, tmp_path):
+    temperatures = [1.0, 4.0]
+    chosen = helpers.params(
+        sampler={"name": "langevin", "step_size": 0.02, "noise_scale": 0.01, "num_steps": 5},
+        replay={"temperatures": temperatures, "reinit_prob": 0.0},
+        train={"num_steps": 3},
+    )
+    trainer = helpers.build(chosen, digits_data)
+    for _ in range(3):
+        expected = {s: tempered_transcript(trainer, s, temperatures) for s in trainer.data}
+        row = trainer.advance()
+        for i, (shard, (slots, ends, energy)) in enumerate(expected.items()):
+            torch.testing.assert_close(
+                trainer.replay[shard].position[slots], ends, rtol=1e-4, atol=1e-5
+            )
+            assert row["energy_neg"][i].item() == pytest.approx(energy, rel=1e-4, abs=1e-5)
+        assert 0 < row["chain_least_swap_rate"].mean() < 1
+        trainer.step += 1
+    trainer.save(tmp_path / "run")
+    helpers.export(tmp_path / "run", tmp_path / "model", chosen, digits_data)
+    chains = load(tmp_path / "model").chains
+    kept = torch.cat([trainer.replay[shard].position for shard in trainer.replay])
+    assert torch.equal(chains, kept[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"objective": {"start": "noise"}}, "needs an objective with persistent chains"),
+        ({"objective": {"augment_prob": 0.5}}, "tempered chains are not augmented"),
+        ({"train": {"precision": "bfloat16"}}, "neither compiled nor in bfloat16"),
+        ({"sampler": {"noise_scale": 0.0}}, "needs a sampler with noise"),
+        ({"sampler": {"name": "gibbs"}, "energy": {"name": "rbm"}}, "cannot be tempered"),
+        ({"replay": {"temperatures": [2.0, 3.0]}}, "start at 1 and grow"),
+    ],
+)
+def test_what_tempered_chains_do_not_fit_is_refused(sections, message):
+    sections = {"replay": {}} | sections
+    sections["replay"] = {"temperatures": [1.0, 2.0]} | sections["replay"]
+    with pytest.raises(ConfigError, match=message):
+        helpers.params(**sections)
 
 
 def composite(conditional, **changes):

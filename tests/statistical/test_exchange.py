@@ -61,20 +61,20 @@ def test_every_replica_has_its_distribution():
 
 def test_an_adapted_ladder_has_equal_refusal_rates():
     def run(ladder):
-        return final_state(ladder, 500, 100)
+        return final_state(ladder, 500, 100).journey
 
     first = run([1.0, 0.9, 0.8, 0.7, 0.0])
-    ladder, state = exchange.adapt_ladder(run, [1.0, 0.9, 0.8, 0.7, 0.0], 4)
+    ladder, adapted = exchange.adapt_ladder(run, [1.0, 0.9, 0.8, 0.7, 0.0], 4)
     assert ladder[0] == 1.0 and ladder[-1] == 0.0 and ladder == sorted(ladder, reverse=True)
-    before, after = (s.refusal_rates.max() - s.refusal_rates.min() for s in (first, state))
+    before, after = (j.refusal_rates.max() - j.refusal_rates.min() for j in (first, adapted))
     assert before > 0.3 and after < 0.1
 
 
 def test_round_trips_of_replicas_that_always_swap():
     """All energies equal: each of R copies needs 2 R steps, 1 / (2 + 2 Lambda) = 1/2 a step."""
-    state = final_state([0.0] * 5, 3, 400)
-    assert state.refusal_rates.tolist() == [0.0] * 4
-    assert state.round_trips.tolist() == pytest.approx([200] * 3, abs=5)
+    journey = final_state([0.0] * 5, 3, 400).journey
+    assert journey.refusal_rates.tolist() == [0.0] * 4
+    assert journey.round_trips.tolist() == pytest.approx([200] * 3, abs=5)
 
 
 def test_equal_parts_of_the_barrier():

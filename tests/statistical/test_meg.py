@@ -168,6 +168,33 @@ def test_information_of_known_densities():
         ) < meg.mutual_information(log_ratio, x, z)
 
 
+def test_the_bound_of_donsker_and_varadhan_at_its_best_is_the_information():
+    """Of a Gaussian pair with correlation r, -log(1 - r^2) / 2; any other T is below."""
+    z = torch.randn(400000, 1, generator=stream(0, "z"), dtype=torch.float64)
+    x = z + 0.5 * torch.randn(z.shape, generator=stream(0, "noise"), dtype=torch.float64)
+
+    def log_ratio(x, z, factor=1.0):
+        conditional = torch.distributions.Normal(z, 0.5).log_prob(x)
+        marginal = torch.distributions.Normal(0.0, 1.25**0.5).log_prob(x)
+        return factor * (conditional - marginal)[:, 0]
+
+    def bound(**more):
+        return meg.mutual_information(
+            lambda x, z: log_ratio(x, z, **more), x, z, "kullback_leibler"
+        ).item()
+
+    assert bound() == pytest.approx(-math.log(1 - 1 / 1.25) / 2, abs=0.01)
+    assert bound(factor=0.5) < bound() > bound(factor=1.5)
+
+
+def test_the_setting_chooses_the_information(toy):
+    found = {}
+    for name in ("jensen_shannon", "kullback_leibler"):
+        trainer = helpers.build(params(objective={"information": name, "num_energy_steps": 1}), toy)
+        found[name] = trainer.mean_over_shards(trainer.advance())["mutual_information"]
+    assert found["jensen_shannon"] < 0 and abs(found["kullback_leibler"]) < 0.5
+
+
 def test_chains_in_latent_space_are_exact_with_and_without_the_prior():
     """E = |x|^2 / 2 over G(z) = A z: a Gaussian of precision A'A / T, and with the prior, of weight T, A'A / T + I."""
     a = torch.tensor([[2.0, 0.5], [0.0, 1.0]])

@@ -26,6 +26,10 @@ FAST_LAYERS = "tests/unit/test_cpu_layers.py"
 ADAM = "tests/integration/test_trainer.py::test_kernels_that_lie_channels_last_learn_as_adam_says_also_after_a_restart"
 BAND_POWER = "tests/statistical/test_band_power.py"
 LADDER_ANCESTRAL = "tests/statistical/test_ladder.py::test_ancestral_steps_draw_from_the_data"
+TEMPERED = "tests/statistical/test_contrastive_divergence.py::test_tempered_chains_persist_and_the_coldest_are_the_negatives"
+STREAMING = "tests/unit/test_streaming.py"
+DISCRIMINATIVE = "tests/statistical/test_discriminative.py"
+REJECTION = "tests/statistical/test_accept_reject.py"
 EXCHANGE = "tests/statistical/test_exchange.py"
 CHAINS, TASKS = "tests/statistical/test_chains_suite.py", "tests/statistical/test_tasks.py"
 DIRECTIONS, FLOATS = (
@@ -60,7 +64,7 @@ MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "wrong temperature": ("samplers/langevin.py", "/ (2 * self.step_size)", "/ self.step_size", LANGEVIN),
     "sign of the loss": ("objectives/contrastive_divergence.py", "loss = mean_pos - mean_neg", "loss = mean_neg - mean_pos", CD),
     "half the penalty": ("objectives/contrastive_divergence.py", "self.config.energy_penalty * penalty", "self.config.energy_penalty * penalty / 2", CD),
-    "chains are not kept": ("objectives/contrastive_divergence.py", "context.replay.put(draw, negative)", "pass", CD),
+    "chains are not kept": ("objectives/contrastive_divergence.py", "context.replay.put(draw, ends)", "pass", CD),
     "wrong labels are the right ones": ("objectives/contrastive_divergence.py", "(batch.y - first + k) % num_classes", "(batch.y - first + k + 1) % num_classes", CD),
     "temperature of labels twice": ("objectives/contrastive_divergence.py", "n).T / temperature", "n).T", CD),
     "gradient flows through the chain": ("objectives/contrastive_divergence.py", "len(shifts), negative])", "len(shifts), positive])", CD),
@@ -91,7 +95,9 @@ MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "crops in the middle": ("chains/augmentation.py", "uniform(1.0) * (1 - side)], dim=1)\n    bottom", "0 * side], dim=1)\n    bottom", "tests/unit/test_augmentation.py"),
     "a long run that never leaves": ("evaluation/long_run.py", 'if low <= row["median"] <= high]', "]", CHAINS),
     "a product of one": ("evaluation/composition.py", "torch.stack([subject.model.energy(x, y) for y in labels.T]).sum(dim=0)", "subject.model.energy(x, labels[:, 0])", CONDITIONAL),
-    "information goes down": ("objectives/meg.py", '"statistics", -mutual_information(', '"statistics", mutual_information(', MEG),
+    "information goes down": ("objectives/meg.py", 'Turn("statistics", -of_fixed', 'Turn("statistics", of_fixed', MEG),
+    "information without its mean": ("objectives/meg.py", " - math.log(len(x)))", ")", MEG),
+    "information of one kind": ("objectives/meg.py", "x, z, self.config.information)", "x, z)", MEG),
     "the generator lowers it": ("objectives/meg.py", "loss.mean() - self._mi_weight", "loss.mean() + self._mi_weight", MEG),
     "every latent with its own sample": ("objectives/meg.py", "z.roll(1, dims=0)", "z", MEG),
     "a penalty on samples, not data": ("objectives/meg.py", "gradient_penalty * squared_norm_pos", "gradient_penalty * squared_norm_neg", MEG),
@@ -196,9 +202,31 @@ MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "the energy before the swap": ("chains/tempering.py", "Info(energy[0],", "Info(info.energy[:n],", f"{SAMPLERS}::test_tempering_reports_the_energy_and_score_of_the_position_after_the_swap"),
     "swaps and keeps the old energy": ("chains/tempering.py", "inner = kernel.init(heated_target, scaled(x.flatten(0, 1), -0.5))", "inner = inner._replace(position=scaled(x.flatten(0, 1), -0.5))", f"{SAMPLERS}::test_tempering_keeps_the_target_exact_at_every_temperature"),
     "exchanges the wrong way": ("chains/exchange.py", "near(x[r]) + far(x[r + 1]) - near(x[r + 1]) - far(x[r])", "near(x[r + 1]) + far(x[r]) - near(x[r]) - far(x[r + 1])", f"{EXCHANGE}::test_every_replica_has_its_distribution"),
-    "exchanges always": ("chains/exchange.py", "swapped = accept_mask(log_ratio, ", "swapped = accept_mask(0 * log_ratio, ", f"{EXCHANGE}::test_every_replica_has_its_distribution"),
-    "exchanges the same pairs": ("chains/exchange.py", "            not state.is_odd,\n            refused", "            state.is_odd,\n            refused", f"{EXCHANGE}::test_round_trips_of_replicas_that_always_swap"),
+    "exchanges always": ("chains/exchange.py", "accept_mask(log_ratio, ", "accept_mask(0 * log_ratio, ", f"{EXCHANGE}::test_every_replica_has_its_distribution"),
+    "exchanges the same pairs": ("chains/exchange.py", "Journey(not self.is_odd,", "Journey(self.is_odd,", f"{EXCHANGE}::test_round_trips_of_replicas_that_always_swap"),
     "a ladder by its rates alone": ("chains/exchange.py", "np.cumsum(refusal_rates)", "np.array(refusal_rates)", f"{EXCHANGE}::test_equal_parts_of_the_barrier"),
+    "replicas that start again": ("chains/eager.py", "replicas=position.transpose(0, 1),", "replicas=None,", TEMPERED),
+    "the hottest as negatives": ("chains/eager.py", "return ends[:, 0]", "return ends[:, -1]", TEMPERED),
+    "the hottest exported": ("models/trained.py", 'chains["position"][:, 0]', 'chains["position"][:, -1]', TEMPERED),
+    "temperatures of another kernel": ("chains/tempering.py", "1 / (temperature * torch", "1 / (1.0 * torch", f"{SAMPLERS}::test_temperatures_are_multiples_of_that_of_the_kernel"),
+    "a window of other packs": ("data/loader.py", "lambda: self._rows_of(windows[number])", "lambda: self._rows_of(windows[0])", STREAMING),
+    "packs in one order": ("data/loader.py", 'numpy_stream(self.seed, "packs", self.shard, epoch)', 'numpy_stream(self.seed, "packs", self.shard, 0)', STREAMING),
+    "a pack that is not verified": ("data/shards.py", "if pack.sha256 and hashlib", "if not pack.sha256 and hashlib", STREAMING),
+    "blocks in the order of the source": ("data/streamed.py", ".permutation(len(x))", ".permutation(len(x)) * 0 + np.arange(len(x))", STREAMING),
+    "shards that share no tar": ("data/loader.py", "np.arange(first, reader.num_samples, step)", "np.arange(reader.num_samples)", STREAMING),
+    "an anchor that repels": ("training/trainer.py", "gradient + config.anchor_weight * torch.cat(moved)", "gradient - config.anchor_weight * torch.cat(moved)", f"{TASKS}::test_an_anchor_draws_the_weights_back_to_those_of_the_previous_task"),
+    "hinge the wrong way": ("objectives/discriminative.py", "F.relu(m + e.right - e.offending)", "F.relu(m - e.right + e.offending)", DISCRIMINATIVE),
+    "hinge without a margin": ("objectives/discriminative.py", "F.relu(m + e.right", "F.relu(e.right", DISCRIMINATIVE),
+    "squares without the wrong label": ("objectives/discriminative.py", "e.right**2 + F.relu(m - e.offending) ** 2", "e.right**2", DISCRIMINATIVE),
+    "the right label offends": ("objectives/discriminative.py", "wrong = every.masked_fill(is_right, torch.inf)", "wrong = every", DISCRIMINATIVE),
+    "free energy without temperature": ("objectives/discriminative.py", "-temperature * (-self.all", "-1 * (-self.all", DISCRIMINATIVE),
+    "a ladder that is not adapted": ("evaluation/chains.py", "betas, _ = exchange.adapt_ladder(trial, betas, _ROUNDS)", "exchange.adapt_ladder(trial, betas, _ROUNDS)", f"{CHAINS}::test_a_warm_up_adapts_the_step_size"),
+    "rejection uphill": ("samplers/rejection.py", "log_ratio = -new /", "log_ratio = new /", REJECTION),
+    "rejection without its proposals": ("samplers/rejection.py", "/ config.temperature - log_q", "/ config.temperature", REJECTION),
+    "rejection without a temperature": ("samplers/rejection.py", "-new / config.temperature", "-new", REJECTION),
+    "rejection takes the last": ("samplers/rejection.py", "is_taken = waits & is_accepted", "is_taken = waits", REJECTION),
+    "rejection by a bound that is none": ("samplers/rejection.py", "torch.maximum(log_bound, highest)", "log_bound", REJECTION),
+    "weights of another density": ("metrics/importance.py", "(2 * log_w).logsumexp", "log_w.logsumexp", REJECTION),
     "adapts away": ("chains/adaptation.py", "deficit += target_rate", "deficit -= target_rate", f"{SAMPLERS}::test_adaptation_reaches_its_acceptance"),
     "hidden bias of the wrong sign": ("energies/rbm.py", "return self.hidden_bias + v", "return -self.hidden_bias + v", RBM),
     "visible units without bias": ("energies/rbm.py", "return self.visible_bias + h", "return h", f"{RBM}::test_exact_draws_stay_exact_after_sweeps"),
@@ -224,7 +252,7 @@ MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "floats are rounded to integers": ("metrics/ood_images.py", "np.issubdtype(stored, np.integer)", "np.issubdtype(stored, np.number)", FLOATS),
     "replicas of another class": ("evaluation/chains.py", "labels.repeat(num_replicas)", "labels.repeat_interleave(num_replicas)", f"{CHAINS}::test_replicas_of_a_chain_keep_its_class"),
     "a warm-up without effect": ("evaluation/chains.py", "kernel = module_of(sampler).build(sampler, bounds=model.bounds)", "kernel = model.kernel()", f"{CHAINS}::test_a_warm_up_adapts_the_step_size"),
-    "replicas that are not used": ("evaluation/chains.py", "kernel = tempering.tempered(kernel, config.temperatures, bounds=model.bounds)", "tempering.tempered(kernel, config.temperatures, bounds=model.bounds)", f"{CHAINS}::test_tempered_chains_mix_between_modes_that_plain_chains_do_not_leave"),
+    "replicas that are not used": ("evaluation/chains.py", "kernel = tempered(betas)", "tempered(betas)", f"{CHAINS}::test_tempered_chains_mix_between_modes_that_plain_chains_do_not_leave"),
     "compiled chains go uphill": ("energies/__init__.py", "return value, -gradient", "return value, gradient", SAMPLING),
     "one row of noise for several steps": ("chains/block.py", "for row in zip(*randomness, strict=True):", "for row in [next(zip(*randomness))] * len(randomness[0]):", BLOCKS),
     "a copy of old weights": ("chains/compiled.py", "tensor.copy_(operator.attrgetter(name)(self.energy))", "pass", SAMPLING),

@@ -559,7 +559,7 @@ def test_a_model_without_labels_does_not_classify(toy, tmp_path):
         (SEMI, {"objective": {"unsupervised": {"name": "noise_contrastive", "generator": {"name": "dcgan"}}}}, "noise needs a density"),
         (SEMI, {"objective": {"unsupervised": {"name": "noise_contrastive", "generator": {"name": "flo"}}}}, r"unsupervised\.generator\.name: no 'flo' .*did you mean 'flow'"),
         (SEMI, {"optimizer": {"lr_factors": {"flow": 2.0}}}, r"no player flow; players: energy, log_z, generator"),
-        (NCE, {"evaluation": {"classification": {}}}, "needs an energy with one output per class"),
+        (NCE, {"evaluation": {"classification": {}}}, "needs an objective that learns labels"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_said_before_training(base, change, expected):

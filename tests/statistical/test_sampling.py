@@ -1,6 +1,5 @@
 """The fast ways to run chains against the plain one, trajectory by trajectory, with the same noise."""
 
-import dataclasses
 import logging
 
 import pytest
@@ -13,7 +12,7 @@ from ebm_dist.chains import compiled, cpu_layers
 from ebm_dist.chains.block import Blocks
 from ebm_dist.chains.build import build_chains
 from ebm_dist.chains.compiled import CompiledChains
-from ebm_dist.chains.eager import Chains
+from ebm_dist.chains.eager import Chains, TemperedChains
 from ebm_dist.energies import convnet, frozen, given, mlp, resnet, score
 from ebm_dist.errors import ConfigError
 from ebm_dist.rng import stream
@@ -173,12 +172,13 @@ def test_bfloat16_keeps_positions_exact_and_scores_near(name):
 
 def test_options_choose_the_chains_and_do_not_suit_every_sampler():
     own, kernel = network("mlp"), langevin.build(CONFIG, bounds=None)
-    train = helpers.params().train
-    assert type(build_chains(train, own, kernel, 3)) is Chains
-    assert (
-        type(build_chains(dataclasses.replace(train, precision="bfloat16"), own, kernel, 3))
-        is CompiledChains
-    )
+    for sections, expected in (
+        ({}, Chains),
+        ({"train": {"precision": "bfloat16"}}, CompiledChains),
+        ({"replay": {"temperatures": [1.0, 2.0]}}, TemperedChains),
+    ):
+        params = helpers.params(**sections)
+        assert type(build_chains(params, own, kernel, bounds=None)) is expected
     for key, value in (("compile", True), ("precision", "bfloat16")):
         with pytest.raises(ConfigError, match=f"train.{key}: gibbs cannot be compiled"):
             helpers.params(train={key: value}, sampler={"name": "gibbs"}, energy={"name": "rbm"})

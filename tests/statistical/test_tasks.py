@@ -44,6 +44,28 @@ def test_a_task_sees_only_its_classes_and_begins_anew(digits_data):
     assert len(trainer.previous_task_averages) == 4
 
 
+def test_an_anchor_draws_the_weights_back_to_those_of_the_previous_task(digits_data):
+    """One step of gradient descent on the penalty alone."""
+    rate, weight = 0.02, 3.0
+    own = {"method": "sgd", "lr": rate, "decay": 0.0, "anchor_weight": weight}
+    trainer = helpers.build(helpers.params(**TASKS, optimizer=own), digits_data)
+    for _ in range(6):
+        trainer.advance()
+        trainer.step += 1
+    energy = trainer.objective.players["energy"]
+    (anchors,) = trainer.previous_task_averages
+    before = {name: p.detach().clone() for name, p in energy.named_parameters()}
+    trainer.update("energy", torch.zeros(sum(p.numel() for p in energy.parameters())))
+    for name, p in energy.named_parameters():
+        anchor = anchors[f"energy.{name}"]
+        assert not torch.equal(anchor, before[name]) or not before[name].numel()
+        torch.testing.assert_close(
+            p.detach(), before[name] - rate * weight * (before[name] - anchor)
+        )
+    with pytest.raises(ConfigError, match=r"anchor_weight: holds the weights of the previous task"):
+        helpers.params(optimizer={"anchor_weight": 1.0})
+
+
 def test_with_gates_what_was_learnt_stays_to_the_bit_and_without_it_does_not(digits_data):
     for gates in (True, False):
         chosen = helpers.params(

@@ -273,6 +273,7 @@ def test_a_plan_counts_and_does_a_step(digits_data, tmp_path):
     assert (
         "12 of 16 samples" in found["steps"] and "4 of them, of which two are kept" in found["disk"]
     )
+    assert "in memory" in found["held"] and "of data in each worker" in found["held"]
     assert "ms a step" in found["time"] and "(ordered)" in found["network"]
     with pytest.raises(DataError, match="index"):
         list(plan.lines(helpers.params(), tmp_path))

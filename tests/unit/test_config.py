@@ -87,7 +87,7 @@ def test_every_parameter_file_loads_and_comes_back(path):
             "",
             r"sampler: a name is needed; one of ancestral, dmala, gibbs, gibbs_with_gradients, hmc, langevin",
         ),
-        ("num_shards: 4", "num_shards: 3", r":\d+: train\.num_shards: 3 does not divide"),
+        ("num_shards: 4", "num_shards: 3", r":\d+: train\.num_shards: 3 is no power of 2"),
         ("batch_size: 128", "batch_size: 130", r":\d+: train\.batch_size: 130 is not divisible"),
         (
             "workers: 2",

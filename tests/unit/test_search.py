@@ -118,7 +118,7 @@ def test_combinations_that_the_settings_refuse_are_drawn_again():
             "{space: {sampler.step_size: {log: [a, b]}}}",
             ["tune.space.sampler.step_size.log.0", "valid number"],
         ),
-        ("{space: {train.num_shards: {choice: [4, 3]}}}", ["3 is refused", "does not divide"]),
+        ("{space: {train.num_shards: {choice: [4, 3]}}}", ["3 is refused", "is no power of 2"]),
         ("{space: {energy.hidden: {log: [8, 16]}}}", ["is no number; use choice"]),
         (
             "{space: {train.num_steps: {log: [8, 16]}}}",

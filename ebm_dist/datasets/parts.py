@@ -1,0 +1,323 @@
+"""The user's own data in parts, of any size: arrays on a disk and WebDataset tars, read as needed.
+
+A folder has parts of one kind, in the order of their names, or the folders ``train``, ``val`` and
+``test`` with parts inside:
+
+- ``.npy`` and uncompressed ``.npz``, which are mapped and not read. An ``.npz`` has ``images`` or
+  ``x``, and optionally ``labels`` or ``y``, integers from 0.
+- ``.tar`` as WebDataset writes them, a sample of files with one key: a picture or ``.npy``, and
+  optionally the class as a number in ``.cls``. One pass finds the places of the files.
+
+Nothing is converted but pictures to arrays. Unsigned bytes are divided by 255 and lie in 0 to 1;
+floats are taken as they are. Smaller data in a single file or in folders of pictures are for
+``arrays``, which converts and checks more.
+"""
+
+import io
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ebm_dist.config import Mismatch, Params, Positive, Probability, section
+from ebm_dist.datasets import Arrays, Dataset
+from ebm_dist.datasets._lazy import Lazy, Rows
+from ebm_dist.datasets._paths import locate, natural_order
+from ebm_dist.errors import DataError, reason
+from ebm_dist.rng import numpy_stream
+
+_SPLITS = ("train", "val", "test")
+_SAMPLES, _LABELS = ("images", "x", "X", "data"), ("labels", "y")
+_PICTURES = ("png", "jpg", "jpeg", "webp", "bmp")
+_NUM_ZIP_HEADER = 30  # bytes before the name of a member
+
+
+@section
+class Config:
+    path: str
+    """Folder of parts, relative to the working directory or else to EBM_DATA_DIR."""
+    val_fraction: Probability = 0.1
+    """Fraction of the training samples held out for choosing settings, by a fixed random choice, if
+    there is no folder ``val``."""
+    test_fraction: Probability = 0.1
+    """Fraction of all samples held out for reporting, if there is no folder ``test``."""
+    scale: Positive | None = None
+    """Divisor of the values; if absent, 255 or 65535 for integers and 1 for floats."""
+    bounds: tuple[float, float] | None = None
+    """Lowest and highest value after scaling, to which chains are clamped. If absent, 0 and 1 for
+    integers, and none for floats."""
+
+    def check(self, params: Params) -> None:
+        if self.val_fraction + self.test_fraction >= 1:
+            raise Mismatch(
+                "dataset.val_fraction",
+                "val_fraction and test_fraction leave no training samples; lower one of them",
+            )
+        if self.bounds and not -np.inf < self.bounds[0] < self.bounds[1] < np.inf:
+            raise Mismatch("dataset.bounds", "must be two finite numbers, the lower one first")
+
+
+class Part(NamedTuple):
+    """A file of samples."""
+
+    path: Path
+    shape: tuple[int, ...]
+    """``(n, *shape)``"""
+    dtype: np.dtype[Any]
+    read: Callable[[Rows], npt.NDArray[Any]]
+    labels: npt.NDArray[np.int64] | None
+
+
+def load(config: Config) -> Dataset:
+    folder = locate(config.path)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: is a file", "give a folder of parts, or use dataset arrays")
+    has_splits = (folder / "train").is_dir()
+    whole = {
+        split: _joined(_parts(folder / split if has_splits else folder))
+        for split in (_SPLITS if has_splits else ("train",))
+        if not has_splits or (folder / split).is_dir()
+    }
+    first = whole["train"]
+    for split, arrays in whole.items():
+        if (arrays.x.shape[1:], arrays.x.dtype) != (first.x.shape[1:], first.x.dtype):
+            raise DataError(
+                f"{folder}: {split} samples are {arrays.x.dtype} {arrays.x.shape[1:]}, train"
+                f" samples {first.x.dtype} {first.x.shape[1:]}",
+                "write both with one type and shape",
+            )
+    splits = _held_out(config, whole)
+    kind = first.x.dtype.kind
+    largest = {"u": float(np.iinfo(first.x.dtype).max)} if kind == "u" else {}
+    labels = [arrays.y for arrays in whole.values() if arrays.y is not None]
+    return Dataset(
+        splits=splits,
+        scale=config.scale or largest.get(kind, 1.0),
+        bounds=config.bounds or ((0.0, 1.0) if kind == "u" else None),
+        num_classes=1 + max(int(y.max()) for y in labels) if labels else 0,
+        source=f"own files: {folder.name}",
+        is_official=False,
+    )
+
+
+def _held_out(config: Config, whole: dict[str, Arrays]) -> dict[str, Arrays]:
+    """Return the splits; those that have no folder are held out from ``train``."""
+    train, num = whole["train"], len(whole["train"].x)
+    order = numpy_stream(0, "parts").permutation(num)
+    counts = {
+        split: 0 if split in whole else round(num * fraction)
+        for split, fraction in (("test", config.test_fraction), ("val", config.val_fraction))
+    }
+    splits, used = dict[str, Arrays](), 0
+    for split, count in counts.items():
+        if count:
+            splits[split] = _select(train, np.sort(order[used : used + count]))
+            used += count
+    rest = _select(train, np.sort(order[used:])) if used else train
+    return {"train": rest, **{k: v for k, v in whole.items() if k != "train"}, **splits}
+
+
+def _select(arrays: Arrays, rows: Rows) -> Arrays:
+    return Arrays(arrays.x.select(rows), None if arrays.y is None else arrays.y[rows])
+
+
+def _joined(parts: list[Part]) -> Arrays:
+    """Return the samples of some parts as one array."""
+    first = parts[0]
+    for part in parts:
+        if (part.shape[1:], part.dtype) != (first.shape[1:], first.dtype):
+            raise DataError(
+                f"{part.path}: samples are {part.dtype} {part.shape[1:]}, those of"
+                f" {first.path.name} {first.dtype} {first.shape[1:]}",
+                "write all parts with one type and shape",
+            )
+        if (part.labels is None) != (first.labels is None):
+            raise DataError(
+                f"{part.path}: only some parts have labels", "provide labels for all or none"
+            )
+    starts = np.concatenate([[0], np.cumsum([part.shape[0] for part in parts])])
+
+    def read(rows: Rows) -> npt.NDArray[Any]:
+        of = np.searchsorted(starts, rows, side="right") - 1
+        x = np.empty((len(rows), *first.shape[1:]), first.dtype)
+        for number in np.unique(of):
+            at = np.flatnonzero(of == number)
+            x[at] = parts[number].read(rows[at] - starts[number])
+        return x
+
+    x = Lazy(read, (int(starts[-1]), *first.shape[1:]), first.dtype)
+    y = None if first.labels is None else np.concatenate([part.labels for part in parts])
+    return Arrays(x, y)
+
+
+def _parts(folder: Path) -> list[Part]:
+    found = sorted(
+        (path for path in folder.iterdir() if path.suffix in _READERS),
+        key=lambda path: natural_order(path.name),
+    )
+    kinds = {path.suffix for path in found}
+    if len(kinds) != 1:
+        raise DataError(
+            f"{folder}: has {', '.join(sorted(kinds)) or 'no'} parts; expected files of one of"
+            f" {', '.join(_READERS)}",
+            "write the samples as such files",
+        )
+    parts = [_READERS[path.suffix](path) for path in found]
+    for part in parts:
+        if part.dtype.kind not in "uf" or len(part.shape) < 2 or 0 in part.shape:
+            raise DataError(
+                f"{part.path}: expected samples (n, ...) of unsigned integers or floats, found"
+                f" {part.dtype} {part.shape}",
+                "convert them, for example with astype(numpy.float32)",
+            )
+        if part.labels is not None and (
+            part.labels.shape != part.shape[:1] or part.labels.min(initial=0) < 0
+        ):
+            raise DataError(
+                f"{part.path}: labels must be {part.shape[0]} integers from 0, found"
+                f" {part.labels.shape}",
+                "write one class per sample",
+            )
+    return parts
+
+
+def _npy(path: Path) -> Part:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as failed:
+        raise DataError(
+            f"{path}: not a plain .npy of numbers ({reason(failed)})", "write it with numpy.save"
+        ) from None
+    return _of_array(path, array, None)
+
+
+def _npz(path: Path) -> Part:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            name = next((n for n in _SAMPLES if n in members), None)
+            if name is None:
+                raise DataError(
+                    f"{path}: has {', '.join(members)}; expected the samples under one of"
+                    f" {', '.join(_SAMPLES)}",
+                    "rename them",
+                )
+            if members[name].compress_type != zipfile.ZIP_STORED:
+                raise DataError(
+                    f"{path}: {name} is compressed and cannot be mapped",
+                    "write it with numpy.savez, which does not compress",
+                )
+            of_labels = next((n for n in _LABELS if n in members), None)
+            labels = None
+            if of_labels is not None:
+                with archive.open(members[of_labels]) as stream:
+                    labels = np.lib.format.read_array(stream, allow_pickle=False)  # type: ignore[no-untyped-call]
+            array = _mapped(path, members[name])
+    except DataError:
+        raise
+    # damaged archives raise errors of zip, numpy's header, memory and more
+    except Exception as failed:  # noqa: BLE001
+        raise DataError(
+            f"{path}: not a plain .npz of numbers ({reason(failed)})", "write it with numpy.savez"
+        ) from None
+    return _of_array(path, array, labels)
+
+
+def _mapped(path: Path, member: zipfile.ZipInfo) -> npt.NDArray[Any]:
+    """Map an array that is stored in a zip file."""
+    with path.open("rb") as stream:
+        stream.seek(member.header_offset)
+        header = stream.read(_NUM_ZIP_HEADER)
+        lengths = [int.from_bytes(header[i : i + 2], "little") for i in (26, 28)]
+        stream.seek(member.header_offset + _NUM_ZIP_HEADER + sum(lengths))
+        version = np.lib.format.read_magic(stream)  # type: ignore[no-untyped-call]
+        read = getattr(np.lib.format, f"read_array_header_{version[0]}_{version[1]}")
+        shape, is_fortran, dtype = read(stream)
+        if dtype.hasobject:
+            raise ValueError("has Python objects")
+        array: npt.NDArray[Any] = np.memmap(
+            path, dtype, "r", stream.tell(), shape, "F" if is_fortran else "C"
+        )
+        return array
+
+
+def _of_array(path: Path, array: npt.NDArray[Any], labels: npt.NDArray[Any] | None) -> Part:
+    if labels is not None and labels.dtype.kind not in "iu":
+        raise DataError(f"{path}: labels are {labels.dtype}", "use integers from 0")
+    native = array.dtype.newbyteorder("=")
+    return Part(
+        path,
+        array.shape,
+        native,
+        lambda rows: np.asarray(array[rows], native),
+        None if labels is None else labels.astype(np.int64),
+    )
+
+
+def _tar(path: Path) -> Part:
+    """Return the samples of a WebDataset tar, after a pass over its headers."""
+    places, labels, kind = [], dict[str, int](), ""
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                if not member.isfile():
+                    continue
+                key, _, suffix = member.name.partition(".")
+                suffix = suffix.lower()
+                if suffix == "cls":
+                    stream = archive.extractfile(member)
+                    assert stream is not None
+                    labels[key] = int(stream.read())
+                elif suffix == "npy" or suffix in _PICTURES:
+                    kind = kind or suffix
+                    places.append((key, member.offset_data, member.size))
+    except (tarfile.TarError, OSError, ValueError) as failed:
+        raise DataError(
+            f"{path}: not a WebDataset tar ({reason(failed)})",
+            "write samples as <key>.png or <key>.npy, and classes as numbers in <key>.cls",
+        ) from None
+    keys = [key for key, _, _ in places]
+    if not places or len(set(keys)) != len(keys) or (labels and set(keys) != set(labels)):
+        raise DataError(
+            f"{path}: has {len(places)} pictures or arrays of {len(set(keys))} keys, and"
+            f" {len(labels)} classes",
+            "write one picture or .npy for each key, and a .cls for all or none",
+        )
+    at = np.array([(offset, size) for _, offset, size in places], np.int64)
+
+    def read(rows: Rows) -> npt.NDArray[Any]:
+        with path.open("rb") as stream:
+            return np.stack(
+                [_decoded(stream, int(at[row, 0]), int(at[row, 1]), kind, path) for row in rows]
+            )
+
+    example = read(np.arange(1))
+    y = np.array([labels[key] for key in keys], np.int64) if labels else None
+    return Part(path, (len(places), *example.shape[1:]), example.dtype, read, y)
+
+
+def _decoded(stream: Any, offset: int, size: int, kind: str, path: Path) -> npt.NDArray[Any]:
+    stream.seek(offset)
+    content = io.BytesIO(stream.read(size))
+    try:
+        if kind == "npy":
+            return np.lib.format.read_array(content, allow_pickle=False)  # type: ignore[no-any-return,no-untyped-call]
+        with Image.open(content) as image:
+            if image.mode not in ("L", "RGB"):
+                raise ValueError(f"mode {image.mode}, expected grey or RGB of 8 bits")
+            pixels = np.asarray(image)
+    # Pillow and numpy raise many kinds of errors for damaged content
+    except Exception as failed:  # noqa: BLE001
+        raise DataError(
+            f"{path}: the file at byte {offset} cannot be read ({reason(failed)})",
+            "write it again",
+        ) from None
+    return pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
+
+
+_READERS: dict[str, Callable[[Path], Part]] = {".npy": _npy, ".npz": _npz, ".tar": _tar}

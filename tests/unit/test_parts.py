@@ -1,0 +1,185 @@
+"""Own data in parts: mapped arrays and WebDataset tars, and what is refused."""
+
+import io
+
+import numpy as np
+import pytest
+import webdataset
+from PIL import Image
+
+from ebm_dist.config import from_values
+from ebm_dist.data import shards
+from ebm_dist.datasets import parts
+from ebm_dist.errors import DataError
+from tests import helpers
+
+RNG = np.random.default_rng(0)
+X = RNG.integers(0, 256, (60, 1, 6, 5), np.uint8)
+Y = np.arange(60) % 4
+
+
+def written(folder, kind, x=X, y=Y, pieces=3):
+    """Write the samples in some parts, of which number 10 comes after number 2."""
+    folder.mkdir(parents=True)
+    for number, rows in zip((1, 2, 10), np.array_split(np.arange(len(x)), pieces), strict=False):
+        path = folder / f"part-{number}.{kind}"
+        if kind == "npy":
+            np.save(path, x[rows])
+        elif kind == "npz":
+            np.savez(path, labels=y[rows], images=x[rows])
+        else:
+            with webdataset.TarWriter(str(path)) as tar:
+                for row in rows:
+                    member = {"npy": x[row]} if kind == "tar of arrays" else {"png": x[row, 0]}
+                    tar.write({"__key__": f"{row:05d}", "cls": int(y[row]), **member})
+    return folder
+
+
+def load(folder, **more):
+    return parts.load(parts.Config(path=str(folder), **more))
+
+
+def all_of(data):
+    x = np.concatenate([part.x[:] for part in data.splits.values()])
+    y = [part.y for part in data.splits.values()]
+    return x, None if y[0] is None else np.concatenate(y)
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz", "tar"])
+def test_parts_are_one_array_in_the_order_of_their_numbers(tmp_path, kind):
+    folder = written(tmp_path / "d", kind)
+    whole = load(folder, val_fraction=0.0, test_fraction=0.0)
+    assert list(whole.splits) == ["train"]
+    np.testing.assert_array_equal(whole.splits["train"].x[:], X)
+    rows = np.array([59, 0, 21, 20, 0])
+    np.testing.assert_array_equal(whole.splits["train"].x[rows], X[rows])
+    assert (whole.scale, whole.bounds, whole.is_official) == (255.0, (0.0, 1.0), False)
+    if kind == "npy":
+        assert whole.splits["train"].y is None and whole.num_classes == 0
+    else:
+        np.testing.assert_array_equal(whole.splits["train"].y, Y)
+        assert whole.num_classes == 4
+
+
+def test_held_out_samples_are_a_fixed_random_choice_and_each_is_in_one_split(tmp_path):
+    first, again = (load(written(tmp_path / n, "npz")) for n in "ab")
+    assert {split: len(part.x) for split, part in first.splits.items()} == {
+        "train": 48, "test": 6, "val": 6,
+    }  # fmt: skip
+    x, y = all_of(first)
+    order = np.lexsort(x.reshape(60, -1).T)
+    expected = np.lexsort(X.reshape(60, -1).T)
+    np.testing.assert_array_equal(x[order], X[expected])
+    np.testing.assert_array_equal(y[order], Y[expected])
+    np.testing.assert_array_equal(all_of(again)[0], x)
+
+
+def test_folders_are_splits(tmp_path):
+    written(tmp_path / "d/train", "npy", X[:40])
+    written(tmp_path / "d/test", "npy", X[40:])
+    data = load(tmp_path / "d", val_fraction=0.25)
+    assert {k: len(v.x) for k, v in data.splits.items()} == {"train": 30, "test": 20, "val": 10}
+
+
+def test_floats_stay_as_they_are_and_pictures_of_colours_have_three_channels(tmp_path):
+    floats = RNG.normal(size=(60, 7)).astype(">f4")
+    data = load(written(tmp_path / "f", "npy", floats))
+    assert (data.scale, data.bounds) == (1.0, None)
+    assert data.splits["train"].x[:].dtype == np.dtype("=f4")
+    colour, folder = RNG.integers(0, 256, (6, 5, 3), np.uint8), tmp_path / "c"
+    folder.mkdir()
+    with webdataset.TarWriter(str(folder / "a.tar")) as tar:
+        for i in range(20):
+            tar.write({"__key__": str(i), "png": colour})
+    x = load(folder).splits["train"].x[:]
+    assert x.shape[1:] == (3, 6, 5)
+    np.testing.assert_array_equal(x[0], np.moveaxis(colour, -1, 0))
+
+
+def test_shards_of_parts_are_those_of_the_whole_array(tmp_path):
+    written(tmp_path / "d", "npz")
+    index = shards.write(tmp_path / "out", "parts", load(tmp_path / "d"))
+    x, y = shards.read_split(index, "train")
+    assert len(x) == 48 and index.shape == (1, 6, 5) and y.max() == 3
+    chosen = from_values(
+        helpers.values(dataset={"name": "parts", "path": str(tmp_path / "d")}), tmp_path
+    )
+    trainer = helpers.build(chosen, tmp_path / "out")
+    assert np.isfinite(trainer.mean_over_shards(trainer.advance())["loss_energy"])
+
+
+def damaged(folder):
+    written(folder, "npz")
+    path = folder / "part-2.npz"
+    path.write_bytes(path.read_bytes()[:300])
+
+
+def compressed(folder):
+    folder.mkdir()
+    np.savez_compressed(folder / "a.npz", images=X)
+
+
+def pickled(folder):
+    folder.mkdir()
+    np.save(folder / "a.npy", np.array([{}, {}]), allow_pickle=True)
+
+
+def two_kinds(folder):
+    written(folder, "npy")
+    np.savez(folder / "a.npz", images=X)
+
+
+def other_shape(folder):
+    written(folder, "npy")
+    np.save(folder / "part-3.npy", X[:, :, :5])
+
+
+def some_labels(folder):
+    written(folder, "npz")
+    np.savez(folder / "part-3.npz", images=X)
+
+
+def signed(folder):
+    written(folder, "npy", X.astype(np.int32))
+
+
+def wrong_labels(folder):
+    folder.mkdir()
+    np.savez(folder / "a.npz", images=X, labels=np.arange(9))
+
+
+def transparent(folder):
+    folder.mkdir()
+    with webdataset.TarWriter(str(folder / "a.tar"), encoder=False) as tar:
+        out = io.BytesIO()
+        Image.new("RGBA", (4, 4)).save(out, "png")
+        tar.write({"__key__": "0", "png": out.getvalue()})
+
+
+def two_pictures(folder):
+    folder.mkdir()
+    with webdataset.TarWriter(str(folder / "a.tar")) as tar:
+        tar.write({"__key__": "0", "png": X[0, 0], "jpg": np.zeros((4, 4, 3))})
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (damaged, "part-2.npz: not a plain .npz of numbers"),
+        (compressed, "images is compressed and cannot be mapped"),
+        (pickled, "a.npy: not a plain .npy of numbers"),
+        (two_kinds, r"has .npy, .npz parts"),
+        (other_shape, r"part-3.npy: samples are uint8 \(1, 5, 5\), those of part-1.npy"),
+        (some_labels, "part-3.npz: only some parts have labels"),
+        (signed, r"found int32 \(20, 1, 6, 5\)"),
+        (wrong_labels, r"labels must be 60 integers from 0, found \(9,\)"),
+        (transparent, "mode RGBA, expected grey or RGB"),
+        (two_pictures, "has 2 pictures or arrays of 1 keys"),
+        (lambda folder: folder.mkdir(), "has no parts"),
+        (lambda folder: folder.write_bytes(b"x"), "is a file"),
+    ],
+)
+def test_what_is_no_part_is_refused_with_its_name(tmp_path, make, message):
+    make(tmp_path / "d")
+    with pytest.raises(DataError, match=message):
+        load(tmp_path / "d")
