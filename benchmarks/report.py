@@ -515,7 +515,6 @@ def main() -> None:
         },
         "rbm.md": {
             "reweighting": reweighting(read("reweighting")),
-            "mixing": mixing(read("mixing")),
         },
     }
     for page, parts in pages.items():
