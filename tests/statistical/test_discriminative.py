@@ -57,7 +57,12 @@ def test_a_turn_is_the_mean_of_the_formula(digits_data, name, heads):
     assert turn.metrics["label_accuracy"].item() == pytest.approx(sum(hits) / len(hits))
 
 
-@pytest.mark.parametrize("name", [name for name in LOSSES if name not in ("energy", "perceptron")])
+MARGIN_LOSSES = [name for name in LOSSES if name not in ("energy", "perceptron", "hinge")]
+
+
+@pytest.mark.parametrize(
+    "name", ["hinge", *(pytest.param(name, marks=pytest.mark.slow) for name in MARGIN_LOSSES)]
+)
 def test_losses_with_a_margin_learn_the_labels(digits_data, name):
     trainer = trainer_of(
         name,
