@@ -89,17 +89,13 @@ def read_bytes(path: Path) -> bytes:
 
 def read_range(path: Path, offset: int, size: int) -> bytes:
     """Return ``size`` bytes of a file from an offset, fewer at its end. Raise only OSError."""
-
-    def read() -> bytes:
-        if is_local(path):
-            with path.open("rb") as stream:
-                stream.seek(offset)
-                return stream.read(size)
-        fs: Any = path.fs  # type: ignore[attr-defined]
-        content: bytes = fs.cat_file(path.path, offset, offset + size)  # type: ignore[attr-defined]
-        return content
-
-    return read() if is_local(path) else _patiently(read)
+    if is_local(path):
+        with path.open("rb") as stream:
+            stream.seek(offset)
+            return stream.read(size)
+    store: Any = path  # has the file system of fsspec
+    content: bytes = _patiently(lambda: store.fs.cat_file(store.path, offset, offset + size))
+    return content
 
 
 def _patiently(call: Callable[[], T]) -> T:

@@ -70,10 +70,10 @@ class Memory:
 
 
 class Stream:
-    """Packs that are read as they are needed, with a bounded cache; a thread reads ahead."""
+    """Packs that are read as they are needed, of two windows; a thread reads another ahead."""
 
-    def __init__(self, reader: shards.Packs, most_packs: int) -> None:
-        self.reader, self.most_packs = reader, most_packs
+    def __init__(self, reader: shards.Packs, window: int) -> None:
+        self.reader, self.window = reader, window
         self.cache: OrderedDict[int, Samples] = OrderedDict()
         self.ahead: dict[int, Future[Samples]] = {}
         self.thread = ThreadPoolExecutor(1, "packs")
@@ -86,7 +86,7 @@ class Stream:
     def bytes_held(self) -> int:
         """Bytes of packs in memory, at most."""
         sizes = sorted(pack.x[1] + pack.y[1] for _, pack in self.reader.packs)
-        return sum(sizes[-self.most_packs :])
+        return sum(sizes[-3 * self.window :])
 
     def take(self, rows: Rows) -> Samples:
         """Return the samples of some rows ``(m,)``."""
@@ -102,10 +102,12 @@ class Stream:
         return Samples(x, y)
 
     def expect(self, packs: Iterable[int]) -> None:
-        """Read these packs ahead, in a thread."""
-        for pack in packs:
-            if pack not in self.cache and pack not in self.ahead:
-                self.ahead[pack] = self.thread.submit(self._read, pack)
+        """Read these packs ahead, in a thread, and forget what else was read ahead."""
+        self.ahead = {
+            pack: self.ahead.get(pack) or self.thread.submit(self._read, pack)
+            for pack in map(int, packs)
+            if pack not in self.cache
+        }
 
     def _pack(self, pack: int) -> Samples:
         if pack in self.cache:
@@ -113,7 +115,7 @@ class Stream:
         else:
             waited = self.ahead.pop(pack, None)
             self.cache[pack] = waited.result() if waited else self._read(pack)
-            while len(self.cache) > self.most_packs:
+            while len(self.cache) > 2 * self.window:
                 self.cache.popitem(last=False)
         return self.cache[pack]
 
@@ -158,9 +160,8 @@ class LogicalShard:
         default = default_window(index, split)
         self.window = window or default
         streams = cache == "stream" or (cache == "auto" and default is not None)
-        most = 3 * min(self.window or len(reader), len(reader))
         self.store: Memory | Stream = (
-            Stream(reader, most) if streams else Memory(reader, first, step)
+            Stream(reader, self.window or len(reader)) if streams else Memory(reader, first, step)
         )
         self.starts, self.scale = reader.starts, index.scale
         self.shard, self.batch_size, self.seed = shard, batch_size, seed
@@ -223,7 +224,7 @@ class LogicalShard:
         windows, ends = self._windows(epoch)
         number = int(np.searchsorted(ends, offset, side="right"))
         if self._order[0] != (epoch, number):
-            self.store.expect(packs for w in windows[number + 1 : number + 2] for packs in w)
+            self.store.expect(pack for w in windows[number + 1 : number + 2] for pack in w)
         rows = self._shuffled(
             (epoch, number), f"window/{number}", lambda: self._rows_of(windows[number])
         )

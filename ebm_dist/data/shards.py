@@ -10,7 +10,6 @@ import io
 import itertools
 import logging
 import math
-import tarfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -37,7 +36,6 @@ NUM_TARS = 16
 PACK_SIZE = 256
 """Samples of a pack."""
 INDEX = "index.json"
-_MOST_SQUARES = 1 << 20  # of one array of float64
 _MOST_READ = 128 << 20  # bytes as floats of what is read at once of a streamed data set
 _MAX_SIDE = 1 << 20  # maximum side of an image or number of classes of a valid index
 STAGE = "prepare"
@@ -124,13 +122,15 @@ def write(folder: Path, name: str, data: Dataset) -> Index:
                 folder, split, arrays, chosen, data.scale, _progress(folder, split, len(arrays.x))
             )
             continue
-        arrays = arrays._replace(x=arrays.x[:])  # noqa: PLW2901
+        arrays = arrays._replace(x=arrays.x[:])  # noqa: PLW2901 (a Lazy that float32 made small)
         order = numpy_stream(0, f"shards/{split}").permutation(len(arrays.x))
         tars = [order[i::NUM_TARS] for i in range(NUM_TARS)]
         splits[split] = [
             _write_tar(folder, f"{split}-{i:06d}.tar", arrays, rows) for i, rows in enumerate(tars)
         ]
-        statistics[split] = _statistics(arrays, data.scale)
+        counted = streamed.Statistics(data.scale)
+        counted.add(arrays.x, arrays.y)
+        statistics[split] = counted.result()
     for split in splits:
         if split in duplicates and not data.is_official:
             statistics[split]["duplicates"] = duplicates[split]
@@ -284,15 +284,15 @@ def sample_digests(x: npt.NDArray[Any] | Lazy) -> npt.NDArray[np.uint64]:
 def _write_tar(
     folder: Path, name: str, arrays: Arrays, rows: npt.NDArray[np.int64]
 ) -> dict[str, Any]:
-    path, packs = folder / name, {}
+    path, counts = folder / name, list[int]()
     labels = np.zeros(len(arrays.x), np.int64) if arrays.y is None else arrays.y
     try:
         with webdataset.TarWriter(str(path), user="ebm", group="ebm", mtime=0) as tar:
-            for start in range(0, len(rows), PACK_SIZE):
-                pack, key = rows[start : start + PACK_SIZE], f"{start // PACK_SIZE:06d}"
+            for part in in_parts(len(rows), PACK_SIZE):
+                pack, key = rows[part], f"{len(counts):06d}"
                 tar.write({"__key__": key, "x.npy": arrays.x[pack], "y.npy": labels[pack]})
-                packs[key] = len(pack)
-        content = path.read_bytes()
+                counts.append(len(pack))
+        return streamed.entry(path, counts, hashes_packs=False)
     except OSError as failed:
         with suppress(OSError):
             path.unlink(missing_ok=True)
@@ -300,40 +300,6 @@ def _write_tar(
             f"{path}: cannot be written ({failed.strerror}); free space and run"
             f" 'dvc repro {STAGE}' again"
         ) from None
-    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
-        positions = {member.name: (member.offset_data, member.size) for member in tar}
-    return {
-        "file": name,
-        "num_samples": len(rows),
-        "bytes": len(content),
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "packs": [
-            {"num_samples": n, "x": positions[f"{key}.x.npy"], "y": positions[f"{key}.y.npy"]}
-            for key, n in packs.items()
-        ],
-    }
-
-
-def _statistics(arrays: Arrays, scale: float) -> dict[str, Any]:
-    x = arrays.x.reshape(len(arrays.x), -1)
-    total = x.sum(dtype=np.float64), _sum_of_squares(x.ravel())
-    mean = total[0] / x.size / scale
-    return {
-        "num_samples": len(x),
-        "mean": mean,
-        "sd": float(np.sqrt(max(total[1] / x.size / scale**2 - mean**2, 0.0))),
-        "min": float(x.min()) / scale,
-        "max": float(x.max()) / scale,
-        "class_counts": None if arrays.y is None else np.bincount(arrays.y).tolist(),
-    }
-
-
-def _sum_of_squares(x: npt.NDArray[Any]) -> float:
-    """Return the sum of squares of ``x (n,)``, as numpy adds them in pairs but in little memory."""
-    if len(x) <= _MOST_SQUARES:
-        return float(np.square(x, dtype=np.float64).sum())
-    half = len(x) // 2 - len(x) // 2 % 8
-    return _sum_of_squares(x[:half]) + _sum_of_squares(x[half:])
 
 
 def read_index(folder: Path) -> Index:

@@ -27,6 +27,7 @@ _TAR = 128 << 20  # bytes of a tar, about
 _MOST_TARS = 512  # all are open at once
 _PACK, _MOST_SAMPLES = 4 << 20, 256  # bytes and samples of a pack, at most
 _BLOCK = 256 << 20  # bytes of a block, at most
+_MOST_SQUARES = 1 << 20  # of one array of float64
 
 
 class Layout(NamedTuple):
@@ -92,7 +93,9 @@ def write_tars(
                         tar.write({"__key__": key, "x.npy": x[rows], "y.npy": y[rows]})
                         done.append(len(rows))
                 progress(start + len(x), x.nbytes)
-        entries = [_entry(folder / n, c) for n, c in zip(names, counts, strict=True)]
+        entries = [
+            entry(folder / n, c, hashes_packs=True) for n, c in zip(names, counts, strict=True)
+        ]
     except OSError as failed:
         for name in names:
             with suppress(OSError):
@@ -112,21 +115,24 @@ def _dealt(order: npt.NDArray[np.int64], num_tars: int) -> Iterator[npt.NDArray[
     return (order[i::num_tars] for i in range(num_tars))
 
 
-def _entry(path: Path, counts: list[int]) -> dict[str, Any]:
-    """Return a tar's entry in the index, in a pass over its members."""
+def entry(path: Path, counts: list[int], *, hashes_packs: bool) -> dict[str, Any]:
+    """Return a tar's entry in the index, in a pass over its members.
+
+    ``counts``: samples of each pack. ``hashes_packs``: whether packs have their own SHA-256.
+    """
     packs = []
     with tarfile.open(path) as tar:
         members = iter(tar)
         for x, y, count in zip(members, members, counts, strict=False):
-            content = b"".join(_content(tar, member) for member in (x, y))
-            packs.append(
-                {
-                    "num_samples": count,
-                    "x": [x.offset_data, x.size],
-                    "y": [y.offset_data, y.size],
-                    "sha256": hashlib.sha256(content).hexdigest(),
-                }
-            )
+            pack: dict[str, Any] = {
+                "num_samples": count,
+                "x": [x.offset_data, x.size],
+                "y": [y.offset_data, y.size],
+            }
+            if hashes_packs:
+                content = b"".join(_content(tar, member) for member in (x, y))
+                pack["sha256"] = hashlib.sha256(content).hexdigest()
+            packs.append(pack)
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return {
@@ -156,7 +162,7 @@ class Statistics:
         """Count samples ``(n, *shape)`` and labels ``(n,)``."""
         self.count, self.size = self.count + len(x), self.size + x.size
         self.total += float(x.sum(dtype=np.float64))
-        self.squares += sum(float(np.square(row, dtype=np.float64).sum()) for row in x)
+        self.squares += _sum_of_squares(x.ravel())
         self.low, self.high = min(self.low, float(x.min())), max(self.high, float(x.max()))
         if y is not None:
             more = np.bincount(y, minlength=0 if self.classes is None else len(self.classes))
@@ -176,3 +182,11 @@ class Statistics:
             "max": self.high / self.scale,
             "class_counts": None if self.classes is None else self.classes.tolist(),
         }
+
+
+def _sum_of_squares(x: npt.NDArray[Any]) -> float:
+    """Return the sum of squares of ``x (n,)``, as numpy adds them in pairs but in little memory."""
+    if len(x) <= _MOST_SQUARES:
+        return float(np.square(x, dtype=np.float64).sum())
+    half = len(x) // 2 - len(x) // 2 % 8
+    return _sum_of_squares(x[:half]) + _sum_of_squares(x[half:])

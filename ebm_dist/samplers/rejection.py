@@ -29,8 +29,8 @@ class Config:
     num_proposals: PositiveInt = 100
     """Most proposals of a chain in each step. If all are rejected, the chain stays where it is."""
     scale: Positive = 1.0
-    """Standard deviation of the proposals without bounds. Its tails must be heavier than the
-    target's, and a multiple of the target's deviation costs its power to the dimensions."""
+    """Standard deviation of the proposals without bounds. It must not be below the target's; with c
+    times the target's, the share of accepted proposals falls by c for each dimension."""
     log_bound: float | None = None
     """log M. If absent, that of the largest ratio met so far."""
     temperature: Positive = 1.0
