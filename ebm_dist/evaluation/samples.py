@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from ebm_dist.config import Mismatch, NonNegativeInt, Params, PositiveInt, section
 from ebm_dist.data import shards
@@ -25,10 +25,9 @@ from ebm_dist.errors import DataError
 from ebm_dist.evaluation import Needs, Report, Subject, check_finite
 from ebm_dist.generators import mixture
 from ebm_dist.metrics import features
-from ebm_dist.models.trained import TrainedModel
 from ebm_dist.report import figures
 from ebm_dist.rng import numpy_stream, stream
-from ebm_dist.samplers import Info, Observer, State, noise, run_chain
+from ebm_dist.samplers import Info, State, noise, run_chain
 
 _SEED = 0  # of the evaluation, the same for all models, so that scores can be compared
 _COLUMNS = 10
@@ -61,7 +60,7 @@ def check(config: Config, needs: Needs) -> None:
 
 
 def evaluate(config: Config, subject: Subject) -> Report:
-    samples, trace, frames = sample(config, subject)
+    samples, ends, trace, frames = sample(config, subject)
     check_finite(samples, f"evaluation.samples: ends of chains of {config.num_steps} steps")
     train, _ = shards.read_split(subject.data, "train")
     real, _ = shards.read_split(subject.data, config.split)
@@ -84,9 +83,6 @@ def evaluate(config: Config, subject: Subject) -> Report:
             ),
         }
         if config.num_continued:
-            ends = _follow(
-                subject.model, samples, config.num_continued, stream(_SEED, "samples/continued")
-            )
             check_finite(ends, "evaluation.samples: ends of the continued chains")
             sets["model, continued"] = ends[:n]
         scores = {name: _scores(subject, x, real) for name, x in sets.items()}
@@ -135,19 +131,24 @@ def evaluate(config: Config, subject: Subject) -> Report:
 
 def sample(
     config: Config, subject: Subject
-) -> tuple[Tensor, list[dict[str, Any]], list[tuple[int, Tensor]]]:
+) -> tuple[Tensor, Tensor, list[dict[str, Any]], list[tuple[int, Tensor]]]:
     """Run chains from noise, the same noise for every model.
 
-    Return their ends ``(n, *shape)``, quantiles of the energy along the chains, and frames
-    ``(step, positions)`` of the first hundred chains.
+    Return their positions ``(n, *shape)`` after ``num_steps`` and after ``num_continued`` more,
+    quantiles of the energy along the former, and their frames ``(step, positions)`` of the first
+    hundred chains.
     """
     model = subject.model
     size = (config.num_samples, *model.card["shape"])
     start = noise(size, model.bounds, stream(_SEED, "samples/noise"))
     every = max(1, config.num_steps // config.num_frames)
-    trace, frames = list[dict[str, Any]](), [(0, start[:100])]
+    trace, frames, samples = list[dict[str, Any]](), [(0, start[:100])], start
 
     def observe(step: int, state: State, info: Info) -> None:
+        nonlocal samples
+        if step >= config.num_steps:
+            return
+        samples = state.position
         if step % every == 0:
             q = info.energy.quantile(torch.tensor([0.05, 0.5, 0.95]))
             trace.append(
@@ -156,23 +157,19 @@ def sample(
         if (step + 1) % every == 0:
             frames.append((step + 1, state.position[:100]))
 
-    end = _follow(model, start, config.num_steps, stream(_SEED, "samples/chain"), observe)
-    return end, trace, frames
-
-
-def _follow(
-    model: TrainedModel,
-    start: Tensor,
-    num_steps: int,
-    generator: Generator,
-    observe: Observer | None = None,
-) -> Tensor:
-    """Run chains with the sampler of the training; the classes of E(x, y) take turns."""
+    # the classes of E(x, y) take turns
     is_labelled = is_conditional(model.params)
     labels = torch.arange(len(start)) % model.card["num_classes"] if is_labelled else None
     with frozen(model.energy):
-        target = given(model.energy, labels)
-        return run_chain(model.kernel(), target, start, num_steps, generator, observe=observe)[0]
+        ends, _ = run_chain(
+            model.kernel(),
+            given(model.energy, labels),
+            start,
+            config.num_steps + config.num_continued,
+            stream(_SEED, "samples/chain"),
+            observe=observe,
+        )
+    return samples, ends, trace, frames
 
 
 def nearest_neighbours(x: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:

@@ -68,7 +68,7 @@ class Scorer:
             num_samples=self.num_samples, num_steps=config.num_steps, split="val"
         )
         try:
-            ends, _, _ = module_of(options).sample(options, Subject(trained, index, {}, classifier))
+            ends, *_ = module_of(options).sample(options, Subject(trained, index, {}, classifier))
         except DivergedError:  # chains that cannot leave their start
             return {"fid_clf": WORST}
         positive, negative = trained.energies(real), trained.energies(ends)
