@@ -6,12 +6,19 @@ baselines are all scored with the same ``num_scored``, which is less than ``num_
 there are fewer training images. All are compared with the ``num_real`` images of the split. The
 replay buffer is scored with ``num_replay`` chains, all that it has of them.
 
+FID of a thousand chains varies by several units with their noise alone, and the noise is the same
+for every model. With ``num_sets`` the scores are means over sets of chains with noise of their
+own, beside as many sets of real images. ``num_continued`` more steps are scored at up to ten of
+them, and ``fid_clf_continued`` is the mean of these.
+
 ``copies`` is the share of samples that are nearer to a training sample than half the median
 distance of the real samples of the split, ``copies_of_real`` the share of those. Real samples that
 are exactly training samples count in the share and not in the median, so duplicates in the data do
 not move the limit.
 """
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,12 +32,14 @@ from ebm_dist.errors import DataError
 from ebm_dist.evaluation import Needs, Report, Subject, check_finite
 from ebm_dist.generators import mixture
 from ebm_dist.metrics import features
+from ebm_dist.models.trained import TrainedModel
 from ebm_dist.report import figures
 from ebm_dist.rng import numpy_stream, stream
-from ebm_dist.samplers import Info, State, noise, run_chain
+from ebm_dist.samplers import Info, Observer, State, noise, run_chain
 
 _SEED = 0  # of the evaluation, the same for all models, so that scores can be compared
 _COLUMNS = 10
+_NUM_LOOKS = 10  # at chains that go on
 
 
 @section
@@ -41,13 +50,15 @@ class Config:
     num_steps: PositiveInt = 200
     """Steps of the chains from noise, with the sampler of the training."""
     num_continued: NonNegativeInt = 0
-    """Steps that the same chains go on for; their ends are scored too."""
+    """Steps that the chains of the first set go on for; they are scored too."""
+    num_sets: PositiveInt = 1
+    """Sets of ``num_samples`` chains from noise; scores are means over them."""
     num_frames: PositiveInt = 20
     """Frames of the animation of the chains."""
     split: str = "test"
     """The split of real data to compare with: ``val`` to choose settings, ``test`` to report."""
 
-    added_keys = ("num_continued",)
+    added_keys = ("num_continued", "num_sets")
 
     def check(self, params: Params) -> None:
         if self.num_samples < 2:
@@ -60,34 +71,34 @@ def check(config: Config, needs: Needs) -> None:
 
 
 def evaluate(config: Config, subject: Subject) -> Report:
-    samples, ends, trace, frames = sample(config, subject)
+    samples, looks, trace, frames = sample(config, subject)
     check_finite(samples, f"evaluation.samples: ends of chains of {config.num_steps} steps")
     train, _ = shards.read_split(subject.data, "train")
     real, _ = shards.read_split(subject.data, config.split)
-    rows = torch.from_numpy(
-        numpy_stream(_SEED, "samples/real").permutation(len(train))[: config.num_samples]
-    )
+    order = torch.from_numpy(numpy_stream(_SEED, "samples/real").permutation(len(train)))
+    floors = order.split(config.num_samples)[: config.num_sets]
+    rows = floors[0]
     chains, n = subject.model.chains[: len(rows)], len(rows)
     metrics: dict[str, Any] = {"num_samples": len(samples), "num_steps": config.num_steps}
     tables: dict[str, list[dict[str, Any]]] = {"chain_energy": trace}
     if subject.classifier is not None:
+        more = (_follow(config, subject.model, number)[:n] for number in range(1, config.num_sets))
         sets = {
-            "model, from noise": samples[:n],
-            "model, replay buffer": chains,
-            "real training images (floor)": train[rows],
-            "Gaussian fitted to training images": _gaussian(train, n),
-            "mixture of Gaussians fitted to them": _mixture(train, n),
-            "pixels shuffled": _shuffled(train[rows]),
-            "uniform noise": noise(
-                (n, *samples.shape[1:]), subject.model.bounds, stream(_SEED, "samples/uniform")
-            ),
-        }
-        if config.num_continued:
-            check_finite(ends, "evaluation.samples: ends of the continued chains")
-            sets["model, continued"] = ends[:n]
-        scores = {name: _scores(subject, x, real) for name, x in sets.items()}
+            "model, from noise": [samples[:n], *more],
+            "model, replay buffer": [chains],
+            "real training images (floor)": [train[rows] for rows in floors if len(rows) == n],
+            "Gaussian fitted to training images": [_gaussian(train, n)],
+            "mixture of Gaussians fitted to them": [_mixture(train, n)],
+            "pixels shuffled": [_shuffled(train[rows])],
+            "uniform noise": [
+                noise(
+                    (n, *samples.shape[1:]), subject.model.bounds, stream(_SEED, "samples/uniform")
+                )
+            ],
+        } | {f"model, {step} steps more": [x[:n]] for step, x in looks}
+        scores = {name: _scores(subject, parts, real) for name, parts in sets.items()}
         tables["quality"] = [
-            {"set": name, "count": len(sets[name]), **row} for name, row in scores.items()
+            {"set": name, "count": len(sets[name][0]), **row} for name, row in scores.items()
         ]
         model, replay, floor, gaussian, mixed = list(scores.values())[:5]
         if floor["fid_clf"] == 0 or gaussian["fid_clf"] == 0:
@@ -114,7 +125,9 @@ def evaluate(config: Config, subject: Subject) -> Report:
         }
         if config.num_continued:
             metrics["num_continued"] = config.num_continued
-            metrics["fid_clf_continued"] = scores["model, continued"]["fid_clf"]
+            ends = [scores[f"model, {step} steps more"]["fid_clf"] for step, _ in looks]
+            metrics["fid_clf_continued"] = float(np.mean(ends))
+            metrics["fid_clf_continued_last"] = ends[-1]
     distance, nearest = nearest_neighbours(samples, train)
     real_distance, _ = nearest_neighbours(real, train)
     metrics |= {
@@ -129,26 +142,26 @@ def evaluate(config: Config, subject: Subject) -> Report:
     return report
 
 
-def sample(
-    config: Config, subject: Subject
-) -> tuple[Tensor, Tensor, list[dict[str, Any]], list[tuple[int, Tensor]]]:
+Looks = list[tuple[int, Tensor]]
+"""Steps, and positions ``(n, *shape)`` after them"""
+
+
+def sample(config: Config, subject: Subject) -> tuple[Tensor, Looks, list[dict[str, Any]], Looks]:
     """Run chains from noise, the same noise for every model.
 
-    Return their positions ``(n, *shape)`` after ``num_steps`` and after ``num_continued`` more,
-    quantiles of the energy along the former, and their frames ``(step, positions)`` of the first
-    hundred chains.
+    Return their positions ``(n, *shape)`` after ``num_steps``; looks at the steps after these;
+    quantiles of the energy along the chains; and frames of the first hundred chains.
     """
-    model = subject.model
-    size = (config.num_samples, *model.card["shape"])
-    start = noise(size, model.bounds, stream(_SEED, "samples/noise"))
     every = max(1, config.num_steps // config.num_frames)
-    trace, frames, samples = list[dict[str, Any]](), [(0, start[:100])], start
+    every_look = math.ceil(config.num_continued / _NUM_LOOKS)
+    trace, frames, looks = list[dict[str, Any]](), Looks(), Looks()
 
     def observe(step: int, state: State, info: Info) -> None:
-        nonlocal samples
-        if step >= config.num_steps:
+        further = step + 1 - config.num_steps
+        if further == 0 or (further > 0 and further % every_look == 0):
+            looks.append((further, state.position))
+        if further > 0:
             return
-        samples = state.position
         if step % every == 0:
             q = info.energy.quantile(torch.tensor([0.05, 0.5, 0.95]))
             trace.append(
@@ -157,19 +170,42 @@ def sample(
         if (step + 1) % every == 0:
             frames.append((step + 1, state.position[:100]))
 
-    # the classes of E(x, y) take turns
+    _follow(config, subject.model, 0, config.num_continued, observe)
+    (_, samples), *looks = looks
+    return samples, looks, trace, [(0, _start(config, subject.model, 0)[:100]), *frames]
+
+
+def _follow(
+    config: Config,
+    model: TrainedModel,
+    number: int,
+    num_further: int = 0,
+    observe: Observer | None = None,
+) -> Tensor:
+    """Run the chains of a set; return their ends ``(n, *shape)``."""
     is_labelled = is_conditional(model.params)
-    labels = torch.arange(len(start)) % model.card["num_classes"] if is_labelled else None
+    # the classes of E(x, y) take turns
+    labels = torch.arange(config.num_samples) % model.card["num_classes"] if is_labelled else None
     with frozen(model.energy):
         ends, _ = run_chain(
             model.kernel(),
             given(model.energy, labels),
-            start,
-            config.num_steps + config.num_continued,
-            stream(_SEED, "samples/chain"),
+            _start(config, model, number),
+            config.num_steps + num_further,
+            stream(_SEED, _of_set("samples/chain", number)),
             observe=observe,
         )
-    return samples, ends, trace, frames
+    check_finite(ends, "evaluation.samples: ends of the chains")
+    return ends
+
+
+def _start(config: Config, model: TrainedModel, number: int) -> Tensor:
+    size = (config.num_samples, *model.card["shape"])
+    return noise(size, model.bounds, stream(_SEED, _of_set("samples/noise", number)))
+
+
+def _of_set(purpose: str, number: int) -> str:
+    return f"{purpose}/{number}" if number else purpose
 
 
 def nearest_neighbours(x: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
@@ -208,16 +244,19 @@ def copies(distance: Tensor, real_distance: Tensor) -> dict[str, float]:
     }
 
 
-def _scores(subject: Subject, x: Tensor, real: Tensor) -> dict[str, float]:
+def _scores(subject: Subject, sets: Sequence[Tensor], real: Tensor) -> dict[str, float]:
+    """Return the mean scores of sets ``(n, *shape)``."""
     assert subject.classifier is not None
-    scored = features.classify(subject.classifier, x)
-    return {
-        "fid_clf": features.frechet_distance(
-            scored.features, features.classify(subject.classifier, real).features
-        ),
-        "is_clf": features.inception_score(scored.probabilities),
-        "smallest_class_share": float(features.class_shares(scored.probabilities).min()),
-    }
+    of_real, rows = features.classify(subject.classifier, real).features, []
+    for scored in (features.classify(subject.classifier, x) for x in sets):
+        rows.append(
+            {
+                "fid_clf": features.frechet_distance(scored.features, of_real),
+                "is_clf": features.inception_score(scored.probabilities),
+                "smallest_class_share": float(features.class_shares(scored.probabilities).min()),
+            }
+        )
+    return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
 
 
 def _gaussian(train: Tensor, n: int) -> Tensor:

@@ -16,10 +16,6 @@ led them away (Song et al. 2021, section 4.2). It is a Langevin step with slight
 that the noise in x keeps its variance sigma^2 for any h: a part h of it is taken away and as much
 put in its place, as in the churn of Karras et al. (2022). The inner kernels of chains/ladder.py
 need more gradients, and are exact with few levels too.
-
-A chain's first step goes up to sigma_L, from wherever it starts. With ``up_to`` the steps after it
-go up to a lower level only, which needs fewer gradients: they keep the density of the data too, and
-a sample then keeps something of the one before it.
 """
 
 from functools import partial
@@ -54,11 +50,6 @@ class Config:
     """Lowest sigma that is corrected: errors that the scores make at large noise decide what an
     image shows."""
 
-    up_to: NonNegative = 0.0
-    """Least sigma that the steps after a chain's first go up to; the largest if 0."""
-
-    added_keys = ("up_to",)
-
     def check(self, params: Params) -> None:
         if plugin_name(params.objective) != "score_matching" or not params.objective.ladder:
             raise Mismatch(
@@ -66,12 +57,6 @@ class Config:
                 "ancestral needs score matching at noise levels",
                 "set objective.name: score_matching and noise_levels: true, or choose another"
                 " sampler",
-            )
-        if self.up_to > max(params.objective.sigmas):
-            raise Mismatch(
-                "sampler.up_to",
-                f"{self.up_to:g} is above the largest of objective.sigmas",
-                f"at most {max(params.objective.sigmas):g}",
             )
 
 
@@ -88,31 +73,22 @@ class HasLevels(Protocol):
 
 class State(NamedTuple):
     position: Tensor
-    is_first: bool = True
-    """whether the chain has made no step"""
 
 
 def build(config: Config, *, bounds: Bounds) -> Kernel:
     """Build the kernel. The ends of a step are clamped to ``bounds``.
 
-    ``init`` raises TypeError for a target without levels, ValueError if none reaches ``up_to``.
+    ``init`` raises TypeError for a target without levels.
     """
 
     def init(target: EnergyFn, position: Tensor) -> State:
         if not isinstance(target, HasLevels):
             raise TypeError("ancestral needs an energy of noise levels; choose another sampler")
-        highest = float(target.sigmas[-1])
-        if config.up_to > highest:
-            raise ValueError(
-                f"up_to is {config.up_to:g}, the largest sigma {highest:g}; choose a lower up_to"
-            )
         return State(position)
 
     def step(target: EnergyFn, state: State, generator: Generator) -> tuple[State, Info]:
         assert isinstance(target, HasLevels)
         energy, x, sigmas = target, state.position, [0.0, *target.sigmas.tolist()]
-        if config.up_to and not state.is_first:
-            sigmas = sigmas[: 1 + next(k for k, s in enumerate(sigmas) if s >= config.up_to)]
 
         def noise() -> Tensor:
             return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
@@ -133,6 +109,6 @@ def build(config: Config, *, bounds: Bounds) -> Kernel:
         if bounds is not None:
             x = x.clamp(*bounds)
         value, norm = energy(x), s.flatten(1).norm(dim=1)
-        return State(x, is_first=False), Info(value, norm, torch.ones_like(value, dtype=torch.bool))
+        return State(x), Info(value, norm, torch.ones_like(value, dtype=torch.bool))
 
     return Kernel(init, step)

@@ -82,31 +82,6 @@ def test_ancestral_steps_draw_from_the_data(correction):
     torch.testing.assert_close(stats.energy, Fine()(x).mean())
 
 
-UP_TO = Fine.sigmas[[20, 60]].tolist()
-
-
-@pytest.mark.parametrize(("up_to", "stays"), list(zip(UP_TO, (True, False), strict=True)))
-def test_steps_after_the_first_go_up_to_a_lower_level_and_keep_the_density(up_to, stays):
-    kernel = ancestral.build(ancestral.Config(up_to=up_to), bounds=None)
-    start, looks = Fine.centres[:1].expand(4000, 2), []
-    run_chain(
-        kernel, Fine(), start, 3, stream(1, "up"), observe=lambda *args: looks.append(args[1])
-    )
-    modes = [(look.position[:, 0] > 0).long() for look in looks]
-    assert torch.equal(modes[0], modes[2]) == stays
-    assert_counts(modes[2], Fine.shares)
-    for k in (0, 1):
-        x = looks[2].position[modes[2] == k]
-        assert_moments(x, Fine.centres[k], torch.full((2,), 0.25))
-    assert not torch.equal(looks[1].position, looks[2].position)
-
-
-def test_a_level_to_go_up_to_is_there():
-    kernel = ancestral.build(ancestral.Config(up_to=60.0), bounds=None)
-    with pytest.raises(ValueError, match="up_to is 60, the largest sigma 50"):
-        kernel.init(Fine(), torch.zeros(2, 2))
-
-
 class Counting(Fine):
     def __init__(self):
         self.num_calls = 0
@@ -125,12 +100,6 @@ def test_corrections_end_at_their_lowest_level(lowest, expected):
         ancestral.build(config, bounds=None), target, torch.zeros(3, 2), 1, stream(0, "calls")
     )
     assert target.num_calls - 91 == expected
-
-
-def test_a_lower_level_to_go_up_to_saves_gradients():
-    target, kernel = Counting(), ancestral.build(ancestral.Config(up_to=UP_TO[0]), bounds=None)
-    run_chain(kernel, target, torch.zeros(3, 2), 2, stream(0, "calls"))
-    assert target.num_calls - 91 == 22
 
 
 def test_ancestral_steps_need_levels():
@@ -254,13 +223,6 @@ def test_training_has_the_same_bits_on_two_workers_and_its_model_is_sampled(toy,
     [
         ({"objective": TOY["objective"] | {"sigmas": [1.0]}}, "needs two or more levels"),
         ({"objective": TOY["objective"] | {"sigmas": [0.0, 2.0, 1.0]}}, "in growing order"),
-        (
-            {
-                "objective": {"name": "score_matching", "noise_levels": True, "sigmas": [0.1, 1.0]},
-                "sampler": {"name": "ancestral", "up_to": 9.0},
-            },
-            "sampler.up_to: 9 is above the largest of objective.sigmas; at most 1",
-        ),
         ({"train": {"compile": True}}, "chains of this objective are not compiled"),
     ],
 )

@@ -143,9 +143,30 @@ def test_chains_that_go_on_are_scored_at_their_ends(tmp_path):
         for n in (0, 30)
     )
     added = set(longer.metrics) - set(plain.metrics)
-    assert added == {"num_continued", "fid_clf_continued"}
+    assert added == {"num_continued", "fid_clf_continued", "fid_clf_continued_last"}
     assert all(longer.metrics[key] == value for key, value in plain.metrics.items())
-    assert longer.metrics["fid_clf_continued"] != longer.metrics["fid_clf"]
+    looks = {row["set"]: row["fid_clf"] for row in longer.tables["quality"] if "more" in row["set"]}
+    assert [*looks] == [f"model, {step} steps more" for step in range(3, 31, 3)]
+    assert longer.metrics["fid_clf_continued"] == np.mean([*looks.values()])
+    assert longer.metrics["fid_clf_continued_last"] == [*looks.values()][-1]
+    further = samples.Config(num_samples=60, num_steps=32)
+    ends = samples.evaluate(further, subject).metrics["fid_clf"]
+    assert longer.metrics["fid_clf_continued_last"] == ends
+
+
+def test_scores_are_means_over_sets_of_their_own_noise(tmp_path):
+    index = shards.write(tmp_path, "digits", digits.load(digits.Config()))
+    torch.manual_seed(0)
+    subject = subject_of(index, Well(), features.Classifier(index.shape, 10, 16))
+    one, two, three = (
+        samples.evaluate(samples.Config(num_samples=60, num_steps=2, num_sets=n), subject).metrics
+        for n in (1, 2, 3)
+    )
+    for key in ("fid_clf", "fid_clf_floor", "is_clf"):
+        second, third = 2 * two[key] - one[key], 3 * three[key] - 2 * two[key]
+        assert len({round(value, 9) for value in (one[key], second, third)}) == 3
+        assert max(one[key], second, third) < 2 * min(one[key], second, third)
+    assert one["fid_clf_mixture"] == three["fid_clf_mixture"]
 
 
 def test_too_few_images_have_no_frechet_distance():
