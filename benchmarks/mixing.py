@@ -119,10 +119,10 @@ def follow(
     ]
     row: dict[str, Any] = {
         "work": num_steps * work_of_a_step,
-        "rhat": curve[-1][1],
+        "rhat": finite(curve[-1][1]),
         "work_to_good": good[0] if good else None,
         "seconds": seconds,
-        "curve": curve,
+        "curve": [(work, finite(value)) for work, value in curve],
     }
     if isinstance(state, exchange.State | tempering.State):
         rates = state.journey.refusal_rates
@@ -133,6 +133,11 @@ def follow(
             "round_trips": float(state.journey.round_trips.mean()),
         }
     return row
+
+
+def finite(value: float) -> float | None:
+    """Return the value, or None in place of infinity: R-hat of chains that do not move."""
+    return value if np.isfinite(value) else None
 
 
 def on_path(base: Tensor, weights: rbm.Weights, num_replicas: int) -> list[Machine]:
@@ -187,7 +192,7 @@ def machines_of(
 ) -> Iterator[dict[str, Any]]:
     """Train the RBMs, and yield a row for each and each way to sample it."""
     x = shards.read_split(index, "train")[0][:10000].flatten(1)
-    axes, base = _axes(x), x.mean(dim=0).clamp(0.01, 0.99).logit()
+    axes, base = axes_of(x), x.mean(dim=0).clamp(0.01, 0.99).logit()
     for num_hidden in args.hidden:
         checkpoints = trained(values, index, num_hidden, args.steps)
         target = Machine(checkpoints[-1])
@@ -206,7 +211,7 @@ def images(
     values: dict[str, Any], index: shards.Index, args: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
     """Train an energy of images with each kind of replay; yield a row for each and each way."""
-    axes = _axes(shards.read_split(index, "train")[0].flatten(1))
+    axes = axes_of(shards.read_split(index, "train")[0].flatten(1))
     start = noise((NUM_CHAINS, *index.shape), index.bounds, stream(0, "benchmark/start"))
     hot = tempering.geometric(*LADDER)
     for replay, temperatures in {"plain": [1.0], "tempered": hot}.items():
@@ -241,7 +246,7 @@ def images(
                 yield {"energy": name, "way": way, "training_seconds": seconds} | row
 
 
-def _axes(x: Tensor) -> Tensor:
+def axes_of(x: Tensor) -> Tensor:
     """Return the leading principal directions ``(pixels, NUM_COMPONENTS)`` of ``x (n, pixels)``."""
     return torch.linalg.svd(x - x.mean(dim=0), full_matrices=False)[2][:NUM_COMPONENTS].T
 

@@ -297,9 +297,7 @@ def objectives(content: dict[str, Any]) -> Iterator[str]:
         for density in densities:
             rows = [r for r in content["rows"] if (r["objective"], r["density"]) == (name, density)]
             values = [row[key] for row in rows if row[key] is not None]
-            text = f"{statistics.mean(values):.{digits}f}" if values else ""
-            if len(values) > 1:
-                text += f" ({min(values):.{digits}f} to {max(values):.{digits}f})"
+            text = _mean_and_range(values, digits)
             missing = len(rows) - len(values)
             found.append(f"{text}; {missing} of {len(rows)} none" if missing and values else text)
         return found
@@ -341,6 +339,60 @@ def densities(content: dict[str, Any]) -> bytes:
     for place, density in zip(axes[0], columns, strict=True):
         place.set_title(density)
     return _png(figure)
+
+
+def image_objectives(content: dict[str, Any]) -> Iterator[str]:
+    """Return the table of the objectives on images."""
+    yield from where(content)
+    names = list(dict.fromkeys(row["objective"] for row in content["rows"]))
+    rows = []
+    for name in names:
+        of = [row for row in content["rows"] if row["objective"] == name]
+        ended = sum("diverged" not in row for row in of)
+        rows.append(
+            [
+                name,
+                f"{ended} of {len(of)}",
+                *(
+                    _mean_and_range([row[key] for row in of if row.get(key) is not None], digits)
+                    for key, digits in (
+                        ("fid_clf", 1),
+                        ("auroc", 3),
+                        ("completion_mse", 4),
+                        ("rhat", 2),
+                        ("gradients_to_good", 0),
+                    )
+                ),
+            ]
+        )
+    last = next(row for row in content["rows"] if "completion_mse" in row)
+    beside = f"{last['fid_clf_floor']:.1f}", f"{last['fid_clf_mixture']:.1f}"
+    rows.append(["real images", "", beside[0], "", "", "", ""])
+    rows.append(["mixture of Gaussians", "", beside[1], "", "", "", ""])
+    rows.append(
+        ["nearest training image", "", "", "", f"{last['completion_mse_nearest']:.4f}", "", ""]
+    )
+    yield from table(
+        [
+            "objective",
+            "seeds that ended",
+            "FID-clf",
+            "AUROC",
+            "error of completions",
+            "R-hat at the end",
+            "gradients to R-hat 1.1",
+        ],
+        rows,
+    )
+
+
+def _mean_and_range(values: list[float], digits: int) -> str:
+    if not values:
+        return ""
+    text = f"{statistics.mean(values):,.{digits}f}"
+    if len(values) > 1:
+        text += f" ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
+    return text
 
 
 def reweighting(content: dict[str, Any]) -> Iterator[str]:
