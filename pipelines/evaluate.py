@@ -11,7 +11,7 @@ from ebm_dist.errors import ConfigError
 from ebm_dist.files import write_json
 from ebm_dist.metrics import features
 from ebm_dist.registry import versions
-from ebm_dist.runs import provenance
+from ebm_dist.runs import progress, provenance
 from pipelines import digests, parser, run
 
 
@@ -47,9 +47,10 @@ def main() -> None:
     evaluation.check(params, index, comparison_indices, [args.suite])
     classifier = features.load(args.classifier)
     reports, weights = {}, {}
-    for trained in map(versions.load, args.model):
+    for number, trained in enumerate(map(versions.load, args.model), 1):
         subject = evaluation.Subject(trained, index, comparison_indices, classifier)
-        reports[trained.params.seed] = module_of(suite).evaluate(suite, subject)
+        with progress.chains(f"{args.suite}, model {number} of {len(args.model)}"):
+            reports[trained.params.seed] = module_of(suite).evaluate(suite, subject)
         weights[trained.params.seed] = trained.card["sha256"]["energy.safetensors"]
     report = evaluation.over_seeds(reports)
     report.write(args.out)

@@ -19,7 +19,7 @@ from torch import Generator, Tensor
 from ebm_dist.energies import EnergyFn
 from ebm_dist.metrics.ais import Estimate, check, estimate
 from ebm_dist.rng import bernoulli
-from ebm_dist.samplers import Kernel
+from ebm_dist.samplers import STEPPED, Kernel
 
 Betas = Sequence[float]
 """Inverse temperatures"""
@@ -69,6 +69,7 @@ def _anneal(
         log_w += (new - old) * (of_base - of_energy).double()
         state, _ = kernel.step(target, state, generator)
         x = state.position
+        STEPPED.get()()
     return log_w
 
 

@@ -14,6 +14,7 @@ from rich.text import Text
 from ebm_dist.errors import DataError
 from ebm_dist.runs import record
 from ebm_dist.runs.record import EVENTS, METRICS, read_lines
+from ebm_dist.samplers import STEPPED
 
 log = logging.getLogger(__name__)
 _PLAIN_EVERY_S = 10.0  # interval between lines without a terminal, such as in CI logs
@@ -84,6 +85,23 @@ def counted(what: str, num_steps: int) -> Iterator[Callable[[int], None]]:
 
     with live_display(lambda: Text(current()), current):
         yield lambda step: done.__setitem__(0, step)
+
+
+@contextmanager
+def chains(what: str) -> Iterator[None]:
+    """Show ``what``, the time, and the steps of chains done while the block runs."""
+    began, done = time.monotonic(), [0]
+
+    def current() -> str:
+        seconds = time.monotonic() - began
+        return f"{what}: {seconds // 60:.0f}:{seconds % 60:02.0f}  {done[0]:,} steps of chains"
+
+    token = STEPPED.set(lambda: done.__setitem__(0, done[0] + 1))
+    try:
+        with live_display(lambda: Text(current()), current):
+            yield
+    finally:
+        STEPPED.reset(token)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ Random numbers come from a generator argument. There is no loop over chains.
 """
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -171,6 +172,10 @@ def reflect(x: Tensor, bounds: tuple[float, float]) -> tuple[Tensor, Tensor]:
     return torch.where((x < low) | (x > high), mirrored, x), turned
 
 
+STEPPED: ContextVar[Callable[[], None]] = ContextVar("stepped", default=lambda: None)
+"""Called after each step of chains, for progress"""
+
+
 def check_start(state: State) -> None:
     """Check that chains that accept or reject can leave their start.
 
@@ -214,6 +219,7 @@ def run_chain(
         for step in range(num_steps):
             faults.point("chain.step")
             state, info = kernel.step(target, state, generator)
+            STEPPED.get()()
             accepted = accepted + info.is_accepted.float().mean()
             if observe is not None:
                 observe(step, state, info)

@@ -4,11 +4,14 @@ import json
 import os
 
 import pytest
+import torch
 
 from ebm_dist import faults
 from ebm_dist.errors import DataError
+from ebm_dist.rng import stream
 from ebm_dist.runs import progress, provenance, record
 from ebm_dist.runs.record import EVENTS, METRICS, FileReporter, read_lines
+from ebm_dist.samplers import langevin, run_chain
 from ebm_dist.storage import append
 
 GOOD = [{"step": 2, "energy_gap": 0.5, "time": 1.0}, {"step": 4, "energy_gap": 0.25, "time": 2.0}]
@@ -125,3 +128,11 @@ def test_counted_steps_are_shown_without_a_terminal(capsys):
         for step in range(1, 4):
             done(step)
     assert "classifier: step 3/4  0:00 left" in capsys.readouterr().out
+
+
+def test_steps_of_chains_are_shown_without_a_terminal(capsys):
+    kernel, start = langevin.build(langevin.Config(), bounds=None), torch.zeros(2, 3)
+    with progress.chains("samples, model 1 of 1"):
+        run_chain(kernel, lambda x: x.square().sum(1), start, 7, stream(0, "chains"))
+    run_chain(kernel, lambda x: x.square().sum(1), start, 3, stream(0, "chains"))
+    assert capsys.readouterr().out == "samples, model 1 of 1: 0:00  7 steps of chains\n"
