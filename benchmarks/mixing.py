@@ -43,32 +43,6 @@ _CHECKPOINTS = 300
 _TRIAL, _ROUNDS = 300, 4  # steps of each round that adapts a ladder
 
 
-class Machine:
-    """The energy of fixed weights, with what Gibbs sampling needs."""
-
-    num_blocks = 1
-
-    def __init__(self, weights: rbm.Weights) -> None:
-        self.weights = weights
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.weights.free_energy(x)
-
-    def resample(self, block: int, x: Tensor, generator: torch.Generator) -> Tensor:
-        return self.weights.sweep(x, generator)
-
-
-def between(base: Tensor, weights: rbm.Weights, share: float) -> Machine:
-    """Return the machine at a share of the path from independent units of logits ``base``."""
-    return Machine(
-        rbm.Weights(
-            share * weights.weight,
-            base + share * (weights.visible_bias - base),
-            share * weights.hidden_bias,
-        )
-    )
-
-
 def trained(
     values: dict[str, Any], index: shards.Index, num_hidden: int, num_steps: int
 ) -> list[rbm.Weights]:
@@ -140,35 +114,32 @@ def finite(value: float) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def on_path(base: Tensor, weights: rbm.Weights, num_replicas: int) -> list[Machine]:
+def on_path(base: Tensor, weights: rbm.Weights, num_replicas: int) -> list[rbm.Weights]:
     """Return a path of machines with equal refusal rates, the whole machine first."""
 
-    def machines(ladder: Sequence[float]) -> list[Machine]:
-        return [between(base, weights, share) for share in ladder]
-
-    def journey_of(ladder: Sequence[float]) -> exchange.Journey:
-        return _trial(machines(ladder), num_visible=len(base))
+    def machines(ladder: Sequence[float]) -> list[rbm.Weights]:
+        return [weights.annealed(base, beta) for beta in ladder]
 
     start = np.linspace(1.0, 0.0, num_replicas).tolist()
-    return machines(exchange.adapt_ladder(journey_of, start, _ROUNDS)[0])
+    adapted, _ = exchange.adapt_ladder(lambda ladder: _trial(machines(ladder)), start, _ROUNDS)
+    return machines(adapted)
 
 
-def over_training(checkpoints: list[rbm.Weights], num_replicas: int) -> list[Machine]:
+def over_training(checkpoints: list[rbm.Weights], num_replicas: int) -> list[rbm.Weights]:
     """Return checkpoints with about equal refusal rates, the last one first."""
-    machines = [Machine(weights) for weights in reversed(checkpoints)]
+    machines = checkpoints[::-1]
 
-    def chosen(ladder: Sequence[float]) -> list[Machine]:
+    def chosen(ladder: Sequence[float]) -> list[rbm.Weights]:
         return [machines[round(place)] for place in ladder]
 
-    def journey_of(ladder: Sequence[float]) -> exchange.Journey:
-        return _trial(chosen(ladder), num_visible=len(checkpoints[0].visible_bias))
-
     start = np.linspace(0.0, len(machines) - 1, num_replicas).tolist()
-    return chosen(exchange.adapt_ladder(journey_of, start, _ROUNDS)[0])
+    adapted, _ = exchange.adapt_ladder(lambda ladder: _trial(chosen(ladder)), start, _ROUNDS)
+    return chosen(adapted)
 
 
-def _trial(machines: list[Machine], num_visible: int) -> exchange.Journey:
-    return _journey(exchange.exchange(_gibbs(), machines[1:]), machines[0], _bits(num_visible))
+def _trial(path: list[rbm.Weights]) -> exchange.Journey:
+    start = _bits(len(path[0].visible_bias))
+    return exchange.run_path(_gibbs(), path, start, _TRIAL, stream(0, "benchmark/ladder")).journey
 
 
 def _journey(kernel: Kernel, target: EnergyFn, start: Tensor) -> exchange.Journey:
@@ -195,10 +166,10 @@ def machines_of(
     axes, base = axes_of(x), x.mean(dim=0).clamp(0.01, 0.99).logit()
     for num_hidden in args.hidden:
         checkpoints = trained(values, index, num_hidden, args.steps)
-        target = Machine(checkpoints[-1])
-        ways: dict[str, list[Machine]] = {
+        target = checkpoints[-1]
+        ways: dict[str, list[rbm.Weights]] = {
             "Gibbs": [target],
-            "tempered": on_path(base, target.weights, args.replicas),
+            "tempered": on_path(base, target, args.replicas),
             "trajectory": over_training(checkpoints, args.replicas),
         }
         for way, machines in ways.items():

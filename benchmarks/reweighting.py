@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from benchmarks import circumstances
-from benchmarks.mixing import Machine
 from ebm_dist.data import shards
 from ebm_dist.energies import rbm
 from ebm_dist.files import write_json
@@ -81,7 +80,7 @@ def train(
                 v = v[torch.multinomial(a.softmax(0), num_chains, True, generator=generator)]
                 a, num_resampled = torch.zeros_like(a), num_resampled + 1
             for _ in range(num_sweeps):
-                v = Machine(weights).resample(0, v, generator)
+                v = weights.sweep(v, generator)
         log_ratio += float(a.logsumexp(0)) - math.log(num_chains)
         seconds, log_z = time.process_time() - began, exact_log_z(weights)
         found["weighted" if is_weighted else "plain"] = {

@@ -22,7 +22,7 @@ import torch
 from torch import Generator, Tensor
 
 from ebm_dist.energies import EnergyFn
-from ebm_dist.samplers import Info, Kernel, accept_mask, log_uniform, where_accepted
+from ebm_dist.samplers import STEPPED, Info, Kernel, accept_mask, log_uniform, where_accepted
 
 
 class Journey(NamedTuple):
@@ -136,6 +136,22 @@ def equalised(
     barrier: npt.NDArray[Any] = np.concatenate([[0.0], np.cumsum(refusal_rates)])
     parts = np.linspace(0.0, barrier[-1], num_levels)
     return [float(v) for v in np.interp(parts, barrier, ladder)]
+
+
+def run_path(
+    kernel: Kernel,
+    path: Sequence[EnergyFn],
+    position: Tensor,
+    num_steps: int,
+    generator: Generator,
+) -> State:
+    """Return the state of chains ``(B, *shape)`` after steps of exchange over a whole path."""
+    chain = exchange(kernel, path[1:])
+    state: State = chain.init(path[0], position)
+    for _ in range(num_steps):
+        state, _ = chain.step(path[0], state, generator)
+        STEPPED.get()()
+    return state
 
 
 def adapt_ladder(

@@ -36,7 +36,7 @@ class Config:
 
 
 class Weights(NamedTuple):
-    """A machine in uncentred units."""
+    """A machine in uncentred units, an energy with conditionals."""
 
     weight: Tensor
     """W ``(num_visible, num_hidden)``"""
@@ -56,6 +56,28 @@ class Weights(NamedTuple):
     def free_energy(self, v: Tensor) -> Tensor:
         """Return ``F(v) (B,)`` of ``v (B, num_visible)``."""
         return -(v @ self.visible_bias) - F.softplus(self.hidden_input(v)).sum(1)
+
+    def __call__(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.free_energy(x)
+
+    @property
+    def num_blocks(self) -> int:
+        return 1
+
+    def resample(self, block: int, x: Tensor, generator: Generator) -> Tensor:
+        """Return :meth:`sweep` of ``x``: hidden and visible units are drawn together."""
+        return self.sweep(x, generator)
+
+    def annealed(self, base: Tensor, beta: float) -> "Weights":
+        """Return the machine at ``beta`` of the path of AIS from independent units.
+
+        At 0 the visible units have the logits ``base (num_visible,)``; at 1 it is this machine.
+        """
+        return Weights(
+            beta * self.weight,
+            base + beta * (self.visible_bias - base),
+            beta * self.hidden_bias,
+        )
 
     def sweep(self, v: Tensor, generator: Generator) -> Tensor:
         """Draw ``h ~ p(h | v)``, then return ``v ~ p(v | h) (B, num_visible)``."""

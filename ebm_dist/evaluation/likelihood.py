@@ -3,7 +3,9 @@
 Protocol of Salakhutdinov & Murray 2008: grey levels become ones and zeros once, with the grey level
 as probability. On average AIS underestimates log Z, so it overestimates the likelihood. Reverse AIS
 errs the other way. The true value is between the two if the reverse chains have forgotten their
-start.
+start: they come from the replay buffer, and exchange positions with replicas on the path of AIS
+(:mod:`ebm_dist.chains.exchange`) until ``burn_in``. ``round_trips`` counts how often the copy of a
+chain went to the end of the path, where units are independent, and came back.
 
 Neither notices a mode that its chains never enter; interval and weights then look as good as ever.
 Training with persistent chains can leave such modes far from the data, with more mass than all of
@@ -13,14 +15,16 @@ of log Z, or by the exact value. ``low`` and ``high`` are absent where the inter
 such end, because the weights of its chains differ too much.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from ebm_dist.chains import exchange
 from ebm_dist.config import Mismatch, Params, PositiveInt, plugin_name, section
 from ebm_dist.data import shards
-from ebm_dist.energies import rbm
+from ebm_dist.energies import EnergyFn, rbm
 from ebm_dist.evaluation import Needs, Report, Subject, check_finite, defined
 from ebm_dist.metrics.ais import (
     Estimate,
@@ -35,6 +39,9 @@ from ebm_dist.metrics.ais import (
 )
 from ebm_dist.report import figures
 from ebm_dist.rng import bernoulli, stream
+from ebm_dist.samplers import gibbs
+
+_ROUNDS = 4  # that adapt the path
 
 
 @section
@@ -45,6 +52,8 @@ class Config:
     """Chains of AIS, and of reverse AIS."""
     burn_in: PositiveInt = 1000
     """Sweeps of the replayed chains before reverse AIS, and of the chains from noise."""
+    num_replicas: PositiveInt = 10
+    """Replicas of each replayed chain; 1: it makes its sweeps alone."""
     max_exact_hidden: PositiveInt = 20
     """Largest number of hidden units for the exact sum; it takes a minute at 20."""
     split: str = "test"
@@ -86,11 +95,10 @@ def evaluate(config: Config, subject: Subject) -> Report:
     }
     mean = data["train"].mean(dim=0).clamp(0.01, 0.99)
     base, betas = mean.logit(), schedule(config.num_betas)
-    particles = _sweeps(
-        machine, subject.model.chains[: config.num_chains].flatten(1), config.burn_in, "burn_in"
-    )
-    wanderers = bernoulli(torch.full_like(particles, 0.5), stream(0, "likelihood/noise"))
-    wanderers = _sweeps(machine, wanderers, config.burn_in, "wander")
+    start = subject.model.chains[: config.num_chains].flatten(1)
+    particles, journey = _tempered(config, weights, base, start)
+    noise = bernoulli(torch.full_like(particles, 0.5), stream(0, "likelihood/noise"))
+    wanderers = _alone(config, weights, noise)
 
     estimates = {
         "ais": ais(weights, base, betas, config.num_chains, stream(0, "likelihood/ais")),
@@ -127,6 +135,10 @@ def evaluate(config: Config, subject: Subject) -> Report:
     for name in ("ais", "ais_uniform", "reverse_ais"):
         e = estimates[name]
         metrics[name] |= defined({"low": e.low, "high": e.high, "ess": e.ess})
+    metrics["reverse_ais"] |= {
+        "barrier": journey.barrier,
+        "round_trips": journey.round_trips.mean().item(),
+    }
     if "exact" in estimates:
         metrics["ais_gap"] = abs(estimates["ais"].log_z - estimates["exact"].log_z)
         metrics |= defined({"ais_three_sigma": (estimates["ais"].high - estimates["ais"].low) / 2})
@@ -156,10 +168,28 @@ def evaluate(config: Config, subject: Subject) -> Report:
     return report
 
 
-def _sweeps(machine: rbm.RBM, v: Tensor, count: int, name: str) -> Tensor:
-    generator = stream(0, f"likelihood/{name}")
-    for _ in range(count):
-        v = machine.resample(0, v, generator)
+def _tempered(
+    config: Config, weights: rbm.Weights, base: Tensor, start: Tensor
+) -> tuple[Tensor, exchange.Journey]:
+    """Return chains ``(n, num_visible)`` after ``burn_in`` sweeps, and their journey."""
+    sweeps = gibbs.build(gibbs.Config(), bounds=None)
+
+    def run(betas: Sequence[float], num_steps: int, purpose: str) -> exchange.State:
+        path = [cast(EnergyFn, weights.annealed(base, beta)) for beta in betas]
+        return exchange.run_path(sweeps, path, start, num_steps, stream(0, f"likelihood/{purpose}"))
+
+    betas = torch.linspace(1, 0, config.num_replicas).tolist()
+    if config.num_replicas > 2:
+        few = max(1, config.burn_in // 10)
+        betas, _ = exchange.adapt_ladder(lambda b: run(b, few, "ladder").journey, betas, _ROUNDS)
+    state = run(betas, config.burn_in, "burn_in")
+    return state.position, state.journey
+
+
+def _alone(config: Config, weights: rbm.Weights, v: Tensor) -> Tensor:
+    generator = stream(0, "likelihood/wander")
+    for _ in range(config.burn_in):
+        v = weights.sweep(v, generator)
     return v
 
 
