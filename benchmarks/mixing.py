@@ -27,7 +27,7 @@ from benchmarks import circumstances
 from benchmarks.rbm import build, steps
 from ebm_dist import config
 from ebm_dist.chains import exchange, tempering
-from ebm_dist.chains.diagnostics import rhat
+from ebm_dist.chains.diagnostics import mixed_from, rhat_by_length
 from ebm_dist.config import module_of
 from ebm_dist.data import shards
 from ebm_dist.energies import EnergyFn, EnergyModel, frozen, rbm
@@ -38,7 +38,6 @@ from pipelines import run
 
 NUM_CHAINS, NUM_COMPONENTS, GOOD = 40, 5, 1.1
 LADDER = 4, 4.0  # replicas, and the highest of their temperatures, for images
-_LOOKS = 24  # evenly spaced in the logarithm of the work
 _CHECKPOINTS = 300
 _TRIAL, _ROUNDS = 300, 4  # steps of each round that adapts a ladder
 
@@ -81,22 +80,14 @@ def follow(
     began = time.process_time()
     run_chain(kernel, target, start, num_steps, stream(0, "benchmark/mixing"), observe=observe)
     seconds, draws = time.process_time() - began, torch.stack(rows, dim=1).double().numpy()
-    curve = []
-    for look in np.geomspace(min(8 * 4, num_steps), num_steps, _LOOKS):
-        half = draws[:, round(look) // 2 : round(look)]
-        thinned = half[:, :: max(1, half.shape[1] // 1000)]
-        curve.append((round(look) * work_of_a_step, float(np.nanmax(rhat(thinned)))))
-    good = [
-        work
-        for i, (work, _) in enumerate(curve)
-        if all(later <= GOOD for _, later in curve[i:])  # and stays there
-    ]
+    curve = rhat_by_length([draws])
+    mixed = mixed_from(curve, GOOD)
     row: dict[str, Any] = {
         "work": num_steps * work_of_a_step,
         "rhat": finite(curve[-1][1]),
-        "work_to_good": good[0] if good else None,
+        "work_to_good": mixed and mixed * work_of_a_step,
         "seconds": seconds,
-        "curve": [(work, finite(value)) for work, value in curve],
+        "curve": [(length * work_of_a_step, finite(value)) for length, value in curve],
     }
     if isinstance(state, exchange.State | tempering.State):
         rates = state.journey.refusal_rates

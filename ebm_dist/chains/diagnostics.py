@@ -6,6 +6,7 @@ This is the convention of Stan; arviz counts all such draws as effective. Do not
 different temperatures: their distributions differ. All results are computed in float64.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from ebm_dist.samplers import Bounds, Info, State
 
 Draws = NDArray[np.floating[Any]] | Tensor
 Floats = NDArray[np.float64]
+_FEWEST = 8  # draws, of which the second half has an R-hat
 
 
 def rhat(draws: Draws) -> Floats:
@@ -61,6 +63,31 @@ def ess_mean(draws: Draws) -> Floats:
     ``var / ess_mean`` is the square of the mean's standard error.
     """
     return _ess(_split(_array(draws)))
+
+
+def rhat_by_length(groups: Sequence[Draws], num_looks: int = 24) -> list[tuple[int, float]]:
+    """Return growing lengths of chains, evenly in the logarithm, and the largest R-hat of each.
+
+    R-hat is that of the second half of the draws so far, thinned to a thousand, over the dimensions
+    and the groups ``(num_chains, num_draws, *dims)``; infinity for chains that stay where they are,
+    NaN if nothing varies.
+    """
+    num_draws, curve = len(groups[0][0]), list[tuple[int, float]]()
+    for length in np.unique(np.geomspace(min(_FEWEST, num_draws), num_draws, num_looks).round()):
+        half = slice(int(length) // 2, int(length), max(1, int(length) // 2000))
+        found = np.concatenate([rhat(group[:, half]).reshape(-1) for group in groups])
+        curve.append((int(length), float(np.fmax.reduce(found))))
+    return curve
+
+
+def mixed_from(curve: Sequence[tuple[int, float]], limit: float = 1.1) -> int | None:
+    """Return the length from which on no R-hat is above the limit; None if the last one is."""
+    lengths = list[int]()
+    for length, value in reversed(curve):
+        if not value <= limit:
+            break
+        lengths.append(length)
+    return lengths[-1] if lengths else None
 
 
 def _array(draws: Draws) -> Floats:

@@ -6,7 +6,9 @@ buffer are each compared among themselves, and then with each other. Only if bot
 samples depend on the model alone and not on where a chain started. The labels of a conditional
 energy stay fixed, so only chains of the same class are compared. ``num_constant`` counts the
 quantities that never vary; R-hat and sample sizes are those of the others. They are absent if
-nothing varies, and R-hat if no chain moves.
+nothing varies, and R-hat if no chain moves. R-hat at one length says little: ``steps_to_rhat`` is
+the number of steps, of 24 lengths, from which on R-hat is at most 1.1. It is absent where the last
+R-hat is larger.
 
 By default the sampler is that of the training. ``warm_up`` adapts its step size first, and
 ``temperatures`` adds replicas that exchange positions (parallel tempering). With both, the
@@ -24,7 +26,15 @@ from torch import Tensor
 from ebm_dist.chains import exchange, tempering
 from ebm_dist.chains.adaptation import adapt
 from ebm_dist.chains.build import check_temperatures, temperature_of
-from ebm_dist.chains.diagnostics import Floats, Trace, ess_bulk, ess_tail, rhat
+from ebm_dist.chains.diagnostics import (
+    Floats,
+    Trace,
+    ess_bulk,
+    ess_tail,
+    mixed_from,
+    rhat,
+    rhat_by_length,
+)
 from ebm_dist.config import (
     Mismatch,
     NonNegativeInt,
@@ -120,20 +130,30 @@ def evaluate(config: Config, subject: Subject) -> Report:
         "replay": _run(config, subject, "replay", model.chains[:n], model.labels[:n], components),
     }
     names = ["energy", *(f"component {i + 1}" for i in range(components.directions.shape[1]))]
-    rows, metrics = list[dict[str, Any]](), dict[str, Any]()
+    rows, lengths, metrics = list[dict[str, Any]](), list[dict[str, Any]](), dict[str, Any]()
     for name, parts in {
         **{name: [run] for name, run in runs.items()},
         "both": list(runs.values()),
     }.items():
-        draws = np.concatenate([run.followed[:, config.num_draws // 2 :] for run in parts])
+        whole = np.concatenate([run.followed for run in parts])
         classes = torch.cat([run.labels for run in parts]).numpy()
-        groups = [draws[classes == y] for y in np.unique(classes)]
+        wholes = [whole[classes == y] for y in np.unique(classes)]
+        groups = [group[:, config.num_draws // 2 :] for group in wholes]
         # NaN where all draws of a class are equal
         diagnostics = {
             "rhat": np.fmax.reduce([rhat(group) for group in groups]),
             "ess_bulk": np.nansum([ess_bulk(group) for group in groups], axis=0),
             "ess_tail": np.nansum([ess_tail(group) for group in groups], axis=0),
         }
+        curve = rhat_by_length(wholes)
+        lengths += [
+            {
+                "chains": name,
+                "steps": n * config.thin,
+                "rhat": value if math.isfinite(value) else None,
+            }
+            for n, value in curve
+        ]
         varies = ~np.isnan(diagnostics["rhat"])
         rows += [
             {"chains": name, "of": of} | {k: float(v[i]) for k, v in diagnostics.items()}
@@ -141,11 +161,13 @@ def evaluate(config: Config, subject: Subject) -> Report:
         ]
         metrics[name] = {
             "num_constant": int((~varies).sum()),
-            "draws": draws.shape[0] * draws.shape[1],
+            "draws": sum(group.shape[0] * group.shape[1] for group in groups),
         }
         if varies.any():
             largest = float(diagnostics["rhat"][varies].max())
             metrics[name]["rhat"] = None if math.isinf(largest) else largest
+            if (mixed := mixed_from(curve)) is not None:
+                metrics[name]["steps_to_rhat"] = mixed * config.thin
             metrics[name] |= defined(
                 {
                     "ess_bulk": float(diagnostics["ess_bulk"][varies].min()),
@@ -161,7 +183,7 @@ def evaluate(config: Config, subject: Subject) -> Report:
         metrics[name] |= run.metrics
     return Report(
         metrics,
-        {"mixing": rows},
+        {"mixing": rows, "rhat_by_length": lengths},
         _pictures(config, subject, runs, components.of(train[:_NUM_DOTS])),
     )
 

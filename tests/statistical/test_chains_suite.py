@@ -163,9 +163,10 @@ def plane_metrics(plane_data, sampler: dict, **suite) -> dict:
 def test_tempered_chains_mix_between_modes_that_plain_chains_do_not_leave(plane_data):
     plain = plane_metrics(plane_data, MALA)
     assert plain["noise"]["rhat"] > 1.5 and plain["both"]["rhat"] > 1.5, plain
-    assert not {"step_size", "swap_rates"} & plain["noise"].keys()
+    assert not {"step_size", "swap_rates", "steps_to_rhat"} & plain["noise"].keys()
     tempered = plane_metrics(plane_data, MALA, temperatures=[1.0, 3.0, 9.0, 27.0])
     assert all(tempered[name]["rhat"] < 1.1 for name in ("noise", "replay", "both")), tempered
+    assert all(tempered[name]["steps_to_rhat"] > 0 for name in ("noise", "replay", "both"))
     assert tempered["both"]["ess_bulk"] > 400 and "step_size" not in tempered["noise"]
     for name in ("noise", "replay"):
         assert tempered[name]["swap_rates"].keys() == {"pair_1", "pair_2", "pair_3"}

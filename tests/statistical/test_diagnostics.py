@@ -184,3 +184,23 @@ def test_a_report_is_over_the_dimensions_that_vary_and_counts_the_others():
     assert still.num_constant == 2 and np.isnan([still.rhat, still.ess_bulk]).all()
     x[0, 3, 0] = np.nan  # what is not finite is not left out
     assert np.isnan(trace_of(x).report().rhat)
+
+
+@pytest.mark.parametrize(("rho", "least", "most"), [(0.8, 100, 600), (0.9, 300, 1500)])
+def test_chains_from_afar_mix_after_some_thirty_correlation_times(rho, least, most):
+    """They start 20 deviations apart and forget their starts by a factor of rho a step."""
+    start = 20 * np.where(np.arange(10) % 2, 1, -1)[:, None]
+    x = autoregressive(rho, 10, 8000)[..., None] + (start * rho ** np.arange(8000))[..., None]
+    curve = diagnostics.rhat_by_length([x])
+    lengths, values = zip(*curve, strict=True)
+    assert lengths[0] == 8 and lengths[-1] == 8000 and list(lengths) == sorted(lengths)
+    assert values[0] > 2 and values[-1] == pytest.approx(diagnostics.rhat(x[:, 4000::4])[0])
+    assert least < diagnostics.mixed_from(curve) < most
+    still = np.broadcast_to(start[..., None], x.shape)
+    assert diagnostics.mixed_from(diagnostics.rhat_by_length([x, still])) is None
+
+
+def test_chains_have_mixed_where_no_later_rhat_is_large():
+    curve = [(8, 3.0), (16, 1.05), (32, 1.2), (64, 1.1), (128, 1.0)]
+    assert diagnostics.mixed_from(curve) == 64
+    assert diagnostics.mixed_from(curve[:3]) is diagnostics.mixed_from([(8, np.nan)]) is None

@@ -252,6 +252,8 @@ MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "floats are rounded to integers": ("metrics/ood_images.py", "np.issubdtype(stored, np.integer)", "np.issubdtype(stored, np.number)", FLOATS),
     "replicas of another class": ("evaluation/chains.py", "labels.repeat(num_replicas)", "labels.repeat_interleave(num_replicas)", f"{CHAINS}::test_replicas_of_a_chain_keep_its_class"),
     "a warm-up without effect": ("evaluation/chains.py", "kernel = module_of(sampler).build(sampler, bounds=model.bounds)", "kernel = model.kernel()", f"{CHAINS}::test_a_warm_up_adapts_the_step_size"),
+    "R-hat of whole chains over their length": ("chains/diagnostics.py", "slice(int(length) // 2,", "slice(0,", f"{DIAGNOSTICS}::test_chains_from_afar_mix_after_some_thirty_correlation_times"),
+    "chains that have mixed once": ("chains/diagnostics.py", "for length, value in reversed(curve)", "for length, value in reversed(curve[:2])", f"{DIAGNOSTICS}::test_chains_have_mixed_where_no_later_rhat_is_large"),
     "replayed chains without hotter replicas": ("evaluation/likelihood.py", "weights.annealed(base, beta)) for", "weights.annealed(base, 1.0)) for", "tests/statistical/test_likelihood_suite.py::test_replayed_chains_that_exchange_over_the_path_forget_their_start"),
     "replicas that are not used": ("evaluation/chains.py", "kernel = tempered(betas)", "tempered(betas)", f"{CHAINS}::test_tempered_chains_mix_between_modes_that_plain_chains_do_not_leave"),
     "compiled chains go uphill": ("energies/__init__.py", "return value, -gradient", "return value, gradient", SAMPLING),
