@@ -15,7 +15,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.objectives import picture_of
+from benchmarks.objectives import DENSITIES, picture_of
 from ebm_dist.files import read_json
 from ebm_dist.storage import write_whole
 
@@ -288,8 +288,7 @@ def samplers(content: dict[str, Any]) -> Iterator[str]:
 def objectives(content: dict[str, Any]) -> Iterator[str]:
     """Return the tables of the objectives in the plane: KL, error of log Z, and seconds."""
     yield from where(content)
-    densities = list(dict.fromkeys(row["density"] for row in content["rows"]))
-    names = list(dict.fromkeys(row["objective"] for row in content["rows"]))
+    densities, names = _in_the_plane(content["rows"])
     chance = {row["density"]: row["chance"] for row in content["rows"]}
 
     def cells(name: str, key: str, digits: int) -> list[str]:
@@ -318,11 +317,18 @@ def objectives(content: dict[str, Any]) -> Iterator[str]:
         yield from table(["objective", *densities], [row for row in rows if any(row[1:])])
 
 
+def _in_the_plane(rows: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
+    """Return densities and objectives in the order of the benchmark, whatever was run first."""
+    found = {row["density"] for row in rows}
+    of_each = [[row["objective"] for row in rows if row["density"] == name] for name in found]
+    names = dict.fromkeys(name for each in sorted(of_each, key=len, reverse=True) for name in each)
+    return [name for name in DENSITIES if name in found], list(names)
+
+
 def densities(content: dict[str, Any]) -> bytes:
     """Draw the density that each objective learnt with the first seed, above them the true ones."""
     drawn = [row for row in content["rows"] if "picture" in row]
-    columns = list(dict.fromkeys(row["density"] for row in drawn))
-    names = list(dict.fromkeys(row["objective"] for row in drawn))
+    columns, names = _in_the_plane(drawn)
     tiles = {("true density", row["density"]): row["truth"] for row in drawn}
     tiles |= {(row["objective"], row["density"]): row["picture"] for row in drawn}
     size = (3 + 1.1 * len(columns), 0.4 + 1.1 * (len(names) + 1))
@@ -542,7 +548,7 @@ def main() -> None:
         content: dict[str, Any] = read_json(args.reports / f"{name}.json", "benchmark")
         return content
 
-    platform, peers = read("platform"), read("langevin")
+    platform, peers, in_plane = read("platform"), read("langevin"), read("objectives")
     pages = {
         "performance.md": {
             "langevin": langevin(peers),
@@ -563,6 +569,7 @@ def main() -> None:
             "accept_reject": accept_reject(read("accept_reject")),
         },
         "objectives.md": {
+            "objectives": objectives(in_plane),
             "label_losses": label_losses(read("label_losses")),
         },
         "rbm.md": {
@@ -579,6 +586,7 @@ def main() -> None:
             text = before + mark + "\n".join(lines) + "\n" + end + after
         write_whole(args.docs / page, text.encode())
     write_whole(args.reports / "langevin.png", picture(peers))
+    write_whole(args.reports / "objectives.png", densities(in_plane))
 
 
 if __name__ == "__main__":

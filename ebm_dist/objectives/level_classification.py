@@ -37,7 +37,7 @@ from ebm_dist.samplers import Bounds, Kernel
 @section
 class Config(ObjectiveConfig):
     generator: Any = plugin("generators")
-    """The known noise: ``gaussian`` (fitted to the data first) or ``histogram``."""
+    """The known noise: ``gaussian`` (fitted to the data first), ``histogram`` or ``mixture``."""
     sigmas: tuple[NonNegative, ...] = (0.0, 0.03, 0.1, 0.3, 1.0)
     """Standard deviations of the levels, growing; the first is the one that is evaluated."""
     first_share: Share = 0.4
@@ -76,12 +76,12 @@ class Config(ObjectiveConfig):
         generator = module_of(self.generator)
         if not hasattr(generator, "HAS_DENSITY"):
             raise Mismatch(
-                "objective.generator", "noise needs a density: use gaussian or histogram"
+                "objective.generator", "noise needs a density: use gaussian, mixture or histogram"
             )
         if getattr(generator, "LEARNS", True) != bool(self.pretraining):
             raise Mismatch(
                 "objective.pretraining",
-                "must be above 0 for noise that is fitted to the data, and 0 for histogram",
+                "must be above 0 for noise that learns, and 0 for histogram and mixture",
             )
 
 

@@ -40,7 +40,7 @@ from ebm_dist.samplers import Bounds, Kernel
 @section
 class Config(ObjectiveConfig):
     generator: Any = plugin("generators")
-    """The noise, a generator of known density: ``gaussian``, ``histogram`` or a flow."""
+    """The noise, of known density: ``gaussian``, ``mixture``, ``histogram`` or a flow."""
     data_noise: NonNegative = 0.0
     """Standard deviation of Gaussian noise added to the data: grey levels alone have no density."""
     noise_ratio: PositiveInt = 1
