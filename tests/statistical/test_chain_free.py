@@ -629,7 +629,7 @@ def test_an_energy_of_levels_is_built_for_the_objective():
         ({"sigmas": [0.1]}, "needs two or more levels"),
         ({"sigmas": [0.0, 0.3, 0.2]}, "needs two or more levels"),
         ({"first_share": 1.0}, "leaves no sample"),
-        ({"generator": {"name": "gaussian"}}, "must be above 0 for noise that is fitted"),
+        ({"generator": {"name": "gaussian"}}, "must be above 0 for noise that learns"),
         ({"pretraining": 2}, "and 0 for histogram"),
         ({"generator": {"name": "mlp"}}, "needs a density"),
     ],
