@@ -49,6 +49,20 @@ def seconds_of(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
+def steps_within(
+    budget: float, seconds_of: Callable[[int], float], timed: int, first: int = 0
+) -> int:
+    """Return how many steps of a training take ``budget`` CPU seconds, and at least ``timed``.
+
+    ``seconds_of(n)`` starts the training and returns the seconds of n steps. ``first`` of them are
+    a pretraining, which may be faster or slower than the others.
+    """
+    seconds_of(timed)  # warms up
+    short, long = seconds_of(first + timed), seconds_of(first + 3 * timed)
+    per_step = (long - short) / (2 * timed)
+    return max(timed, first + timed + int((budget - short) / per_step))
+
+
 def peak_gflops(device: str = "cpu", dtype: torch.dtype = torch.float32, rounds: int = 6) -> float:
     """Return the GFLOP/s of a large matrix product with the present number of torch threads.
 

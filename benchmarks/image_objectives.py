@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import circumstances
+from benchmarks import circumstances, steps_within
 from benchmarks.mixing import NUM_CHAINS, axes_of, follow
 from ebm_dist import config, models
 from ebm_dist.config import Params
@@ -146,11 +146,9 @@ class Bench:
     def train(self, changes: Changes, seed: int, budget: float) -> tuple[TrainedModel, int, float]:
         """Train for ``budget`` CPU seconds; return the model, its steps and seconds."""
         first = changes.get("objective", {}).get("pretraining", 0)
-        seconds = []
-        for steps in (_TIMED, _TIMED, 3 * _TIMED):  # the first warms up
-            seconds.append(self._fit(changes, seed, first + steps, None)[1])
-        per_step = (seconds[2] - seconds[1]) / (2 * _TIMED)
-        num_steps = max(_TIMED, first + _TIMED + int((budget - seconds[1]) / per_step))
+        num_steps = steps_within(
+            budget, lambda n: self._fit(changes, seed, n, None)[1], _TIMED, first
+        )
         folder = Path(tempfile.mkdtemp(dir=self.folder))
         params, used = self._fit(changes, seed, num_steps, folder)
         written = checkpoint.latest(folder)

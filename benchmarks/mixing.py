@@ -130,13 +130,12 @@ def over_training(checkpoints: list[rbm.Weights], num_replicas: int) -> list[rbm
 
 def _trial(path: list[rbm.Weights]) -> exchange.Journey:
     start = _bits(len(path[0].visible_bias))
-    return exchange.run_path(_gibbs(), path, start, _TRIAL, stream(0, "benchmark/ladder")).journey
+    return _journey(exchange.exchange(_gibbs(), path[1:]), path[0], start)
 
 
 def _journey(kernel: Kernel, target: EnergyFn, start: Tensor) -> exchange.Journey:
-    state, generator = kernel.init(target, start), stream(0, "benchmark/ladder")
-    for _ in range(_TRIAL):
-        state, _ = kernel.step(target, state, generator)
+    generator = stream(0, "benchmark/ladder")
+    state = exchange.final_state(kernel, target, start, _TRIAL, generator)
     journey: exchange.Journey = state.journey
     return journey
 

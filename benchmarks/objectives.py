@@ -31,7 +31,7 @@ import torch
 from scipy.special import logsumexp
 from torch import Tensor, nn
 
-from benchmarks import circumstances
+from benchmarks import circumstances, steps_within
 from benchmarks.langevin import torchebm_model
 from ebm_dist import config
 from ebm_dist.config import Params
@@ -322,14 +322,14 @@ def begin(
     """Return the training of as many steps as take ``budget`` CPU seconds, and their number."""
     start = our_steps if isinstance(way, Ours) else their_steps
     first = way.objective.get("pretraining", 0) if isinstance(way, Ours) else 0
-    seconds = []
-    for steps in (timed, first + timed, first + 3 * timed):  # the first warms up
+
+    def seconds_of(steps: int) -> float:
         trial = start(density, index, way, seed, steps)  # type: ignore[arg-type]
         began = time.process_time()
         trial.run(steps)
-        seconds.append(time.process_time() - began)
-    per_step = (seconds[2] - seconds[1]) / (2 * timed)
-    num_steps = max(len(_POINTS), first + int((budget - seconds[1]) / per_step) + timed)
+        return time.process_time() - began
+
+    num_steps = max(len(_POINTS), steps_within(budget, seconds_of, timed, first))
     return start(density, index, way, seed, num_steps), num_steps  # type: ignore[arg-type]
 
 

@@ -444,7 +444,7 @@ def mixing(content: dict[str, Any]) -> Iterator[str]:
             row["energy"],
             row["way"],
             row.get("replicas", 1),
-            f"{row['rhat']:.3f}",
+            "infinite" if row["rhat"] is None else f"{row['rhat']:.3f}",
             f"{row['work_to_good']:,}" if row["work_to_good"] else "not reached",
             *(
                 [

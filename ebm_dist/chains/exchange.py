@@ -22,7 +22,7 @@ import torch
 from torch import Generator, Tensor
 
 from ebm_dist.energies import EnergyFn
-from ebm_dist.samplers import STEPPED, Info, Kernel, accept_mask, log_uniform, where_accepted
+from ebm_dist.samplers import Info, Kernel, accept_mask, log_uniform, run_chain, where_accepted
 
 
 class Journey(NamedTuple):
@@ -138,20 +138,21 @@ def equalised(
     return [float(v) for v in np.interp(parts, barrier, ladder)]
 
 
-def run_path(
-    kernel: Kernel,
-    path: Sequence[EnergyFn],
-    position: Tensor,
-    num_steps: int,
-    generator: Generator,
-) -> State:
-    """Return the state of chains ``(B, *shape)`` after steps of exchange over a whole path."""
-    chain = exchange(kernel, path[1:])
-    state: State = chain.init(path[0], position)
-    for _ in range(num_steps):
-        state, _ = chain.step(path[0], state, generator)
-        STEPPED.get()()
-    return state
+def final_state(
+    kernel: Kernel, target: EnergyFn, position: Tensor, num_steps: int, generator: Generator
+) -> Any:
+    """Return the state of chains ``(B, *shape)`` after steps of a kernel of replicas.
+
+    It has the :class:`Journey`, as that of :func:`exchange` and of chains/tempering.py.
+    """
+    last: Any = None
+
+    def observe(step: int, state: Any, info: Info) -> None:
+        nonlocal last
+        last = state
+
+    run_chain(kernel, target, position, num_steps, generator, observe=observe)
+    return last
 
 
 def adapt_ladder(

@@ -96,9 +96,9 @@ def evaluate(config: Config, subject: Subject) -> Report:
     mean = data["train"].mean(dim=0).clamp(0.01, 0.99)
     base, betas = mean.logit(), schedule(config.num_betas)
     start = subject.model.chains[: config.num_chains].flatten(1)
-    particles, journey = _tempered(config, weights, base, start)
+    particles, _, journey = _tempered(config, weights, base, start)
     noise = bernoulli(torch.full_like(particles, 0.5), stream(0, "likelihood/noise"))
-    wanderers = _alone(config, weights, noise)
+    wanderers = _swept(weights, base, [1.0], noise, config.burn_in, "wander").position
 
     estimates = {
         "ais": ais(weights, base, betas, config.num_chains, stream(0, "likelihood/ais")),
@@ -168,29 +168,31 @@ def evaluate(config: Config, subject: Subject) -> Report:
     return report
 
 
-def _tempered(
-    config: Config, weights: rbm.Weights, base: Tensor, start: Tensor
-) -> tuple[Tensor, exchange.Journey]:
-    """Return chains ``(n, num_visible)`` after ``burn_in`` sweeps, and their journey."""
-    sweeps = gibbs.build(gibbs.Config(), bounds=None)
-
-    def run(betas: Sequence[float], num_steps: int, purpose: str) -> exchange.State:
-        path = [cast(EnergyFn, weights.annealed(base, beta)) for beta in betas]
-        return exchange.run_path(sweeps, path, start, num_steps, stream(0, f"likelihood/{purpose}"))
-
+def _tempered(config: Config, weights: rbm.Weights, base: Tensor, start: Tensor) -> exchange.State:
+    """Return chains from ``start (n, num_visible)`` after ``burn_in`` sweeps with replicas."""
     betas = torch.linspace(1, 0, config.num_replicas).tolist()
     if config.num_replicas > 2:
         few = max(1, config.burn_in // 10)
-        betas, _ = exchange.adapt_ladder(lambda b: run(b, few, "ladder").journey, betas, _ROUNDS)
-    state = run(betas, config.burn_in, "burn_in")
-    return state.position, state.journey
+        betas, _ = exchange.adapt_ladder(
+            lambda b: _swept(weights, base, b, start, few, "ladder").journey, betas, _ROUNDS
+        )
+    return _swept(weights, base, betas, start, config.burn_in, "burn_in")
 
 
-def _alone(config: Config, weights: rbm.Weights, v: Tensor) -> Tensor:
-    generator = stream(0, "likelihood/wander")
-    for _ in range(config.burn_in):
-        v = weights.sweep(v, generator)
-    return v
+def _swept(
+    weights: rbm.Weights,
+    base: Tensor,
+    betas: Sequence[float],
+    start: Tensor,
+    num_sweeps: int,
+    purpose: str,
+) -> exchange.State:
+    """Return chains after sweeps of replicas at ``betas``, the first of which is 1."""
+    target, *path = (cast(EnergyFn, weights.annealed(base, beta)) for beta in betas)
+    kernel = exchange.exchange(gibbs.build(gibbs.Config(), bounds=None), path)
+    generator = stream(0, f"likelihood/{purpose}")
+    state: exchange.State = exchange.final_state(kernel, target, start, num_sweeps, generator)
+    return state
 
 
 def _sides(config: Config) -> dict[str, str]:

@@ -8,8 +8,8 @@ replay buffer is scored with ``num_replay`` chains, all that it has of them.
 
 FID of a thousand chains varies by several units with their noise alone, and the noise is the same
 for every model. With ``num_sets`` the scores are means over sets of chains with noise of their
-own, beside as many sets of real images. ``num_continued`` more steps are scored at up to ten of
-them, and ``fid_clf_continued`` is the mean of these.
+own, beside as many sets of real images, or all whole ones that the training split has.
+``num_continued`` more steps are scored at up to ten of them; ``fid_clf_continued`` is their mean.
 
 ``copies`` is the share of samples that are nearer to a training sample than half the median
 distance of the real samples of the split, ``copies_of_real`` the share of those. Real samples that
@@ -72,7 +72,6 @@ def check(config: Config, needs: Needs) -> None:
 
 def evaluate(config: Config, subject: Subject) -> Report:
     samples, looks, trace, frames = sample(config, subject)
-    check_finite(samples, f"evaluation.samples: ends of chains of {config.num_steps} steps")
     train, _ = shards.read_split(subject.data, "train")
     real, _ = shards.read_split(subject.data, config.split)
     order = torch.from_numpy(numpy_stream(_SEED, "samples/real").permutation(len(train)))
@@ -96,7 +95,8 @@ def evaluate(config: Config, subject: Subject) -> Report:
                 )
             ],
         } | {f"model, {step} steps more": [x[:n]] for step, x in looks}
-        scores = {name: _scores(subject, parts, real) for name, parts in sets.items()}
+        of_real = features.classify(subject.classifier, real).features
+        scores = {name: _scores(subject.classifier, parts, of_real) for name, parts in sets.items()}
         tables["quality"] = [
             {"set": name, "count": len(sets[name][0]), **row} for name, row in scores.items()
         ]
@@ -183,7 +183,7 @@ def _follow(
     observe: Observer | None = None,
 ) -> Tensor:
     """Run the chains of a set; return their ends ``(n, *shape)``."""
-    is_labelled = is_conditional(model.params)
+    num_steps, is_labelled = config.num_steps + num_further, is_conditional(model.params)
     # the classes of E(x, y) take turns
     labels = torch.arange(config.num_samples) % model.card["num_classes"] if is_labelled else None
     with frozen(model.energy):
@@ -191,11 +191,11 @@ def _follow(
             model.kernel(),
             given(model.energy, labels),
             _start(config, model, number),
-            config.num_steps + num_further,
+            num_steps,
             stream(_SEED, _of_set("samples/chain", number)),
             observe=observe,
         )
-    check_finite(ends, "evaluation.samples: ends of the chains")
+    check_finite(ends, f"evaluation.samples: ends of chains of {num_steps} steps")
     return ends
 
 
@@ -244,11 +244,12 @@ def copies(distance: Tensor, real_distance: Tensor) -> dict[str, float]:
     }
 
 
-def _scores(subject: Subject, sets: Sequence[Tensor], real: Tensor) -> dict[str, float]:
-    """Return the mean scores of sets ``(n, *shape)``."""
-    assert subject.classifier is not None
-    of_real, rows = features.classify(subject.classifier, real).features, []
-    for scored in (features.classify(subject.classifier, x) for x in sets):
+def _scores(
+    classifier: features.Classifier, sets: Sequence[Tensor], of_real: features.Array
+) -> dict[str, float]:
+    """Return the mean scores of sets ``(n, *shape)``; real images have features ``(m, dim)``."""
+    rows = []
+    for scored in (features.classify(classifier, x) for x in sets):
         rows.append(
             {
                 "fid_clf": features.frechet_distance(scored.features, of_real),

@@ -23,6 +23,7 @@ from torch import Generator, Tensor
 from ebm_dist.energies import EnergyFn
 from ebm_dist.energies.rbm import Weights
 from ebm_dist.rng import bernoulli, stream
+from ebm_dist.samplers import STEPPED
 
 _CHUNK = 1 << 14
 _MOST = 25
@@ -134,6 +135,7 @@ def _anneal(
         log_w += (F.softplus(new * hidden) - F.softplus(old * hidden)).sum(1)
         h = bernoulli((new * hidden).sigmoid(), generator)
         v = bernoulli(((1 - new) * base + new * weights.visible_input(h)).sigmoid(), generator)
+        STEPPED.get()()
     return log_w
 
 
