@@ -40,6 +40,9 @@ class EnergyModel(nn.Module):
 
     has_heads = False
     """Whether it has an output per class, so that labels may be ``(B, n)``: several of a sample."""
+    latent_size = 0
+    """Length of a code over which it averages with noise ``(K, B, latent_size)``, its third input,
+    while it learns; 0 without a code."""
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         raise NotImplementedError

@@ -87,6 +87,12 @@ def evaluate(config: Config, subject: Subject) -> Report:
     for name in ("ais", "reverse_ais"):
         e = estimates[name]
         metrics[name] |= defined({"low": e.low, "high": e.high, "ess": e.ess})
+    worst, energy = estimates["worst"], energies[config.split]
+    ends = {
+        f"{config.split}_low": -energy - worst.high,
+        f"{config.split}_high": -energy - worst.low,
+    }
+    metrics["worst"] |= defined(ends)
     scored = data[config.split].flatten(1)
     metrics |= {
         "gap": estimates["reverse_ais"].log_z - estimates["ais"].log_z,

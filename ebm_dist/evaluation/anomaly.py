@@ -33,6 +33,7 @@ from ebm_dist.rng import numpy_stream
 
 _BATCH = 128  # labelled rows per update
 _NUM_NEIGHBOURS = 5
+_MAX_KERNEL, _NUM_KERNEL, _PART = 2000, 50, 10_000  # rows and components of a kernel; rows at once
 _ENERGY, _GIVEN_INK, _WITH_DOUBT, _CHANCE = (
     "E (model)",
     "E given ink (model)",
@@ -203,6 +204,8 @@ def _baselines(
     def residual(count: int) -> Callable[[Tensor], Array]:
         return lambda x: gaussian.residual(x, count)
 
+    of_kernel = KernelResidual(subset[:_MAX_KERNEL])
+
     def nearest(x: Tensor) -> Array:
         return neighbours.kneighbors(rows(x))[0].mean(axis=1)  # type: ignore[no-any-return]
 
@@ -213,6 +216,7 @@ def _baselines(
             for count in config.num_components
             if count < len(gaussian.mean)
         },
+        "kernel PCA residual": lambda x: of_kernel.residual(rows(x)),
         "isolation forest": lambda x: -forest.score_samples(rows(x)),
         "one-class SVM": lambda x: -machine.score_samples(rows(x)),
         "distance to 5 nearest": nearest,
@@ -229,6 +233,36 @@ def _baselines(
         by_angle = NearestNeighbors(n_neighbors=_NUM_NEIGHBOURS, metric="cosine").fit(subset)
         scorers["angle to 5 nearest"] = lambda x: by_angle.kneighbors(rows(x))[0].mean(axis=1)
     return scorers
+
+
+class KernelResidual:
+    """What the leading components of an RBF kernel leave of a row (Hoffmann 2007).
+
+    In the space of the kernel, ``|phi(x) - mean|^2`` less the squares of its components.
+    """
+
+    def __init__(self, train: Array) -> None:
+        from sklearn.decomposition import KernelPCA
+        from sklearn.metrics.pairwise import rbf_kernel  # slow to import
+
+        gamma = 1 / (train.shape[1] * (train.var() or 1.0))
+        self.kernel: Callable[[Array], Array] = lambda x: rbf_kernel(x, train, gamma)
+        self.mean = self.kernel(train).mean()
+        self.components = KernelPCA(
+            min(_NUM_KERNEL, len(train) - 1),
+            kernel="precomputed",
+            eigen_solver="randomized",
+            random_state=0,
+        ).fit(self.kernel(train))
+
+    def residual(self, x: Array) -> Array:
+        """Return the squared distance ``(n,)``."""
+        parts = []
+        for start in range(0, len(x), _PART):
+            k = self.kernel(x[start : start + _PART])
+            along = (self.components.transform(k) ** 2).sum(axis=1)
+            parts.append(1 - 2 * k.mean(axis=1) + self.mean - along)
+        return np.concatenate(parts)
 
 
 def _by_class(config: Config, subject: Subject) -> dict[str, Callable[[Tensor], Array]]:

@@ -53,8 +53,13 @@ class Config:
     """Temperatures at which the energy is compared as a density."""
 
     def check(self, params: Params) -> None:
-        if not hasattr(module_of(params.dataset), "density"):
+        if not hasattr(module_of(_whole(params)), "density"):
             raise Mismatch("evaluation.density", "needs a data set with a known density; use toy2d")
+
+
+def _whole(params: Params) -> Any:
+    """Return the settings of the data set, or of the one of which a few labels are kept."""
+    return getattr(params.dataset, "of", params.dataset)
 
 
 def check(config: Config, needs: Needs) -> None:
@@ -65,7 +70,8 @@ def check(config: Config, needs: Needs) -> None:
 
 def evaluate(config: Config, subject: Subject) -> Report:
     model = subject.model
-    truth = module_of(model.params.dataset).density(model.params.dataset)
+    dataset = _whole(model.params)
+    truth = module_of(dataset).density(dataset)
     num_modes = int(truth.mode.max()) + 1
     kinds = {}
     if "generator" in model.other_players:
@@ -114,7 +120,7 @@ def evaluate(config: Config, subject: Subject) -> Report:
     if config.num_steps:
         shown["chains in latent space"] = kinds["generator, chains"].x.numpy()
     count = min(_SHOWN, config.num_samples)
-    title = f"{model.params.dataset.density}: {count:,} samples each, and densities"
+    title = f"{dataset.density}: {count:,} samples each, and densities"
     maps = {name: field.reshape(config.grid, config.grid) for name, field in fields.items()}
     picture = figures.planes(
         {name: x[:_SHOWN] for name, x in shown.items()}, maps, config.extent, title

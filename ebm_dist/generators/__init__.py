@@ -11,6 +11,7 @@ Chains may run in a generator's latent space (Kumar et al. 2019, section 3.3). T
 import math
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from ebm_dist.energies import Average, EnergyFn
@@ -57,6 +58,36 @@ class FlowModel(GeneratorModel):
         if z is None or x is None:
             return self.log_prob(cast(Tensor, x)) if z is None else self.draw(z)[0]
         return *self.draw(z), self.log_prob(x)
+
+
+class ImageFlow(FlowModel):
+    """A flow for images ``(B, C, H, W)`` in units of each channel's mean and standard deviation.
+
+    These are 0 and 1 before :meth:`initialise`.
+    """
+
+    centre: Tensor
+    spread: Tensor
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape, self.latent_size = shape, math.prod(shape)
+        self.register_buffer("centre", torch.zeros(shape[0], 1, 1))
+        self.register_buffer("spread", torch.ones(shape[0], 1, 1))
+
+    @torch.no_grad()
+    def initialise(self, average: Average) -> None:
+        self.centre.copy_(average(lambda x: x).mean(dim=(1, 2), keepdim=True))
+        variance = average(lambda x: (x - self.centre.to(x)) ** 2).mean(dim=(1, 2), keepdim=True)
+        self.spread.copy_(variance.sqrt().clamp(min=1e-6))
+
+    def scaled(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``u = (x - centre) / spread`` and ``log |det du/dx|``, a scalar."""
+        log_det = -math.prod(self.shape[1:]) * self.spread.log().sum()
+        return (x - self.centre) / self.spread, log_det
+
+    def unscaled(self, u: Tensor) -> Tensor:
+        return self.centre + self.spread * u
 
 
 def standard_normal(z: Tensor) -> Tensor:

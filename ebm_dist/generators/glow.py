@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ebm_dist.config import PositiveInt, section
 from ebm_dist.errors import ConfigError
-from ebm_dist.generators import FlowModel, standard_normal
+from ebm_dist.generators import FlowModel, ImageFlow, standard_normal
 
 HAS_DENSITY = True
 
@@ -86,12 +86,11 @@ class Step(nn.Module):
         return torch.tanh(log_scale), shift
 
 
-class Glow(FlowModel):
+class Glow(ImageFlow):
     """``z`` is the halves that the levels split off, the largest first, and the rest."""
 
     def __init__(self, config: Config, shape: tuple[int, ...]) -> None:
-        super().__init__()
-        self.shape, self.latent_size = shape, math.prod(shape)
+        super().__init__(shape)
         channels, height, width = shape
         levels, self.latent_shapes = [], []
         for level in range(config.num_levels):
@@ -105,7 +104,8 @@ class Glow(FlowModel):
         self.levels = nn.ModuleList(levels)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        h, latents, log_det = x, [], torch.zeros(len(x), device=x.device, dtype=x.dtype)
+        h, log_det = self.scaled(x)
+        latents = list[Tensor]()
         for level, steps in enumerate(self.levels):
             h = F.pixel_unshuffle(h, 2)
             for step in cast(nn.ModuleList, steps):
@@ -121,14 +121,15 @@ class Glow(FlowModel):
         *halves, h = (
             part.view(-1, *shape) for part, shape in zip(parts, self.latent_shapes, strict=True)
         )
-        log_det = torch.zeros(len(z), device=z.device, dtype=z.dtype)
+        log_det = self.spread.new_zeros(())
         for level in reversed(range(len(self.levels))):
             h = torch.cat([halves[level], h], dim=1) if level < len(halves) else h
             for step in reversed(list(cast(nn.ModuleList, self.levels[level]))):
                 h, step_log_det = cast(Step, step).inverse(h)
                 log_det = log_det + step_log_det
             h = F.pixel_shuffle(h, 2)
-        return h, standard_normal(z) + log_det
+        x = self.unscaled(h)
+        return x, standard_normal(z) + log_det + self.scaled(x)[1]
 
 
 def build(config: Config, *, shape: tuple[int, ...]) -> FlowModel:

@@ -87,7 +87,7 @@ class Config(ObjectiveConfig):
         if not hasattr(generator, "HAS_DENSITY"):
             raise Mismatch(
                 "objective.generator",
-                "noise needs a density: use gaussian, mixture, histogram, flow or glow",
+                "noise needs a density: use gaussian, mixture, histogram, flow, glow or pixelcnn",
             )
         if not getattr(generator, "LEARNS", True) and (
             self.pretraining or self.noise_learns != "never"

@@ -121,7 +121,7 @@ def row(name: str, entry: Mapping[str, Any], reports: Path) -> dict[str, Any]:
         "id": name,
         **{field: entry[field] for field in ("system", "source", "what", "metric", "published")},
         "reached": float(np.mean(values)),
-        "interval": interval(values, entry["metric"]),
+        "interval": interval(values, entry["metric"]) or _ends(entry, recipes, reports),
         "seeds": replicates if len(replicates) > 1 else {},
         "better": entry.get("better"),
         "baselines": _baselines(entry, recipes, reports),
@@ -150,6 +150,14 @@ def _baselines(entry: Mapping[str, Any], recipes: list[str], reports: Path) -> d
         label: _reference(reference, recipes, reports)
         for label, reference in {**found, **entry.get("baselines", {})}.items()
     }
+
+
+def _ends(
+    entry: Mapping[str, Any], recipes: list[str], reports: Path
+) -> tuple[float, float] | None:
+    """Return the interval of the estimate itself, where an entry has one."""
+    ends = [_reference(metric, recipes, reports) for metric in entry.get("interval", [])]
+    return (ends[0], ends[1]) if ends else None
 
 
 def ranked(row: Mapping[str, Any]) -> list[tuple[str, float]]:
@@ -324,8 +332,9 @@ def markdown(rows: list[dict[str, Any]], unmeasured: Mapping[str, Mapping[str, A
         "published FID: compare it with real images (the floor) and with the baselines.",
         "",
         "The *strongest baseline* is the best of all that the metrics of a row hold. A row is",
-        "*tied* with a value within its interval; a row of one seed has no interval. Settings were",
-        "chosen without the judged data; a row says where these had been seen before.",
+        "*tied* with a value within its interval; a row of one seed has that of its estimate",
+        "(three standard errors of AIS), or none. Settings were chosen without the judged data; a",
+        "row says where these had been seen before.",
         "",
         "*code* is the commit that made a row. A row is *stale* where code or settings that it",
         "depends on have changed since, and no `python -m pipelines.verify` shows equal bits;",

@@ -75,6 +75,10 @@ def test_without_such_a_mode_all_agree(digits_data):
     for name in ("ais", "ais_uniform", "reverse_ais", "worst"):
         assert found[name]["log_z"] == pytest.approx(exact, abs=0.3), name
     assert found["states"]["log_z"] < exact
+    worst = found["worst"]
+    by = max((found[n] for n in ("ais", "ais_uniform", "reverse_ais")), key=lambda e: e["log_z"])
+    assert worst["test"] - worst["test_low"] == pytest.approx(by["high"] - by["log_z"])
+    assert worst["test_high"] - worst["test"] == pytest.approx(by["log_z"] - by["low"])
 
 
 def test_an_interval_without_a_lower_end_leaves_it_out(digits_data):

@@ -318,7 +318,7 @@ def test_a_model_without_a_generator_says_so(digits_data, tmp_path):
         ({"generator": {"name": "mpl"}}, r"objective\.generator\.name: no 'mpl' .*did you mean 'mlp'"),
         ({"generator": {"name": "mlp", "latent_siz": 3}}, r"objective\.generator\.latent_siz: unknown key; did you mean 'latent_size'"),
         ({"generator": {"name": "mlp", "hidden": [0]}}, r"objective\.generator\.hidden\.0: .*greater than or equal to 1"),
-        ({"generator": "mlp"}, r"objective\.generator: a name is needed; one of dcgan, flow, gaussian, glow, histogram, mixture, mlp"),
+        ({"generator": "mlp"}, r"objective\.generator: a name is needed; one of dcgan, flow, gaussian, glow, histogram, mixture, mlp, pixelcnn"),
         ({"generator": None}, r"objective\.generator: a name is needed"),
     ],
 )  # fmt: skip

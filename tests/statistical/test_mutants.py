@@ -49,7 +49,7 @@ API_TRAINING, API_SAMPLING, API_MODEL = (
     f"tests/unit/test_api_{name}.py" for name in ("training", "sampling", "model")
 )
 BLOCKS = "tests/statistical/test_blocks.py"
-MIXTURE = "tests/statistical/test_mixture.py"
+MIXTURE, NORMALISED = "tests/statistical/test_mixture.py", "tests/statistical/test_normalised.py"
 CHAIN_FREE, DISCRETE, LADDER, ANNEALING = (
     f"tests/statistical/test_{name}.py"
     for name in ("chain_free", "discrete_samplers", "ladder", "annealing")
@@ -340,6 +340,13 @@ MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "covariances around the origin": ("generators/mixture.py", "second - counts * products", "second", MIXTURE),
     "a base of less energy": ("energies/__init__.py", "- weight * self.base", "+ weight * self.base", MIXTURE),
     "a base at all levels": ("energies/__init__.py", "weight = 1 / (1 + (self.base_from / sigma) ** 4)", "weight = 1", MIXTURE),
+    "a density without its scale": ("generators/pixelcnn.py", "F.logsigmoid(-v) - log_scales", "F.logsigmoid(-v)", NORMALISED),
+    "a density in other units": ("generators/__init__.py", "* self.spread.log().sum()", "* 0", NORMALISED),
+    "a value that sees itself": ("generators/pixelcnn.py", "width, 7, channels, sees_own=False", "width, 7, channels, sees_own=True", NORMALISED),
+    "draws of another scale": ("generators/pixelcnn.py", "w.exp(), m, s.exp()", "w.exp(), m, 2 * s.exp()", NORMALISED),
+    "a bound without its draws": ("energies/vae.py", "math.log(len(n)) - terms", "-terms", NORMALISED),
+    "codes without their prior": ("energies/vae.py", "((n**2 - z**2) / 2 + log_sd)", "(n**2 / 2 + log_sd)", NORMALISED),
+    "noise of a whole step to one side": ("objectives/maximum_likelihood.py", "(share - 0.5)", "share", NORMALISED),
     "no way back of a jump": ("samplers/dmala.py", "log_q(logits(new, step_size), undone)", "log_q(there, chosen)", DISCRETE),
     "jumps at temperature 1": ("samplers/dmala.py", "(state.energy - new.energy) / temperature", "(state.energy - new.energy) * 0.7", DISCRETE),
     "every step is a draw": ("chains/block.py", "[-(start + 1) % thin :: thin]", "[::thin]", BLOCKS),

@@ -13,7 +13,7 @@ from ebm_dist.data import shards
 from ebm_dist.datasets import few_labels, toy2d
 from ebm_dist.errors import ConfigError, DataError
 from ebm_dist.evaluation import classification, density
-from ebm_dist.generators import flow, gaussian, glow
+from ebm_dist.generators import flow, gaussian, glow, pixelcnn
 from ebm_dist.objectives import noise_contrastive, semi_supervised
 from ebm_dist.rng import stream
 from ebm_dist.training import checkpoint
@@ -73,7 +73,9 @@ FLOWS = {
     "affine": (flow, {"kind": "affine", "num_couplings": 4}, (3,)),
     "spline": (flow, {"kind": "spline", "num_couplings": 4}, (3,)),
     "glow": (glow, {"hidden": 4}, (2, 4, 4)),
+    "pixelcnn": (pixelcnn, {"width": 2, "num_blocks": 1}, (2, 3, 4)),
 }
+OF_IMAGES = ("glow", "pixelcnn")
 
 
 def built(kind, shape=None):
@@ -84,10 +86,12 @@ def built(kind, shape=None):
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
+    if kind in OF_IMAGES:
+        network.spread.copy_(torch.tensor([0.5, 3.0]).view(2, 1, 1))
     return network
 
 
-@pytest.mark.parametrize("kind", [kind for kind in FLOWS if kind != "glow"])
+@pytest.mark.parametrize("kind", [kind for kind in FLOWS if kind not in OF_IMAGES])
 def test_flows_integrate_to_one(kind):
     side = torch.linspace(-16, 16, 400)
     points = torch.stack(torch.meshgrid(side, side, indexing="xy"), dim=-1).reshape(-1, 2)
@@ -363,6 +367,26 @@ def test_the_density_suite_integrates_what_was_learnt(toy, tmp_path):
     )
 
 
+def test_the_density_of_a_few_labels_is_that_of_all(spirals, tmp_path):
+    flow_noise = {"name": "noise_contrastive", "generator": {"name": "flow", "hidden": [8]}}
+    chosen = params(
+        SEMI,
+        objective={"unsupervised": flow_noise | {"noise_learns": "value", "pretraining": 1}},
+        evaluation=NCE["evaluation"],
+        train={"num_steps": 2},
+    )
+    helpers.build(chosen, spirals).fit(tmp_path / "run", helpers.Silent())
+    helpers.export(tmp_path / "run", tmp_path / "model", chosen, spirals)
+    subject = evaluation.Subject(
+        models.load(tmp_path / "model"), shards.read_index(spirals), {}, None
+    )
+    metrics = density.evaluate(chosen.evaluation["density"], subject).metrics
+    truth = toy2d.density(toy2d.Config(density="spirals"))
+    log_p = truth.log_prob(density._grid(chosen.evaluation["density"]))
+    assert metrics["energy_kl"]["uniform"] == density.grid_kl(log_p, np.zeros_like(log_p))
+    assert metrics["noise"]["js"] > 0
+
+
 def test_divergences_on_a_grid():
     grid = density._grid(density.Config(grid=400, extent=6.0))
 
@@ -553,7 +577,7 @@ def test_a_model_without_labels_does_not_classify(toy, tmp_path):
 @pytest.mark.parametrize(
     ("base", "change", "expected"),
     [
-        (NCE, {"objective": {"generator": {"name": "mlp"}}}, r"objective\.generator: noise needs a density: use gaussian, mixture, histogram, flow or glow"),
+        (NCE, {"objective": {"generator": {"name": "mlp"}}}, r"objective\.generator: noise needs a density: use gaussian, mixture, histogram, flow, glow or pixelcnn"),
         (NCE, {"objective": {"min_turn": 5}}, r"objective\.max_turn: must be at least objective\.min_turn = 5, found 2"),
         (SEMI, {"energy": {"name": "mlp"}}, r"energy\.name: semi-supervised learning needs .*use classifier"),
         (SEMI, {"objective": {"unsupervised": {"name": "noise_contrastive", "generator": {"name": "dcgan"}}}}, "noise needs a density"),

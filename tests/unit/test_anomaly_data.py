@@ -94,6 +94,27 @@ def test_a_held_out_digit_is_in_the_test_alone_and_no_image_twice():
 
 
 @needs_data
+def test_what_a_kernel_leaves_is_the_distance_to_its_components(monkeypatch):
+    rng = np.random.default_rng(0)
+    train, x = rng.normal(size=(40, 3)) * [1, 2, 0.5], rng.normal(size=(7, 3))
+    gamma = 1 / (3 * train.var())
+
+    def k(a, b):
+        return np.exp(-gamma * ((a[:, None] - b[None]) ** 2).sum(axis=2))
+
+    monkeypatch.setattr(anomaly, "_NUM_KERNEL", 4)
+    monkeypatch.setattr(anomaly, "_PART", 3)
+    centred = np.eye(40) - 1 / 40
+    values, vectors = np.linalg.eigh(centred @ k(train, train) @ centred)
+    of_x = (k(x, train) - k(train, train).mean(axis=0)) @ centred
+    along = of_x @ vectors[:, -4:] / np.sqrt(values[-4:])
+    whole = 1 - 2 * k(x, train).mean(axis=1) + k(train, train).mean()
+    found = anomaly.KernelResidual(train).residual(x)
+    np.testing.assert_allclose(found, whole - (along**2).sum(axis=1), rtol=1e-6)
+    monkeypatch.setattr(anomaly, "_NUM_KERNEL", 39)
+    assert abs(anomaly.KernelResidual(train).residual(train)).max() < 1e-6
+
+
 def test_known_classes_leave_the_anomaly_beyond_them():
     plain, data = loaded(mnist, held_out=3), loaded(mnist, held_out=3, known_classes=True)
     assert data.num_classes == 9 and set(data.splits["train"].y.tolist()) == set(range(9))

@@ -56,6 +56,16 @@ def test_a_row_is_the_mean_with_a_t_interval_and_what_to_read_it_by(reports):
     )
 
 
+def test_a_row_of_one_seed_has_the_interval_of_its_estimate(reports):
+    entry = ENTRY | {"recipe": "split-0", "better": "lower", "published": None, "baselines": {}}
+    ends = {"interval": ["samples.floor", 1000.0]}
+    assert table.row("id", entry, reports)["interval"] is None
+    row = table.row("id", entry | ends | {"published": 999}, reports)
+    assert row["interval"] == (row["reached"] / 2, 1000.0)
+    assert table.verdict(row) == "tied: published"
+    assert table.row("id", ENTRY | ends, reports)["interval"] != (4.0, 1000.0)
+
+
 @pytest.mark.parametrize(
     ("metric", "values", "low", "high"),
     [

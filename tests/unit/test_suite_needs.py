@@ -28,6 +28,7 @@ TINY = {
     "continual": {},
     "cross_class": {"num_samples": 9, "num_rounds": 2, "steps_per_round": 2},
     "density": {"num_samples": 20, "num_steps": 2, "grid": 10},
+    "generated": {"num_samples": 16},
     "histogram": {},
     "likelihood": {"num_betas": 100, "num_chains": 100, "burn_in": 2, "max_exact_hidden": 8},
     "long_run": {"num_steps": 10, "num_chains": 8},
@@ -89,6 +90,12 @@ def settings(suite, kind):
     sections["replay"] = {"capacity": 100}
     if suite in CONDITIONAL:
         sections["objective"] = {"conditional": True}
+    if suite == "generated":
+        sections["objective"] = {
+            "name": "meg",
+            "generator": {"name": "mlp", "hidden": [8]},
+            "num_energy_steps": 1,
+        }
     if suite == "continual":
         sections["train"] |= {"num_tasks": NUM_CLASSES}
     if suite == "annealed_likelihood":
@@ -125,7 +132,12 @@ FITS = {
     *(("anomaly", kind) for kind in LABELLED),
     *(("continual", kind) for kind in LABELLED),
     *(("completion", kind) for kind in IMAGES if kind in TESTED),
-    *((s, kind) for s in ("composition", "cross_class") for kind in IMAGES if kind in LABELLED),
+    *(
+        (s, kind)
+        for s in ("composition", "cross_class", "generated")
+        for kind in IMAGES
+        if kind in LABELLED
+    ),
     *(
         (suite, kind)
         for suite in ("likelihood", "annealed_likelihood")
