@@ -49,6 +49,7 @@ API_TRAINING, API_SAMPLING, API_MODEL = (
     f"tests/unit/test_api_{name}.py" for name in ("training", "sampling", "model")
 )
 BLOCKS = "tests/statistical/test_blocks.py"
+TABULAR = "tests/unit/test_tabular.py"
 MIXTURE, NORMALISED = "tests/statistical/test_mixture.py", "tests/statistical/test_normalised.py"
 CHAIN_FREE, DISCRETE, LADDER, ANNEALING = (
     f"tests/statistical/test_{name}.py"
@@ -347,6 +348,11 @@ MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "a bound without its draws": ("energies/vae.py", "math.log(len(n)) - terms", "-terms", NORMALISED),
     "codes without their prior": ("energies/vae.py", "((n**2 - z**2) / 2 + log_sd)", "(n**2 / 2 + log_sd)", NORMALISED),
     "noise of a whole step to one side": ("objectives/maximum_likelihood.py", "(share - 0.5)", "share", NORMALISED),
+    "rows drawn twice without a leak": ("datasets/adbench.py", 'if protocol == "published" and len(x)', "if len(x)", TABULAR),
+    "copies in the test part": ("datasets/adbench.py", "test = test[~are_copies]", "pass", TABULAR),
+    "columns in the units of all rows": ("datasets/adbench.py", "Standardisation.of(x[train])", "Standardisation.of(x)", TABULAR),
+    "tails of the wrong side": ("metrics/detectors.py", "< 0  # the tail", "> 0  # the tail", TABULAR),
+    "what a kernel leaves without its mean": ("evaluation/anomaly.py", "1 - 2 * k.mean(axis=1) + self.mean - along", "1 - along", "tests/unit/test_anomaly_data.py::test_what_a_kernel_leaves_is_the_distance_to_its_components"),
     "no way back of a jump": ("samplers/dmala.py", "log_q(logits(new, step_size), undone)", "log_q(there, chosen)", DISCRETE),
     "jumps at temperature 1": ("samplers/dmala.py", "(state.energy - new.energy) / temperature", "(state.energy - new.energy) * 0.7", DISCRETE),
     "every step is a draw": ("chains/block.py", "[-(start + 1) % thin :: thin]", "[::thin]", BLOCKS),

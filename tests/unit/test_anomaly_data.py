@@ -93,7 +93,6 @@ def test_a_held_out_digit_is_in_the_test_alone_and_no_image_twice():
     assert not rows[0] & rows[2] and not rows[1] & rows[2]
 
 
-@needs_data
 def test_what_a_kernel_leaves_is_the_distance_to_its_components(monkeypatch):
     rng = np.random.default_rng(0)
     train, x = rng.normal(size=(40, 3)) * [1, 2, 0.5], rng.normal(size=(7, 3))
@@ -115,6 +114,7 @@ def test_what_a_kernel_leaves_is_the_distance_to_its_components(monkeypatch):
     assert abs(anomaly.KernelResidual(train).residual(train)).max() < 1e-6
 
 
+@needs_data
 def test_known_classes_leave_the_anomaly_beyond_them():
     plain, data = loaded(mnist, held_out=3), loaded(mnist, held_out=3, known_classes=True)
     assert data.num_classes == 9 and set(data.splits["train"].y.tolist()) == set(range(9))

@@ -1,0 +1,131 @@
+"""Detectors without an energy model, which others are compared with: most are scikit-learn's.
+
+A detector is fitted to rows ``(n, columns)``, most of them normal. It returns a function that gives
+the scores ``(m,)`` of rows: high means anomalous.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+Score = Callable[[Array], Array]
+Fit = Callable[[Array, int], Score]
+"""``fit(train, seed)``"""
+
+_BANDWIDTH = 0.2  # of the kernel density, in standard deviations of a column
+_PART = 500  # rows at once
+
+
+def neighbours(k: int) -> Fit:
+    """Distance to the k-th nearest training row (Ramaswamy, Rastogi & Shim 2000)."""
+
+    def fit(train: Array, seed: int) -> Score:
+        from sklearn.neighbors import NearestNeighbors  # slow to import
+
+        fitted = NearestNeighbors(n_neighbors=min(k, len(train))).fit(train)
+        return lambda x: fitted.kneighbors(x)[0][:, -1]  # type: ignore[no-any-return]
+
+    return fit
+
+
+def kernel_density(train: Array, seed: int) -> Score:
+    """Minus the logarithm of a Gaussian kernel density (Parzen 1962), up to a constant."""
+    squares = (train**2).sum(axis=1)
+
+    def score(x: Array) -> Array:
+        parts = []
+        for start in range(0, len(x), _PART):
+            part = x[start : start + _PART]
+            distance = (part**2).sum(axis=1)[:, None] + squares - 2 * part @ train.T
+            exponent = -distance.clip(min=0) / (2 * _BANDWIDTH**2)
+            largest = exponent.max(axis=1)
+            rest = np.log(np.exp(exponent - largest[:, None]).sum(axis=1))
+            parts.append(-largest - rest)
+        return np.concatenate(parts)
+
+    return score
+
+
+def mahalanobis(train: Array, seed: int) -> Score:
+    """Squared Mahalanobis distance from the mean (Mahalanobis 1936)."""
+    mean = train.mean(axis=0)
+    covariance = np.atleast_2d(np.cov(train, rowvar=False))
+    precision = np.linalg.pinv(covariance + 1e-6 * np.eye(len(mean)), hermitian=True)
+    return lambda x: (((x - mean) @ precision) * (x - mean)).sum(axis=1)  # type: ignore[no-any-return]
+
+
+def pca_residual(train: Array, seed: int) -> Score:
+    """Squared distance from the principal components that have nine tenths of the variance."""
+    mean = train.mean(axis=0)
+    values, directions = np.linalg.eigh(np.atleast_2d(np.cov(train, rowvar=False)))
+    share = values[::-1].cumsum() / max(values.sum(), 1e-300)
+    count = min(int((share < 0.9).sum()) + 1, max(1, len(mean) - 1))
+    leading = directions[:, -count:]
+
+    def score(x: Array) -> Array:
+        d = x - mean
+        squared: Array = (d**2).sum(axis=1) - ((d @ leading) ** 2).sum(axis=1)
+        return squared.clip(min=0)
+
+    return score
+
+
+def ecod(train: Array, seed: int) -> Score:
+    """Tail probabilities of each column by its empirical distribution (Li et al. 2022).
+
+    That of the training rows: PyOD's takes the scored rows into it, so its scores depend on them.
+    """
+    ordered, n = np.sort(train, axis=0), len(train)
+    centred = train - train.mean(axis=0)
+    is_left = (centred**3).mean(axis=0) < 0  # the tail that a skewed column has
+
+    def score(x: Array) -> Array:
+        left, right = np.empty_like(x), np.empty_like(x)
+        for j, column in enumerate(ordered.T):
+            left[:, j] = np.searchsorted(column, x[:, j], side="right")
+            right[:, j] = n - np.searchsorted(column, x[:, j], side="left")
+        tails = [-np.log(count.clip(min=1) / (n + 1)) for count in (left, right)]
+        tails.append(np.where(is_left, *tails))
+        sums: Array = np.stack([tail.sum(axis=1) for tail in tails])
+        return sums.max(axis=0)  # type: ignore[no-any-return]
+
+    return score
+
+
+def isolation_forest(train: Array, seed: int) -> Score:
+    """Isolation forest (Liu, Ting & Zhou 2008) with scikit-learn's defaults."""
+    from sklearn.ensemble import IsolationForest
+
+    fitted = IsolationForest(random_state=seed).fit(train)
+    return lambda x: -fitted.score_samples(x)
+
+
+def one_class_svm(train: Array, seed: int) -> Score:
+    """One-class support vector machine (Schoelkopf et al. 2001) with scikit-learn's defaults."""
+    from sklearn.svm import OneClassSVM
+
+    fitted = OneClassSVM().fit(train)
+    return lambda x: -fitted.score_samples(x)
+
+
+def local_outlier_factor(train: Array, seed: int) -> Score:
+    """Local outlier factor (Breunig et al. 2000) with scikit-learn's defaults."""
+    from sklearn.neighbors import LocalOutlierFactor
+
+    fitted = LocalOutlierFactor(n_neighbors=min(20, len(train) - 1), novelty=True).fit(train)
+    return lambda x: -fitted.score_samples(x)
+
+
+DETECTORS: dict[str, Fit] = {
+    "1 neighbour": neighbours(1),
+    "5 neighbours": neighbours(5),
+    "kernel density": kernel_density,
+    "isolation forest": isolation_forest,
+    "one-class SVM": one_class_svm,
+    "local outlier factor": local_outlier_factor,
+    "ECOD": ecod,
+    "Mahalanobis": mahalanobis,
+    "PCA residual": pca_residual,
+}
