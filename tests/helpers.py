@@ -41,6 +41,14 @@ SMALL: dict[str, Any] = {
 }
 
 
+ENERGY_FOR: dict[str, dict[str, Any]] = {
+    "semi_supervised": {"name": "classifier"},
+    "maximum_likelihood": {"name": "density", "generator": {"name": "flow"}},
+    "masked_likelihood": {"name": "conditionals", "hidden": [8]},
+}
+"""Energies of the objectives that do not learn any."""
+
+
 def values(**sections: dict[str, Any]) -> dict[str, Any]:
     """SMALL with some keys of some sections replaced."""
     out = copy.deepcopy(SMALL)

@@ -11,6 +11,7 @@ does well. ``leak_free`` draws none twice, and leaves out test rows that equal a
 ``contaminated`` trains on all rows, anomalies too, and scores the same ones.
 """
 
+import zipfile
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -111,6 +112,8 @@ def read(path: Path) -> tuple[Array, npt.NDArray[np.int64]]:
 
     Raise :class:`DataError` for other content.
     """
+    if not zipfile.is_zipfile(path):
+        raise DataError(f"{path}: is no .npz", "write it with numpy.savez")
     try:
         with np.load(path, allow_pickle=False) as raw:
             x, y = np.asarray(raw["X"], np.float64), np.asarray(raw["y"]).ravel().astype(np.int64)

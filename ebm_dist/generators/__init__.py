@@ -87,6 +87,7 @@ class ImageFlow(FlowModel):
         return (x - self.centre) / self.spread, log_det
 
     def unscaled(self, u: Tensor) -> Tensor:
+        """Return ``x (B, C, H, W)`` of values in these units, of the same shape."""
         return self.centre + self.spread * u
 
 

@@ -245,6 +245,30 @@ def intervals(
     return _png(figure, f"{title}. {xlabel}. {series[0]}: {first}{others}")
 
 
+def ranks(values: Mapping[str, float], num_sets: int, title: str) -> bytes:
+    """Draw mean ranks over sets, 1 the best, and the critical difference of Nemenyi (Demsar 2006).
+
+    Two means that are nearer to each other than the bar do not differ at 5 %.
+    """
+    from scipy.stats import studentized_range  # slow to import
+
+    count, ordered = len(values), sorted(values.items(), key=lambda item: item[1])
+    critical = studentized_range.ppf(0.95, count, np.inf) / np.sqrt(2)
+    critical *= np.sqrt(count * (count + 1) / (6 * num_sets))
+    figure, axes = _figure(7.5, 1.2 + 0.32 * count)
+    for y, (_, rank) in enumerate(ordered):
+        axes.plot([1, rank], [y, y], color="#e5e7eb", lw=1)
+        axes.plot(rank, y, "o", ms=7, color=_CYCLE[0])
+    best = ordered[0][1]
+    axes.plot([best, best + critical], [-0.6, -0.6], color="#111827", lw=3, solid_capstyle="butt")
+    axes.text(best, -0.85, f"critical difference {critical:.2f}", fontsize=9)
+    axes.set_yticks(range(count), [f"{name}  {rank:.2f}" for name, rank in ordered])
+    axes.set(xlabel=f"mean rank over {num_sets} sets", title=title, xlim=(1, count))
+    axes.set_ylim(count - 0.5, -1.4)
+    text = ", ".join(f"{name} {rank:.2f}" for name, rank in ordered)
+    return _png(figure, f"{title}. Mean ranks: {text}. Critical difference {critical:.2f}")
+
+
 def bars(values: Mapping[str, float], interval: tuple[float, float] | None, title: str) -> bytes:
     """Draw a bar with its number for each value; the first is coloured and may have an interval."""
     figure, axes = _figure(7.5, 1.0 + 0.32 * len(values))

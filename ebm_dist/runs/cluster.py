@@ -15,25 +15,27 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 from filelock import FileLock, Timeout
 
 from ebm_dist import config, faults, storage
 from ebm_dist.config import NonNegativeInt, Params, Positive, PositiveInt, section
-from ebm_dist.errors import CheckpointError, ClusterError, DivergedError, EbmError, Stopped
+from ebm_dist.errors import CheckpointError, ClusterError, DivergedError, EbmError, Stopped, reason
 from ebm_dist.runs import code, lineage, provenance
 from ebm_dist.runs.record import STOP, FileReporter
 from ebm_dist.training import checkpoint, state, trainer
 from ebm_dist.training.reduce import Comm, TorchComm
 from ebm_dist.training.reporter import Request, Row
 
+T = TypeVar("T")
+R = TypeVar("R")
 _LOCK_WAIT_S = 9
 _NAMESPACE = "ebm-dist"
 _RESIZE_EVERY_S = 20.0
@@ -270,14 +272,23 @@ def _workers() -> list[psutil.Process]:
 def connect(
     params: Params, num_cpus: int | None = None, resources: dict[str, float] | None = None
 ) -> None:
+    """Connect to the cluster of a parameter file; see :func:`start`."""
+    start(params.cluster, params.train.num_threads, num_cpus, resources)
+
+
+def start(
+    cluster: Config,
+    num_threads: int,
+    num_cpus: int | None = None,
+    resources: dict[str, float] | None = None,
+) -> None:
     """Connect to the cluster that ``RAY_ADDRESS`` names, or start one on this machine.
 
-    A cluster that is started has ``num_cpus`` CPUs (default: as many as the workers need) and the
-    given ``resources`` of other kinds. With ``resources``, that is for a search, it has a
-    dashboard: Ray's watchers ask it whether the process they watch has ended, and then end too.
-    Raise :class:`ClusterError` if the cluster is too small.
+    Workers have ``num_threads`` threads. A cluster that is started has ``num_cpus`` CPUs (default:
+    as many as the workers need) and the given ``resources`` of other kinds. With ``resources``,
+    that is for a search, it has a dashboard: Ray's watchers ask it whether the process they watch
+    has ended, and then end too. Raise :class:`ClusterError` if the cluster is too small.
     """
-    cluster: Config = params.cluster
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     # silences a warning on machines without GPUs
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -313,7 +324,7 @@ def connect(
             "resources": resources,
         }
     environment = {
-        name: str(params.train.num_threads)
+        name: str(num_threads)
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     } | _KEEP_MEMORY
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -334,6 +345,30 @@ def connect(
         except ClusterError:
             ray.shutdown()
             raise
+
+
+def each(work: Callable[[T], R], items: Sequence[T], num_workers: int) -> Iterator[R]:
+    """Yield ``work(item)`` for each item, as they end, from processes of one thread.
+
+    ``work`` is a function of a module. Connects to a cluster, and disconnects at the end. Raise
+    :class:`ClusterError` where a process keeps dying, and what ``work`` raises.
+    """
+    import ray
+
+    start(Config(workers=num_workers), 1)
+    try:
+        task = ray.remote(num_cpus=1)(work)
+        waiting = [task.remote(item) for item in items]
+        while waiting:
+            (done,), waiting = ray.wait(waiting, num_returns=1)
+            try:
+                yield ray.get(done)
+            except ray.exceptions.RayTaskError as failed:
+                raise failed.cause from None
+            except ray.exceptions.RayError as failed:
+                raise ClusterError(f"a task ended without a result ({reason(failed)})") from None
+    finally:
+        disconnect()
 
 
 def _handlers() -> dict[int, Any]:

@@ -19,7 +19,7 @@ from tests import helpers
 FOLDERS = ("energies", "generators", "samplers", "objectives", "datasets", "evaluation")
 ALL = [(folder, name) for folder in FOLDERS for name in plugins(f"ebm_dist.{folder}")]
 ENERGIES = plugins("ebm_dist.energies")
-WITHOUT_LABELS = ("density", "vae")
+WITHOUT_LABELS = ("conditionals", "density", "vae")
 SAMPLERS = plugins("ebm_dist.samplers")
 SHAPE = (1, 8, 8)
 
@@ -181,10 +181,7 @@ def test_objectives_train_their_players_and_export_an_energy(name, digits_data, 
         "semi_supervised": {"unsupervised": noise},
         "composite_likelihood": {"joint": {"name": "contrastive_divergence"}},
     }.get(name, {})
-    energy = {
-        "semi_supervised": {"energy": {"name": "classifier"}},
-        "maximum_likelihood": {"energy": {"name": "density", "generator": {"name": "flow"}}},
-    }.get(name, {})
+    energy = {"energy": helpers.ENERGY_FOR[name]} if name in helpers.ENERGY_FOR else {}
     trainer = helpers.build(helpers.params(objective={**own, "name": name}, **energy), digits_data)
     if name == "semi_supervised":
         trainer.labelled = trainer.batch(0)

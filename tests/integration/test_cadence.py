@@ -127,15 +127,15 @@ OBJECTIVES = {
     [(n, s) for n in plugins("ebm_dist.objectives") for s in OBJECTIVES.get(n, [{}])],
 )
 def test_an_objective_says_whether_its_steps_depend_on_their_number(digits_data, name, settings):
-    few = {"energy": {"name": "classifier"}} if name == "semi_supervised" else {}
+    energy = {"energy": helpers.ENERGY_FOR[name]} if name in helpers.ENERGY_FOR else {}
     weights, follows = [], None
     for num_steps in (2, 8):
         params = helpers.params(
             objective={"name": name, **settings}, optimizer=CONSTANT,
-            train={"num_steps": num_steps}, **few,
+            train={"num_steps": num_steps}, **energy,
         )  # fmt: skip
         trainer = helpers.build(params, digits_data)
-        trainer.labelled = trainer.batch(0) if few else None
+        trainer.labelled = trainer.batch(0) if name == "semi_supervised" else None
         for trainer.step in range(2):
             trainer.advance()
         weights.append([p.clone() for net in trainer.averages.values() for p in net.parameters()])

@@ -49,7 +49,7 @@ API_TRAINING, API_SAMPLING, API_MODEL = (
     f"tests/unit/test_api_{name}.py" for name in ("training", "sampling", "model")
 )
 BLOCKS = "tests/statistical/test_blocks.py"
-TABULAR = "tests/unit/test_tabular.py"
+TABULAR, MASKED = "tests/unit/test_tabular.py", "tests/statistical/test_masked_likelihood.py"
 MIXTURE, NORMALISED = "tests/statistical/test_mixture.py", "tests/statistical/test_normalised.py"
 CHAIN_FREE, DISCRETE, LADDER, ANNEALING = (
     f"tests/statistical/test_{name}.py"
@@ -353,6 +353,11 @@ MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "columns in the units of all rows": ("datasets/adbench.py", "Standardisation.of(x[train])", "Standardisation.of(x)", TABULAR),
     "tails of the wrong side": ("metrics/detectors.py", "< 0  # the tail", "> 0  # the tail", TABULAR),
     "what a kernel leaves without its mean": ("evaluation/anomaly.py", "1 - 2 * k.mean(axis=1) + self.mean - along", "1 - along", "tests/unit/test_anomaly_data.py::test_what_a_kernel_leaves_is_the_distance_to_its_components"),
+    "hidden values that are seen": ("energies/conditionals.py", "torch.where(is_hidden, 0.0, x)", "x", MASKED),
+    "a mask that is not seen": ("energies/conditionals.py", "is_hidden.to(x)]", "0 * is_hidden.to(x)]", MASKED),
+    "conditionals without their scale": ("energies/conditionals.py", "F.logsigmoid(-v) - log_scales", "F.logsigmoid(-v)", MASKED),
+    "values counted twice": ("energies/conditionals.py", "total * (self.size / self.passes.sum())", "total", MASKED),
+    "half of the values hidden": ("objectives/masked_likelihood.py", "share = _LEAST + (_MOST - _LEAST) * share", "share = 0.5 + 0 * share", MASKED),
     "no way back of a jump": ("samplers/dmala.py", "log_q(logits(new, step_size), undone)", "log_q(there, chosen)", DISCRETE),
     "jumps at temperature 1": ("samplers/dmala.py", "(state.energy - new.energy) / temperature", "(state.energy - new.energy) * 0.7", DISCRETE),
     "every step is a draw": ("chains/block.py", "[-(start + 1) % thin :: thin]", "[::thin]", BLOCKS),
