@@ -11,7 +11,6 @@ call stopped.
 import argparse
 import itertools
 import math
-import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from benchmarks import circumstances
 from ebm_dist.data import shards
+from ebm_dist.evaluation import Report, over_seeds
 from ebm_dist.evaluation.anomaly import score_detector
 from ebm_dist.files import read_json, write_json
 from ebm_dist.rng import numpy_stream, seeded, stream
@@ -150,18 +150,11 @@ def main() -> None:
         seeds[str(seed)] = after | {"untrained": before}
         print(f"seed {seed}: F1 {after['f1']:.3f}, before training {before['f1']:.3f}", flush=True)
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        content = mean_over(list(seeds.values())) | {"seeds": seeds, "epochs": args.epochs}
-        write_json(args.out, content | circumstances())
-
-
-def mean_over(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the mean of each figure."""
-    return {
-        key: mean_over([run[key] for run in runs])
-        if isinstance(value, dict)
-        else statistics.mean(run[key] for run in runs)
-        for key, value in runs[0].items()
-    }
+        means = over_seeds(
+            {int(s): Report(figures, {}, {}) for s, figures in seeds.items()}
+        ).metrics
+        content = {**means, "seeds": seeds, "epochs": args.epochs, **circumstances()}
+        write_json(args.out, content)
 
 
 if __name__ == "__main__":

@@ -77,11 +77,15 @@ def score(task: Task) -> dict[str, Any]:
     return found
 
 
-def summary(tasks: list[dict[str, Any]], only: set[str] | None = None) -> dict[str, Any]:
-    """Return means, ranks and paired differences over the tables (of ``only``, or all)."""
-    scored = [task for task in tasks if task["scores"] and (not only or task["table"] in only)]
+def summary(tasks: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return means, ranks and paired differences over the tables, of detectors that scored all."""
+    scored = [task for task in tasks if task["scores"]]
     tables = sorted({task["table"] for task in scored})
-    names = list(scored[0]["scores"])
+    if not scored:
+        raise DataError(
+            "no table has normal rows and anomalies in its test part", "use other tables"
+        )
+    names = [n for n in scored[0]["scores"] if all(n in task["scores"] for task in scored)]
     means = {
         key: np.array(
             [
@@ -146,18 +150,19 @@ def main() -> None:
     file, tasks = folder / "metrics.json", list[dict[str, Any]]()
     if file.exists():
         tasks = read_json(file, "tabular")["tasks"]
-    have = {(t["table"], t["seed"]) for t in tasks if set(t["scores"]) >= set(args.detectors)}
+    done = {(t["table"], t["seed"]): t for t in tasks}
     missing = [
-        Task(path, args.protocol, seed, tuple(args.detectors))
+        Task(path, args.protocol, seed, names)
         for seed in range(args.seeds)
         for path in paths
-        if (path.stem, seed) not in have
+        if (names := _unscored(done.get((path.stem, seed)), args.detectors))
     ]
     folder.mkdir(parents=True, exist_ok=True)
     for number, found in enumerate(cluster.each(score, missing, args.workers), 1):
         place = (found["table"], found["seed"])
-        tasks = [t for t in tasks if (t["table"], t["seed"]) != place] + [found]
-        tasks.sort(key=lambda t: (t["table"], t["seed"]))
+        found["scores"] = done.get(place, found)["scores"] | found["scores"]
+        done[place] = found
+        tasks = [done[key] for key in sorted(done)]
         write_json(file, {"protocol": args.protocol, "tasks": tasks})
         print(f"{number} of {len(missing)}: {place[0]}, seed {place[1]}", flush=True)
     whole = summary(tasks)
@@ -166,6 +171,13 @@ def main() -> None:
         folder / "ranks.png", figures.ranks(_ranks(whole), whole["num_tables"], args.protocol)
     )
     print("\n".join(lines(args.protocol, whole)))
+
+
+def _unscored(task: dict[str, Any] | None, names: list[str]) -> tuple[str, ...]:
+    """Return the detectors that a task lacks; none of a table that has no anomalies to score."""
+    if task is None:
+        return tuple(names)
+    return tuple(name for name in names if task["scores"] and name not in task["scores"])
 
 
 def _ranks(content: dict[str, Any]) -> dict[str, float]:

@@ -1,8 +1,8 @@
-"""Tables with anomalies of ADBench (Han et al. 2022), in two protocols.
+"""Tables with anomalies of ADBench (Han et al. 2022), in three protocols.
 
-In both a random half of the normal rows is for training, columns are scaled to mean 0 and standard
-deviation 1 of these rows, and the rest with all anomalies is the test split, label 1 for anomalies.
-Of more than 10,000 rows 10,000 are drawn.
+In two of them a random half of the normal rows is for training, columns are scaled to mean 0 and
+standard deviation 1 of these rows, and the rest with all anomalies is the test split, label 1 for
+anomalies. Of more than 10,000 rows 10,000 are drawn.
 
 ``published`` (Livernoche et al. 2024) draws 1,000 rows *with replacement* from a smaller table
 before it is split, so copies of test rows are among the training rows: a look-up of the nearest one

@@ -1,5 +1,5 @@
 """What several energies share: SiLU with a cheap gradient, spectral normalisation, the linear
-energy of features, and the check for images."""
+energy of features, the density of a mixture of logistics, and the check for images."""
 
 from typing import Any
 
@@ -35,6 +35,18 @@ def linear_energy(layer: nn.Linear, h: Tensor) -> Tensor:
     """
     energy = torch.mv(h.to(layer.weight.dtype), layer.weight[0])  # autocast on a CPU leaves mv out
     return energy if layer.bias is None else energy + layer.bias
+
+
+def logistic_mixture(
+    x: Tensor, log_weights: Tensor, means: Tensor, log_scales: Tensor, dim: int
+) -> Tensor:
+    """Return the log density of each value of ``x``, of its shape, in nats (Salimans et al. 2017).
+
+    The parameters have ``x``'s shape and ``dim`` more, over the logistic distributions.
+    """
+    v = (x.unsqueeze(dim) - means) * (-log_scales).exp()
+    each = log_weights + F.logsigmoid(v) + F.logsigmoid(-v) - log_scales
+    return each.logsumexp(dim=dim)
 
 
 class _Silu(torch.autograd.Function):

@@ -12,11 +12,11 @@ import math
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ebm_dist.config import PositiveInt, section
 from ebm_dist.energies import EnergyModel
+from ebm_dist.energies._layers import logistic_mixture
 from ebm_dist.errors import ConfigError
 
 _LEAST_LOG_SCALE, _MOST_LOG_SCALE, _REACH = -5.0, 3.0, 1.5
@@ -61,10 +61,8 @@ class Conditionals(EnergyModel):
         out = self.layers(seen).view(len(x), self.size, 3, self.num_logistics)
         logits, means, log_scales = out.unbind(dim=2)
         log_scales = log_scales.clamp(_LEAST_LOG_SCALE, _MOST_LOG_SCALE)
-        v = (x[:, :, None] - means - self.start) * (-log_scales).exp()
-        each = logits.log_softmax(dim=2) + F.logsigmoid(v) + F.logsigmoid(-v) - log_scales
-        nll: Tensor = -each.logsumexp(dim=2)
-        return nll
+        log_weights, means = logits.log_softmax(dim=2), means + self.start
+        return -logistic_mixture(x, log_weights, means, log_scales, dim=2)
 
     def forward(
         self, x: Tensor, y: Tensor | None = None, is_hidden: Tensor | None = None

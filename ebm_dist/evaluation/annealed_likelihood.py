@@ -87,12 +87,8 @@ def evaluate(config: Config, subject: Subject) -> Report:
     for name in ("ais", "reverse_ais"):
         e = estimates[name]
         metrics[name] |= defined({"low": e.low, "high": e.high, "ess": e.ess})
-    worst, energy = estimates["worst"], energies[config.split]
-    ends = {
-        f"{config.split}_low": -energy - worst.high,
-        f"{config.split}_high": -energy - worst.low,
-    }
-    metrics["worst"] |= defined(ends)
+    low, high = estimates["worst"].likelihoods(energies[config.split])
+    metrics["worst"] |= defined({f"{config.split}_low": low, f"{config.split}_high": high})
     scored = data[config.split].flatten(1)
     metrics |= {
         "gap": estimates["reverse_ais"].log_z - estimates["ais"].log_z,

@@ -247,13 +247,14 @@ class KernelResidual:
 
         gamma = 1 / (train.shape[1] * (train.var() or 1.0))
         self.kernel: Callable[[Array], Array] = lambda x: rbf_kernel(x, train, gamma)
-        self.mean = self.kernel(train).mean()
+        among = self.kernel(train)
+        self.mean = among.mean()
         self.components = KernelPCA(
             min(_NUM_KERNEL, len(train) - 1),
             kernel="precomputed",
             eigen_solver="randomized",
             random_state=0,
-        ).fit(self.kernel(train))
+        ).fit(among)
 
     def residual(self, x: Array) -> Array:
         """Return the squared distance ``(n,)``."""

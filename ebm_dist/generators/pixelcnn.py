@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ebm_dist.config import PositiveInt, section
+from ebm_dist.energies._layers import logistic_mixture
 from ebm_dist.errors import ConfigError
 from ebm_dist.generators import FlowModel, ImageFlow
 
@@ -104,10 +105,8 @@ class PixelCNN(ImageFlow):
 
     def log_prob(self, x: Tensor) -> Tensor:
         u, log_det = self.scaled(x)
-        log_weights, means, log_scales = self.mixtures(u)
-        v = (u[:, :, None] - means) * (-log_scales).exp()
-        each = log_weights + F.logsigmoid(v) + F.logsigmoid(-v) - log_scales
-        return each.logsumexp(dim=2).flatten(1).sum(dim=1) + log_det
+        each = logistic_mixture(u, *self.mixtures(u), dim=2)
+        return each.flatten(1).sum(dim=1) + log_det
 
     def draw(self, z: Tensor) -> tuple[Tensor, Tensor]:
         channels, height, width = self.shape

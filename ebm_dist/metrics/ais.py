@@ -43,6 +43,10 @@ class Estimate(NamedTuple):
     """Effective number of chains, (sum w)^2 / sum w^2. If it is small, do not trust the estimate or
     the interval"""
 
+    def likelihoods(self, mean_energy: float) -> tuple[float, float]:
+        """Return the low and the high end of the mean log-likelihood of data of a mean energy."""
+        return -mean_energy - self.high, -mean_energy - self.low
+
 
 @torch.no_grad()
 def exact_log_z(weights: Weights) -> float:

@@ -353,6 +353,8 @@ def each(work: Callable[[T], R], items: Sequence[T], num_workers: int) -> Iterat
     ``work`` is a function of a module. Connects to a cluster, and disconnects at the end. Raise
     :class:`ClusterError` where a process keeps dying, and what ``work`` raises.
     """
+    if not items:
+        return
     import ray
 
     start(Config(workers=num_workers), 1)

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from ebm_dist.errors import DataError
 from pipelines import tabular
 from tests.helpers import ROOT
 
@@ -23,10 +24,9 @@ def tables(tmp_path):
     return tmp_path
 
 
-def command(folder, *more):
-    names = ("1 neighbour", "Mahalanobis")
+def command(folder, *names):
     call = [sys.executable, "-m", "pipelines.tabular", "--sets", "tables", "--seeds", "2"]
-    call += ["--out", "out", *more, "--detectors", *names]
+    call += ["--out", "out", "--detectors", *names]
     environment = {"PYTHONPATH": str(ROOT)}
     return subprocess.run(
         call, cwd=folder, env=os.environ | environment, capture_output=True, text=True, check=False
@@ -36,7 +36,7 @@ def command(folder, *more):
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_each_table_and_seed_is_a_task_and_a_second_call_goes_on(tables):
-    done = command(tables)
+    done = command(tables, "1 neighbour", "Mahalanobis")
     assert done.returncode == 0, done.stderr
     assert "4 of 4" in done.stdout and "leak_free: 2 tables" in done.stdout
     content = json.loads((tables / "out/metrics.json").read_text())
@@ -48,10 +48,17 @@ def test_each_table_and_seed_is_a_task_and_a_second_call_goes_on(tables):
     means = [t["scores"]["Mahalanobis"]["auroc"] for t in content["tasks"]]
     assert content["detectors"]["Mahalanobis"]["auroc"] == pytest.approx(np.mean(means))
     assert (tables / "out/ranks.png").read_bytes().startswith(b"\x89PNG")
-    again = command(tables)
+    again = command(tables, "1 neighbour", "Mahalanobis")
     assert again.returncode == 0 and " of 4" not in again.stdout
+    more = command(tables, "Mahalanobis", "ECOD")
+    assert more.returncode == 0 and "4 of 4" in more.stdout
+    after = json.loads((tables / "out/metrics.json").read_text())
+    assert set(after["detectors"]) == {"1 neighbour", "Mahalanobis", "ECOD"}
+    assert after["detectors"]["Mahalanobis"] == content["detectors"]["Mahalanobis"] | {
+        "rank": after["detectors"]["Mahalanobis"]["rank"]
+    }
     (tables / "tables/3_broken.npz").write_bytes(b"no archive")
-    broken = command(tables)
+    broken = command(tables, "Mahalanobis")
     assert broken.returncode == 4 and "3_broken.npz: is no .npz" in broken.stderr
     assert len(json.loads((tables / "out/metrics.json").read_text())["tasks"]) == 4
 
@@ -75,5 +82,8 @@ def test_a_summary_has_means_ranks_and_paired_intervals():
     assert ours["rank"] == 1.25 and other["rank"] == 1.75  # the first table is a tie
     assert other["behind"]["mean"] == pytest.approx(0.2)
     assert other["behind"]["interval"][0] < 0 < other["behind"]["interval"][1]
-    assert tabular.summary(tasks, only={"b"})["detectors"]["EnergyDetector"]["auroc"] == 0.9
+    tasks[0]["scores"]["new"] = tasks[0]["scores"]["other"]  # of a call that was interrupted
+    assert set(tabular.summary(tasks)["detectors"]) == {"EnergyDetector", "other"}
+    with pytest.raises(DataError, match="no table has normal rows and anomalies"):
+        tabular.summary(tasks[3:])
     assert "+20.00" in "\n".join(tabular.lines("leak_free", found))

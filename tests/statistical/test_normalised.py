@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ebm_dist import config
-from ebm_dist.energies import averages_of, density, vae
+from ebm_dist.energies import averages_of, vae
 from ebm_dist.errors import ConfigError
 from ebm_dist.generators import pixelcnn
 from ebm_dist.objectives import Batch, StepContext, maximum_likelihood
@@ -164,13 +164,7 @@ def test_what_has_no_likelihood_is_refused(changes, message):
         config.from_values(helpers.values(**changes), Path("test"))
 
 
-def test_energies_without_labels_refuse_them():
-    for plugin, own in (
-        (density, {"generator": pixelcnn.Config()}),
-        (vae, {}),
-    ):
-        with pytest.raises(ConfigError, match="has no labels"):
-            plugin.build(plugin.Config(**own), shape=(1, 8, 8), num_classes=3)
+def test_shapes_that_a_vae_cannot_have_are_refused():
     with pytest.raises(ConfigError, match=r"set energy\.channels"):
         vae.build(vae.Config(channels=()), shape=(1, 8, 8), num_classes=0)
     with pytest.raises(ConfigError, match="halves images 1 times"):
