@@ -570,10 +570,12 @@ def main() -> None:
         },
         "objectives.md": {
             "objectives": objectives(in_plane),
+            "image_objectives": image_objectives(read("image_objectives")),
             "label_losses": label_losses(read("label_losses")),
         },
         "rbm.md": {
             "reweighting": reweighting(read("reweighting")),
+            "mixing": mixing(read("mixing")),
         },
     }
     for page, parts in pages.items():

@@ -9,7 +9,7 @@ Baselines are the norm of the energy's gradient, chance, and detectors without a
 from the same rows. Where the inliers have labels, two more kinds of detectors use them: the same
 network trained on the labels alone (Hendrycks & Gimpel 2017; Liu et al. 2020), and the distance to
 the nearest class (Lee et al. 2018). If the model also learnt p(y | x), its energy is combined with
-the entropy of the class.
+the entropy of the class. If it has a generator, a score is what that cannot make of a row.
 """
 
 from collections.abc import Callable
@@ -22,22 +22,33 @@ import torch.nn.functional as F
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
-from ebm_dist.config import Mismatch, Params, Positive, PositiveInt, Probability, section
+from ebm_dist.config import (
+    Mismatch,
+    NonNegativeInt,
+    Params,
+    Positive,
+    PositiveInt,
+    Probability,
+    section,
+)
 from ebm_dist.data import shards
 from ebm_dist.energies import build_energy, score
 from ebm_dist.errors import DataError
 from ebm_dist.evaluation import Needs, Report, Subject, check_finite
 from ebm_dist.evaluation._baselines import Array, FittedGaussian, rows
+from ebm_dist.metrics import inversion
+from ebm_dist.models import TrainedModel
 from ebm_dist.report import figures
 from ebm_dist.rng import numpy_stream
 
 _BATCH = 128  # labelled rows per update
 _NUM_NEIGHBOURS = 5
 _MAX_KERNEL, _NUM_KERNEL, _PART = 2000, 50, 10_000  # rows and components of a kernel; rows at once
-_ENERGY, _GIVEN_INK, _WITH_DOUBT, _CHANCE = (
+_ENERGY, _GIVEN_INK, _WITH_DOUBT, _REMADE, _CHANCE = (
     "E (model)",
     "E given ink (model)",
     "E and doubt (model)",
+    "error of the generator (model)",
     "chance",
 )
 
@@ -56,6 +67,8 @@ class Config:
     """Updates of the network trained on the inliers' labels alone."""
     supervised_lr: Positive = 1e-3
     """Learning rate of Adam for that network."""
+    inversion_steps: NonNegativeInt = 1000
+    """Updates of the encoder of a generator, for the error of what it makes of a row; 0 for none."""
     split: str = "test"
     """The split to score: ``val`` to choose settings, ``test`` to report."""
 
@@ -102,6 +115,8 @@ def evaluate(config: Config, subject: Subject) -> Report:
     }
     if train.ndim == 4 and np.ptp(_ink(train)):
         scorers[_GIVEN_INK] = _given_ink(scorers[_ENERGY], train)
+    if "generator" in subject.model.other_players and config.inversion_steps:
+        scorers[_REMADE] = _remade(config, subject.model, train)
     scorers |= _baselines(config, subject, train) | _by_class(config, subject)
     by_scorer = {name: scorer(test) for name, scorer in scorers.items()}
     for name, values in by_scorer.items():
@@ -182,6 +197,15 @@ def _given_ink(energy: Callable[[Tensor], Array], train: Tensor) -> Callable[[Te
     """
     expected = np.polynomial.Polynomial.fit(_ink(train), energy(train), deg=2)
     return lambda x: energy(x) - expected(_ink(x))
+
+
+def _remade(config: Config, model: TrainedModel, train: Tensor) -> Callable[[Tensor], Array]:
+    """Return the error of what the generator makes of a row (BiGAN's and AnoGAN's score)."""
+    generator = model.generator
+    error = inversion.error(
+        generator, generator.latent_size, train, config.inversion_steps, config.supervised_lr
+    )
+    return lambda x: error(x).double().numpy()
 
 
 def _baselines(

@@ -53,6 +53,10 @@ class Config(ObjectiveConfig):
     negative_penalty: NonNegative = 0.0
     """Weight of the squared norm of the energy's gradient at the generator's samples (Huang et al.
     2024). Kumar et al. do not have this term."""
+    lipschitz_weight: NonNegative = 0.0
+    """Weight of ``(|dE/dx| - 1)^2`` at a random point between each row of the data and a sample
+    (Gulrajani et al. 2017). With ``loss: linear``, ``mi_weight: 0`` and no other penalty this is
+    their WGAN-GP."""
     mi_weight: NonNegative = 0.5
     """Weight of the mutual information in the generator's loss."""
     information: Literal["jensen_shannon", "kullback_leibler"] = "jensen_shannon"
@@ -66,7 +70,7 @@ class Config(ObjectiveConfig):
     statistics_hidden: tuple[PositiveInt, ...] = (128, 128, 128)
     """Width of each hidden layer of the statistics network; the first also gets the latent."""
 
-    added_keys = ("information",)
+    added_keys = ("information", "lipschitz_weight")
 
     @property
     def follows_length(self) -> bool:
@@ -167,13 +171,18 @@ class MaximumEntropyGenerator(Objective):
         return mutual_information(statistics, x, z, self.config.information)
 
     def _energy_turn(self, positive: Tensor, negative: Tensor, context: StepContext) -> Turn:
-        x = torch.cat([positive, negative]).requires_grad_()
+        parts = [positive, negative]
+        if self.config.lipschitz_weight:
+            generator = context.stream("lipschitz")
+            size = (len(positive), *(1,) * (positive.ndim - 1))
+            share = torch.rand(size, generator=generator, device=positive.device)
+            parts.append(share * positive + (1 - share) * negative)
+        x = torch.cat(parts).requires_grad_()
         energy = context.players["energy"](x)
         (gradient,) = torch.autograd.grad(energy.sum(), x, create_graph=True)
-        squared_norm_pos, squared_norm_neg = (
-            g.mean() for g in (gradient**2).flatten(1).sum(dim=1).chunk(2)
-        )
-        energy_pos, energy_neg = energy.chunk(2)
+        squared = (gradient**2).flatten(1).sum(dim=1).split(len(positive))
+        squared_norm_pos, squared_norm_neg = squared[0].mean(), squared[1].mean()
+        energy_pos, energy_neg = energy.split(len(positive))[:2]
         if self.config.loss == "linear":
             loss = energy_pos.mean() - energy_neg.mean()
         elif self.config.loss == "logistic":
@@ -183,6 +192,9 @@ class MaximumEntropyGenerator(Objective):
         loss = loss + self.config.gradient_penalty * squared_norm_pos
         if self.config.negative_penalty:
             loss = loss + self.config.negative_penalty * squared_norm_neg
+        for between in squared[2:]:
+            norm = (between + 1e-12).sqrt()  # has a gradient where the energy is flat
+            loss = loss + self.config.lipschitz_weight * ((norm - 1) ** 2).mean()
         energies = {
             "energy_pos": energy_pos.mean(),
             "energy_neg": energy_neg.mean(),

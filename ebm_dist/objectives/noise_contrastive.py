@@ -102,6 +102,8 @@ class Config(ObjectiveConfig):
 class LogPartition(nn.Module):
     """The parameter c, and the state of the turns, as buffers so that checkpoints save it."""
 
+    start: Tensor
+    """Where c starts: odds that are even at an energy of 0"""
     accuracy: Tensor
     """Moving average of the share of data and noise told apart"""
     is_noises: Tensor
@@ -114,13 +116,14 @@ class LogPartition(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.value = nn.Parameter(torch.zeros(()))
+        self.register_buffer("start", torch.tensor(0.0))
         self.register_buffer("accuracy", torch.tensor(0.5))
         self.register_buffer("is_noises", torch.tensor(False))
         self.register_buffer("turn_steps", torch.tensor(0))
         self.register_buffer("noise_updates", torch.tensor(0))
 
     def forward(self) -> Tensor:
-        return self.value
+        return self.start + self.value
 
 
 def value(u_data: Tensor, u_noise: Tensor, ratio: int) -> Tensor:
@@ -159,8 +162,11 @@ class NoiseContrastive(Objective):
             yield self._noise_turn(batch, context)
 
     def observe(self, step: int, means: Mapping[str, float]) -> None:
-        """Update the moving average of the accuracy, and decide which turn the next step has."""
+        """Set where c starts; update the moving average of the accuracy, and decide which turn the
+        next step has."""
         config, state = self.config, self.log_z
+        if step == max(config.pretraining - 1, 0):
+            state.start.fill_(means["nll_generator"])
         if config.noise_learns == "never" or step < config.pretraining + config.energy_lead:
             return
         state.accuracy.lerp_(

@@ -107,9 +107,14 @@ def value_at(metrics: Mapping[str, Any], key: str) -> float:
     return float(value)
 
 
+def recipes_of(entry: Mapping[str, Any]) -> list[str]:
+    """Return the recipes of an entry of results.yaml."""
+    return [entry["recipe"]] if isinstance(entry["recipe"], str) else list(entry["recipe"])
+
+
 def row(name: str, entry: Mapping[str, Any], reports: Path) -> dict[str, Any]:
     """Return one row: the mean over seeds, its 95 % t-interval, its references and its origin."""
-    recipes = [entry["recipe"]] if isinstance(entry["recipe"], str) else entry["recipe"]
+    recipes = recipes_of(entry)
     replicates = _replicates(entry["metric"], recipes, reports)
     values = list(replicates.values())
     runs = [
@@ -361,7 +366,7 @@ def markdown(rows: list[dict[str, Any]], unmeasured: Mapping[str, Mapping[str, A
         ]
         lines += [
             _line(
-                f"`{name}`", entry["what"], entry["unmeasured"], f"`{_command([entry['recipe']])}`"
+                f"`{name}`", entry["what"], entry["unmeasured"], f"`{_command(recipes_of(entry))}`"
             )
             for name, entry in unmeasured.items()
         ]

@@ -15,6 +15,7 @@ from ebm_dist.energies import score
 from ebm_dist.errors import ConfigError, DataError
 from ebm_dist.evaluation import density
 from ebm_dist.generators import LatentEnergy
+from ebm_dist.metrics import inversion
 from ebm_dist.models import latent
 from ebm_dist.objectives import meg
 from ebm_dist.rng import stream
@@ -99,6 +100,25 @@ def test_the_energy_s_turn_is_a_plain_transcript(toy, loss, negative_penalty):
     torch.testing.assert_close(found[0].loss, expected)
     same_gradients(energy, found[0].loss, expected)
     torch.testing.assert_close(found[0].metrics["score_norm_pos"], squared_norm(x).sqrt())
+
+
+def test_the_penalty_of_wgan_gp_is_between_data_and_samples(toy):
+    """Gulrajani et al. 2017, Algorithm 1, line 7."""
+    own = {"lipschitz_weight": 10.0, "gradient_penalty": 0.0, "loss": "linear"}
+    players, found, x, z = turns(toy, objective=own)
+    energy, fake = players["energy"], players["generator"](z["energy"]).detach()
+    trainer = helpers.build(params(objective=own), toy)
+    trainer.step = 1
+    share = torch.rand(len(x), 1, generator=trainer.context(0).stream("lipschitz"))
+    between = (fake + share * (x - fake)).requires_grad_()
+    rows = [
+        torch.autograd.grad(energy(between[i : i + 1]).sum(), between, create_graph=True)[0][i]
+        for i in range(len(x))
+    ]
+    penalty = torch.stack([(row.norm() - 1) ** 2 for row in rows]).mean()
+    expected = energy(x).mean() - energy(fake).mean() + 10 * penalty
+    torch.testing.assert_close(found[0].loss, expected)
+    same_gradients(energy, found[0].loss, expected)
 
 
 @pytest.mark.parametrize("loss", ["linear", "relativistic"])
@@ -332,3 +352,18 @@ def test_a_plugin_in_a_plugin_is_checked_like_any(change, expected):
         params(optimizer={"lr_factors": {"generatr": 2.0}})
     own = params()
     assert config.from_values(own.as_dict(), Path("again")) == own
+
+
+def test_what_a_generator_cannot_make_is_the_distance_to_its_samples():
+    generator = torch.nn.Linear(2, 3, bias=False)
+    with torch.no_grad():
+        generator.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.0, 0.0]]))
+    made = generator(torch.randn(500, 2, generator=stream(0, "test"))).detach()
+    weight = generator.weight.clone()
+    error = inversion.error(generator, 2, made, 1500, 3e-3)
+    assert error(made).mean() < 0.03
+    torch.testing.assert_close(
+        error(made + torch.tensor([0.0, 0.0, 1.5])).mean(), torch.tensor(1.5**2), rtol=0, atol=0.3
+    )
+    assert torch.equal(generator.weight, weight) and generator.weight.requires_grad
+    torch.testing.assert_close(inversion.error(generator, 2, made, 1500, 3e-3)(made), error(made))

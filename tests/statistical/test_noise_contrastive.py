@@ -269,10 +269,11 @@ def test_whose_turn_is_next(toy):
         seen = []
         for step, accuracy in enumerate(accuracies, first_step):
             seen.append("f" if objective.log_z.is_noises else "e")
-            objective.observe(step, {"accuracy": accuracy})
+            objective.observe(step, {"accuracy": accuracy, "nll_generator": 3.0 + step})
         return "".join(seen)
 
     assert turns_of([0.9, 0.9], first_step=0) == "ee"  # pretraining and lead decide nothing
+    assert objective.log_z() == 4.0  # c starts where the pretraining ended
     # told apart: the energy's turn ends after its least length; the flow learns until they are not, or for its longest
     assert turns_of([0.9] * 3 + [0.5] + [0.5] * 4 + [0.9] * 4) == "eeff" + "eeee" + "ffff"
     assert objective.log_z.noise_updates == 6
