@@ -73,7 +73,8 @@ def systems() -> dict[str, list[dict[str, Any]]]:
 def picture(row: dict[str, Any]) -> bytes:
     """Draw the figure of a system: reached, published, and the values to compare with."""
     published = {} if row["published"] is None else {"published": row["published"]}
-    values = {"reached": row["reached"], **published, **dict(table.ranked(row)), **row["beside"]}
+    beside = {label: value for label, value in row["beside"].items() if value is not None}
+    values = {"reached": row["reached"], **published, **dict(table.ranked(row)), **beside}
     return figures.bars(
         values, row["interval"] and tuple(row["interval"]), f"{row['id']}: {row['what']}"
     )

@@ -68,7 +68,7 @@ class Config:
     supervised_lr: Positive = 1e-3
     """Learning rate of Adam for that network."""
     inversion_steps: NonNegativeInt = 1000
-    """Updates of the encoder of a generator, for the error of what it makes of a row; 0 for none."""
+    """Updates of the encoder that gives a generator the code of a row; 0 for no such score."""
     split: str = "test"
     """The split to score: ``val`` to choose settings, ``test`` to report."""
 

@@ -133,6 +133,10 @@ def row(name: str, entry: Mapping[str, Any], reports: Path) -> dict[str, Any]:
         "beside": {
             label: _reference(reference, recipes, reports)
             for label, reference in entry.get("beside", {}).items()
+        }
+        | {
+            label: _reached(metric, recipes, reports)
+            for label, metric in entry.get("reached_after", {}).items()
         },
         "hardware": runs[0]["hardware"],
         "workers": runs[0]["workers"],
@@ -155,6 +159,14 @@ def _baselines(entry: Mapping[str, Any], recipes: list[str], reports: Path) -> d
         label: _reference(reference, recipes, reports)
         for label, reference in {**found, **entry.get("baselines", {})}.items()
     }
+
+
+def _reached(metric: str, recipes: list[str], reports: Path) -> float | None:
+    """Return the mean of ``<suite>.<key>``, or None where a seed has none: it was not reached."""
+    try:
+        return _reference(metric, recipes, reports)
+    except DataError:
+        return None
 
 
 def _ends(
@@ -394,7 +406,7 @@ def system_page(
             "published": f"{_published(row)} ({row['source']})",
             "verdict": verdict(row),
             **{f"baseline: {label}": f"{value:.4g}" for label, value in ranked(row)},
-            **{label: f"{value:.4g}" for label, value in row["beside"].items()},
+            **{label: number(value) for label, value in row["beside"].items()},
         }
         lines += [
             f"## {row['id']}",
@@ -444,7 +456,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         ", ".join(f"{value:.4g}" for value in row["seeds"].values()) or "1",
         _strongest(row),
         verdict(row),
-        "; ".join([*(f"{k} {v:.4g}" for k, v in _others(row).items()), *_seen(row)]) or "-",
+        "; ".join([*(f"{k} {v}" for k, v in _others(row).items()), *_seen(row)]) or "-",
         f"{np.mean(row['seconds']):.0f} s a seed",
         _code(row),
         f"`{row['command']}`",
@@ -455,9 +467,15 @@ def _seen(row: dict[str, Any]) -> list[str]:
     return [f"judged data seen before: {row['seen']}"] if row["seen"] else []
 
 
-def _others(row: dict[str, Any]) -> dict[str, float]:
+def _others(row: dict[str, Any]) -> dict[str, str]:
     """Return the baselines after the strongest, and the numbers beside."""
-    return {**dict(ranked(row)[1:]), **row["beside"]}
+    numbers = {**dict(ranked(row)[1:]), **row["beside"]}
+    return {label: number(value) for label, value in numbers.items()}
+
+
+def number(value: float | None) -> str:
+    """Return a number as the pages show it."""
+    return "not reached" if value is None else f"{value:.4g}"
 
 
 def _code(row: dict[str, Any]) -> str:
