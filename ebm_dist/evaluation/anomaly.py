@@ -32,7 +32,7 @@ from ebm_dist.config import (
     section,
 )
 from ebm_dist.data import shards
-from ebm_dist.energies import build_energy, score
+from ebm_dist.energies import build_energy, by_class, score
 from ebm_dist.errors import DataError
 from ebm_dist.evaluation import Needs, Report, Subject, check_finite
 from ebm_dist.evaluation._baselines import Array, FittedGaussian, rows
@@ -306,9 +306,7 @@ def _by_class(config: Config, subject: Subject) -> dict[str, Callable[[Tensor], 
     @torch.no_grad()
     def logits(x: Tensor) -> Tensor:
         classes = torch.arange(num_classes)
-        return -torch.cat(
-            [network(part, classes.expand(len(part), num_classes)) for part in x.split(1000)]
-        ).double()
+        return -torch.cat([by_class(network, part, classes) for part in x.split(1000)]).double()
 
     def distance_to_classes(x: Tensor) -> Array:
         return cdist(rows(x) @ root, means @ root).min(axis=1)  # type: ignore[no-any-return]
@@ -366,7 +364,7 @@ def _supervised(config: Config, subject: Subject, x: Tensor, y: Tensor) -> torch
     for _ in range(config.supervised_steps):
         batch = torch.from_numpy(generator.choice(len(x), min(_BATCH, len(x)), replace=False))
         optimizer.zero_grad()
-        logits = -network(x[batch], classes.expand(len(batch), num_classes))
+        logits = -by_class(network, x[batch], classes)
         F.cross_entropy(logits, y[batch]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return network.requires_grad_(False)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ebm_dist.config import Mismatch, Params, Positive, PositiveInt, section
 from ebm_dist.data import shards
-from ebm_dist.energies import build_energy
+from ebm_dist.energies import build_energy, by_class
 from ebm_dist.evaluation import Needs, Report, Subject, check_finite
 from ebm_dist.report import figures
 from ebm_dist.rng import numpy_stream
@@ -69,11 +69,8 @@ def evaluate(config: Config, subject: Subject) -> Report:
     check_finite(probabilities, "evaluation.classification: p(k | x) of the energy")
     supervised = _supervised(config, model.params, labelled, labels, num_classes)
     with torch.no_grad():
-        of_supervised = (
-            torch.cat([_by_class(supervised, part, num_classes) for part in x.split(1000)])
-            .neg()
-            .softmax(dim=1)
-        )
+        parts = [by_class(supervised, part, torch.arange(num_classes)) for part in x.split(1000)]
+    of_supervised = (-torch.cat(parts)).softmax(dim=1)
     rows: dict[str, dict[str, float]] = {
         "p(k | x) of the energy": score_predictions(truth, probabilities),
         "same network, labels alone": score_predictions(truth, of_supervised.double().numpy()),
@@ -129,15 +126,6 @@ def _bins(right: npt.NDArray[np.bool_], confidence: Array) -> list[tuple[float, 
     ]
 
 
-def _by_class(energy: torch.nn.Module, x: Tensor, num_classes: int) -> Tensor:
-    """Return energies ``(n, num_classes)`` of samples ``(n, *shape)`` under each label."""
-    if getattr(energy, "has_heads", False):
-        return energy(x, torch.arange(num_classes).expand(len(x), -1))  # type: ignore[no-any-return]
-    labels = torch.arange(num_classes).repeat(len(x))
-    energies: Tensor = energy(x.repeat_interleave(num_classes, dim=0), labels)
-    return energies.view(len(x), num_classes)
-
-
 def _supervised(
     config: Config, params: Params, x: Tensor, y: Tensor, num_classes: int
 ) -> torch.nn.Module:
@@ -145,12 +133,13 @@ def _supervised(
     network = build_energy(params, tuple(x.shape[1:]), num_classes)
     optimizer = torch.optim.Adam(network.parameters(), lr=config.supervised_lr)
     rng, every = numpy_stream(0, "classification/supervised"), torch.arange(len(x))
+    classes = torch.arange(num_classes)
     for _ in range(config.supervised_steps):
         rows = every
         if len(x) > config.supervised_batch:
             rows = torch.from_numpy(rng.choice(len(x), config.supervised_batch, replace=False))
         optimizer.zero_grad()
-        logits = -_by_class(network, x[rows], num_classes)
+        logits = -by_class(network, x[rows], classes)
         F.cross_entropy(logits, y[rows]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return network.requires_grad_(False)
@@ -207,9 +196,10 @@ def _regions(config: Config, subject: Subject, labelled: Tensor, labels: Tensor)
     side = torch.linspace(-config.extent, config.extent, _SIDE)
     points = torch.stack(torch.meshgrid(side, side, indexing="xy"), dim=-1).reshape(-1, 2)
     model, num_classes = subject.model, subject.data.num_classes
+    classes = torch.arange(num_classes)
     with torch.no_grad():
         log_joint = -torch.cat(
-            [_by_class(model.energy, part, num_classes) for part in points.split(10000)]
+            [by_class(model.energy, part, classes) for part in points.split(10000)]
         )
     names = subject.data.class_names
     density = (log_joint - log_joint.max()).exp()
@@ -218,7 +208,7 @@ def _regions(config: Config, subject: Subject, labelled: Tensor, labels: Tensor)
         **{f"p(x, {names[k]}) over its largest": density[:, k] for k in range(num_classes)},
     }
     shown = {name: values.view(_SIDE, _SIDE).numpy() for name, values in maps.items()}
-    by_class = {f"labelled {names[k]}": labelled[labels == k].numpy() for k in range(num_classes)}
+    points_of = {f"labelled {names[k]}": labelled[labels == k].numpy() for k in range(num_classes)}
     return figures.regions(
-        shown, by_class, config.extent, "Probability of a class, and joint densities"
+        shown, points_of, config.extent, "Probability of a class, and joint densities"
     )

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ebm_dist.config import Params, Positive, section
+from ebm_dist.energies import by_class
 from ebm_dist.objectives import Batch, Objective, ObjectiveConfig, StepContext, Turn
 from ebm_dist.samplers import Bounds, Kernel
 
@@ -110,10 +111,9 @@ class Discriminative(Objective):
         yield Turn("energy", losses.mean(), metrics, means)
 
     def _energies(self, batch: Batch, context: StepContext) -> Energies:
-        classes, n = context.replay.classes, len(batch.x)
+        classes = context.replay.classes
         labels = torch.arange(classes.start, classes.stop, device=batch.x.device)
-        repeated = batch.x.repeat_interleave(len(labels), dim=0)
-        every = context.players["energy"](repeated, labels.repeat(n)).view(n, -1)
+        every = by_class(context.players["energy"], batch.x, labels)
         is_right = labels == batch.y[:, None]
         wrong = every.masked_fill(is_right, torch.inf)
         return Energies((every * is_right).sum(dim=1), wrong.amin(dim=1), every)
