@@ -3,11 +3,12 @@
 #
 # 900 inliers and 100 outliers, six standard deviations apart. As scores around 0, AUROC is .99998. The
 # same scores times 10 plus 100, as energies in nats are: AUROC .5, FPR95 1.0, as of chance; minus 100,
-# .99998 again, and AUPR-IN that of chance. The library hands scores to torchmetrics, which takes values outside [0, 1] for logits and
-# puts them through a sigmoid: in float32 all above 17 become 1 and tie (float64 lasts to 37). Ties are
-# then paid as a gift: a constant score has AUPR-OUT .55 where a tenth are outliers, a trapezoid from
-# precision .1 to 1; that of the average precision is .1. And void_label=0 drops nothing, because 0 is
-# taken for "no label". Guess before the run: AUROC depends on the order of the scores alone.
+# .99998 again, and AUPR-IN that of chance. The library hands scores to torchmetrics, which takes
+# values outside [0, 1] for logits and puts them through a sigmoid: in float32 all above 17 become 1 and
+# tie (float64 lasts to 37). Ties are then paid as a gift: a constant score has AUPR-OUT .55 where a
+# tenth are outliers, a trapezoid from precision .1 to 1; its average precision is .1. And
+# void_label=0 drops nothing, because 0 is taken for "no label". Guess before the run: AUROC depends
+# on the order of the scores alone.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
