@@ -184,7 +184,7 @@ def score(energy: EnergyFn, x: Tensor) -> tuple[Tensor, Tensor]:
     return value.detach(), -gradient
 
 
-def by_class(energy: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
+def by_class(energy: Callable[..., Any], x: Tensor, labels: Tensor) -> Tensor:
     """Return energies ``(n, k)`` of samples ``(n, *shape)`` under each of the labels ``(k,)``."""
     if getattr(getattr(energy, "module", energy), "has_heads", False):  # of a wrapper for gradients
         return energy(x, labels.expand(len(x), -1))  # type: ignore[no-any-return]

@@ -11,6 +11,7 @@ base (:func:`reverse`), log Z is too large. Restricted Boltzmann machines have a
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from torch import Generator, Tensor
 from ebm_dist.energies import EnergyFn
 from ebm_dist.metrics.ais import Estimate, check, estimate
 from ebm_dist.rng import bernoulli
-from ebm_dist.samplers import STEPPED, Kernel
+from ebm_dist.samplers import STEPPED, Info, Kernel, gibbs_with_gradients
 
 Betas = Sequence[float]
 """Inverse temperatures"""
@@ -54,6 +55,23 @@ def _log_z_of(base: Tensor) -> float:
     return F.softplus(base.double()).sum().item()
 
 
+def with_single_changes(kernel: Kernel) -> Kernel:
+    """Return a kernel of binary states, each step followed by one of Gibbs with gradients.
+
+    Where an energy is steep, DMALA proposes to change hundreds of variables at once, and may be
+    refused for ever. Changes of one variable leave such states. Info has the acceptance of
+    ``kernel``.
+    """
+    single = gibbs_with_gradients.build(gibbs_with_gradients.Config(), bounds=None)
+
+    def step(target: EnergyFn, state: Any, generator: Generator) -> tuple[Any, Info]:
+        state, info = kernel.step(target, state, generator)
+        state, after = single.step(target, state, generator)
+        return state, info._replace(energy=after.energy, score_norm=after.score_norm)
+
+    return Kernel(kernel.init, step)
+
+
 @torch.no_grad()
 def _anneal(
     energy: EnergyFn, kernel: Kernel, base: Tensor, betas: Betas, x: Tensor, generator: Generator
@@ -61,7 +79,7 @@ def _anneal(
     """Return log w ``(num_chains,)`` in float64, from ``x``, which are draws at ``betas[0]``."""
     log_w = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     for old, new in pairwise(betas):
-        target = _Between(energy, base, new)
+        target = Between(energy, base, new)
         state = kernel.init(target, x)
         # at x, the energy is (1 - new) base + new E, of which both parts are needed
         of_base = target.base_energy(x)
@@ -73,8 +91,8 @@ def _anneal(
     return log_w
 
 
-class _Between:
-    """The energy ``(1 - beta) E_0 + beta E``."""
+class Between:
+    """The energy ``(1 - beta) E_0 + beta E``; ``base (*shape)`` has the logits of E_0."""
 
     def __init__(self, energy: EnergyFn, base: Tensor, beta: float) -> None:
         self.energy, self.base, self.beta = energy, base, beta

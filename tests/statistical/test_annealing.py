@@ -6,7 +6,7 @@ import torch
 from ebm_dist.metrics import annealing
 from ebm_dist.metrics.ais import schedule
 from ebm_dist.rng import stream
-from ebm_dist.samplers import dmala, gibbs_with_gradients
+from ebm_dist.samplers import dmala, gibbs_with_gradients, run_chain
 from tests.statistical.targets import Ising
 
 NUM_CHAINS = 1000
@@ -16,6 +16,8 @@ KERNELS = {
     "gibbs_with_gradients": gibbs_with_gradients.build(gibbs_with_gradients.Config(), bounds=None),
     "dmala": dmala.build(dmala.Config(step_size=0.3), bounds=None),
 }
+
+KERNELS["dmala and single changes"] = annealing.with_single_changes(KERNELS["dmala"])
 
 
 class Lattice:
@@ -47,8 +49,23 @@ def test_both_runs_give_the_exact_log_z(name):
         assert abs(estimate.log_z - LOG_Z) < 4 * error
 
 
+def test_chains_that_are_refused_for_ever_get_out_by_single_changes():
+    """Every bit wants to change, and all together change nothing: of 16 bits 8 are wanted."""
+
+    def energy(x):
+        return 5 * (x.flatten(1).sum(1) - 8) ** 2
+
+    start = torch.ones(20, 1, 4, 4)
+    ends = [
+        run_chain(KERNELS[name], energy, start, 50, stream(0, "stuck"))[0].flatten(1).sum(1)
+        for name in ("dmala", "dmala and single changes")
+    ]
+    assert set(ends[0].tolist()) <= {0.0, 16.0}
+    assert (ends[1] - 8).abs().max() <= 1
+
+
 def test_an_energy_that_is_the_base_has_its_log_z():
-    energy = annealing._Between(TARGET, BASE, 0.0)
+    energy = annealing.Between(TARGET, BASE, 0.0)
     found = annealing.forward(energy, KERNELS["dmala"], BASE, [0.0, 0.4, 1.0], 3, stream(0, "same"))
     expected = torch.nn.functional.softplus(BASE).sum().item()
     assert found.log_z == pytest.approx(expected, abs=1e-4) and found.ess == pytest.approx(3)

@@ -240,6 +240,7 @@ MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "AIS without annealed biases": ("metrics/ais.py", "(1 - new) * base + new * weights.visible_input(h)", "weights.visible_input(h)", RBM),
     "annealing with weights upside down": ("metrics/annealing.py", "(of_base - of_energy)", "(of_energy - of_base)", ANNEALING),
     "annealing that takes the mixture for the energy": ("metrics/annealing.py", "(state.energy - (1 - new) * of_base) / new", "state.energy", ANNEALING),
+    "no change of a single variable": ("metrics/annealing.py", "state, after = single.step(target, state, generator)", "after = info", ANNEALING),
     "annealing without the base's log Z": ("metrics/annealing.py", "F.softplus(base.double()).sum().item()", "0.0", ANNEALING),
     "a reverse run that is read forwards": ("metrics/ais.py", "    if is_reverse:", "    if False:", ANNEALING),
     "a short schedule starts late": ("metrics/ais.py", "max(round(num_betas / 29), 1)", "round(num_betas / 29)", RBM),
