@@ -184,14 +184,6 @@ def score(energy: EnergyFn, x: Tensor) -> tuple[Tensor, Tensor]:
     return value.detach(), -gradient
 
 
-def by_class(energy: Callable[..., Any], x: Tensor, labels: Tensor) -> Tensor:
-    """Return energies ``(n, k)`` of samples ``(n, *shape)`` under each of the labels ``(k,)``."""
-    if getattr(getattr(energy, "module", energy), "has_heads", False):  # of a wrapper for gradients
-        return energy(x, labels.expand(len(x), -1))  # type: ignore[no-any-return]
-    energies: Tensor = energy(x.repeat_interleave(len(labels), dim=0), labels.repeat(len(x)))
-    return energies.view(len(x), -1)
-
-
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[nn.Module]:
     """Freeze the parameters and compute normalised weights once for the block, for sampling."""

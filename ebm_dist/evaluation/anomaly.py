@@ -32,7 +32,8 @@ from ebm_dist.config import (
     section,
 )
 from ebm_dist.data import shards
-from ebm_dist.energies import build_energy, by_class, score
+from ebm_dist.energies import build_energy, score
+from ebm_dist.energies._by_class import by_class
 from ebm_dist.errors import DataError
 from ebm_dist.evaluation import Needs, Report, Subject, check_finite
 from ebm_dist.evaluation._baselines import Array, FittedGaussian, rows

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ebm_dist.config import Mismatch, Params, Positive, PositiveInt, section
 from ebm_dist.data import shards
-from ebm_dist.energies import build_energy, by_class
+from ebm_dist.energies import build_energy
+from ebm_dist.energies._by_class import by_class
 from ebm_dist.evaluation import Needs, Report, Subject, check_finite
 from ebm_dist.report import figures
 from ebm_dist.rng import numpy_stream

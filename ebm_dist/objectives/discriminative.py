@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ebm_dist.config import Params, Positive, section
-from ebm_dist.energies import by_class
+from ebm_dist.energies._by_class import by_class
 from ebm_dist.objectives import Batch, Objective, ObjectiveConfig, StepContext, Turn
 from ebm_dist.samplers import Bounds, Kernel
 
