@@ -19,7 +19,7 @@ from tests.helpers import Silent, build, export, params
 
 NUM_CLASSES, SIZES = 3, {"train": 96, "val": 48, "test": 48}
 TINY = {
-    "annealed_likelihood": {"num_betas": 30, "num_chains": 20, "burn_in": 2, "num_replicas": 3},
+    "annealed_likelihood": {"num_betas": 30, "num_chains": 20, "burn_in": 2},
     "anomaly": {"supervised_steps": 2},
     "chains": {"num_chains": 8, "num_draws": 8, "thin": 1},
     "classification": {"supervised_steps": 2},
