@@ -475,6 +475,35 @@ def mixing(content: dict[str, Any]) -> Iterator[str]:
     )
 
 
+def tabular(content: dict[str, Any]) -> Iterator[str]:
+    """Return the table of the detectors, the best first."""
+    hardware = content["hardware"]
+    yield f"{hardware['cpu']}, {hardware['cores']} cores; commit {content['commit'][:10]}."
+    yield ""
+    found, reported = content["detectors"], content["reported"]["detectors"]
+    rows = []
+    for name, row in sorted(found.items(), key=lambda item: -item[1]["auroc"]):
+        behind = [
+            f"{100 * of['mean']:+.2f} ({100 * of['interval'][0]:+.2f} to"
+            f" {100 * of['interval'][1]:+.2f})"
+            for of in (one[name].get("behind") for one in (found, reported))
+            if of
+        ]
+        rows.append(
+            [
+                name,
+                f"{100 * row['auroc']:.2f}",
+                f"{100 * reported[name]['auroc']:.2f}",
+                f"{100 * row['auprc']:.2f}",
+                f"{row['rank']:.2f}",
+                *(behind or ["", ""]),
+                f"{row['seconds']:.1f}",
+            ]
+        )
+    columns = ["detector", "AUROC", "reported", "AUPRC", "mean rank", "behind ours"]
+    yield from table([*columns, "behind, reported", "seconds a fit"], rows)
+
+
 def accept_reject(content: dict[str, Any]) -> Iterator[str]:
     """Return the table of independent draws over the dimension."""
     yield from where(content)

@@ -57,6 +57,7 @@ def digests(root: Path = ROOT) -> dict[str, Any]:
         "any": {
             **_digests(None, config.plugins("ebm_dist.evaluation"), root),
             "tune": code.tune_digest(root)[:_LENGTH],
+            "tabular": code.tabular_digest(root)[:_LENGTH],
         },
         **{
             stage: {name: by_stage[stage] for name, by_stage in of_recipes.items()}

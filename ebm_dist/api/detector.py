@@ -1,14 +1,8 @@
-"""Anomaly detection in tables by an energy model, as a scikit-learn estimator.
+"""Anomaly detection in tables by a product of energies, as a scikit-learn estimator.
 
-Columns are standardised to u and whitened to z. The energy of a row is
-
-    z = (C + h^2 I)^(-1/2) u,    E(x) = |z|^2 / 2 + f(z)
-
-where C is the covariance matrix of the training rows u, and h the smoothing. The first term is half
-of a squared Mahalanobis distance, the energy of a Gaussian. The network f corrects it. By default f
-learns to tell the training rows, smoothed by Gaussian noise of standard deviation h, from samples
-of that Gaussian (noise contrastive estimation, Gutmann & Hyvarinen 2010). E is then the energy of
-the smoothed density of the rows. Far from all rows f has learnt nothing: the first term decides.
+The energies and their sum are in :mod:`ebm_dist.api.experts`: by default two distances to training
+rows, and two networks, of which one learns the density of smoothed rows by denoising score
+matching, and one the density of each column given the others.
 """
 
 from numbers import Real
@@ -22,30 +16,16 @@ from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ebm_dist import config
-from ebm_dist.api.training import train
-from ebm_dist.datasets import Arrays, Dataset, Standardisation
-from ebm_dist.energies import EnergyModel, build_energy
+from ebm_dist.api import experts
+from ebm_dist.datasets import Standardisation
 from ebm_dist.errors import ConfigError, DataError, InputError, reason
 from ebm_dist.files import encode, read_json, read_tensors, sha256, write_json
-from ebm_dist.rng import numpy_stream
 from ebm_dist.storage import write_whole
 
 Array = npt.NDArray[np.float64]
-OBJECTIVES: dict[str, dict[str, Any]] = {
-    # the noise needs no fit: smoothed and whitened rows have its mean and covariance
-    "noise_contrastive": {"generator": {"name": "gaussian"}, "pretraining": 0},
-    "meg": {"generator": {"name": "mlp", "latent_size": 16}, "num_energy_steps": 1},
-}
-"""Settings of each objective."""
-_MAX_ROWS = 4096
-"""Rows scored at a time."""
-_MAX_VALUES = 2**23
-"""Values of the smoothed copies of the training rows."""
-_MIN_EIGENVALUE = 1e-6
 _FENCE = 3.0
 _SETTINGS, _TENSORS = "detector.json", "detector.safetensors"
-_ATTRIBUTES = ("mean_", "scale_", "whitening_", "decision_scores_")
+_ATTRIBUTES = ("mean_", "scale_", "decision_scores_")
 
 
 class EnergyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
@@ -64,11 +44,15 @@ class EnergyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     | ``threshold_`` | ``-offset_``: outliers have a larger ``E(x)`` |
     | ``labels_`` | 0 for inliers, 1 for outliers among the training rows |
 
-    ``objective``: ``noise_contrastive`` or ``meg`` (maximum entropy generators).
-    ``smoothing``: standard deviation h of the noise that smooths the rows, in standard deviations
-    of a column. A larger value ignores finer structure.
-    ``hidden``: width of each hidden layer of f.
-    ``num_steps``, ``batch_size``, ``lr``: steps of training, rows per step, learning rate of Adam.
+    ``experts``: the energies, of ``neighbours``, ``whitened``, ``denoising``, ``conditionals``,
+    ``contrastive``, ``discrepancy`` and ``meg``; see :mod:`ebm_dist.api.experts`.
+    ``smoothing``: standard deviation of the noise that ``denoising`` takes away, in standard
+    deviations of a column. A larger value ignores finer structure.
+    ``hidden``: width of each hidden layer of the networks.
+    ``num_steps``, ``batch_size``, ``lr``: steps of training of each network, rows per step,
+    learning rate of Adam, which falls to 0.
+    ``leaves_out_copies``: score a row that equals a training row by the other rows, so that
+    training rows have scores beside those of new ones.
     ``contamination``: share of outliers among the training rows, in (0, 0.5], which sets the
     threshold. ``"auto"``: rows with an energy more than three standard deviations above the median
     are outliers; the standard deviation is estimated by the median absolute deviation.
@@ -78,22 +62,24 @@ class EnergyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     def __init__(
         self,
-        objective: Literal["noise_contrastive", "meg"] = "noise_contrastive",
+        experts: tuple[str, ...] = ("neighbours", "whitened", "denoising", "conditionals"),
         *,
-        smoothing: float = 0.7,
+        smoothing: float = 0.25,
         hidden: tuple[int, ...] = (128, 128),
-        num_steps: int = 2000,
+        num_steps: int = 1200,
         batch_size: int = 256,
-        lr: float = 1e-2,
+        lr: float = 2e-3,
+        leaves_out_copies: bool = True,
         contamination: float | Literal["auto"] = "auto",
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
-        self.objective = objective
+        self.experts = experts
         self.smoothing = smoothing
         self.hidden = hidden
         self.num_steps = num_steps
         self.batch_size = batch_size
         self.lr = lr
+        self.leaves_out_copies = leaves_out_copies
         self.contamination = contamination
         self.random_state = random_state
 
@@ -106,20 +92,17 @@ class EnergyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         """
         rows = self._rows(X, reset=True)
         self._check_parameters()
-        self._fit_scale(rows)
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        settings, self.energy_ = self._settings(seed), self._network()
-        data = Dataset(
-            splits={"train": Arrays(self._smoothed(rows, seed), None)},
-            scale=1.0,
-            bounds=None,
-            num_classes=0,
-            source="rows of a detector",
-            is_official=True,
-        )
-        weights = train(settings, data).energy.state_dict()
-        # the prefix is that of a network on a GPU
-        self.energy_.load_state_dict({k.removeprefix("network."): v for k, v in weights.items()})
+        self.mean_, self.scale_ = Standardisation.of(rows)
+        u, seed = self._standardised(rows), check_random_state(self.random_state)
+        with np.errstate(over="ignore"):
+            if not np.isfinite((u**2).sum(axis=0)).all():
+                raise InputError("X: values are too large to be squared", "rescale the columns")
+        fitted = {
+            name: experts.EXPERTS[name].fit(u, self._options(), int(seed.randint(2**31 - 1)))
+            for name in self.experts
+        }
+        self.states_ = {name: state for name, (state, _) in fitted.items()}
+        self.references_ = {name: np.sort(energies) for name, (_, energies) in fitted.items()}
         self.decision_scores_ = self._energies(rows)
         self.offset_ = self._offset()
         self._label()
@@ -144,7 +127,9 @@ class EnergyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: torch.from_numpy(getattr(self, name)) for name in _ATTRIBUTES}
-        tensors |= {f"energy.{name}": value for name, value in self.energy_.state_dict().items()}
+        tensors |= {f"reference/{k}": torch.from_numpy(v) for k, v in self.references_.items()}
+        for name, state in self.states_.items():
+            tensors |= {f"state/{name}/{k}": torch.from_numpy(v) for k, v in state.items()}
         write_whole(folder / _TENSORS, encode(tensors))
         parameters = {name: _plain(value) for name, value in self.get_params().items()}
         if not isinstance(parameters["random_state"], int | None):
@@ -176,22 +161,39 @@ class EnergyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         try:
             if sha256(folder / _TENSORS) != content["sha256"]:
                 raise DataError(f"{folder / _TENSORS}: differs from {_SETTINGS}: altered")
+            parameters = content["parameters"]
             detector = cls(
-                **content["parameters"] | {"hidden": tuple(content["parameters"]["hidden"])}
+                **parameters | {key: tuple(parameters[key]) for key in ("experts", "hidden")}
             )
+            detector._check_parameters()
             for name in _ATTRIBUTES:
                 setattr(detector, name, tensors.pop(name).numpy())
             detector.n_features_in_ = len(detector.mean_)
             if names := content["feature_names"]:
                 detector.feature_names_in_ = np.array(names, dtype=object).reshape(-1)
-            detector.energy_ = detector._network()
-            detector.energy_.load_state_dict(
-                {name.removeprefix("energy."): value for name, value in tensors.items()}
-            )
+            read = {name: value.numpy() for name, value in tensors.items()}
+            detector.references_ = {k: read[f"reference/{k}"] for k in detector.experts}
+            detector.states_ = {
+                name: {
+                    key.removeprefix(start): value
+                    for key, value in read.items()
+                    if key.startswith(start)
+                }
+                for name in detector.experts
+                for start in [f"state/{name}/"]
+            }
+            detector._energies(detector.mean_[None])
             detector.offset_ = float(content["offset"])
             if len(getattr(detector, "feature_names_in_", detector.mean_)) != len(detector.mean_):
                 raise DataError(f"{folder / _SETTINGS}: expected {len(detector.mean_)} names")
-        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as failed:
+        except (
+            KeyError,
+            TypeError,
+            AttributeError,
+            ValueError,
+            RuntimeError,
+            ConfigError,
+        ) as failed:
             raise DataError(f"{folder}: is not a saved detector ({reason(failed)})") from None
         detector._label()
         return detector
@@ -225,79 +227,35 @@ class EnergyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             raise InputError(
                 f"smoothing: expected a number of at least 0, found {self.smoothing!r}"
             )
+        if not self.experts or (unknown := [n for n in self.experts if n not in experts.EXPERTS]):
+            raise ConfigError(
+                f"experts: no {unknown[0]!r}" if self.experts else "experts: none",
+                f"use some of {', '.join(experts.EXPERTS)}",
+            )
         share = self.contamination
         if share != "auto" and not (isinstance(share, Real) and 0 < share <= 0.5):
             raise InputError(
                 f"contamination: expected a share in (0, 0.5] or 'auto', found {share!r}"
             )
 
-    def _fit_scale(self, rows: Array) -> None:
-        """Set mean, standard deviation and whitening matrix of the columns."""
-        self.mean_, self.scale_ = Standardisation.of(rows)
+    def _options(self) -> experts.Options:
+        return experts.Options(*(_plain(getattr(self, name)) for name in experts.Options._fields))
+
+    def _standardised(self, rows: Array) -> Array:
         with np.errstate(over="ignore", invalid="ignore"):
-            standardised = (rows - self.mean_) / self.scale_
-        if not np.isfinite(standardised).all():
-            raise InputError("X: values are too large to be squared", "rescale the columns")
-        covariance = standardised.T @ standardised / len(rows)
-        covariance[np.diag_indices_from(covariance)] += self.smoothing**2
-        eigenvalues, directions = np.linalg.eigh(covariance)
-        roots = np.sqrt(eigenvalues.clip(min=_MIN_EIGENVALUE))
-        self.whitening_ = (directions / roots) @ directions.T
-
-    def _whiten(self, rows: Array) -> Array:
-        whitened: Array = (rows - self.mean_) / self.scale_ @ self.whitening_
-        return whitened
-
-    def _smoothed(self, rows: Array, seed: int) -> npt.NDArray[np.float32]:
-        """Return whitened copies of the rows with noise, ``(m, columns)``.
-
-        There are as many as training draws, if they fit.
-        """
-        count = min(self.num_steps * self.batch_size, _MAX_VALUES // rows.shape[1])
-        copies = np.resize(self._whiten(rows), (max(count, len(rows)), rows.shape[1]))
-        noise = numpy_stream(seed, "detector/smoothing").normal(size=copies.shape)
-        smoothed: npt.NDArray[np.float32] = copies + self.smoothing * noise @ self.whitening_
-        return smoothed.astype(np.float32)
-
-    def _settings(self, seed: int) -> dict[str, Any]:
-        """Return the settings of :func:`ebm_dist.train`."""
-        if self.objective not in OBJECTIVES:
-            raise ConfigError(
-                f"objective: no {self.objective!r}", f"use one of {', '.join(OBJECTIVES)}"
-            )
-        num_steps, batch_size = _plain(self.num_steps), _plain(self.batch_size)
-        return {
-            "seed": seed,
-            "energy": {"name": "mlp", "hidden": _plain(self.hidden), "confinement": 1.0},
-            "sampler": {"name": "langevin"},
-            "objective": {"name": self.objective, **OBJECTIVES[self.objective]},
-            "replay": {"capacity": batch_size},
-            "optimizer": {"lr": _plain(self.lr), "betas": [0.9, 0.999]},
-            "train": {
-                "num_steps": num_steps,
-                "batch_size": batch_size,
-                "num_shards": 1,
-                "log_every": num_steps,
-                "checkpoint_every": num_steps,
-                # a Gaussian has a mean energy of half the number of columns
-                "max_energy": 1e4 + 100.0 * self.n_features_in_,
-            },
-        }
-
-    def _network(self) -> EnergyModel:
-        """Return the network in float64: scores then do not depend on the rows of a batch."""
-        params = config.from_values(
-            {"dataset": {"name": "arrays", "path": ""}, "cluster": {"workers": 1}}
-            | self._settings(0),
-            Path("EnergyDetector"),
-        )
-        network = build_energy(params, (self.n_features_in_,), 0)
-        return network.double().eval().requires_grad_(False)
+            standardised: Array = (rows - self.mean_) / self.scale_
+        return standardised
 
     def _energies(self, rows: Array) -> Array:
-        z = torch.from_numpy(self._whiten(rows))
-        energies: Array = torch.cat([self.energy_(part) for part in z.split(_MAX_ROWS)]).numpy()
-        return energies
+        u, options = self._standardised(rows), self._options()
+        surprises: list[Array] = [
+            experts.surprise(
+                experts.EXPERTS[name].energies(self.states_[name], u, options),
+                self.references_[name],
+            )
+            for name in self.experts
+        ]
+        return sum(surprises, np.zeros(len(rows)))
 
     def _label(self) -> None:
         """Set PyOD's attributes that follow from the scores of the training rows and the offset."""

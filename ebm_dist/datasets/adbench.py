@@ -88,12 +88,16 @@ class Split(NamedTuple):
     """test rows that equal a training row: left out of ``leak_free``, within ``published``"""
 
 
+def path_of(table: str) -> Path:
+    """Return the file of a table by its name, downloaded where it is not at hand."""
+    file = f"{table}.npz"
+    return fetch(RawFile(f"adbench/{file}", _URL + file, SHA256[table]))
+
+
 def load(config: Config) -> Dataset:
     if config.table not in SHA256:
         raise DataError(f"dataset.table: no {config.table!r}", f"use one of {', '.join(SHA256)}")
-    file = f"{config.table}.npz"
-    table = read(fetch(RawFile(f"adbench/{file}", _URL + file, SHA256[config.table])))
-    found = split(*table, config.protocol, config.split_seed)
+    found = split(*read(path_of(config.table)), config.protocol, config.split_seed)
     return Dataset(
         splits={
             "train": Arrays(found.train.astype(np.float32), np.zeros(len(found.train), np.int64)),

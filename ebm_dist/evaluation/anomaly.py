@@ -36,8 +36,8 @@ from ebm_dist.energies import build_energy, score
 from ebm_dist.energies._by_class import by_class
 from ebm_dist.errors import DataError
 from ebm_dist.evaluation import Needs, Report, Subject, check_finite
-from ebm_dist.evaluation._baselines import Array, FittedGaussian, rows
 from ebm_dist.metrics import inversion
+from ebm_dist.metrics.detectors import Array, Gaussian, rows
 from ebm_dist.models import TrainedModel
 from ebm_dist.report import figures
 from ebm_dist.rng import numpy_stream
@@ -220,14 +220,15 @@ def _baselines(
     from sklearn.neighbors import NearestNeighbors
     from sklearn.svm import OneClassSVM  # slow to import
 
-    gaussian, flat = FittedGaussian(train), rows(train)
+    flat = rows(train)
+    gaussian = Gaussian(flat)
     subset = flat[numpy_stream(0, "anomaly/train").permutation(len(flat))[: config.max_train]]
     forest = IsolationForest(random_state=0).fit(subset)
     machine = OneClassSVM(nu=0.1, gamma="scale").fit(subset)
     neighbours = NearestNeighbors(n_neighbors=_NUM_NEIGHBOURS).fit(subset)
 
     def residual(count: int) -> Callable[[Tensor], Array]:
-        return lambda x: gaussian.residual(x, count)
+        return lambda x: gaussian.residual(rows(x), count)
 
     of_kernel = KernelResidual(subset[:_MAX_KERNEL])
 
@@ -235,7 +236,7 @@ def _baselines(
         return neighbours.kneighbors(rows(x))[0].mean(axis=1)  # type: ignore[no-any-return]
 
     scorers: dict[str, Callable[[Tensor], Array]] = {
-        "Mahalanobis": lambda x: gaussian.mahalanobis(x, 1e-6),
+        "Mahalanobis": lambda x: gaussian.mahalanobis(rows(x)),
         **{
             f"PCA residual, {count} components": residual(count)
             for count in config.num_components

@@ -26,7 +26,7 @@ from ebm_dist.data import shards
 from ebm_dist.energies import averages_of, build_energy, given, is_conditional
 from ebm_dist.errors import DataError
 from ebm_dist.evaluation import Needs, Report, Subject, check_finite
-from ebm_dist.evaluation._baselines import Array, FittedGaussian
+from ebm_dist.metrics.detectors import Array, Gaussian, rows
 from ebm_dist.metrics.ood_images import others_like, synthetic, synthetic_names
 from ebm_dist.models.trained import TrainedModel
 from ebm_dist.report import figures
@@ -216,7 +216,7 @@ def energy_drop(model: TrainedModel, x: Tensor) -> Tensor:
 
 def _baselines(train: Tensor, bounds: tuple[float, float] | None) -> dict[str, Any]:
     """Return scores without an energy model, two-sided where the sign would be a choice."""
-    gaussian = FittedGaussian(train)
+    gaussian = Gaussian(rows(train))
     size = len(gaussian.mean)
     ridge = 1e-3 * np.trace(gaussian.covariance) / size or 1e-3
 
@@ -227,7 +227,7 @@ def _baselines(train: Tensor, bounds: tuple[float, float] | None) -> dict[str, A
         return lambda x: -np.abs(statistic(x) - middle)
 
     def residual(x: Tensor) -> Array:
-        squared = gaussian.residual(x, num_components)
+        squared = gaussian.residual(rows(x), num_components)
         return np.log(squared + 1e-6)  # type: ignore[no-any-return]
 
     def variation(x: Tensor) -> Array:
@@ -247,7 +247,7 @@ def _baselines(train: Tensor, bounds: tuple[float, float] | None) -> dict[str, A
         scorers["total variation, two-sided"] = two_sided(variation)
     if size > 1:
         scorers["PCA residual, two-sided"] = two_sided(residual)
-    scorers["Gaussian (Mahalanobis)"] = lambda x: -gaussian.mahalanobis(x, ridge)
+    scorers["Gaussian (Mahalanobis)"] = lambda x: -gaussian.mahalanobis(rows(x), ridge)
     if train.ndim == 4 and train.shape[1] > 1:
         scorers["saturation, two-sided"] = two_sided(saturation)
     return scorers

@@ -5,9 +5,13 @@ the scores ``(m,)`` of rows: high means anomalous.
 """
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Array = npt.NDArray[np.float64]
 Score = Callable[[Array], Array]
@@ -16,6 +20,12 @@ Fit = Callable[[Array, int], Score]
 
 _BANDWIDTH = 0.2  # of the kernel density, in standard deviations of a column
 _PART = 500  # rows at once
+
+
+def rows(x: "Tensor") -> Array:
+    """Flatten samples ``(n, *shape)`` to rows ``(n, num_features)``."""
+    flat: Array = x.flatten(1).double().numpy()
+    return flat
 
 
 def neighbours(k: int) -> Fit:
@@ -48,28 +58,41 @@ def kernel_density(train: Array, seed: int) -> Score:
     return score
 
 
+class Gaussian:
+    """A Gaussian fitted to rows ``(n, columns)``; its scores are high far from them."""
+
+    def __init__(self, train: Array) -> None:
+        self.mean, self.covariance = train.mean(axis=0), np.atleast_2d(np.cov(train, rowvar=False))
+        self.variances, self.directions = np.linalg.eigh(self.covariance)
+
+    def mahalanobis(self, x: Array, ridge: float = 1e-6) -> Array:
+        """Return the squared Mahalanobis distance ``(m,)`` (Mahalanobis 1936).
+
+        ``ridge`` is added to the diagonal of the covariance.
+        """
+        ridged = self.covariance + ridge * np.eye(len(self.mean))
+        d = x - self.mean
+        distance: Array = ((d @ np.linalg.pinv(ridged, hermitian=True)) * d).sum(axis=1)
+        return distance
+
+    def residual(self, x: Array, count: int) -> Array:
+        """Return the squared distance ``(m,)`` to the span of the ``count`` leading components."""
+        d, leading = x - self.mean, self.directions[:, -count:]
+        squared: Array = (d**2).sum(axis=1) - ((d @ leading) ** 2).sum(axis=1)
+        return squared.clip(min=0)  # rounding may go below
+
+
 def mahalanobis(train: Array, seed: int) -> Score:
-    """Squared Mahalanobis distance from the mean (Mahalanobis 1936)."""
-    mean = train.mean(axis=0)
-    covariance = np.atleast_2d(np.cov(train, rowvar=False))
-    precision = np.linalg.pinv(covariance + 1e-6 * np.eye(len(mean)), hermitian=True)
-    return lambda x: (((x - mean) @ precision) * (x - mean)).sum(axis=1)  # type: ignore[no-any-return]
+    """Squared Mahalanobis distance from the mean."""
+    return Gaussian(train).mahalanobis
 
 
 def pca_residual(train: Array, seed: int) -> Score:
     """Squared distance from the principal components that have nine tenths of the variance."""
-    mean = train.mean(axis=0)
-    values, directions = np.linalg.eigh(np.atleast_2d(np.cov(train, rowvar=False)))
-    share = values[::-1].cumsum() / max(values.sum(), 1e-300)
-    count = min(int((share < 0.9).sum()) + 1, max(1, len(mean) - 1))
-    leading = directions[:, -count:]
-
-    def score(x: Array) -> Array:
-        d = x - mean
-        squared: Array = (d**2).sum(axis=1) - ((d @ leading) ** 2).sum(axis=1)
-        return squared.clip(min=0)
-
-    return score
+    gaussian = Gaussian(train)
+    share = gaussian.variances[::-1].cumsum() / max(gaussian.variances.sum(), 1e-300)
+    count = min(int((share < 0.9).sum()) + 1, max(1, train.shape[1] - 1))
+    return lambda x: gaussian.residual(x, count)
 
 
 def ecod(train: Array, seed: int) -> Score:

@@ -386,3 +386,15 @@ def tune_digest(root: Path = ROOT) -> str:
     return digest(
         [*roots, ("ebm_dist.training.trainer", ALL), *_plugins_of(None, "energy")], root=root
     )
+
+
+def tabular_digest(root: Path = ROOT) -> str:
+    """Return the digest of the code that scores detectors on tables."""
+    roots = [
+        ("pipelines.tabular", "score"),
+        ("ebm_dist.training.trainer", ALL),
+        *_whole("ebm_dist.api.detector", "ebm_dist.api.experts", "ebm_dist.metrics.detectors"),
+        *_whole("ebm_dist.energies.mlp", "ebm_dist.energies.conditionals"),
+        *_whole("ebm_dist.objectives.score_matching", "ebm_dist.objectives.masked_likelihood"),
+    ]
+    return digest(roots, _ruled_out(None), root)

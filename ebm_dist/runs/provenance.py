@@ -48,7 +48,8 @@ def versions() -> dict[str, str]:
     return installed
 
 
-def _made_here() -> dict[str, Any]:
+def made_here() -> dict[str, Any]:
+    """Return what ``run.json`` records of the place: commit, versions, device, hardware."""
     import torch
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
@@ -63,7 +64,7 @@ def _made_here() -> dict[str, Any]:
 def of_training(params: Params, data_digest: str) -> dict[str, Any]:
     """Return what ``run.json`` records of a training before it starts: code, settings, data."""
     return {
-        **_made_here(),
+        **made_here(),
         "code": code.train_digest(params),
         "prepare": code.prepare_digest(params),
         "params": params.digest(*TRAINING),
@@ -87,7 +88,7 @@ def of_suite(
 ) -> dict[str, Any]:
     """Return what ``run.json`` records of a suite over models, given their weights by seed."""
     return {
-        **_made_here(),
+        **made_here(),
         "code": code.evaluate_digest(params, suite),
         "metrics_code": code.evaluate_digest(params, suite, figures=False),
         "params": suite_params(params, suite),

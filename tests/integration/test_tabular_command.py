@@ -48,6 +48,7 @@ def test_each_table_and_seed_is_a_task_and_a_second_call_goes_on(tables):
     means = [t["scores"]["Mahalanobis"]["auroc"] for t in content["tasks"]]
     assert content["detectors"]["Mahalanobis"]["auroc"] == pytest.approx(np.mean(means))
     assert (tables / "out/ranks.png").read_bytes().startswith(b"\x89PNG")
+    assert content["reported"]["num_tables"] == 1 and len(content["tasks"][0]["code"]) == 64
     again = command(tables, "1 neighbour", "Mahalanobis")
     assert again.returncode == 0 and " of 4" not in again.stdout
     more = command(tables, "Mahalanobis", "ECOD")

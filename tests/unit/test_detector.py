@@ -11,6 +11,7 @@ from sklearn.base import clone
 from sklearn.metrics import roc_auc_score
 
 import ebm_dist as ebm
+from ebm_dist.api import experts
 from ebm_dist.errors import ConfigError, DataError, InputError
 from tests.helpers import ROOT
 
@@ -41,11 +42,12 @@ def test_an_obvious_outlier_scores_below_all_inliers_and_is_predicted(fitted):
     assert (fitted.predict(far) == -1).all() and (fitted.predict(x) == 1).mean() > 0.8
 
 
-def test_a_generator_can_draw_the_negatives():
+@pytest.mark.parametrize("name", experts.EXPERTS)
+def test_every_expert_alone_finds_rows_far_away(name):
     x = table()
-    trained = detector(objective="meg", num_steps=20).fit(x)
-    far = trained.decision_function(x + 100).max()
-    assert far < trained.decision_function(x).min()
+    trained = detector(experts=(name,), num_steps=20).fit(x)
+    assert np.isfinite(trained.decision_scores_).all()
+    assert roc_auc_score([1] * 50 + [0] * 400, -trained.score_samples(np.r_[x[:50] + 40, x])) > 0.9
 
 
 def test_the_threshold_gives_the_contamination_on_training_rows(fitted):
@@ -99,18 +101,41 @@ def test_the_gap_between_clusters_is_abnormal_if_smoothing_leaves_it():
     gap, centres = np.zeros((1, 1)), np.array([[-1.0], [1.0]])
 
     def depth(smoothing):
-        trained = detector(num_steps=200, smoothing=smoothing).fit(x)
+        trained = detector(experts=("denoising",), num_steps=200, smoothing=smoothing).fit(x)
         return (trained.score_samples(centres) - trained.score_samples(gap)).min()
 
     assert depth(0.2) > 1 > depth(1.0)
 
 
-def test_far_from_all_rows_the_quadratic_term_decides(fitted):
+def test_far_from_all_rows_scores_go_on_falling(fitted):
     x = table()
     direction = x[0] - x.mean(axis=0)
-    near, far = (x.mean(axis=0) + direction * distance for distance in (1e3, 2e3))
-    ratio = fitted.score_samples(far[None]) / fitted.score_samples(near[None])
-    assert ratio == pytest.approx(4, rel=0.02)
+    away = np.stack([x.mean(axis=0) + direction * distance for distance in (10, 30, 1e3, 1e6)])
+    assert (np.diff(fitted.score_samples(away)) < 0).all()
+
+
+def test_surprise_is_the_share_of_training_rows_with_as_much_energy():
+    of_training = np.arange(100.0)
+    found = experts.surprise(np.array([-5.0, 50.0, 99.0, 99.5]), of_training)
+    assert found[:3] == pytest.approx(-np.log(np.array([101, 51, 2]) / 101))
+    assert found[3] == pytest.approx(-np.log(1 / 101) + 0.5 / 2)  # the highest five: 0 to 4
+    far = experts.surprise(np.array([99 + 2e3, 99 + 4e3]), of_training)
+    assert 12 < far[0] < far[1] < 100
+
+
+def test_a_row_that_equals_a_training_row_is_scored_without_it():
+    x = np.array([[0.0], [1.0], [3.0], [7.0]])
+    u = (x - x.mean()) / x.std()
+    options = experts.Options(0.25, (8,), 10, 4, 1e-3, leaves_out_copies=True)
+    nearest = experts.Distance(1)
+    state, energies = nearest.fit(u, options, 0)
+    apart = np.array([1.0, 1.0, 2.0, 4.0]) / x.std()
+    np.testing.assert_allclose(energies, np.log(apart + state["floor"]))
+    np.testing.assert_array_equal(nearest.energies(state, u, options), energies)
+    kept = nearest.energies(state, u, options._replace(leaves_out_copies=False))
+    np.testing.assert_allclose(kept, np.log(state["floor"]))
+    twice, _ = nearest.fit(np.r_[u, u[:1]], options, 0)
+    assert nearest.energies(twice, u[:1], options) == np.log(twice["floor"])
 
 
 def test_the_array_of_the_caller_is_left_alone_and_constant_columns_are_no_error():
@@ -191,7 +216,8 @@ def test_names_of_columns_are_kept_and_named_in_errors(tmp_path):
         ({"contamination": 0.7}, r"contamination: expected a share in \(0, 0.5\].*found 0.7"),
         ({"contamination": "some"}, r"contamination: expected a share .*found 'some'"),
         ({"smoothing": -1}, "smoothing: expected a number of at least 0, found -1"),
-        ({"objective": "nce"}, "objective: no 'nce'; use one of noise_contrastive"),
+        ({"experts": ("nce",)}, "experts: no 'nce'; use some of neighbours, whitened"),
+        ({"experts": ()}, "experts: none; use some of"),
         ({"lr": -1.0}, "lr"),
         ({"hidden": (0,)}, "hidden"),
     ],

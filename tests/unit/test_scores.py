@@ -13,8 +13,8 @@ from ebm_dist.data import shards
 from ebm_dist.datasets import Arrays, digits
 from ebm_dist.errors import ConfigError, DataError, DivergedError
 from ebm_dist.evaluation import chains, continual, histogram, long_run, ood, samples
-from ebm_dist.evaluation._baselines import FittedGaussian
 from ebm_dist.metrics import features, ood_images
+from ebm_dist.metrics.detectors import Gaussian, rows
 from tests import helpers
 
 RNG = np.random.default_rng(0)
@@ -219,9 +219,9 @@ def test_one_is_too_few_for_an_interval_or_a_variance(suite, option):
 
 def test_a_residual_is_not_negative_by_rounding():
     """All of the variance lies in the leading component, far from zero."""
-    x = torch.linspace(-1e6, 1e6, 500)[:, None] * torch.ones(1, 8)
-    assert FittedGaussian(x).residual(x, 1).min() >= 0
-    assert FittedGaussian(x[:, :1]).mahalanobis(x[:, :1], 0.0).max() < 4  # one feature
+    x = rows(torch.linspace(-1e6, 1e6, 500)[:, None] * torch.ones(1, 8))
+    assert Gaussian(x).residual(x, 1).min() >= 0
+    assert Gaussian(x[:, :1]).mahalanobis(x[:, :1], 0.0).max() < 4  # one feature
 
 
 def test_the_gaussian_baseline_has_the_data_s_moments():
