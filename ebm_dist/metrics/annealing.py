@@ -98,6 +98,7 @@ class Between:
         self.energy, self.base, self.beta = energy, base, beta
 
     def base_energy(self, x: Tensor) -> Tensor:
+        """Return E_0 ``(B,)`` of ``x (B, *shape)``."""
         return -(x * self.base).flatten(1).sum(1)
 
     def __call__(self, x: Tensor) -> Tensor:
