@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,13 +23,13 @@ import torch
 import webdataset
 from torch import Tensor
 
-from ebm_dist.data import streamed
+from ebm_dist.data import placed, streamed
 from ebm_dist.datasets import Arrays, Dataset, Standardisation, in_parts
 from ebm_dist.datasets._lazy import Lazy
 from ebm_dist.errors import DataError
 from ebm_dist.files import read_json, write_json
 from ebm_dist.rng import numpy_stream
-from ebm_dist.storage import is_local, read_bytes, read_range, write_whole
+from ebm_dist.storage import is_local, location, read_bytes, read_range, write_whole
 
 SCHEMA = 1
 NUM_TARS = 16
@@ -55,6 +56,11 @@ class Pack(NamedTuple):
     """Offset and size of the labels, in bytes"""
     sha256: str = ""
     """of both arrays, in sets that are streamed; "" in others"""
+    file: str = ""
+    """The user's own tar that has the samples, of data that stay in place; positions have the size
+    in memory then"""
+    first: int = 0
+    """The first of its places"""
 
 
 class Tar(NamedTuple):
@@ -86,6 +92,8 @@ class Index(NamedTuple):
     """Name of each class, anomalies included; () without labels"""
     standardisation: Standardisation | None = None
     """Applied to the stored samples; undo it to get the units of the data"""
+    placed: Mapping[str, Mapping[str, str]] = MappingProxyType({})
+    """``file``, ``sha256`` and ``kind`` of the places of each split whose samples stay in place"""
 
     def num_samples(self, split: str) -> int:
         """Return the number of samples of a split."""
@@ -95,9 +103,11 @@ class Index(NamedTuple):
 def write(folder: Path, name: str, data: Dataset) -> Index:
     """Write a data set as shards, in a fixed random order. Equal data give equal bytes.
 
-    What was converted or skipped, and samples that are in two splits, are logged.
+    What was converted or skipped, and samples that are in two splits, are logged. Raise
+    :class:`DataError` for samples that cannot be read, stored or written.
     """
-    data = _stored(data)
+    if not data.placed:
+        data = _stored(data)
     duplicates, notes = _duplicates(data.splits), [*data.notes]
     if data.standardisation:
         mean, sd = data.standardisation
@@ -114,8 +124,21 @@ def write(folder: Path, name: str, data: Dataset) -> Index:
         log.warning("%s: %s: %s", folder, data.source, note)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / INDEX).unlink(missing_ok=True)  # first: the old data are no longer valid
-    splits, statistics = {}, {}
+    splits, statistics, sides = {}, {}, {}
     for split, arrays in data.splits.items():
+        if data.placed:
+            try:
+                splits[split], statistics[split], sides[split] = placed.write(
+                    folder,
+                    split,
+                    data.placed[split],
+                    NUM_TARS,
+                    data.scale,
+                    _progress(folder, split, len(arrays.x)),
+                )
+            except ValueError as failed:
+                raise DataError(f"{folder}: {split}: {failed}", "write that tar again") from None
+            continue
         if streamed.is_large(arrays):
             chosen = streamed.layout(arrays, NUM_TARS)
             splits[split], statistics[split] = streamed.write_tars(
@@ -150,6 +173,7 @@ def write(folder: Path, name: str, data: Dataset) -> Index:
             "num_classes": data.num_classes,
             "splits": splits,
             "statistics": statistics,
+            **({"placed": sides} if sides else {}),
         },
     )
     return read_index(folder)
@@ -318,7 +342,7 @@ def read_index(folder: Path) -> Index:
         splits = {
             split: tuple(
                 Tar(
-                    _plain_name(tar["file"]),
+                    _plain_name(tar["file"]) if tar["file"] else "",
                     int(tar["num_samples"]),
                     int(tar["bytes"]),
                     str(tar["sha256"]),
@@ -328,6 +352,8 @@ def read_index(folder: Path) -> Index:
                             _position(pack["x"]),
                             _position(pack["y"]),
                             str(pack.get("sha256", "")),
+                            str(pack.get("file", "")),
+                            int(pack.get("first", 0)),
                         )
                         for pack in tar["packs"]
                     ),
@@ -368,6 +394,10 @@ def read_index(folder: Path) -> Index:
             digest=hashlib.sha256(read_bytes(path)).hexdigest(),
             class_names=class_names(raw),
             standardisation=standardisation(raw),
+            placed={
+                split: {key: str(side[key]) for key in ("file", "sha256", "kind")}
+                for split, side in raw.get("placed", {}).items()
+            },
         )
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as failed:
         raise DataError(
@@ -425,9 +455,9 @@ def publish(index: Index, root: Path) -> Index:
         return index
     folder = root / index.digest[:16]
     if not (folder / INDEX).exists():
-        for tars in index.splits.values():
-            for tar in tars:
-                write_whole(folder / tar.file, (index.folder / tar.file).read_bytes())
+        files = [tar.file for tars in index.splits.values() for tar in tars if tar.file]
+        for file in files + [side["file"] for side in index.placed.values()]:
+            write_whole(folder / file, (index.folder / file).read_bytes())
         write_whole(folder / INDEX, (index.folder / INDEX).read_bytes())
     return index._replace(folder=folder)
 
@@ -556,6 +586,7 @@ class Packs:
         """``(len,)`` row of the first sample of each pack"""
         self.num_samples = sum(counts)
         self._verified = set[str]()
+        self._places = _places(index, split) if split in index.placed else None
 
     def __len__(self) -> int:
         return len(self.packs)
@@ -567,6 +598,8 @@ class Packs:
     def read(self, number: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
         """Return the samples and labels of a pack. Raise :class:`DataError`."""
         tar, pack = self.packs[number]
+        if self._places is not None:
+            return self._read_placed(pack, self._places)
         path = self.index.folder / tar.file
         if not pack.sha256 and tar.file not in self._verified:
             _read_tar(self.index, tar)
@@ -582,6 +615,31 @@ class Packs:
         except ValueError as failed:
             raise _unread(path, f"not a shard of this data set ({failed})") from None
         return x.astype(np.int32) if x.dtype == np.uint16 else x, y
+
+    def _read_placed(
+        self, pack: Pack, places: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+        path, at = location(pack.file), places[pack.first : pack.first + pack.num_samples]
+        kind, shape = self.index.placed[self.split]["kind"], self.index.shape
+        try:
+            x, y = placed.read(path, at, kind, pack.sha256, shape)
+        except OSError as failed:
+            raise _unread(path, f"cannot be read ({failed.strerror or failed})") from None
+        except ValueError as failed:
+            raise _unread(path, str(failed)) from None
+        return x.astype(np.int32) if x.dtype == np.uint16 else x, y
+
+
+def _places(index: Index, split: str) -> npt.NDArray[np.int64]:
+    """Return the places of the samples of a split, checked by their SHA-256."""
+    path = index.folder / index.placed[split]["file"]
+    try:
+        content = read_bytes(path)
+    except OSError as failed:
+        raise _unread(path, f"cannot be read ({failed.strerror or failed})") from None
+    if hashlib.sha256(content).hexdigest() != index.placed[split]["sha256"]:
+        raise _unread(path, "SHA-256 differs from the index: altered")
+    return _read_npy(content)
 
 
 def read_split(index: Index, split: str, tars: range | None = None) -> tuple[Tensor, Tensor]:
@@ -616,6 +674,12 @@ def read_raw(
     most = _MOST_READ // (4 * math.prod(index.shape))
     if tars is None and index.num_samples(split) > most and _has_streams(index):
         return _some(index, split, most)
+    if split in index.placed:
+        packs = Packs(index, split, range(len(index.splits[split])) if tars is None else tars)
+        parts = [packs.read(number) for number in range(len(packs))]
+        if not parts:
+            return np.empty((0, *index.shape), np.uint8), np.empty(0, np.int64)
+        return np.concatenate([x for x, _ in parts]), np.concatenate([y for _, y in parts])
     chosen = [tar for i, tar in enumerate(index.splits[split]) if tars is None or i in tars]
     y = np.empty(sum(tar.num_samples for tar in chosen), np.int64)
     x, filled = np.empty((0, *index.shape), np.uint8), 0

@@ -4,12 +4,13 @@ Images are ``(n, channels, height, width)`` bytes; own files may have 16-bit int
 Samples drawn or published as floats are float32.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from ebm_dist.datasets._lazy import Placed
 from ebm_dist.rng import numpy_stream
 
 
@@ -72,6 +73,8 @@ class Dataset(NamedTuple):
     """Applied to ``x / scale`` when the arrays are stored; comparison sets take that of the data"""
     notes: tuple[str, ...] = ()
     """What was converted or skipped, a sentence each; logged and kept in the index"""
+    placed: Mapping[str, Placed] | None = None
+    """Where the samples of each split lie, if they stay in the user's own tars"""
 
 
 def hold_out(data: Arrays, count: int, purpose: str) -> tuple[Arrays, Arrays]:

@@ -6,14 +6,14 @@ A folder has parts of one kind, in the order of their names, or the folders ``tr
 - ``.npy`` and uncompressed ``.npz``, which are mapped and not read. An ``.npz`` has ``images`` or
   ``x``, and optionally ``labels`` or ``y``, integers from 0.
 - ``.tar`` as WebDataset writes them, a sample of files with one key: a picture or ``.npy``, and
-  optionally the class as a number in ``.cls``. One pass finds the places of the files.
+  optionally the class as a number in ``.cls``. They stay where they are, and training reads them
+  (data/placed.py), unless ``rewrite`` is true. A split is held out in packs of such tars.
 
 Nothing is converted but pictures to arrays. Unsigned bytes are divided by 255 and lie in 0 to 1;
 floats are taken as they are. Smaller data in a single file or in folders of pictures are for
 ``arrays``, which converts and checks more.
 """
 
-import io
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -22,18 +22,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from ebm_dist.config import Mismatch, Params, Positive, Probability, section
 from ebm_dist.datasets import Arrays, Dataset
-from ebm_dist.datasets._lazy import Lazy, Rows
+from ebm_dist.datasets._lazy import Lazy, Placed, Rows, rows_of
+from ebm_dist.datasets._members import PICTURES, decode
 from ebm_dist.datasets._paths import locate, natural_order
 from ebm_dist.errors import DataError, reason
 from ebm_dist.rng import numpy_stream
 
 _SPLITS = ("train", "val", "test")
 _SAMPLES, _LABELS = ("images", "x", "X", "data"), ("labels", "y")
-_PICTURES = ("png", "jpg", "jpeg", "webp", "bmp")
+_PACK, _FEWEST_PACKS = 256, 64  # samples of a pack of a tar, and packs of a data set
 _NUM_ZIP_HEADER = 30  # bytes before the name of a member
 
 
@@ -51,6 +51,11 @@ class Config:
     bounds: tuple[float, float] | None = None
     """Lowest and highest value after scaling, to which chains are clamped. If absent, 0 and 1 for
     integers, and none for floats."""
+
+    rewrite: bool = False
+    """Write the samples of tars as shards, in a random order; others always are."""
+
+    added_keys = ("rewrite",)
 
     def check(self, params: Params) -> None:
         if self.val_fraction + self.test_fraction >= 1:
@@ -71,6 +76,10 @@ class Part(NamedTuple):
     dtype: np.dtype[Any]
     read: Callable[[Rows], npt.NDArray[Any]]
     labels: npt.NDArray[np.int64] | None
+    places: npt.NDArray[np.int64] | None = None
+    """``(n, 2)`` offset and bytes of each sample in a tar"""
+    kind: str = ""
+    """of the samples of a tar"""
 
 
 def load(config: Config) -> Dataset:
@@ -78,11 +87,12 @@ def load(config: Config) -> Dataset:
     if not folder.is_dir():
         raise DataError(f"{folder}: is a file", "give a folder of parts, or use dataset arrays")
     has_splits = (folder / "train").is_dir()
-    whole = {
-        split: _joined(_parts(folder / split if has_splits else folder))
+    parts = {
+        split: _parts(folder / split if has_splits else folder)
         for split in (_SPLITS if has_splits else ("train",))
         if not has_splits or (folder / split).is_dir()
     }
+    whole = {split: _joined(of_split) for split, of_split in parts.items()}
     first = whole["train"]
     for split, arrays in whole.items():
         if (arrays.x.shape[1:], arrays.x.dtype) != (first.x.shape[1:], first.x.dtype):
@@ -91,7 +101,13 @@ def load(config: Config) -> Dataset:
                 f" samples {first.x.dtype} {first.x.shape[1:]}",
                 "write both with one type and shape",
             )
-    splits = _held_out(config, whole)
+    placed = None
+    if not config.rewrite and all(part.kind for of in parts.values() for part in of):
+        placed = _held_out_packs(config, {split: _placed(of) for split, of in parts.items()})
+        splits = {split: _where(whole, split, of) for split, of in placed.items()}
+        placed = {split: of.of_packs(np.arange(len(of.packs))) for split, of in placed.items()}
+    else:
+        splits = _held_out(config, whole)
     kind = first.x.dtype.kind
     largest = {"u": float(np.iinfo(first.x.dtype).max)} if kind == "u" else {}
     labels = [arrays.y for arrays in whole.values() if arrays.y is not None]
@@ -102,7 +118,41 @@ def load(config: Config) -> Dataset:
         num_classes=1 + max(int(y.max()) for y in labels) if labels else 0,
         source=f"own files: {folder.name}",
         is_official=False,
+        placed=placed,
     )
+
+
+def _placed(parts: list[Part]) -> Placed:
+    """Return where the samples of some tars are, in packs."""
+    rows, packs, count = list[npt.NDArray[np.int64]](), list[tuple[int, int, int]](), 0
+    num_samples = sum(part.shape[0] for part in parts)
+    size = max(1, min(_PACK, num_samples // _FEWEST_PACKS))
+    for number, part in enumerate(parts):
+        assert part.places is not None
+        labels = np.full(part.shape[0], -1) if part.labels is None else part.labels
+        rows.append(np.column_stack([part.places, labels]))
+        for start in range(0, part.shape[0], size):
+            packs.append((number, count + start, min(size, part.shape[0] - start)))
+        count += part.shape[0]
+    files = tuple(str(part.path.resolve()) for part in parts)
+    return Placed(files, parts[0].kind, np.concatenate(rows), np.array(packs, np.int64))
+
+
+def _held_out_packs(config: Config, whole: dict[str, Placed]) -> dict[str, Placed]:
+    """Return the packs of each split; those without a folder are held out from ``train``."""
+    train, splits, used = whole["train"], dict[str, Placed](), 0
+    order = numpy_stream(0, "parts").permutation(len(train.packs))
+    for split, fraction in (("test", config.test_fraction), ("val", config.val_fraction)):
+        count = 0 if split in whole else round(len(order) * fraction)
+        if count:
+            chosen = np.sort(order[used : used + count])
+            splits[split], used = train._replace(packs=train.packs[chosen]), used + count
+    rest = train._replace(packs=train.packs[np.sort(order[used:])])
+    return {"train": rest, **{k: v for k, v in whole.items() if k != "train"}, **splits}
+
+
+def _where(whole: dict[str, Arrays], split: str, placed: Placed) -> Arrays:
+    return _select(whole.get(split, whole["train"]), rows_of(placed.packs))
 
 
 def _held_out(config: Config, whole: dict[str, Arrays]) -> dict[str, Arrays]:
@@ -273,7 +323,7 @@ def _tar(path: Path) -> Part:
                     stream = archive.extractfile(member)
                     assert stream is not None
                     labels[key] = int(stream.read())
-                elif suffix == "npy" or suffix in _PICTURES:
+                elif suffix == "npy" or suffix in PICTURES:
                     kind = kind or suffix
                     places.append((key, member.offset_data, member.size))
     except (tarfile.TarError, OSError, ValueError) as failed:
@@ -298,26 +348,17 @@ def _tar(path: Path) -> Part:
 
     example = read(np.arange(1))
     y = np.array([labels[key] for key in keys], np.int64) if labels else None
-    return Part(path, (len(places), *example.shape[1:]), example.dtype, read, y)
+    return Part(path, (len(places), *example.shape[1:]), example.dtype, read, y, at, kind)
 
 
 def _decoded(stream: Any, offset: int, size: int, kind: str, path: Path) -> npt.NDArray[Any]:
     stream.seek(offset)
-    content = io.BytesIO(stream.read(size))
     try:
-        if kind == "npy":
-            return np.lib.format.read_array(content, allow_pickle=False)  # type: ignore[no-any-return,no-untyped-call]
-        with Image.open(content) as image:
-            if image.mode not in ("L", "RGB"):
-                raise ValueError(f"mode {image.mode}, expected grey or RGB of 8 bits")
-            pixels = np.asarray(image)
-    # Pillow and numpy raise many kinds of errors for damaged content
-    except Exception as failed:  # noqa: BLE001
+        return decode(stream.read(size), kind)
+    except ValueError as failed:
         raise DataError(
-            f"{path}: the file at byte {offset} cannot be read ({reason(failed)})",
-            "write it again",
+            f"{path}: the file at byte {offset} cannot be read ({failed})", "write it again"
         ) from None
-    return pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
 
 
 _READERS: dict[str, Callable[[Path], Part]] = {".npy": _npy, ".npz": _npz, ".tar": _tar}

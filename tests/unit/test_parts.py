@@ -9,6 +9,7 @@ from PIL import Image
 
 from ebm_dist.config import from_values
 from ebm_dist.data import shards
+from ebm_dist.data.loader import LogicalShard
 from ebm_dist.datasets import parts
 from ebm_dist.errors import DataError
 from tests import helpers
@@ -22,7 +23,7 @@ def written(folder, kind, x=X, y=Y, pieces=3):
     """Write the samples in some parts, of which number 10 comes after number 2."""
     folder.mkdir(parents=True)
     for number, rows in zip((1, 2, 10), np.array_split(np.arange(len(x)), pieces), strict=False):
-        path = folder / f"part-{number}.{kind}"
+        path = folder / f"part-{number}.{kind.split()[0]}"
         if kind == "npy":
             np.save(path, x[rows])
         elif kind == "npz":
@@ -183,3 +184,61 @@ def test_what_is_no_part_is_refused_with_its_name(tmp_path, make, message):
     make(tmp_path / "d")
     with pytest.raises(DataError, match=message):
         load(tmp_path / "d")
+
+
+@pytest.mark.parametrize("kind", ["tar", "tar of arrays"])
+def test_own_tars_train_where_they_are(tmp_path, kind):
+    folder = written(tmp_path / "d", kind)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    data = load(folder)
+    index = shards.write(tmp_path / "out", "parts", data)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert not list((tmp_path / "out").glob("*.tar"))  # nothing is copied
+    assert (index.num_samples("train"), index.num_samples("val")) == (48, 6)
+    x, y = shards.read_split(index, "train")
+    whole = {tuple(row.ravel()): label for row, label in zip(X, Y, strict=True)}
+    stored = (x * 255).round().to(int).flatten(1).numpy()
+    assert [whole.pop(tuple(row)) for row in stored] == y.tolist()  # each once
+    of_val = (shards.read_split(index, "val")[0] * 255).round().to(int).flatten(1).numpy()
+    assert all(tuple(row) in whole for row in of_val)
+    assert index.statistics["train"]["mean"] == pytest.approx(x.mean().item(), abs=1e-6)
+    assert sum(index.statistics["train"]["class_counts"]) == 48
+    shards.verify(index)
+    chosen = from_values(
+        helpers.values(dataset={"name": "parts", "path": str(folder)}, train={"num_shards": 2}),
+        tmp_path,
+    )
+    trainer = helpers.build(chosen, tmp_path / "out")
+    assert np.isfinite(trainer.mean_over_shards(trainer.advance())["loss_energy"])
+    rewritten = shards.write(tmp_path / "again", "parts", load(folder, rewrite=True))
+    assert len(list((tmp_path / "again").glob("*.tar"))) == 3 * shards.NUM_TARS
+    assert rewritten.num_samples("train") == 48
+
+
+def test_an_altered_tar_of_the_user_s_is_refused(tmp_path):
+    folder = written(tmp_path / "d", "tar")
+    index = shards.write(tmp_path / "out", "parts", load(folder))
+    path = folder / "part-2.tar"
+    content = bytearray(path.read_bytes())
+    at = content.index(b"IDAT")
+    content[at + 5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"part-2.tar: SHA-256 of .* samples differs"):
+        shards.verify(index)
+    path.unlink()
+    with pytest.raises(DataError, match=r"part-2.tar: cannot be read \(No such file"):
+        shards.verify(index)
+    places = index.folder / "train.places.npy"
+    places.write_bytes(places.read_bytes()[:-1] + b"x")
+    with pytest.raises(DataError, match=r"train.places.npy: SHA-256 differs"):
+        shards.read_split(index, "train")
+
+
+def test_places_in_memory_or_streamed_give_the_same_batches(tmp_path):
+    index = shards.write(tmp_path / "out", "parts", load(written(tmp_path / "d", "tar")))
+    batches = [
+        [LogicalShard(index, "train", 1, 4, 8, 0, cache=cache).batch(i)[0] for i in range(5)]
+        for cache in ("memory", "stream")
+    ]
+    for one, other in zip(*batches, strict=True):
+        assert np.array_equal(one, other)
