@@ -23,9 +23,11 @@ _READS = 3
 _ATTEMPTS = 10  # per request, with growing pauses: they bridge an outage of one minute
 
 
-def location(text: str | Path) -> Path:
+def location(text: str | Path, *, in_ranges: bool = False) -> Path:
     """Return a local path, or a path in an object store with the same methods.
 
+    ``in_ranges``: parts of objects will be read. Some stores send the checksum of the whole object
+    with a part, so it is not compared then; readers of parts have SHA-256 of their own.
     Raise :class:`DataError` for any other scheme, or if s3fs is not installed.
     """
     scheme, separator, _ = str(text).partition("://")
@@ -46,6 +48,8 @@ def location(text: str | Path) -> Path:
 
         retries = {"mode": "standard", "total_max_attempts": _ATTEMPTS}
         options: dict[str, Any] = {"retries": retries, "connect_timeout": 5, "read_timeout": 30}
+        if in_ranges:
+            options["response_checksum_validation"] = "when_required"
         return cast(Path, UPath(text, use_listings_cache=False, config_kwargs=options))
     except ImportError:
         raise DataError(
@@ -93,8 +97,10 @@ def read_range(path: Path, offset: int, size: int) -> bytes:
         with path.open("rb") as stream:
             stream.seek(offset)
             return stream.read(size)
-    store: Any = path  # has the file system of fsspec
-    content: bytes = _patiently(lambda: store.fs.cat_file(store.path, offset, offset + size))
+    store: Any = location(str(path), in_ranges=True)  # has the file system of fsspec
+    content: bytes = _patiently(
+        lambda: store.fs.cat_file(store.path, start=offset, end=offset + size)
+    )
     return content
 
 

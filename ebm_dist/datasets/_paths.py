@@ -5,10 +5,19 @@ import re
 from pathlib import Path
 
 from ebm_dist.errors import DataError
+from ebm_dist.storage import location
 
 
 def locate(name: str) -> Path:
-    """Return a file or folder, in EBM_DATA_DIR if it is not here. Raise :class:`DataError`."""
+    """Return a file or folder, in EBM_DATA_DIR if it is not here, or in an object store.
+
+    Raise :class:`DataError`.
+    """
+    if "://" in name:
+        folder = location(name, in_ranges=True)
+        if not folder.is_dir():
+            raise DataError(f"{name}: has nothing", "give the prefix of a folder in the store")
+        return folder
     path = Path(name)
     if not path.exists():
         path = Path(os.environ.get("EBM_DATA_DIR", ".")) / name

@@ -14,6 +14,7 @@ floats are taken as they are. Smaller data in a single file or in folders of pic
 ``arrays``, which converts and checks more.
 """
 
+import hashlib
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -24,12 +25,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ebm_dist.config import Mismatch, Params, Positive, Probability, section
-from ebm_dist.datasets import Arrays, Dataset
+from ebm_dist.datasets import Arrays, Dataset, _paths
 from ebm_dist.datasets._lazy import Lazy, Placed, Rows, rows_of
 from ebm_dist.datasets._members import PICTURES, decode
-from ebm_dist.datasets._paths import locate, natural_order
+from ebm_dist.datasets._paths import natural_order
 from ebm_dist.errors import DataError, reason
 from ebm_dist.rng import numpy_stream
+from ebm_dist.storage import is_local, read_range
 
 _SPLITS = ("train", "val", "test")
 _SAMPLES, _LABELS = ("images", "x", "X", "data"), ("labels", "y")
@@ -40,7 +42,8 @@ _NUM_ZIP_HEADER = 30  # bytes before the name of a member
 @section
 class Config:
     path: str
-    """Folder of parts, relative to the working directory or else to EBM_DATA_DIR."""
+    """Folder of parts, relative to the working directory or else to EBM_DATA_DIR, or
+    ``s3://bucket/prefix``."""
     val_fraction: Probability = 0.1
     """Fraction of the training samples held out for choosing settings, by a fixed random choice, if
     there is no folder ``val``."""
@@ -82,8 +85,27 @@ class Part(NamedTuple):
     """of the samples of a tar"""
 
 
+def locate(config: Config) -> Path:
+    """Return the folder of the parts. Raise :class:`DataError` where it is missing."""
+    return _paths.locate(config.path)
+
+
+def stamp(config: Config) -> str:
+    """Return a digest of names, sizes and times of the parts, which may be too many to be read.
+
+    Raise :class:`DataError` where they are missing.
+    """
+    folder, lines = locate(config), list[str]()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            facts = path.stat()
+            when = getattr(facts, "st_mtime_ns", None) or facts.st_mtime
+            lines.append(f"{path.relative_to(folder)} {facts.st_size} {when}\n")
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
 def load(config: Config) -> Dataset:
-    folder = locate(config.path)
+    folder = locate(config)
     if not folder.is_dir():
         raise DataError(f"{folder}: is a file", "give a folder of parts, or use dataset arrays")
     has_splits = (folder / "train").is_dir()
@@ -134,7 +156,7 @@ def _placed(parts: list[Part]) -> Placed:
         for start in range(0, part.shape[0], size):
             packs.append((number, count + start, min(size, part.shape[0] - start)))
         count += part.shape[0]
-    files = tuple(str(part.path.resolve()) for part in parts)
+    files = tuple(str(p.path.resolve() if is_local(p.path) else p.path) for p in parts)
     return Placed(files, parts[0].kind, np.concatenate(rows), np.array(packs, np.int64))
 
 
@@ -238,8 +260,10 @@ def _parts(folder: Path) -> list[Part]:
 
 def _npy(path: Path) -> Part:
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as failed:
+        with path.open("rb") as stream:
+            array = _array_at(path, stream)
+    # numpy reads the header as a Python literal: errors of the tokenizer, parser and memory
+    except Exception as failed:  # noqa: BLE001
         raise DataError(
             f"{path}: not a plain .npy of numbers ({reason(failed)})", "write it with numpy.save"
         ) from None
@@ -248,7 +272,7 @@ def _npy(path: Path) -> Part:
 
 def _npz(path: Path) -> Part:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             name = next((n for n in _SAMPLES if n in members), None)
             if name is None:
@@ -278,25 +302,45 @@ def _npz(path: Path) -> Part:
     return _of_array(path, array, labels)
 
 
-def _mapped(path: Path, member: zipfile.ZipInfo) -> npt.NDArray[Any]:
+def _mapped(path: Path, member: zipfile.ZipInfo) -> Any:
     """Map an array that is stored in a zip file."""
     with path.open("rb") as stream:
         stream.seek(member.header_offset)
         header = stream.read(_NUM_ZIP_HEADER)
         lengths = [int.from_bytes(header[i : i + 2], "little") for i in (26, 28)]
         stream.seek(member.header_offset + _NUM_ZIP_HEADER + sum(lengths))
-        version = np.lib.format.read_magic(stream)  # type: ignore[no-untyped-call]
-        read = getattr(np.lib.format, f"read_array_header_{version[0]}_{version[1]}")
-        shape, is_fortran, dtype = read(stream)
-        if dtype.hasobject:
-            raise ValueError("has Python objects")
-        array: npt.NDArray[Any] = np.memmap(
-            path, dtype, "r", stream.tell(), shape, "F" if is_fortran else "C"
+        return _array_at(path, stream)
+
+
+def _array_at(path: Path, stream: Any) -> Any:
+    """Return the array whose ``.npy`` begins here in a file: mapped, or read from a store.
+
+    Raise ValueError for what cannot be read row by row.
+    """
+    version = np.lib.format.read_magic(stream)  # type: ignore[no-untyped-call]
+    read = getattr(np.lib.format, f"read_array_header_{version[0]}_{version[1]}")
+    shape, is_fortran, dtype = read(stream)
+    if dtype.hasobject:
+        raise ValueError("has Python objects")
+    start = stream.tell()
+    if is_local(path):
+        return np.memmap(path, dtype, "r", start, shape, "F" if is_fortran else "C")
+    if is_fortran:
+        raise ValueError("is in Fortran's order")
+    size = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
+
+    def rows(chosen: Rows) -> npt.NDArray[Any]:
+        """Read each run of consecutive rows by a request of its own."""
+        runs = np.split(chosen, np.flatnonzero(np.diff(chosen) != 1) + 1) if len(chosen) else []
+        content = b"".join(
+            read_range(path, start + int(run[0]) * size, len(run) * size) for run in runs
         )
-        return array
+        return np.frombuffer(content, dtype).reshape(len(chosen), *shape[1:])
+
+    return Lazy(rows, shape, dtype)
 
 
-def _of_array(path: Path, array: npt.NDArray[Any], labels: npt.NDArray[Any] | None) -> Part:
+def _of_array(path: Path, array: Any, labels: npt.NDArray[Any] | None) -> Part:
     if labels is not None and labels.dtype.kind not in "iu":
         raise DataError(f"{path}: labels are {labels.dtype}", "use integers from 0")
     native = array.dtype.newbyteorder("=")
@@ -313,7 +357,7 @@ def _tar(path: Path) -> Part:
     """Return the samples of a WebDataset tar, after a pass over its headers."""
     places, labels, kind = [], dict[str, int](), ""
     try:
-        with tarfile.open(path) as archive:
+        with path.open("rb") as file, tarfile.open(fileobj=file) as archive:
             for member in archive:
                 if not member.isfile():
                     continue

@@ -8,6 +8,7 @@ import pytest
 
 from ebm_dist import storage
 from ebm_dist.data import shards
+from ebm_dist.datasets import parts
 from ebm_dist.errors import CheckpointError, DataError
 from ebm_dist.runs import lineage
 from ebm_dist.runs.record import EVENTS, METRICS, FileReporter, read_lines
@@ -15,6 +16,7 @@ from ebm_dist.training import checkpoint
 from infra.local import Stack
 from tests import helpers
 from tests.helpers import Silent, state_of
+from tests.unit.test_parts import written
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +100,19 @@ def test_stop_file_and_late_record(digits_data, root):
     assert helpers.build(helpers.params(), digits_data).fit(root, FileReporter(root)) == 0
     state = json.loads(storage.read_bytes(checkpoint.latest(root) / "state.json"))
     assert state["step"] == 0
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz", "tar"])
+def test_parts_in_the_store_are_those_on_a_disk(tmp_path, root, kind):
+    local = written(tmp_path / "parts", kind)
+    for path in local.iterdir():
+        storage.write_whole(root / "parts" / path.name, path.read_bytes())
+    indices = [
+        shards.write(tmp_path / name, "parts", parts.load(parts.Config(path=str(folder))))
+        for name, folder in (("of-disk", local), ("of-store", root / "parts"))
+    ]
+    for one, other in zip(*(shards.read_split(i, "train") for i in indices), strict=True):
+        assert one.equal(other)
+    assert parts.stamp(parts.Config(path=str(root / "parts")))
+    with pytest.raises(DataError, match="has nothing"):
+        parts.load(parts.Config(path=str(root / "absent")))

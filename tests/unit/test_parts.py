@@ -12,6 +12,7 @@ from ebm_dist.data import shards
 from ebm_dist.data.loader import LogicalShard
 from ebm_dist.datasets import parts
 from ebm_dist.errors import DataError
+from pipelines import sources
 from tests import helpers
 
 RNG = np.random.default_rng(0)
@@ -242,3 +243,12 @@ def test_places_in_memory_or_streamed_give_the_same_batches(tmp_path):
     ]
     for one, other in zip(*batches, strict=True):
         assert np.array_equal(one, other)
+
+
+def test_the_stamp_of_parts_changes_with_a_file(tmp_path):
+    folder = written(tmp_path / "d", "tar")
+    chosen = from_values(helpers.values(dataset={"name": "parts", "path": str(folder)}), tmp_path)
+    before = sources.digests(chosen)
+    assert list(before) == ["dataset"] and before == sources.digests(chosen)
+    (folder / "part-2.tar").write_bytes(b"x" + (folder / "part-2.tar").read_bytes())
+    assert sources.digests(chosen) != before
