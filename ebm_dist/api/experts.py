@@ -184,7 +184,9 @@ EXPERTS: dict[str, Expert] = {
 
 def surprise(energies: Array, of_training: Array) -> Array:
     """Return ``s(-log P)`` in nats ``(m,)`` of energies, beside those of the training rows."""
-    ordered, n = np.sort(of_training), len(of_training)
+    # as float32, in which a row has the same energy alone and in a batch
+    energies, ordered = (v.astype(np.float32).astype(np.float64) for v in (energies, of_training))
+    ordered, n = np.sort(ordered), len(of_training)
     at_least = n - np.searchsorted(ordered, energies, side="left")
     tail = ordered[-max(_LEAST_TAIL, round(_TAIL * n)) :]
     low, high = np.percentile(ordered, [16, 84])
