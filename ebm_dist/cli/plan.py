@@ -63,7 +63,8 @@ def lines(params: Params, data: Path) -> Iterator[str]:
     )
     count = config.num_steps // config.checkpoint_every + 1
     yield f"disk      {_mib(checkpoint)} a checkpoint, {count} of them, of which two are kept"
-    traffic = size * config.num_shards if config.reduce == "ordered" else 2 * size
+    shards_of_one = len(deal(config.num_shards, workers, 0))
+    traffic = size * (shards_of_one + 1 if config.reduce == "ordered" else 2)
     yield f"network   {_mib(traffic)} of gradients to each worker in each step ({config.reduce})"
     # in the middle of training, when burn-in and pretraining are over
     probe.step, times = config.num_steps // 2, []

@@ -25,6 +25,9 @@ class Comm(Protocol):
     def gather(self, rows: Tensor, num_shards: int) -> Tensor:
         """Gather rows ``(n, *)`` of this rank's shards to ``(num_shards, *)``, in shard order."""
 
+    def sum(self, rows: Tensor, num_shards: int) -> Tensor:
+        """Sum rows ``(n, k)`` of all shards to ``(k,)``, in shard order."""
+
 
 class LocalComm:
     """A single process."""
@@ -36,6 +39,9 @@ class LocalComm:
 
     def gather(self, rows: Tensor, num_shards: int) -> Tensor:
         return rows
+
+    def sum(self, rows: Tensor, num_shards: int) -> Tensor:
+        return _summed(rows)
 
 
 class TorchComm:
@@ -52,7 +58,7 @@ class TorchComm:
 
     @record_function("reduce")
     def gather(self, rows: Tensor, num_shards: int) -> Tensor:
-        counts = [len(deal(num_shards, self.world_size, rank)) for rank in range(self.world_size)]
+        counts = self._counts(num_shards)
         padded = rows.new_zeros(max(counts), *rows.shape[1:], device=self.device)
         padded[: len(rows)] = rows
         gathered = padded.new_empty(self.world_size, *padded.shape)
@@ -60,6 +66,38 @@ class TorchComm:
         return torch.cat([gathered[rank, :count] for rank, count in enumerate(counts)]).to(
             rows.device
         )
+
+    @record_function("reduce")
+    def sum(self, rows: Tensor, num_shards: int) -> Tensor:
+        """Each rank sums a slice of the rows of all shards, and all ranks get all slices.
+
+        A rank sends and receives as many rows as it has, and one more.
+        """
+        size, width = rows.shape[1], -(-rows.shape[1] // self.world_size)
+        padded = rows.new_zeros(len(rows), self.world_size * width, device=self.device)
+        padded[:, :size] = rows
+        sent = padded.view(len(rows), self.world_size, width).transpose(0, 1).contiguous()
+        received = sent.new_empty(num_shards, width)
+        dist.all_to_all_single(
+            received,
+            sent.flatten(0, 1),
+            output_split_sizes=self._counts(num_shards),
+            input_split_sizes=[len(rows)] * self.world_size,
+        )
+        whole = sent.new_empty(self.world_size * width)
+        dist.all_gather_into_tensor(whole, _summed(received))
+        return whole[:size].to(rows.device)
+
+    def _counts(self, num_shards: int) -> list[int]:
+        """Return the number of shards of each rank."""
+        return [len(deal(num_shards, self.world_size, rank)) for rank in range(self.world_size)]
+
+
+def _summed(rows: Tensor) -> Tensor:
+    total = rows[0].clone()
+    for row in rows[1:]:
+        total += row
+    return total
 
 
 class Reduction(Protocol):
@@ -80,8 +118,8 @@ class Ordered:
     """Sums the shards' gradients in shard order.
 
     Floating-point sums depend on their order. With a fixed order the result is bitwise the same for
-    any number of workers. All workers receive the gradients of all shards: with two shards per
-    worker this is about twice the traffic of DDP.
+    any number of workers. A worker sends and receives the gradients of its own shards and one more:
+    with one shard per worker this is the traffic of DDP.
     """
 
     joins = False
@@ -94,11 +132,8 @@ class Ordered:
         parameters = self.parameters[player]
         rows = torch.stack([_flat(torch.autograd.grad(loss, parameters)) for loss in losses])
         faults.point("reduce.before")
-        rows = self.comm.gather(rows, self.num_shards)
+        total = self.comm.sum(rows, self.num_shards)
         faults.point("reduce.after")
-        total = rows[0].clone()
-        for row in rows[1:]:
-            total += row
         return total.div_(self.num_shards)
 
 
