@@ -475,6 +475,29 @@ def mixing(content: dict[str, Any]) -> Iterator[str]:
     )
 
 
+def scale(content: dict[str, Any]) -> Iterator[str]:
+    """Return the tables of shards measured in a process, and of a step on paper."""
+    yield from where(content)
+    yield from table(
+        ["logical shards", *list(content["rows"][0])[1:]],
+        [
+            [row["shards"], *(f"{v:,.2f}" if isinstance(v, float) else f"{v:,}" for v in rest)]
+            for row in content["rows"]
+            for rest in [list(row.values())[1:]]
+        ],
+    )
+    yield ""
+    yield "Assumed: " + "; ".join(f"{k} {v:g}" for k, v in content["assumed"].items()) + "."
+    yield ""
+    yield from table(
+        list(content["on_paper"][0]),
+        [
+            [f"{v:,.3g}" if isinstance(v, float) else f"{v:,}" for v in row.values()]
+            for row in content["on_paper"]
+        ],
+    )
+
+
 def tabular(content: dict[str, Any]) -> Iterator[str]:
     """Return the table of the detectors, the best first."""
     hardware = content["hardware"]
@@ -602,6 +625,7 @@ def main() -> None:
             "image_objectives": image_objectives(read("image_objectives")),
             "label_losses": label_losses(read("label_losses")),
         },
+        "scale.md": {"scale": scale(read("scale"))},
         "rbm.md": {
             "reweighting": reweighting(read("reweighting")),
             "mixing": mixing(read("mixing")),
