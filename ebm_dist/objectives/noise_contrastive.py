@@ -122,6 +122,10 @@ class LogPartition(nn.Module):
         self.register_buffer("turn_steps", torch.tensor(0))
         self.register_buffer("noise_updates", torch.tensor(0))
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        state_dict.setdefault(f"{prefix}start", torch.tensor(0.0))  # weights of before 0.2
+        super()._load_from_state_dict(state_dict, prefix, *rest)  # type: ignore[no-untyped-call]
+
     def forward(self) -> Tensor:
         return self.start + self.value
 
