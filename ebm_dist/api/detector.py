@@ -102,8 +102,11 @@ class EnergyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             for name in self.experts
         }
         self.states_ = {name: state for name, (state, _) in fitted.items()}
-        self.references_ = {name: np.sort(energies) for name, (_, energies) in fitted.items()}
-        self.decision_scores_ = self._energies(rows)
+        of_training = {name: energies for name, (_, energies) in fitted.items()}
+        self.references_ = {name: np.sort(energies) for name, energies in of_training.items()}
+        self.decision_scores_ = (
+            self._summed(of_training) if self.leaves_out_copies else self._energies(rows)
+        )
         self.offset_ = self._offset()
         self._label()
         return self
@@ -248,14 +251,18 @@ class EnergyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _energies(self, rows: Array) -> Array:
         u, options = self._standardised(rows), self._options()
-        surprises: list[Array] = [
-            experts.surprise(
-                experts.EXPERTS[name].energies(self.states_[name], u, options),
-                self.references_[name],
-            )
-            for name in self.experts
-        ]
-        return sum(surprises, np.zeros(len(rows)))
+        return self._summed(
+            {
+                name: experts.EXPERTS[name].energies(self.states_[name], u, options)
+                for name in self.experts
+            }
+        )
+
+    def _summed(self, energies: dict[str, Array]) -> Array:
+        """Return E(x) ``(n,)`` from the energies of each expert."""
+        surprises = [experts.surprise(v, self.references_[name]) for name, v in energies.items()]
+        total: Array = np.sum(surprises, axis=0)
+        return total
 
     def _label(self) -> None:
         """Set PyOD's attributes that follow from the scores of the training rows and the offset."""

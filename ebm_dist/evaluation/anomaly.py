@@ -67,7 +67,7 @@ class Config:
     supervised_steps: PositiveInt = 1000
     """Updates of the network trained on the inliers' labels alone."""
     supervised_lr: Positive = 1e-3
-    """Learning rate of Adam for that network."""
+    """Learning rate of Adam for that network, and for the encoder of a generator."""
     inversion_steps: NonNegativeInt = 1000
     """Updates of the encoder that gives a generator the code of a row; 0 for no such score."""
     split: str = "test"
@@ -118,7 +118,7 @@ def evaluate(config: Config, subject: Subject) -> Report:
         scorers[_GIVEN_INK] = _given_ink(scorers[_ENERGY], train)
     if "generator" in subject.model.other_players and config.inversion_steps:
         scorers[_REMADE] = _remade(config, subject.model, train)
-    scorers |= _baselines(config, subject, train) | _by_class(config, subject)
+    scorers |= _baselines(config, subject, train) | _with_labels(config, subject)
     by_scorer = {name: scorer(test) for name, scorer in scorers.items()}
     for name, values in by_scorer.items():
         check_finite(values, f"evaluation.anomaly: scores {name!r}")
@@ -292,7 +292,7 @@ class KernelResidual:
         return np.concatenate(parts)
 
 
-def _by_class(config: Config, subject: Subject) -> dict[str, Callable[[Tensor], Array]]:
+def _with_labels(config: Config, subject: Subject) -> dict[str, Callable[[Tensor], Array]]:
     """Return detectors that use the inliers' labels; none where the data have no labels."""
     labelled = shards.read_labelled(subject.data, subject.model.params.seed)
     if labelled is None:
