@@ -196,9 +196,17 @@ class Bench:
         return dict(samples.evaluate(chosen, self.subject(model)).metrics)
 
     def choose(self, candidates: list[Changes], budget: float) -> list[dict[str, Any]]:
-        """Return the candidates with their FID-clf on the validation split, the best first."""
-        found = []
+        """Return the candidates with their FID-clf on the validation split, the best first.
+
+        One that repeats an earlier one's settings in this recipe is left out.
+        """
+        found: list[dict[str, Any]] = []
+        known: list[Params] = []
         for changes in candidates:
+            params = settings(self.recipe, changes, _CHOICE_SEED, 1)
+            if params in known:
+                continue
+            known.append(params)
             try:
                 model, *_ = self.train(changes, _CHOICE_SEED, _CHOICE * budget)
                 fid = float(self.samples(model, "val")["fid_clf"])
