@@ -91,7 +91,7 @@ def exchange(kernel: Kernel, path: Sequence[EnergyFn]) -> Kernel:
 
     The first energy E_0 is the target that the kernel is given. The state of ``kernel`` is its
     position, as in Gibbs sampling. A step costs ``len(path) + 1`` steps of it, and two more
-    evaluations of each energy. Info is that of E_0 after the swap.
+    evaluations of each energy that may swap. Info is that of E_0 after the swap.
     """
     num_replicas = len(path) + 1
 
@@ -106,14 +106,18 @@ def exchange(kernel: Kernel, path: Sequence[EnergyFn]) -> Kernel:
         for r, energy in enumerate(energies):
             inner, _ = kernel.step(energy, kernel.init(energy, x[r]), generator)
             x[r] = inner.position
-        swapped = []
+        swapped, value = [], None
         for r in state.journey.pairs:
             near, far = energies[r], energies[r + 1]
-            log_ratio = near(x[r]) + far(x[r + 1]) - near(x[r + 1]) - far(x[r])
+            here, there = near(x[r]), near(x[r + 1])
+            log_ratio = here + far(x[r + 1]) - there - far(x[r])
             log_u = log_uniform((len(log_ratio),), generator)
             swapped.append(accept_mask(log_ratio, log_ratio.isfinite(), log_u))
             x[r], x[r + 1] = swap(swapped[-1], x[r], x[r + 1])
-        value = target(x[0])
+            if r == 0:
+                value = torch.where(swapped[-1], there, here)
+        if value is None:
+            value = target(x[0])
         state = State(x[0], torch.stack(x), state.journey.after(swapped))
         return state, Info(value, torch.zeros_like(value), torch.ones_like(value, dtype=torch.bool))
 

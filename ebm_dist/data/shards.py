@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -631,13 +632,18 @@ class Packs:
 
 
 def _places(index: Index, split: str) -> npt.NDArray[np.int64]:
-    """Return the places of the samples of a split, checked by their SHA-256."""
-    path = index.folder / index.placed[split]["file"]
+    """Return the places of the samples of a split."""
+    side = index.placed[split]
+    return _read_places(index.folder / side["file"], side["sha256"])
+
+
+@lru_cache(maxsize=8)  # every logical shard of a process asks for the same
+def _read_places(path: Path, sha256: str) -> npt.NDArray[np.int64]:
     try:
         content = read_bytes(path)
     except OSError as failed:
         raise _unread(path, f"cannot be read ({failed.strerror or failed})") from None
-    if hashlib.sha256(content).hexdigest() != index.placed[split]["sha256"]:
+    if hashlib.sha256(content).hexdigest() != sha256:
         raise _unread(path, "SHA-256 differs from the index: altered")
     return _read_npy(content)
 
