@@ -17,6 +17,7 @@ from ebm_dist.config import Mismatch, Params, Positive, PositiveInt, Probability
 from ebm_dist.samplers import Bounds, noise
 
 Policy = Literal["persistent", "fifo", "reservoir"]
+_PART = 1024  # chains made at once on a GPU for the memory of the host
 
 
 @section
@@ -40,7 +41,11 @@ class Config:
     coldest are the negatives. Chains take as many times longer as there are temperatures. Plain
     chains if empty."""
 
-    added_keys = ("temperatures",)
+    on_host: bool = False
+    """Keep chains in the memory of the host, page-locked, for a buffer larger than the memory of a
+    GPU. Those drawn are on the GPU during the step."""
+
+    added_keys = ("temperatures", "on_host")
 
     def check(self, params: Params) -> None:
         if self.capacity % params.train.num_shards or self.capacity < params.train.batch_size:
@@ -97,19 +102,21 @@ class ReplayShard:
         generator: Generator,
         max_age: int | None = None,
         policy: Policy = "persistent",
+        on_host: bool = False,
     ) -> None:
-        self.size, self.bounds, self.max_age, self.policy = (
+        self.size, self.bounds, self.max_age, self.policy, self.on_host = (
             (capacity, *shape),
             bounds,
             max_age,
             policy,
+            on_host,
         )
         self.restart(classes or range(1), generator)
 
     def restart(self, classes: range, generator: Generator) -> None:
         """Restart all chains from noise, with labels of these classes."""
         self.classes = classes
-        self.position = noise(self.size, self.bounds, generator)
+        self.position = self._noise(generator)
         self.label = self._labels(len(self.position), generator)
         self.age = torch.randint(
             self.max_age or 1, self.label.shape, generator=generator, device=generator.device
@@ -124,13 +131,14 @@ class ReplayShard:
         Each restarts from noise, with a new label, with probability ``reinit_prob`` or at
         ``max_age``.
         """
-        device = self.position.device
+        device = self.age.device
         drawn = torch.randperm(len(self.age), generator=generator, device=device)[:n]
         restart = torch.rand(n, generator=generator, device=device) < reinit_prob
         if self.max_age is not None:
             restart |= self.age[drawn] >= self.max_age
         label = torch.where(restart, self._labels(n, generator), self.label[drawn])
-        position, restarted = self.position.index_select(0, drawn), restart.nonzero().flatten()
+        position = self.position.index_select(0, drawn.to(self.position.device)).to(device)
+        restarted = restart.nonzero().flatten()
         position[restarted] = noise((len(restarted), *position.shape[1:]), self.bounds, generator)
         return Draw(
             position,
@@ -141,10 +149,20 @@ class ReplayShard:
 
     def put(self, draw: Draw, position: Tensor) -> None:
         """Store the new positions ``(n, *shape)`` of the drawn chains; their age grows by 1."""
-        self.position[draw.slots] = position.detach()[draw.kept]
+        held = self.position.device
+        self.position[draw.slots.to(held)] = position.detach()[draw.kept].to(held)
         self.label[draw.slots] = draw.label[draw.kept]
         self.age[draw.slots] = draw.age[draw.kept] + 1
         self.count += len(position)
+
+    def _noise(self, generator: Generator) -> Tensor:
+        """Return noise for all chains, where they are kept."""
+        if not self.on_host:
+            return noise(self.size, self.bounds, generator)
+        position = torch.empty(self.size, pin_memory=generator.device.type == "cuda")
+        for part in position.split(_PART):
+            part.copy_(noise(tuple(part.shape), self.bounds, generator))
+        return position
 
     def _labels(self, n: int, generator: Generator) -> Tensor:
         return torch.randint(

@@ -58,7 +58,8 @@ def lines(params: Params, data: Path) -> Iterator[str]:
     size = sum(weights.values())
     checkpoint = size * (2 + moments) + chains
     yield (
-        f"memory    {_mib(chains)} of replayed chains, over the workers;"
+        f"memory    {_mib(chains)} of replayed chains, over the workers"
+        f"{' (host)' if params.replay.on_host else ''};"
         f" {_mib(size)} of weights in each"
     )
     count = config.num_steps // config.checkpoint_every + 1

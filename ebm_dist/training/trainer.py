@@ -517,6 +517,7 @@ def build(
         range(index.num_classes),
         max_age=params.replay.max_age,
         policy=params.replay.policy,
+        on_host=params.replay.on_host,
     )
     data = {
         shard: LogicalShard(

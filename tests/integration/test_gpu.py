@@ -14,6 +14,7 @@ import torch.distributed as dist
 from ebm_dist import config, models
 from ebm_dist.chains.compiled import CompiledChains
 from ebm_dist.chains.eager import Chains
+from ebm_dist.chains.replay import ReplayShard
 from ebm_dist.config import module_of
 from ebm_dist.data import shards
 from ebm_dist.energies import convnet, mlp, resnet
@@ -210,3 +211,13 @@ def test_ray_trains_on_a_gpu_and_goes_on(tmp_path):
         rtol=1e-3,
         atol=1e-4,
     )
+
+
+def test_chains_on_the_host_are_page_locked_and_move_on_the_gpu():
+    chains = ReplayShard(
+        3000, (2,), (0.0, 1.0), range(1), stream(0, "chains", device=GPU), on_host=True
+    )
+    draw = chains.draw(16, 0.1, stream(0, "replay", device=GPU))
+    chains.put(draw, draw.position + 2)
+    assert chains.position.is_pinned() and draw.position.device.type == "cuda"
+    assert int((chains.position.sum(dim=1) >= 4).sum()) == 16

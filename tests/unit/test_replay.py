@@ -129,3 +129,24 @@ def test_joined_shards_end_as_each_alone(policy):
         for ours, theirs in zip(joined, alone, strict=True):
             for name, tensor in theirs.state_dict().items():
                 assert torch.equal(ours.state_dict()[name], tensor), name
+
+
+def test_chains_on_the_host_end_as_those_on_the_device():
+    def of(on_host: bool) -> ReplayShard:
+        generator = stream(0, "chains")
+        return ReplayShard(1024, (2,), (0.0, 1.0), range(4), generator, 3, on_host=on_host)
+
+    here, there = of(False), of(True)
+    for step in range(5):
+        for shard in (here, there):
+            draw = shard.draw(16, 0.3, stream(0, "replay", 0, step))
+            shard.put(draw, draw.position + 1)
+    for name, tensor in here.state_dict().items():
+        assert torch.equal(there.state_dict()[name], tensor), name
+
+
+def test_more_chains_on_the_host_than_are_made_at_once_are_noise():
+    position = ReplayShard(
+        3000, (2,), (0.0, 1.0), range(1), stream(0, "chains"), on_host=True
+    ).position
+    assert position.unique(dim=0).shape == (3000, 2) and 0 <= position.min() < position.max() <= 1
