@@ -9,6 +9,7 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 from ebm_dist.report import figures, table
+from pipelines.pictures import listed
 
 ROOT = Path(__file__).resolve().parent.parent
 _OUTSIDE = "../reports/"
@@ -24,9 +25,10 @@ def on_files(files: Files, config: Any) -> Files:
     for name, rows in systems().items():
         recipes = list(dict.fromkeys(recipe for row in rows for recipe in row["recipes"]))
         pictures = [
-            f"../images/{recipe}.png"
-            for recipe in recipes
-            if (ROOT / f"docs/images/{recipe}.png").exists()
+            f"../images/{entry['file']}"
+            for entry in listed().values()
+            if entry["plot"].partition("/")[0] in recipes
+            and (ROOT / "docs/images" / entry["file"]).exists()
         ]
         files.append(File.generated(config, f"systems/{name}.png", content=picture(rows[0])))
         pictures.append(f"{name}.png")
