@@ -20,6 +20,7 @@ from ebm_dist.runs import (
     snapshots,
     tracking,
 )
+from ebm_dist.search.validation import validate
 from pipelines import digests, parser, run
 
 
@@ -61,9 +62,8 @@ def main() -> None:
                 progress.live(folder, params.train.num_steps),
                 snapshots.sync_while_running(folder),
             ):
-                cluster.fit(
-                    params, shards.publish(index, storage.store("shards")).folder, folder, digest
-                )
+                published = shards.publish(index, storage.store("shards"))
+                cluster.fit(params, published.folder, folder, digest, validate)
     check_unchanged()  # before the export: the finished run is kept
     exported = models.export(folder, args.out, params, index, digest)
     history = exported["history"]
@@ -79,6 +79,9 @@ def main() -> None:
     facts |= {"watts_a_worker": round(sum(watts) / len(watts), 1)} if watts else {}
     facts |= {"seconds": round(exported["seconds"], 1), "workers": params.cluster.workers}
     write_json(args.report / provenance.RUN, facts)
+    if scores := record.validations(folder):
+        best = min(scores, key=lambda row: float(row["fid_clf"]))
+        print(f"validation: least FID-clf {best['fid_clf']:.1f}, after {best['step']} steps")
     print(
         f"{args.out}: {params.train.num_steps} steps in {exported['seconds']:.0f} s;"
         f" record in {folder}"

@@ -87,6 +87,7 @@ class RayReporter(FileReporter):
     """
 
     _num_requests, _is_warned = 0, False
+    validate_every, job = 0, dict[str, Any]()
 
     def metrics(self, row: Row, seconds: float) -> None:
         """Add the power draw of rank 0's GPU in watts, if NVML is there (``ebm-dist[gpu]``)."""
@@ -100,7 +101,25 @@ class RayReporter(FileReporter):
         import ray.train
 
         super().saved(row)
-        ray.train.report(row)
+        ray.train.report(row, **self._validation())
+
+    def _validation(self) -> dict[str, Any]:
+        """Return what asks Ray to validate the newest checkpoint: a copy, since old ones go."""
+        import ray.train
+
+        if self.rank or not self.validate_every:
+            return {}
+        step, folder = max(checkpoint.whole(self.run).items())
+        if step % self.validate_every:
+            return {}
+        copy = Path(tempfile.mkdtemp())
+        for file in folder.iterdir():
+            (copy / file.name).write_bytes(storage.read_bytes(file))
+        return {
+            "checkpoint": ray.train.Checkpoint.from_directory(copy),
+            "delete_local_checkpoint_after_upload": True,
+            "validation": ray.train.ValidationTaskConfig(fn_kwargs={"step": step, "job": self.job}),
+        }
 
     def requested(self) -> Request:
         """Return STOP if the stop file exists, SAVE once if a machine is about to be preempted."""
@@ -117,23 +136,33 @@ class RayReporter(FileReporter):
         return Request.STOP if stops else Request.NOTHING
 
 
-def fit(params: Params, data: Path, run: Path, digest: str) -> None:
+def fit(
+    params: Params,
+    data: Path,
+    run: Path,
+    digest: str,
+    validate: Callable[..., dict[str, float]] | None = None,
+) -> None:
     """Train in the run's folder from its latest checkpoint to the end; return at once if finished.
 
+    ``validate(checkpoint, step, job)`` scores a checkpoint where ``train.validate_every`` says so.
     SIGTERM and SIGINT request a stop with a checkpoint; a second signal ends the process at once.
     Raise :class:`Stopped` after such a stop, :class:`ClusterError` where resources are missing or
     workers keep dying, :class:`CodeChangedError`, and any :class:`EbmError` that a worker raised.
     """
     from ray.exceptions import RayActorError, RaySystemError, RpcError
 
-    connect(params)
+    if params.train.validate_every:
+        start(params.cluster, params.train.num_threads, num_spare=1)
+    else:
+        connect(params)
     try:
         with nullcontext() if address() == "local" else _lease(digest):
             if is_finished(run, digest, params.train):
                 return
             (run / STOP).unlink(missing_ok=True)
             with stop_by_signal(run) as signals:
-                step = _in_thread(lambda: train(params, data, run, digest))
+                step = _in_thread(lambda: train(params, data, run, digest, validate=validate))
     except (RayActorError, RaySystemError, RpcError) as lost:
         # SIGTERM to the whole process group ends Ray too
         reason = str(lost).strip().splitlines() or [type(lost).__name__]
@@ -174,9 +203,11 @@ def train(
     digest: str,
     reporter: Callable[..., FileReporter] = RayReporter,
     resource_tag: int | None = None,
+    validate: Callable[..., dict[str, float]] | None = None,
 ) -> int:
     """Run the training job on the connected cluster and return the step reached.
 
+    ``validate``: as in :func:`fit`.
     ``reporter(run, rank, facts)`` is called on each rank. ``resource_tag`` is a number of bytes of
     memory to reserve for each worker, by which :func:`free` recognises the job. Raise
     :class:`DivergedError`, :class:`CodeChangedError` where a worker starts on other code than this
@@ -189,6 +220,7 @@ def train(
     cluster: Config = params.cluster
     fewest, most = cluster.fewest_and_most
     path, filesystem = ray_storage(run)
+    validates = validate is not None and params.train.validate_every > 0
     job = TorchTrainer(
         _worker,
         train_loop_config={
@@ -198,6 +230,7 @@ def train(
             "digest": digest,
             "code": code.train_digest(params),
             "reporter": reporter,
+            "validates": validates,
         },
         torch_config=TorchConfig(
             backend="nccl" if cluster.use_gpu else "gloo", timeout_s=cluster.timeout_s
@@ -215,7 +248,11 @@ def train(
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2 if validates else None),
         ),
+        validation_config=ray.train.ValidationConfig(validate, ray_remote_kwargs={"num_cpus": 1})
+        if validates
+        else None,
     )
     try:
         outcome: Any = job.fit().return_value
@@ -281,13 +318,15 @@ def start(
     num_threads: int,
     num_cpus: int | None = None,
     resources: dict[str, float] | None = None,
+    num_spare: int = 0,
 ) -> None:
     """Connect to the cluster that ``RAY_ADDRESS`` names, or start one on this machine.
 
-    Workers have ``num_threads`` threads. A cluster that is started has ``num_cpus`` CPUs (default:
-    as many as the workers need) and the given ``resources`` of other kinds. With ``resources``,
-    that is for a search, it has a dashboard: Ray's watchers ask it whether the process they watch
-    has ended, and then end too. Raise :class:`ClusterError` if the cluster is too small.
+    It must have ``num_spare`` CPUs beside those of the workers. Workers have ``num_threads``
+    threads. A cluster that is started has ``num_cpus`` CPUs (default: as many as the workers need)
+    and the given ``resources`` of other kinds. With ``resources``, that is for a search, it has a
+    dashboard: Ray's watchers ask it whether the process they watch has ended, and then end too.
+    Raise :class:`ClusterError` if the cluster is too small.
     """
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     # silences a warning on machines without GPUs
@@ -313,9 +352,13 @@ def start(
 
     if where == "local":
         cpus, (fewest, most) = len(os.sched_getaffinity(0)), cluster.fewest_and_most
-        _check_resources(cluster, {"CPU": float(cpus)} | (_gpus() if cluster.use_gpu else {}))
+        at_hand = {"CPU": float(cpus)} | (_gpus() if cluster.use_gpu else {})
+        _check_resources(cluster, at_hand, num_spare)
         default_cpus = math.ceil(
-            max(fewest * cluster.cpus_per_worker, min(most * cluster.cpus_per_worker, cpus))
+            max(
+                fewest * cluster.cpus_per_worker + num_spare,
+                min(most * cluster.cpus_per_worker + num_spare, cpus),
+            )
         )
         local_options = {
             "num_cpus": num_cpus or default_cpus,
@@ -341,7 +384,7 @@ def start(
             signal.signal(number, handler)  # Ray has set its own
     if where != "local":
         try:
-            _check_resources(cluster, ray.cluster_resources())
+            _check_resources(cluster, ray.cluster_resources(), num_spare)
         except ClusterError:
             ray.shutdown()
             raise
@@ -405,8 +448,14 @@ def _worker(job: dict[str, Any]) -> dict[str, Any]:
     # all ranks return these errors together: Ray must not retry what would fail again
     if is_code_changed(params, job["code"], comm):
         return {"step": 0, "error": code.changed(run)}
+    reporter = job["reporter"](run, context.get_world_rank(), facts)
+    if job["validates"]:
+        reporter.validate_every, reporter.job = (
+            params.train.validate_every,
+            {key: job[key] for key in ("params", "data", "run", "digest")},
+        )
     try:
-        step = rank_trainer.fit(run, job["reporter"](run, context.get_world_rank(), facts))
+        step = rank_trainer.fit(run, reporter)
     except DivergedError as error:
         return {"step": rank_trainer.step, "error": error}
     return {"step": step, "error": None}
@@ -559,8 +608,14 @@ def _gpus() -> dict[str, float]:
     return {"GPU": float(torch.cuda.device_count())}
 
 
-def _check_resources(cluster: Config, available: dict[str, float]) -> None:
+def _check_resources(cluster: Config, available: dict[str, float], num_spare: int) -> None:
     fewest, _ = cluster.fewest_and_most
+    if num_spare and fewest * cluster.cpus_per_worker + num_spare > available.get("CPU", 0.0):
+        raise ClusterError(
+            f"train.validate_every: needs {num_spare} CPU beside those of {fewest} workers,"
+            f" {available.get('CPU', 0.0):g} are there",
+            "set it to 0, or cluster.workers to fewer (the result stays the same)",
+        )
     required = {"CPU": fewest * cluster.cpus_per_worker} | (
         {"GPU": float(fewest)} if cluster.use_gpu else {}
     )

@@ -18,7 +18,14 @@ IS_CHECKOUT = (ROOT / "pyproject.toml").exists()
 """An installed package may lie inside another project's repository, whose commit is not its own."""
 
 
-CADENCE = ("log_every", "checkpoint_every", "max_energy", "max_rollbacks", "cache")
+CADENCE = (
+    "log_every",
+    "checkpoint_every",
+    "validate_every",
+    "max_energy",
+    "max_rollbacks",
+    "cache",
+)
 """Keys of ``train`` that decide when a run reports, saves or gives up, not what a step computes.
 They may be changed while it is interrupted."""
 

@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from ebm_dist.errors import DataError
+from ebm_dist.files import read_json
 from ebm_dist.storage import append, is_local, read_bytes, write_whole
 from ebm_dist.training.reporter import Request, Row
 
 METRICS, EVENTS, STOP = "metrics.jsonl", "events.jsonl", "stop"
+VALIDATION = "validation"
+"""Folder with the scores of validated checkpoints, a file of each"""
 _LOOK_EVERY_S = 1.0
 _UPLOAD_EVERY_S = 5.0
 
@@ -109,6 +112,16 @@ class FileReporter:
 
     def requested(self) -> Request:
         return Request.STOP if self.stops() else Request.NOTHING
+
+
+def validations(run: Path) -> list[dict[str, Any]]:
+    """Return the scores of the checkpoints that were validated, in the order of their steps."""
+    if not (run / VALIDATION).exists():
+        return []
+    rows = [
+        read_json(path, "train") for path in (run / VALIDATION).iterdir() if path.suffix == ".json"
+    ]
+    return sorted(rows, key=lambda row: int(row["step"]))
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:

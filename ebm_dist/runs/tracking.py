@@ -26,7 +26,7 @@ from ebm_dist.errors import EbmError, RegistryError
 from ebm_dist.files import flat
 from ebm_dist.runs import snapshots
 from ebm_dist.runs.background import call_every
-from ebm_dist.runs.record import EVENTS, METRICS, read_lines
+from ebm_dist.runs.record import EVENTS, METRICS, read_lines, validations
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -41,10 +41,13 @@ CHANGED_TAG = "ebm.changed_params"
 """Present values, as JSON, of parameters that have changed since they were logged."""
 _STEP_TAG, _ROLLBACKS_TAG = "ebm.synced_train_step", "ebm.synced_rollbacks"
 _STRIP_TAG, _STRIP = "ebm.synced_strip", "chains.png"
+_VALIDATIONS_TAG = "ebm.synced_validations"
 TRAIN = "train/"
 """Prefix of the metrics of the training"""
+VALIDATION = "validation/"
+"""Prefix of the scores of checkpoints"""
 _NOT_METRICS = ("step", "time")
-_ROWS_A_CALL = 40  # MLflow accepts at most 1,000 metrics per call
+_ROWS_A_CALL, _METRICS_A_CALL = 40, 1000  # MLflow accepts at most 1,000 metrics per call
 _PARAMS_A_CALL = 100  # MLflow's limit
 _LONGEST_VALUE, _LONGEST_DIGEST = 6000, 36  # MLflow's limits
 _SYSTEM_EVERY_S = 10.0
@@ -187,6 +190,7 @@ def sync(mlflow: "MlflowClient", run_id: str, run: Path) -> int:
         # times, steps and values, of which the store keeps one
         mlflow.log_batch(run_id, metrics=metrics)
         mlflow.set_tag(run_id, _STEP_TAG, str(int(block[-1][1]["step"])))
+    _sync_validations(mlflow, run_id, run)
     _sync_strip(mlflow, run_id, run)
     return len(new_rows)
 
@@ -214,6 +218,24 @@ def _retire_if_diverged(mlflow: "MlflowClient", run_id: str, run: Path) -> bool:
     mlflow.set_terminated(run_id, "FAILED")
     mlflow.delete_tag(run_id, RUN_TAG)
     return True
+
+
+def _sync_validations(mlflow: "MlflowClient", run_id: str, run: Path) -> None:
+    """Log scores of validated checkpoints if there are new ones; the store keeps one of each."""
+    from mlflow.entities import Metric
+
+    rows = validations(run)
+    if len(rows) <= int(mlflow.get_run(run_id).data.tags.get(_VALIDATIONS_TAG, 0)):
+        return
+    metrics = [
+        Metric(VALIDATION + key, value, int(row["time"] * 1000), int(row["step"]))
+        for row in rows
+        for key, value in row.items()
+        if key not in _NOT_METRICS
+    ]
+    for start in range(0, len(metrics), _METRICS_A_CALL):
+        mlflow.log_batch(run_id, metrics=metrics[start : start + _METRICS_A_CALL])
+    mlflow.set_tag(run_id, _VALIDATIONS_TAG, str(len(rows)))
 
 
 def _sync_strip(mlflow: "MlflowClient", run_id: str, run: Path) -> None:

@@ -15,6 +15,7 @@ _SET_BY_SEARCH = (
     "train.num_steps",
     "train.log_every",
     "train.checkpoint_every",
+    "train.validate_every",
     "train.max_rollbacks",
 )
 _MAX_DRAWS = 1000
@@ -83,6 +84,7 @@ def trial_params(
         "seed": seed,
         "train.num_steps": num_steps,
         "train.checkpoint_every": checkpoint_every,
+        "train.validate_every": 0,
         "train.max_rollbacks": 0,
     }
     return with_values(params, values, **trial_config, **{"cluster.workers": params.tune.workers})

@@ -66,6 +66,10 @@ class Config:
     checkpoint_every: PositiveInt = 200
     """Steps between two checkpoints: the maximum that an interruption loses. No digest of a run has
     it."""
+    validate_every: NonNegativeInt = 0
+    """Steps between two validations, a multiple of ``checkpoint_every``: a task on a CPU beside
+    those of the workers scores the checkpoint on the validation split, while training goes on. 0:
+    never. No digest of a run has it."""
     num_threads: PositiveInt = 1
     """CPU threads of each worker. A different number changes the last bits of the result, so this
     is a training setting and not a cluster setting."""
@@ -96,7 +100,7 @@ class Config:
     needed, and ahead; ``auto``: streams data above 4 GiB. The bits are the same, and no digest of a
     run has it."""
 
-    added_keys = ("window", "cache")
+    added_keys = ("window", "cache", "validate_every")
 
     def check(self, params: Params) -> None:
         if self.num_shards & (self.num_shards - 1):
@@ -120,6 +124,12 @@ class Config:
             raise Mismatch(
                 "train.select_every",
                 "losses of this objective at two steps cannot be compared; set it to 0",
+            )
+        if self.validate_every % self.checkpoint_every:
+            raise Mismatch(
+                "train.validate_every",
+                f"must be a multiple of train.checkpoint_every = {self.checkpoint_every}, found"
+                f" {self.validate_every}",
             )
         if self.select_every and self.num_tasks > 1:
             raise Mismatch("train.select_every", "is for one task; set it to 0")

@@ -13,6 +13,7 @@ from tests.helpers import Silent, state_of
 OTHER_CADENCE = {
     "log_every": 1,
     "checkpoint_every": 3,
+    "validate_every": 6,
     "max_energy": 1e6,
     "max_rollbacks": 4,
     "cache": "stream",
