@@ -253,3 +253,17 @@ def test_scores_of_trials_have_the_time_at_which_they_were_recorded(mlflow, tmp_
     assert [(m.step, m.value) for m in history] == [(10, 9.0), (20, 5.0)]
     assert all(m.timestamp / 1000 >= began - 1 for m in history)
     assert child.data.metrics["search/fid_clf"] == 5.0
+
+
+def test_scores_of_validated_checkpoints_are_logged_once(mlflow, tmp_path):
+    run_id, run = run_of(mlflow, params_of("validated"), "validated"), tmp_path / "run"
+    write_record(run, [(10, 1.0), (20, 0.5)], [(0, 0)])
+    (run / record.VALIDATION).mkdir()
+    for step, fid in ((20, 7.0), (10, 9.0)):
+        row = {"step": step, "time": 1e9 + step, "fid_clf": fid}
+        (run / record.VALIDATION / f"{step:08d}.json").write_text(json.dumps(row))
+        for _ in range(2):
+            tracking.sync(mlflow, run_id, run)
+    logged = mlflow.get_metric_history(run_id, "validation/fid_clf")
+    assert sorted((m.step, m.value) for m in logged) == [(10, 9.0), (20, 7.0)]
+    assert [row["step"] for row in record.validations(run)] == [10, 20]
