@@ -55,6 +55,8 @@ class Turn(NamedTuple):
     metrics: dict[str, Tensor]
     energies: Mapping[str, Tensor] = MappingProxyType({})
     """Training diverges where one exceeds ``train.max_energy``; without any, where the loss does"""
+    rate: float = 1.0
+    """Factor of the player's learning rate in this turn"""
 
 
 class Objective(ABC):

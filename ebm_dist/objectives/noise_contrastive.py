@@ -25,6 +25,7 @@ from ebm_dist.config import (
     NonNegative,
     NonNegativeInt,
     Params,
+    Positive,
     PositiveInt,
     Probability,
     module_of,
@@ -51,6 +52,9 @@ class Config(ObjectiveConfig):
     noise_learns: Literal["never", "value", "likelihood"] = "never"
     """How the noise learns after the pretraining. ``never``: NCE; ``value``: it descends V, FCE;
     ``likelihood``: maximum likelihood goes on, for comparison."""
+    noise_rate: Positive = 1.0
+    """Factor of the noise's learning rate after the pretraining: in high dimensions a step that
+    suits the likelihood moves its densities by many nats."""
     energy_lead: NonNegativeInt = 200
     """Steps after the pretraining in which only the energy learns."""
     turn_accuracy: Probability = 0.6
@@ -62,6 +66,8 @@ class Config(ObjectiveConfig):
     """Minimum number of steps of a turn."""
     max_turn: PositiveInt = 20
     """Maximum number of steps of a turn."""
+
+    added_keys = ("noise_rate",)
 
     @property
     def compares_energies(self) -> bool:
@@ -217,6 +223,7 @@ class NoiseContrastive(Objective):
             -minus_value if self.config.noise_learns == "value" else -log_q_data.mean(),
             metrics,
             energies,
+            rate=self.config.noise_rate,
         )
 
     def _contrast(

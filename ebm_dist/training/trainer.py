@@ -226,7 +226,7 @@ class Trainer:
             gradient = self.reduction.gradient(player, [turn.loss for turn in turns])
             self.check_divergence(player, turns, gradient)
             faults.point("update.before")
-            self.update(player, gradient)
+            self.update(player, gradient, turns[0].rate)
             faults.point("update.after")
             row |= {f"loss_{player}": self.by_shard([turn.loss for turn in turns])}
             row |= {f"grad_norm_{player}": gradient.norm().expand(len(shards))}
@@ -239,8 +239,11 @@ class Trainer:
         return row
 
     @record_function("update")
-    def update(self, player: str, gradient: Tensor) -> None:
-        """Hold and clip the gradient ``(num_parameters,)``, step, and update the average."""
+    def update(self, player: str, gradient: Tensor, factor: float = 1.0) -> None:
+        """Hold and clip the gradient ``(num_parameters,)``, step, and update the average.
+
+        ``factor`` multiplies the learning rate.
+        """
         config, network, optimizer = (
             self.params.optimizer,
             self.objective.players[player],
@@ -262,7 +265,7 @@ class Trainer:
         rate = optim.learning_rate(config, step, self.steps_per_task) * config.lr_factors.get(
             player, 1.0
         )
-        optimizer.param_groups[0]["lr"] = rate * self.config.rollback_lr**self.rollbacks
+        optimizer.param_groups[0]["lr"] = rate * factor * self.config.rollback_lr**self.rollbacks
         optimizer.step()
         iterate_power(network)
         optim.update_average(self.averages[player], network, config.ema_decay, step)

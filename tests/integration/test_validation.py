@@ -19,7 +19,9 @@ STEPS, EVERY = 40, 20
 
 
 def stage(folder, *command):
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("EBM", "RAY", "MLFLOW"))}
+    environment = {
+        k: v for k, v in os.environ.items() if not k.startswith(("EBM", "RAY", "MLFLOW"))
+    }
     return subprocess.run(
         [sys.executable, "-m", *command],
         cwd=folder,

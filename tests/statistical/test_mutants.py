@@ -114,6 +114,7 @@ MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "the wrong half is given off": ("generators/glow.py", "torch.cat([halves[level], h], dim=1)", "torch.cat([h, halves[level]], dim=1)", NOISE),
     "noise learns by its density alone": ("objectives/noise_contrastive.py", "energy = self.energy(torch.cat([batch.x, x]))", "energy = self.energy(torch.cat([batch.x, x.detach()]))", NOISE),
     "noise learns by its samples alone": ("objectives/noise_contrastive.py", "self.log_z().detach(), torch.cat([log_q_data, log_q_noise])", "self.log_z().detach(), torch.cat([log_q_data, log_q_noise]).detach()", NOISE),
+    "one rate for the noise": ("objectives/noise_contrastive.py", "rate=self.config.noise_rate", "rate=1.0", NOISE),
     "the noise ascends the value": ("objectives/noise_contrastive.py", "-minus_value if", "minus_value if", NOISE),
     "odds without the ratio": ("objectives/noise_contrastive.py", "log_ratio_data - log_nu, log_ratio_noise - log_nu, ratio", "log_ratio_data, log_ratio_noise, ratio", NOISE),
     "all noise counts as one": ("objectives/noise_contrastive.py", "- ratio * F.softplus(u_noise)", "- F.softplus(u_noise)", NOISE),

@@ -206,6 +206,21 @@ def test_the_noise_is_fitted_first_and_as_a_control_throughout(toy, learns):
             )
 
 
+def test_the_noise_has_a_rate_of_its_own_after_the_pretraining(toy):
+    def moved(step, rate):
+        trainer = helpers.build(params(objective={"noise_rate": rate}), toy)
+        trainer.step = step
+        trainer.objective.log_z.is_noises.fill_(True)
+        before = torch.nn.utils.parameters_to_vector(trainer.objective.generator.parameters())
+        trainer.advance()
+        return (
+            torch.nn.utils.parameters_to_vector(trainer.objective.generator.parameters()) - before
+        ).detach()
+
+    assert torch.equal(moved(1, 0.25), moved(1, 1.0)) and moved(1, 1.0).any()
+    torch.testing.assert_close(moved(4, 0.25), 0.25 * moved(4, 1.0), rtol=1e-3, atol=1e-7)
+
+
 def test_the_energy_leads_and_noise_that_never_learns_has_no_turn(toy):
     assert [turn.player for turn in turns(toy, 2, is_noises=True)[1]] == [
         "energy",
