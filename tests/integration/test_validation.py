@@ -78,7 +78,7 @@ def test_without_a_spare_cpu_it_says_so_and_trains_nothing(tmp_path):
 
 
 def test_validations_are_of_checkpoints():
-    with pytest.raises((ConfigError, Mismatch), match="multiple of train.checkpoint_every"):
+    with pytest.raises((ConfigError, Mismatch), match=r"multiple of train\.checkpoint_every"):
         config.from_values(
             helpers.values(train={"checkpoint_every": 10, "validate_every": 15}), ROOT / "x"
         )
