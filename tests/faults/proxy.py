@@ -1,9 +1,13 @@
-"""A TCP proxy in front of the object store that can misbehave as stores do: answer 503, cut uploads in the middle, or be away."""
+"""A TCP proxy in front of the object store that can misbehave as stores do: answer 503 always or now and then, cut uploads in the
+middle, or be away."""
 
 import asyncio
+import random
 import threading
 
-PASS, UNAVAILABLE, CUT = "pass", "unavailable", "cut"
+PASS, UNAVAILABLE, SOMETIMES, CUT = "pass", "unavailable", "sometimes", "cut"
+_REFUSED = 0.05  # share of requests that "sometimes" refuses
+_METHODS = (b"GET ", b"HEAD ", b"PUT ", b"POST ")
 _503 = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 _CUT_AFTER = 3000  # bytes of a connection: in the middle of a checkpoint's files
 
@@ -13,6 +17,7 @@ class Proxy:
 
     def __init__(self, target: int) -> None:
         self.target, self.mode, self.num_faults = target, PASS, 0
+        self._chance = random.Random(0)
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
         self._server = asyncio.run_coroutine_threadsafe(
@@ -32,9 +37,14 @@ class Proxy:
             while block := await client.read(1024):
                 seen += len(block)
                 is_upload = seen > _CUT_AFTER
-                if self.mode == UNAVAILABLE or (self.mode == CUT and is_upload):
+                is_refused = self.mode == UNAVAILABLE or (
+                    self.mode == SOMETIMES
+                    and block.startswith(_METHODS)
+                    and self._chance.random() < _REFUSED
+                )
+                if is_refused or (self.mode == CUT and is_upload):
                     self.num_faults += 1
-                    answer.write(_503 if self.mode == UNAVAILABLE else b"")
+                    answer.write(_503 if is_refused else b"")
                     break
                 writer.write(block)
                 await writer.drain()

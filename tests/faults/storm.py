@@ -5,7 +5,8 @@ Groups of 4, 2 and 1 gloo processes train a small model. In each group one rank 
 too, as a cluster does that restarts a group, and the next group goes on from what is on disk. In some groups a rank sends SIGINT to
 the whole process group instead, as Ctrl-C does: all ranks must stop at the same step, with a checkpoint of it. After some kills the
 source of the sampler has changed when the next group starts: it must refuse, and leave the run as it was; then the source is
-restored. Whenever a run ends, weights, averages, chains, moments and metrics must be those of an undisturbed run, bit for bit. The
+restored. With ``--store`` groups read the data from a real object store that answers 503 now and then, pack by pack or into memory in
+turn; the undisturbed run has them in memory from the disk. Whenever a run ends, weights, averages, chains, moments and metrics must be those of an undisturbed run, bit for bit. The
 exit status is 0 only if all are.
 """
 
@@ -25,18 +26,21 @@ import tempfile
 import time
 import traceback
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
-from ebm_dist import faults
+from ebm_dist import faults, storage
 from ebm_dist.data import shards
 from ebm_dist.datasets import digits
 from ebm_dist.runs import cluster, code
 from ebm_dist.runs.record import METRICS, STOP, FileReporter, read_lines
 from ebm_dist.training import checkpoint
 from ebm_dist.training.reduce import LocalComm
+from infra.local import Stack
 from tests import helpers
+from tests.faults.proxy import SOMETIMES, Proxy
 
 WORLD_SIZES = (4, 2, 1)
 INTERRUPTS, CODE_CHANGES = 0.15, 0.1  # share of the groups, and of the starts after a kill
@@ -60,8 +64,9 @@ class Timed(FileReporter):
         (self.run / "alive").touch()
 
 
-def params() -> helpers.config.Params:
-    return helpers.config.from_values(SETTINGS, Path("storm"))
+def params(cache: str = "auto") -> helpers.config.Params:
+    values = SETTINGS | {"train": SETTINGS["train"] | {"cache": cache}}
+    return helpers.config.from_values(values, Path("storm"))
 
 
 def load_sampler(tree: Path) -> None:
@@ -80,6 +85,7 @@ def rank(
     meeting: Path,
     fault: str | None,
     expected: str,
+    cache: str,
 ) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # as Ray's workers do
     torch.set_num_threads(1)
@@ -88,7 +94,7 @@ def rank(
     comm = LocalComm()
     if world_size > 1:
         comm = helpers.join_group(number, world_size, meeting)
-    settings = params()
+    settings = params(cache)
     trainer = helpers.build(settings, data, comm)
     if cluster.is_code_changed(settings, expected, comm, tree):
         return REFUSED
@@ -100,12 +106,18 @@ def rank(
 
 
 def group(
-    data: Path, run: Path, world_size: int, victim: int, fault: str | None, expected: str
+    data: Path,
+    run: Path,
+    world_size: int,
+    victim: int,
+    fault: str | None,
+    expected: str,
+    cache: str = "auto",
 ) -> str:
     """Run a group of forked ranks to its end: whether it "ended", was "stopped", "killed" or "refused"."""
     (run / STOP).unlink(missing_ok=True)
     with contextlib.redirect_stderr(io.StringIO()), cluster.stop_by_signal(run) as signals:
-        outcome = run_group(data, run, world_size, victim, fault, expected)
+        outcome = run_group(data, run, world_size, victim, fault, expected, cache)
     if outcome == "ended" and signals:
         reached = {int((run.parent / f"reached-{n}").read_text()) for n in range(world_size)}
         assert reached == {checkpoint.verify(checkpoint.latest(run))}, f"stopped at {reached}"
@@ -114,7 +126,13 @@ def group(
 
 
 def run_group(
-    data: Path, run: Path, world_size: int, victim: int, fault: str | None, expected: str
+    data: Path,
+    run: Path,
+    world_size: int,
+    victim: int,
+    fault: str | None,
+    expected: str,
+    cache: str,
 ) -> str:
     meeting = run.parent / f"meeting-{time.monotonic_ns()}"
     ranks = []
@@ -124,7 +142,7 @@ def run_group(
             exit_code = 1
             try:
                 own_fault = fault if number == victim else None
-                exit_code = rank(data, run, number, world_size, meeting, own_fault, expected)
+                exit_code = rank(data, run, number, world_size, meeting, own_fault, expected, cache)
             except RuntimeError:  # what gloo raises where another rank has gone
                 (run.parent / f"rank-{number}.txt").write_text(traceback.format_exc())
             finally:
@@ -192,7 +210,34 @@ def group_on_changed_code(data: Path, run: Path, world_size: int, expected: str)
     return outcome if files_of(run) == before else f"{outcome}, and the run was changed"
 
 
-def storm(num_kills: int, seed: int) -> None:
+@contextlib.contextmanager
+def in_store(data: Path) -> Iterator[tuple[Path, Callable[[], int]]]:
+    """Where a data set is in a real store behind the proxy, and a function that counts the requests refused."""
+    with tempfile.TemporaryDirectory(prefix="ebm-store-") as folder:
+        stack = Stack(Path(folder))
+        stack.prepare()
+        stack.store()
+        proxy = Proxy(stack.ports["store"])
+        os.environ |= {
+            name: value
+            for name, value in stack.settings().items()
+            if name.startswith(("AWS_", "EBM_"))
+        } | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.port}"}
+        child = os.fork()  # a process that has used the store must not fork
+        if child == 0:
+            shards.publish(shards.read_index(data), storage.store("shards"))
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0, "the data could not be published"
+        proxy.mode = SOMETIMES
+        try:
+            digest = shards.read_index(data).digest
+            yield storage.store("shards") / digest[:16], lambda: proxy.num_faults
+        finally:
+            proxy.close()
+            stack.down()
+
+
+def storm(num_kills: int, seed: int, with_store: bool = False) -> None:
     with contextlib.suppress(PermissionError):  # a leader of a session has a group already
         os.setpgid(0, 0)  # Ctrl-C is for this group alone
     chance, kills, lost = random.Random(seed), collections.Counter(), list[str]()
@@ -212,52 +257,57 @@ def storm(num_kills: int, seed: int) -> None:
         data, work / "golden", 1, 0, None, expected
     )  # in a process of its own: a process that has used autograd must not fork
     golden, world_sizes = contents(work / "golden"), itertools.cycle(WORLD_SIZES)
-    while kills.total() < num_kills:
-        run, plans, outcome = work / f"run-{runs}", list[str](), ""
-        while outcome != "ended":
-            world_size = next(world_sizes)
-            if outcome == "killed" and chance.random() < CODE_CHANGES:
-                outcome = group_on_changed_code(data, run, world_size, expected)
-                if outcome != "refused":
-                    sys.exit(f"{run}: changed code {outcome}, after " + ", ".join(plans))
-                num_changes += 1
-                plans.append("code changed and restored")
-            name = chance.choice(list(PASSES))
-            enough = kills.total() >= num_kills
-            action = "interrupt" if chance.random() < INTERRUPTS else "kill"
-            fault = None if enough else f"{name}:{chance.randint(1, PASSES[name])}:{action}"
-            victim = (
-                0
-                if name in ("checkpoint.manifest", "checkpoint.delete", "record.append")
-                else chance.randrange(world_size)
-            )
-            (run / "alive").unlink(missing_ok=True)
-            outcome = group(data, run, world_size, victim, fault, expected)
-            if since is not None and (run / "alive").exists():
-                recovery.append((run / "alive").stat().st_mtime - since)
-            if outcome == "stopped":
-                num_interrupts += 1
-            if outcome == "killed":
-                since = time.time()
-                kills[name] += 1
-            if outcome != "ended":
-                plans.append(f"{fault} in rank {victim} of {world_size}")
-                print(
-                    f"\r{kills.total()} of {num_kills} kills, {runs} runs ended",
-                    end="",
-                    file=sys.stderr,
-                    flush=True,
+    place = in_store(data) if with_store else contextlib.nullcontext((data, lambda: 0))
+    caches = itertools.cycle(("stream", "stream", "memory", "memory") if with_store else ("auto",))
+    with place as (data, num_refused):
+        while kills.total() < num_kills:
+            run, plans, outcome = work / f"run-{runs}", list[str](), ""
+            while outcome != "ended":
+                world_size = next(world_sizes)
+                if outcome == "killed" and chance.random() < CODE_CHANGES:
+                    outcome = group_on_changed_code(data, run, world_size, expected)
+                    if outcome != "refused":
+                        sys.exit(f"{run}: changed code {outcome}, after " + ", ".join(plans))
+                    num_changes += 1
+                    plans.append("code changed and restored")
+                name = chance.choice(list(PASSES))
+                enough = kills.total() >= num_kills
+                action = "interrupt" if chance.random() < INTERRUPTS else "kill"
+                fault = None if enough else f"{name}:{chance.randint(1, PASSES[name])}:{action}"
+                victim = (
+                    0
+                    if name in ("checkpoint.manifest", "checkpoint.delete", "record.append")
+                    else chance.randrange(world_size)
                 )
-        since, runs = None, runs + 1
-        if contents(run) != golden:
-            lost.append(f"{run}: differs from the undisturbed run after " + ", ".join(plans))
-        else:
-            shutil.rmtree(run)
+                (run / "alive").unlink(missing_ok=True)
+                outcome = group(data, run, world_size, victim, fault, expected, next(caches))
+                if since is not None and (run / "alive").exists():
+                    recovery.append((run / "alive").stat().st_mtime - since)
+                if outcome == "stopped":
+                    num_interrupts += 1
+                if outcome == "killed":
+                    since = time.time()
+                    kills[name] += 1
+                if outcome != "ended":
+                    plans.append(f"{fault} in rank {victim} of {world_size}")
+                    print(
+                        f"\r{kills.total()} of {num_kills} kills, {runs} runs ended",
+                        end="",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+            since, runs = None, runs + 1
+            if contents(run) != golden:
+                lost.append(f"{run}: differs from the undisturbed run after " + ", ".join(plans))
+            else:
+                shutil.rmtree(run)
+        refused = num_refused()
     print(file=sys.stderr)
     for name in PASSES:
         print(f"  {name:20} {kills[name]:4}")
     print(
         f"{kills.total()} SIGKILLs, {num_interrupts} Ctrl-C, {num_changes} changes of the code (seed {seed}) in {runs} runs,"
+        f"{f' {refused} requests refused by the store,' if with_store else ''}"
         f" worlds {' -> '.join(map(str, WORLD_SIZES))} and over:"
         f" {runs - len(lost)} of {runs} runs bitwise equal; slowest first step after a kill {max(recovery):.1f} s;"
         f" {time.monotonic() - began:.0f} s in all"
@@ -273,5 +323,6 @@ if __name__ == "__main__":
     )
     options.add_argument("--kills", type=int, default=200)
     options.add_argument("--seed", type=int, default=7)
+    options.add_argument("--store", action="store_true", help="data in a store that answers 503")
     given = options.parse_args()
-    storm(given.kills, given.seed)
+    storm(given.kills, given.seed, given.store)

@@ -77,9 +77,9 @@ def test_a_disk_that_fails_leaves_the_older_checkpoint_whole(
     assert state_of(tmp_path) == golden
 
 
-def storm_of(kills: int, seed: int) -> None:
+def storm_of(kills: int, seed: int, with_store: bool = False) -> None:
     """``python -m tests.faults.storm``, forked from a process that has imported it and not used autograd."""
-    process = PROCESSES.Process(target=storm.storm, args=(kills, seed), daemon=True)
+    process = PROCESSES.Process(target=storm.storm, args=(kills, seed, with_store), daemon=True)
     process.start()
     process.join()
     assert process.exitcode == 0
@@ -93,3 +93,11 @@ def test_kills_at_random_points_change_nothing():
 @pytest.mark.timeout(900)
 def test_a_storm_of_kills_changes_nothing():
     storm_of(200, 7)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "kills", [pytest.param(5, marks=pytest.mark.slow), pytest.param(50, marks=pytest.mark.drill)]
+)
+def test_a_storm_with_a_store_that_answers_503_changes_nothing(kills):
+    storm_of(kills, 7, with_store=True)
