@@ -5,7 +5,7 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: run test slow lowest lint docs install
+.PHONY: run test slow lowest lint docs release install
 
 run: install ## prepare, train on Ray, evaluate and register; resumes when run again
 	python -m pipelines.digests
@@ -31,6 +31,10 @@ lint: install ## style, types and import contracts
 
 docs: install ## build the pages of docs/ and the reference into site/
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
+
+release: install ## all results with this code, hours: says what is stale, resumes when run again
+	python -m pipelines.digests
+	python -m pipelines.release
 
 install: $(VENV)/.installed
 

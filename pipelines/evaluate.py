@@ -1,5 +1,6 @@
 """Stage evaluate: run one suite on a model or its replicates; write metrics, tables and figures."""
 
+import time
 from pathlib import Path
 
 import torch
@@ -30,7 +31,7 @@ def main() -> None:
         "--classifier", type=Path, required=True, help="folder that stage classifier wrote"
     )
     options.add_argument("--out", type=Path, required=True, help="folder to write the report to")
-    args = options.parse_args()
+    args, began = options.parse_args(), time.monotonic()
     params = config.load(args.params)
     if args.suite not in params.evaluation:
         raise ConfigError(
@@ -54,9 +55,8 @@ def main() -> None:
         weights[trained.params.seed] = trained.card["sha256"]["energy.safetensors"]
     report = evaluation.over_seeds(reports)
     report.write(args.out)
-    write_json(
-        args.out / provenance.RUN, provenance.of_suite(params, args.suite, index.digest, weights)
-    )
+    facts = provenance.of_suite(params, args.suite, index.digest, weights)
+    write_json(args.out / provenance.RUN, facts | {"seconds": round(time.monotonic() - began, 1)})
     print(
         f"{args.out}: "
         + ", ".join(

@@ -1,0 +1,61 @@
+"""What a release runs: all that is stale, the shortest first, whatever fails."""
+
+import subprocess
+import sys
+
+import pytest
+
+from ebm_dist.errors import ResultsError
+from pipelines import ROOT, digests, release
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """The stages that are run, of three targets, of which one fails."""
+    stages = []
+    targets = [
+        release.Target("results@long", "never run", None),
+        release.Target("results@broken", "the code has changed", 10.0),
+        release.Target("results@short", "the code has changed", 5.0),
+    ]
+    monkeypatch.setattr(release, "stale", lambda: targets)
+    monkeypatch.setattr(release, "_repro", lambda s: (stages.append(s), "broken" not in s)[1])
+    done = lambda command, **_: stages.append(command[-1])
+    monkeypatch.setattr(subprocess, "run", done)
+    return stages
+
+
+def test_the_shortest_first_and_a_failure_keeps_nobody_waiting(called, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["release"])
+    with pytest.raises(ResultsError, match="results@broken: failed"):
+        release.main()
+    assert called[:3] == ["results@short", "results@broken", "results@long"]
+    assert called[3:] == ["benchmark", "accept_reject", "pipelines.results", "pipelines.pictures"]
+    assert "3 targets, 0.0 hours and 1 of unknown length" in capsys.readouterr().out
+
+
+def test_a_list_and_a_limit_of_time(called, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["release", "--list"])
+    release.main()
+    assert not called
+    monkeypatch.setattr(sys, "argv", ["release", "--minutes", "0"])
+    release.main()
+    assert called == ["pipelines.results", "pipelines.pictures"]
+
+
+def test_results_without_a_run_are_stale(tmp_path, monkeypatch):
+    recipes = {
+        name: ROOT / f"pipelines/recipes/{name}.yaml" for name in ("digits", "igebm-cifar10")
+    }
+    monkeypatch.setattr(digests, "recipes", lambda root: recipes)
+    monkeypatch.setattr(release, "_has_gpu", lambda: False)
+    (tmp_path / "ebm_dist").symlink_to(ROOT / "ebm_dist")
+    (tmp_path / "pipelines").symlink_to(ROOT / "pipelines")
+    found = list(release.stale(tmp_path))
+    assert [target.stage for target in found] == [
+        "results@digits",  # the other one waits for a GPU
+        "tabular@leak_free",
+        "tabular@published",
+        "tabular@contaminated",
+    ]
+    assert all(target.seconds is None and target.reason == "never run" for target in found)
