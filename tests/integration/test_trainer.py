@@ -132,7 +132,7 @@ def test_an_update_in_bfloat16_keeps_float32_weights_and_is_near(digits_data, ne
             train={"update_precision": precision}, energy={"name": network, **small}
         )
         trainer = helpers.build(params, digits_data)
-        trainer.update = lambda player, g, of=precision: gradients.update({of: g})
+        trainer.update = lambda player, g, factor, of=precision: gradients.update({of: g})
         loss = trainer.advance()["loss_energy"]
         assert loss.dtype == gradients[precision].dtype == torch.float32
     near, exact = gradients["bfloat16"], gradients["float32"]

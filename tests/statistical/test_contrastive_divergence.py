@@ -87,9 +87,9 @@ def test_a_step_is_the_algorithm_s(digits_data, limits):
         mean = torch.stack([gradient for gradient, _, _ in expected]).mean(0)
         seen = {}
         update = trainer.update
-        trainer.update = lambda player, gradient, update=update, seen=seen: (
+        trainer.update = lambda player, gradient, factor, update=update, seen=seen: (
             seen.update({player: gradient.clone()}),
-            update(player, gradient),
+            update(player, gradient, factor),
         )
         trainer.advance()
         trainer.update = update

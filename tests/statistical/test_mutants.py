@@ -205,7 +205,7 @@ MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "swaps always": ("chains/tempering.py", "(beta[r] - beta[r + 1])", "0 * (beta[r] - beta[r + 1])", f"{SAMPLERS}::test_tempering_keeps_the_target_exact_at_every_temperature"),
     "the energy before the swap": ("chains/tempering.py", "Info(energy[0],", "Info(info.energy[:n],", f"{SAMPLERS}::test_tempering_reports_the_energy_and_score_of_the_position_after_the_swap"),
     "swaps and keeps the old energy": ("chains/tempering.py", "inner = kernel.init(heated_target, scaled(x.flatten(0, 1), -0.5))", "inner = inner._replace(position=scaled(x.flatten(0, 1), -0.5))", f"{SAMPLERS}::test_tempering_keeps_the_target_exact_at_every_temperature"),
-    "exchanges the wrong way": ("chains/exchange.py", "near(x[r]) + far(x[r + 1]) - near(x[r + 1]) - far(x[r])", "near(x[r + 1]) + far(x[r]) - near(x[r]) - far(x[r + 1])", f"{EXCHANGE}::test_every_replica_has_its_distribution"),
+    "exchanges the wrong way": ("chains/exchange.py", "here + far(x[r + 1]) - there - far(x[r])", "there + far(x[r]) - here - far(x[r + 1])", f"{EXCHANGE}::test_every_replica_has_its_distribution"),
     "exchanges always": ("chains/exchange.py", "accept_mask(log_ratio, ", "accept_mask(0 * log_ratio, ", f"{EXCHANGE}::test_every_replica_has_its_distribution"),
     "exchanges the same pairs": ("chains/exchange.py", "Journey(not self.is_odd,", "Journey(self.is_odd,", f"{EXCHANGE}::test_round_trips_of_replicas_that_always_swap"),
     "a ladder by its rates alone": ("chains/exchange.py", "np.cumsum(refusal_rates)", "np.array(refusal_rates)", f"{EXCHANGE}::test_equal_parts_of_the_barrier"),
