@@ -79,7 +79,7 @@ def main() -> None:
     facts |= {"watts_a_worker": round(sum(watts) / len(watts), 1)} if watts else {}
     facts |= {"seconds": round(exported["seconds"], 1), "workers": params.cluster.workers}
     write_json(args.report / provenance.RUN, facts)
-    if scores := record.validations(folder):
+    if scores := [row for row in record.validations(folder) if "fid_clf" in row]:
         best = min(scores, key=lambda row: float(row["fid_clf"]))
         print(f"validation: least FID-clf {best['fid_clf']:.1f}, after {best['step']} steps")
     print(

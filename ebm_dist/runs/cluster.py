@@ -152,10 +152,7 @@ def fit(
     """
     from ray.exceptions import RayActorError, RaySystemError, RpcError
 
-    if params.train.validate_every:
-        start(params.cluster, params.train.num_threads, num_spare=1)
-    else:
-        connect(params)
+    start(params.cluster, params.train.num_threads, num_spare=bool(params.train.validate_every))
     try:
         with nullcontext() if address() == "local" else _lease(digest):
             if is_finished(run, digest, params.train):

@@ -6,8 +6,8 @@ too, as a cluster does that restarts a group, and the next group goes on from wh
 the whole process group instead, as Ctrl-C does: all ranks must stop at the same step, with a checkpoint of it. After some kills the
 source of the sampler has changed when the next group starts: it must refuse, and leave the run as it was; then the source is
 restored. With ``--store`` groups read the data from a real object store that answers 503 now and then, pack by pack or into memory in
-turn; the undisturbed run has them in memory from the disk. Whenever a run ends, weights, averages, chains, moments and metrics must be those of an undisturbed run, bit for bit. The
-exit status is 0 only if all are.
+turn; the undisturbed run has them in memory from the disk. Whenever a run ends, weights, averages, chains, moments and metrics must be
+those of an undisturbed run, bit for bit. The exit status is 0 only if all are.
 """
 
 import argparse
@@ -28,6 +28,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -77,47 +78,45 @@ def load_sampler(tree: Path) -> None:
     spec.loader.exec_module(sys.modules[name])
 
 
-def rank(
-    data: Path,
-    run: Path,
-    number: int,
-    world_size: int,
-    meeting: Path,
-    fault: str | None,
-    expected: str,
-    cache: str,
-) -> int:
+class Group(NamedTuple):
+    """Ranks that train together, and what happens to them."""
+
+    data: Path
+    run: Path
+    world_size: int
+    expected: str
+    """Digest of the code"""
+    victim: int = 0
+    fault: str | None = None
+    """of the victim"""
+    cache: str = "auto"
+
+
+def rank(group: Group, number: int, meeting: Path) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # as Ray's workers do
     torch.set_num_threads(1)
-    tree = run.parent / "tree"
+    run, tree = group.run, group.run.parent / "tree"
     load_sampler(tree)
     comm = LocalComm()
-    if world_size > 1:
-        comm = helpers.join_group(number, world_size, meeting)
-    settings = params(cache)
-    trainer = helpers.build(settings, data, comm)
-    if cluster.is_code_changed(settings, expected, comm, tree):
+    if group.world_size > 1:
+        comm = helpers.join_group(number, group.world_size, meeting)
+    settings = params(group.cache)
+    trainer = helpers.build(settings, group.data, comm)
+    if cluster.is_code_changed(settings, group.expected, comm, tree):
         return REFUSED
-    faults.arm(fault)
+    faults.arm(group.fault if number == group.victim else None)
     # a clock that runs fast, because the reporter looks for a stop file once per second
     step = trainer.fit(run, Timed(run, number, now=lambda: 1000 * time.time()))
     (run.parent / f"reached-{number}").write_text(str(step))
     return 0
 
 
-def group(
-    data: Path,
-    run: Path,
-    world_size: int,
-    victim: int,
-    fault: str | None,
-    expected: str,
-    cache: str = "auto",
-) -> str:
+def end_of(group: Group) -> str:
     """Run a group of forked ranks to its end: whether it "ended", was "stopped", "killed" or "refused"."""
+    run, world_size = group.run, group.world_size
     (run / STOP).unlink(missing_ok=True)
     with contextlib.redirect_stderr(io.StringIO()), cluster.stop_by_signal(run) as signals:
-        outcome = run_group(data, run, world_size, victim, fault, expected, cache)
+        outcome = run_group(group)
     if outcome == "ended" and signals:
         reached = {int((run.parent / f"reached-{n}").read_text()) for n in range(world_size)}
         assert reached == {checkpoint.verify(checkpoint.latest(run))}, f"stopped at {reached}"
@@ -125,24 +124,16 @@ def group(
     return outcome
 
 
-def run_group(
-    data: Path,
-    run: Path,
-    world_size: int,
-    victim: int,
-    fault: str | None,
-    expected: str,
-    cache: str,
-) -> str:
+def run_group(group: Group) -> str:
+    run, victim = group.run, group.victim
     meeting = run.parent / f"meeting-{time.monotonic_ns()}"
     ranks = []
-    for number in range(world_size):
+    for number in range(group.world_size):
         child = os.fork()
         if child == 0:
             exit_code = 1
             try:
-                own_fault = fault if number == victim else None
-                exit_code = rank(data, run, number, world_size, meeting, own_fault, expected, cache)
+                exit_code = rank(group, number, meeting)
             except RuntimeError:  # what gloo raises where another rank has gone
                 (run.parent / f"rank-{number}.txt").write_text(traceback.format_exc())
             finally:
@@ -201,13 +192,13 @@ def restore_code(tree: Path) -> str:
     return code.train_digest(params(), tree)
 
 
-def group_on_changed_code(data: Path, run: Path, world_size: int, expected: str) -> str:
+def end_on_changed_code(group: Group) -> str:
     """Run a group while the code is another; it must be "refused" and leave the run as it was."""
-    before, tree = files_of(run), run.parent / "tree"
+    before, tree = files_of(group.run), group.run.parent / "tree"
     change_code(tree)
-    outcome = group(data, run, world_size, 0, None, expected)
+    outcome = end_of(group)
     restore_code(tree)
-    return outcome if files_of(run) == before else f"{outcome}, and the run was changed"
+    return outcome if files_of(group.run) == before else f"{outcome}, and the run was changed"
 
 
 @contextlib.contextmanager
@@ -253,9 +244,8 @@ def storm(num_kills: int, seed: int, with_store: bool = False) -> None:
     expected = restore_code(tree)
     shards.write(data, "digits", digits.load(digits.Config()))
     helpers.build(params(), data)  # imports what each rank would import again
-    group(
-        data, work / "golden", 1, 0, None, expected
-    )  # in a process of its own: a process that has used autograd must not fork
+    # in a process of its own: a process that has used autograd must not fork
+    end_of(Group(data, work / "golden", 1, expected))
     golden, world_sizes = contents(work / "golden"), itertools.cycle(WORLD_SIZES)
     place = in_store(data) if with_store else contextlib.nullcontext((data, lambda: 0))
     caches = itertools.cycle(("stream", "stream", "memory", "memory") if with_store else ("auto",))
@@ -265,7 +255,7 @@ def storm(num_kills: int, seed: int, with_store: bool = False) -> None:
             while outcome != "ended":
                 world_size = next(world_sizes)
                 if outcome == "killed" and chance.random() < CODE_CHANGES:
-                    outcome = group_on_changed_code(data, run, world_size, expected)
+                    outcome = end_on_changed_code(Group(data, run, world_size, expected))
                     if outcome != "refused":
                         sys.exit(f"{run}: changed code {outcome}, after " + ", ".join(plans))
                     num_changes += 1
@@ -280,7 +270,9 @@ def storm(num_kills: int, seed: int, with_store: bool = False) -> None:
                     else chance.randrange(world_size)
                 )
                 (run / "alive").unlink(missing_ok=True)
-                outcome = group(data, run, world_size, victim, fault, expected, next(caches))
+                outcome = end_of(
+                    Group(data, run, world_size, expected, victim, fault, next(caches))
+                )
                 if since is not None and (run / "alive").exists():
                     recovery.append((run / "alive").stat().st_mtime - since)
                 if outcome == "stopped":

@@ -32,11 +32,12 @@ def stage(folder, *command):
     )
 
 
-def train(folder, name, workers, validate_every):
+def train(folder, name, validate_every, cpus=1.0, **more):
     sections = {
         "train": {"num_steps": STEPS, "checkpoint_every": 10, "validate_every": validate_every},
-        "cluster": {"workers": workers},
+        "cluster": {"workers": 1, "cpus_per_worker": cpus},
         "features": {"num_steps": 30},
+        **more,
     }
     path = folder / f"{name}.yaml"
     with path.open("w") as stream:
@@ -53,9 +54,9 @@ def train(folder, name, workers, validate_every):
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_checkpoints_are_scored_while_training_goes_on_and_no_bit_changes(tmp_path):
-    plain, run = train(tmp_path, "plain", 1, 0)
+    plain, run = train(tmp_path, "plain", 0)
     assert plain.returncode == 0 and "validation" not in plain.stdout, plain.stderr
-    validated, other = train(tmp_path, "validated", 1, EVERY)
+    validated, other = train(tmp_path, "validated", EVERY)
     assert validated.returncode == 0, validated.stderr
     assert run.name == other.name and state_of(run) == state_of(other)
     rows = record.validations(other)
@@ -68,11 +69,19 @@ def test_checkpoints_are_scored_while_training_goes_on_and_no_bit_changes(tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
+def test_data_without_labels_are_scored_by_energies_alone(tmp_path):
+    toy = {"name": "toy2d", "density": "8gaussians", "num_train": 512, "num_test": 200}
+    done, run = train(tmp_path, "toy", EVERY, dataset=toy)
+    assert done.returncode == 0 and "least FID-clf" not in done.stdout, done.stderr
+    rows = record.validations(run)
+    assert [row["step"] for row in rows] == [20, 40]
+    assert all("fid_clf" not in row and row["abs_energy"] > 0 for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_without_a_spare_cpu_it_says_so_and_trains_nothing(tmp_path):
-    cpus = len(os.sched_getaffinity(0))
-    done, run = train(tmp_path, "full", min(cpus, 4), EVERY)
-    if cpus > 4:
-        pytest.skip("there is always a CPU to spare here")
+    done, run = train(tmp_path, "full", EVERY, cpus=len(os.sched_getaffinity(0)))
     assert done.returncode != 0 and "train.validate_every" in done.stderr, done.stderr
     assert run is None or not (run / record.METRICS).exists()
 

@@ -19,7 +19,12 @@ def called(monkeypatch):
         release.Target("results@short", "the code has changed", 5.0),
     ]
     monkeypatch.setattr(release, "stale", lambda: targets)
-    monkeypatch.setattr(release, "_repro", lambda s: (stages.append(s), "broken" not in s)[1])
+
+    def repro(target):
+        stages.append(target.removeprefix("pipelines/recipes/dvc.yaml:"))
+        return "broken" not in target
+
+    monkeypatch.setattr(release, "_repro", repro)
     done = lambda command, **_: stages.append(command[-1])
     monkeypatch.setattr(subprocess, "run", done)
     return stages
@@ -29,8 +34,8 @@ def test_the_shortest_first_and_a_failure_keeps_nobody_waiting(called, monkeypat
     monkeypatch.setattr(sys, "argv", ["release"])
     with pytest.raises(ResultsError, match="results@broken: failed"):
         release.main()
-    assert called[:3] == ["results@short", "results@broken", "results@long"]
-    assert called[3:] == ["benchmark", "accept_reject", "pipelines.results", "pipelines.pictures"]
+    assert called[:4] == ["dvc.yaml", "results@short", "results@broken", "results@long"]
+    assert called[4:] == ["benchmark", "accept_reject", "pipelines.results", "pipelines.pictures"]
     assert "3 targets, 0.0 hours and 1 of unknown length" in capsys.readouterr().out
 
 
@@ -40,7 +45,7 @@ def test_a_list_and_a_limit_of_time(called, monkeypatch):
     assert not called
     monkeypatch.setattr(sys, "argv", ["release", "--minutes", "0"])
     release.main()
-    assert called == ["pipelines.results", "pipelines.pictures"]
+    assert called == ["dvc.yaml", "pipelines.results", "pipelines.pictures"]
 
 
 def test_results_without_a_run_are_stale(tmp_path, monkeypatch):
