@@ -6,7 +6,8 @@ them, trains 200 steps on 2 workers, evaluates samples, energies and out-of-dist
 and registers the model, each stage with RLIMIT_DATA of 1.5 GiB for its processes: memory of their
 own, without files that are mapped. Prints, for each stage, the time and the largest memory of one
 process (RssAnon). Then measures how many samples a second one worker reads, verified, from the
-disk. Writes reports/benchmarks/streaming.json.
+disk and from the object store of infra/local, and what part of a training step of the recipe
+``mnist`` its batch would take. Writes reports/benchmarks/streaming.json.
 """
 
 import argparse
@@ -14,19 +15,26 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
+import torch
 from ruamel.yaml import YAML
 
 from benchmarks import circumstances
+from ebm_dist import config, storage
 from ebm_dist.data import shards
 from ebm_dist.data.loader import LogicalShard
 from ebm_dist.datasets import digits
 from ebm_dist.files import write_json
+from ebm_dist.runs.record import FileReporter
+from ebm_dist.training import trainer
+from ebm_dist.training.reduce import LocalComm
+from infra.local import Stack
 from pipelines import ROOT, run
 
 LIMIT = 3 << 29
@@ -117,6 +125,45 @@ def throughput(index: shards.Index, num_batches: int) -> float:
     return 256 * num_batches / (time.monotonic() - began)
 
 
+def from_store(index: shards.Index, folder: Path, num_batches: int) -> float:
+    """Return :func:`throughput` of the data in a real object store on this machine."""
+    stack = Stack(folder)
+    stack.prepare()
+    stack.store()
+    os.environ |= {k: v for k, v in stack.settings().items() if k.startswith(("AWS_", "EBM_"))}
+    try:
+        return throughput(shards.publish(index, storage.store("shards")), num_batches)
+    finally:
+        stack.down()
+
+
+def seconds_of_a_step(folder: Path, num_steps: int = 50) -> tuple[float, int]:
+    """Return the seconds of a training step of the recipe ``mnist`` in one process, and its batch.
+
+    On the data of this benchmark, which have the same shape.
+    """
+    values = config.load(ROOT / "pipelines/recipes/mnist.yaml").as_dict()
+    values |= {"comparison_datasets": {}, "evaluation": {}, "register": {"model": "none"}}
+    values |= {"dataset": settings(folder)["dataset"], "cluster": {"workers": 1}}
+    values["train"] |= {"checkpoint_every": 10**9, "log_every": num_steps}
+    seconds = []
+    for length in (1, 1 + num_steps):
+        values["train"]["num_steps"] = length
+        params = config.from_values(values, folder)
+        training = trainer.build(
+            params,
+            shards.read_index(folder / "data/dataset"),
+            LocalComm(),
+            torch.device("cpu"),
+            "benchmark",
+        )
+        with tempfile.TemporaryDirectory() as thrown_away:
+            began = time.monotonic()
+            training.fit(Path(thrown_away), FileReporter(Path(thrown_away) / "record"))
+            seconds.append(time.monotonic() - began)
+    return (seconds[1] - seconds[0]) / num_steps, params.train.batch_size
+
+
 def main() -> None:
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -150,6 +197,7 @@ def main() -> None:
         "OMP_NUM_THREADS": "1",
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
     }
+    torch.set_num_threads(1)
     content = circumstances() | {"limit_mib": LIMIT / 2**20, "gib": args.gib, "rows": []}
     for command in stages:
         content["rows"].append(watched(command, environment))
@@ -158,7 +206,12 @@ def main() -> None:
             raise SystemExit(f"{command} failed")
     index = shards.read_index(folder / "data/dataset")
     content["samples_per_second"] = throughput(index, args.batches)
-    print(f"{content['samples_per_second']:,.0f} samples a second")
+    step, batch = seconds_of_a_step(folder)
+    content["share_of_a_step"] = batch / content["samples_per_second"] / step
+    content["samples_per_second_from_store"] = from_store(index, folder / "local", args.batches)
+    print(
+        json.dumps({key: value for key, value in content.items() if "_of_" in key or "per" in key})
+    )
     write_json(args.out, content)
 
 

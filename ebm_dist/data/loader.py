@@ -70,11 +70,21 @@ class Memory:
 
 
 class Stream:
-    """Packs that are read as they are needed, of two windows; a thread reads another ahead."""
+    """Packs that are read as they are needed; a thread reads another window of them ahead.
+
+    Packs of two windows are held, side by side in one buffer, which forgets those unused longest.
+    """
 
     def __init__(self, reader: shards.Packs, window: int) -> None:
         self.reader, self.window = reader, window
-        self.cache: OrderedDict[int, Samples] = OrderedDict()
+        self.num_slots = min(2 * window, len(reader))
+        self.slot_size = max(pack.num_samples for _, pack in reader.packs)
+        self.held: OrderedDict[int, int] = OrderedDict()
+        """slot of each pack in the buffer, in the order of their use"""
+        self.places = np.zeros(len(reader), np.int64)
+        """``(len(reader),)`` row of the buffer where a pack that is held begins"""
+        self.buffer: tuple[Tensor, ...] = ()
+        """samples and labels"""
         self.ahead: dict[int, Future[Samples]] = {}
         self.thread = ThreadPoolExecutor(1, "packs")
 
@@ -85,39 +95,44 @@ class Stream:
     @property
     def bytes_held(self) -> int:
         """Bytes of packs in memory, at most."""
-        sizes = sorted(pack.x[1] + pack.y[1] for _, pack in self.reader.packs)
-        return sum(sizes[-3 * self.window :])
+        largest = max(pack.x[1] + pack.y[1] for _, pack in self.reader.packs)
+        return largest * min(3 * self.window, len(self.reader))
 
     def take(self, rows: Rows) -> Samples:
         """Return the samples of some rows ``(m,)``."""
         packs = np.searchsorted(self.reader.starts, rows, side="right") - 1
-        x, y = None, torch.empty(len(rows), dtype=torch.int64)
-        for pack in np.unique(packs):
-            at = np.flatnonzero(packs == pack)
-            part, inside = self._pack(int(pack)), rows[at] - self.reader.starts[pack]
-            if x is None:
-                x = part.x.new_empty((len(rows), *part.x.shape[1:]))
-            x[at], y[at] = part.x[inside], part.y[inside]
-        assert x is not None
-        return Samples(x, y)
+        needed = np.unique(packs)
+        if len(needed) > self.num_slots:
+            halves = zip(*map(self.take, np.array_split(rows, 2)), strict=True)
+            return Samples(*map(torch.cat, halves))
+        for pack in needed:
+            self._hold(int(pack))
+        at = torch.from_numpy(self.places[packs] + rows - self.reader.starts[packs])
+        return Samples(*(whole.index_select(0, at) for whole in self.buffer))
 
     def expect(self, packs: Iterable[int]) -> None:
         """Read these packs ahead, in a thread, and forget what else was read ahead."""
         self.ahead = {
             pack: self.ahead.get(pack) or self.thread.submit(self._read, pack)
             for pack in map(int, packs)
-            if pack not in self.cache
+            if pack not in self.held
         }
 
-    def _pack(self, pack: int) -> Samples:
-        if pack in self.cache:
-            self.cache.move_to_end(pack)
-        else:
-            waited = self.ahead.pop(pack, None)
-            self.cache[pack] = waited.result() if waited else self._read(pack)
-            while len(self.cache) > 2 * self.window:
-                self.cache.popitem(last=False)
-        return self.cache[pack]
+    def _hold(self, pack: int) -> None:
+        """Have a pack in the buffer."""
+        if pack in self.held:
+            self.held.move_to_end(pack)
+            return
+        waited = self.ahead.pop(pack, None)
+        part = waited.result() if waited else self._read(pack)
+        if not self.buffer:
+            size = self.num_slots * self.slot_size
+            self.buffer = tuple(new.new_empty((size, *new.shape[1:])) for new in part)
+        full = len(self.held) == self.num_slots
+        slot = self.held.popitem(last=False)[1] if full else len(self.held)
+        self.held[pack], self.places[pack] = slot, slot * self.slot_size
+        for whole, new in zip(self.buffer, part, strict=True):
+            whole[slot * self.slot_size :][: len(new)] = new
 
     def _read(self, pack: int) -> Samples:
         x, y = self.reader.read(pack)

@@ -606,7 +606,7 @@ class Packs:
             _read_tar(self.index, tar)
             self._verified.add(tar.file)
         try:
-            parts = [read_range(path, *position) for position in (pack.x, pack.y)]
+            parts = _read_members(path, pack.x, pack.y)
         except OSError as failed:
             raise _unread(path, f"cannot be read ({failed.strerror or failed})") from None
         if pack.sha256 and hashlib.sha256(b"".join(parts)).hexdigest() != pack.sha256:
@@ -629,6 +629,13 @@ class Packs:
         except ValueError as failed:
             raise _unread(path, str(failed)) from None
         return x.astype(np.int32) if x.dtype == np.uint16 else x, y
+
+
+def _read_members(path: Path, *members: tuple[int, int]) -> list[bytes]:
+    """Return the bytes at some offsets and sizes, from one read: they lie side by side."""
+    first = min(offset for offset, _ in members)
+    whole = read_range(path, first, max(map(sum, members)) - first)
+    return [whole[offset - first :][:size] for offset, size in members]
 
 
 def _places(index: Index, split: str) -> npt.NDArray[np.int64]:

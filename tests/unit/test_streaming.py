@@ -110,7 +110,7 @@ def test_streamed_batches_are_those_of_memory(index, window):
     for step in [*range(300), 1000, 5, 431]:
         for one, other in zip(a.batch(step), b.batch(step), strict=True):
             assert torch.equal(one, other), step
-    assert len(a.store.cache) <= 2 * a.store.window
+    assert len(a.store.held) <= 2 * a.store.window
     assert len(a.store.ahead) <= a.store.window
 
 
