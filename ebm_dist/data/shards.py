@@ -126,6 +126,7 @@ def write(folder: Path, name: str, data: Dataset) -> Index:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / INDEX).unlink(missing_ok=True)  # first: the old data are no longer valid
     splits, statistics, sides = {}, {}, {}
+    large = streamed.large(data.splits)
     for split, arrays in data.splits.items():
         if data.placed:
             try:
@@ -140,7 +141,7 @@ def write(folder: Path, name: str, data: Dataset) -> Index:
             except ValueError as failed:
                 raise DataError(f"{folder}: {split}: {failed}", "write that tar again") from None
             continue
-        if streamed.is_large(arrays):
+        if split in large:
             chosen = streamed.layout(arrays, NUM_TARS)
             splits[split], statistics[split] = streamed.write_tars(
                 folder, split, arrays, chosen, data.scale, _progress(folder, split, len(arrays.x))
@@ -185,10 +186,10 @@ def _stored(data: Dataset) -> Dataset:
 
     Raise :class:`DataError` for values that float32 cannot hold.
     """
-    splits = {}
+    splits, large = {}, streamed.large(data.splits)
     for split, arrays in data.splits.items():
         x = arrays.x
-        if isinstance(x, Lazy) and not streamed.is_large(arrays):
+        if isinstance(x, Lazy) and split not in large:
             x = x[:]
         if data.standardisation and x.shape[1:] != data.standardisation.mean.shape:
             raise DataError(

@@ -8,7 +8,7 @@ own SHA-256, because they are read one by one.
 import hashlib
 import math
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from ebm_dist.errors import DataError
 from ebm_dist.rng import numpy_stream
 
 LARGE = 4 << 30
-"""Bytes of a split above which it is streamed."""
+"""Bytes of a data set above which its splits are streamed, but those that would fill one tar."""
 _TAR = 128 << 20  # bytes of a tar, about
 _MOST_TARS = 512  # all are open at once
 _PACK, _MOST_SAMPLES = 4 << 20, 256  # bytes and samples of a pack, at most
@@ -38,9 +38,11 @@ class Layout(NamedTuple):
     """samples"""
 
 
-def is_large(arrays: Arrays) -> bool:
-    """Return whether a split is to be streamed."""
-    return _sample_bytes(arrays) * len(arrays.x) > LARGE
+def large(splits: Mapping[str, Arrays]) -> list[str]:
+    """Return the splits that are to be streamed."""
+    sizes = {name: _sample_bytes(arrays) * len(arrays.x) for name, arrays in splits.items()}
+    limit = min(_TAR, LARGE) if sum(sizes.values()) > LARGE else LARGE
+    return [name for name, size in sizes.items() if size > limit]
 
 
 def layout(arrays: Arrays, fewest_tars: int) -> Layout:
