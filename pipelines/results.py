@@ -50,6 +50,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     write_json(args.out / "results.json", rows)
     write_whole(args.out / "results.md", table.markdown(rows, unmeasured).encode())
+    write_whole(args.out / "lost.md", table.lost(rows).encode())
     write_whole(args.readme, table.renewed(args.readme.read_text(), rows).encode())
     print(f"{args.out}/results.md: {len(rows)} rows")
 

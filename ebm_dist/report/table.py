@@ -146,6 +146,7 @@ def row(name: str, entry: Mapping[str, Any], reports: Path) -> dict[str, Any]:
         "command": _command(recipes),
         "headline": entry.get("headline", ""),
         "seen": entry.get("seen", ""),
+        "why": entry.get("why", ""),
         "commit": "",
         "stale": [],
     }
@@ -382,6 +383,26 @@ def markdown(rows: list[dict[str, Any]], unmeasured: Mapping[str, Mapping[str, A
             )
             for name, entry in unmeasured.items()
         ]
+    return "\n".join(lines) + "\n"
+
+
+def lost(rows: list[dict[str, Any]]) -> str:
+    """Return the page of what was lost: each system with a lost row, and the reason."""
+    lines = [
+        "# What we lost, and why",
+        "",
+        "`python -m pipelines.results` writes this page: each figure that lost against the published",
+        "one or against the strongest baseline, with the reason as far as it is known. Tables with",
+        "anomalies have [a page of their own](tabular.md).",
+    ]
+    for name, system_rows in systems(rows).items():
+        losers = [row for row in system_rows if "**lost**" in verdict(row)]
+        if losers:
+            why = " ".join(row["why"] for row in system_rows if row["why"])
+            lines += ["", f"## [{losers[0]['system']}](results.md#{name})", "", why, ""]
+            lines += [_line("figure", "published", "reached", "strongest baseline", "verdict")]
+            lines += ["|" + "---|" * 5]
+            lines += [_line(row["what"], *_against(row)) for row in losers]
     return "\n".join(lines) + "\n"
 
 

@@ -244,5 +244,15 @@ def test_the_committed_pages_are_what_the_committed_metrics_give():
     if git.stdout.strip() != "false":
         pytest.skip("the commits of older rows are in the history, which is not here")
     assert (ROOT / "docs/results.md").read_text() == table.markdown(rows, unmeasured)
+    assert (ROOT / "docs/lost.md").read_text() == table.lost(rows)
     readme = (ROOT / "README.md").read_text()
     assert readme == table.renewed(readme, rows)
+
+
+def test_each_system_that_lost_says_why():
+    rows = json.loads((ROOT / "docs/results.json").read_text())
+    for name, of_system in table.systems(rows).items():
+        has_lost = any("lost" in table.verdict(row) for row in of_system)
+        assert has_lost == any(row["why"] for row in of_system), name
+    page = table.lost(rows)
+    assert page.count("\n## ") == sum(bool(row["why"]) for row in rows)
