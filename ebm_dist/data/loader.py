@@ -13,6 +13,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import reduce
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -230,7 +231,7 @@ class LogicalShard:
     def sum(self, of: Callable[[Tensor], Tensor]) -> Tensor:
         """Sum a function ``(B, *shape) -> (B, ...)`` of float64 samples over all samples."""
         parts = (self.store.take(self.rows[i : i + _PART]).x for i in range(0, len(self), _PART))
-        return torch.stack([of(part.double() / self.scale).sum(dim=0) for part in parts]).sum(dim=0)
+        return reduce(torch.add, (of(part.double() / self.scale).sum(dim=0) for part in parts))
 
     def _ordered(self, epoch: int, offset: int) -> Rows:
         """Return the rows from a place in an epoch to the end of its window."""

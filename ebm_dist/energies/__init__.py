@@ -9,6 +9,7 @@ An energy with ``IS_CLASSIFIER = True`` also has an energy without labels,
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import reduce
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
@@ -28,7 +29,7 @@ the sum of its rows as the only one, ``(1, ...)``."""
 def averages_of(x: Tensor) -> Average:
     """Return the means over samples ``x (B, *shape)`` that are at hand, in parts of 1,000."""
     parts = x.split(1000)
-    return lambda of: torch.stack([of(part.double()).sum(dim=0) for part in parts]).sum(0) / len(x)
+    return lambda of: reduce(torch.add, (of(part.double()).sum(dim=0) for part in parts)) / len(x)
 
 
 class EnergyModel(nn.Module):

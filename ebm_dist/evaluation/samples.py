@@ -218,13 +218,16 @@ def nearest_neighbours(x: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
     from sklearn.metrics import pairwise_distances_argmin  # slow to import
 
     centre = train.mean(dim=0, dtype=torch.float64)
-    centred, references = ((part - centre).flatten(1).numpy() for part in (x, train))
-    index = torch.from_numpy(pairwise_distances_argmin(centred, references))
-    distances = [
-        (part.double() - train[rows].double()).flatten(1).norm(dim=1)
-        for part, rows in zip(x.split(500), index.split(500), strict=True)
-    ]
-    return torch.cat(distances), index
+    references = (train - centre).flatten(1).numpy()
+    indices, distances = list[Tensor](), list[Tensor]()
+    for part in x.split(4096):
+        found = pairwise_distances_argmin((part - centre).flatten(1).numpy(), references)
+        indices.append(torch.from_numpy(found))
+        distances += [
+            (few.double() - train[rows].double()).flatten(1).norm(dim=1)
+            for few, rows in zip(part.split(500), indices[-1].split(500), strict=True)
+        ]
+    return torch.cat(distances), torch.cat(indices)
 
 
 def copies(distance: Tensor, real_distance: Tensor) -> dict[str, float]:

@@ -391,9 +391,9 @@ def lost(rows: list[dict[str, Any]]) -> str:
     lines = [
         "# What we lost, and why",
         "",
-        "`python -m pipelines.results` writes this page: each figure that lost against the published",
-        "one or against the strongest baseline, with the reason as far as it is known. Tables with",
-        "anomalies have [a page of their own](tabular.md).",
+        "`python -m pipelines.results` writes this page: each figure that lost against the",
+        "published one or against the strongest baseline, with the reason as far as it is known.",
+        "Tables with anomalies have [a page of their own](tabular.md).",
     ]
     for name, system_rows in systems(rows).items():
         losers = [row for row in system_rows if "**lost**" in verdict(row)]

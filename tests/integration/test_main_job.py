@@ -25,6 +25,7 @@ from ebm_dist import models
 from ebm_dist.data import shards
 from ebm_dist.runs.record import EVENTS, METRICS, read_lines
 from ebm_dist.training import checkpoint
+from infra.local import Stack
 from tests import pages
 from tests.helpers import ROOT, SMALL_PIPELINE, copy_project
 
@@ -100,6 +101,36 @@ def test_it_ends_and_says_where_to_look(done):
     ]
     noise = [line for line in noise if "stage: 'tune' is frozen" not in line]  # it is, on purpose
     assert not noise, noise
+
+
+@pytest.mark.parametrize("kind", ["folder", "store"])
+def test_a_fresh_clone_pulls_what_another_pushed(done, kind, tmp_path, tmp_path_factory):
+    folder, _ = done
+    with contextlib.ExitStack() as stack:
+        where, variables = str(tmp_path / "remote"), {}
+        if kind == "store":
+            services = Stack(tmp_path_factory.mktemp("services"))
+            services.prepare()
+            services.store()
+            stack.callback(services.down)
+            names = ("AWS_", "EBM_")
+            variables = {k: v for k, v in services.settings().items() if k.startswith(names)}
+            where = f"{variables['EBM_STORE']}/dvc"
+        remote = ("dvc", "remote", "add", "--local", "--force", "--default", "store", where)
+        for command in (remote, ("dvc", "push")):
+            code, output = finish(folder, *command, **variables)
+            assert code == 0, output
+        clone = copy_project(tmp_path / "clone")
+        shutil.copy(folder / "dvc.lock", clone)
+        shutil.copytree(folder / "reports", clone / "reports")
+        for command in (remote, ("dvc", "pull", "--allow-missing"), ("dvc", "repro")):
+            code, output = finish(clone, *command, **variables)
+            assert code == 0, output
+    assert re.findall("Running stage '(.*)'", output) == ["sources"]
+    _, output = finish(clone, "dvc", "status")
+    assert re.findall("^([a-z@]+):", output, re.MULTILINE) == ["sources"], output
+    for path in ("model/energy/energy.safetensors", "data/main/dataset/index.json"):
+        assert (clone / path).read_bytes() == (folder / path).read_bytes()
 
 
 def test_a_second_repro_does_nothing(done):
