@@ -30,6 +30,7 @@ Rows = npt.NDArray[np.int64]
 
 _WINDOW = 64  # packs, of data written to be streamed
 _PART = 1000  # samples of a sum
+_READERS = 4  # threads that read ahead: a store answers several requests at once
 
 
 def default_window(index: shards.Index, split: str) -> int | None:
@@ -71,7 +72,7 @@ class Memory:
 
 
 class Stream:
-    """Packs that are read as they are needed; a thread reads another window of them ahead.
+    """Packs that are read as they are needed; threads read another window of them ahead.
 
     Packs of two windows are held, side by side in one buffer, which forgets those unused longest.
     """
@@ -87,7 +88,7 @@ class Stream:
         self.buffer: tuple[Tensor, ...] = ()
         """samples and labels"""
         self.ahead: dict[int, Future[Samples]] = {}
-        self.thread = ThreadPoolExecutor(1, "packs")
+        self.thread = ThreadPoolExecutor(_READERS, "packs")
 
     def labels(self, rows: Rows) -> Tensor:
         """Return the labels of some rows ``(m,)``, in a pass over the packs."""
@@ -112,7 +113,7 @@ class Stream:
         return Samples(*(whole.index_select(0, at) for whole in self.buffer))
 
     def expect(self, packs: Iterable[int]) -> None:
-        """Read these packs ahead, in a thread, and forget what else was read ahead."""
+        """Read these packs ahead, in threads, and forget what else was read ahead."""
         self.ahead = {
             pack: self.ahead.get(pack) or self.thread.submit(self._read, pack)
             for pack in map(int, packs)

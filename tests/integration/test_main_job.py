@@ -103,20 +103,15 @@ def test_it_ends_and_says_where_to_look(done):
     assert not noise, noise
 
 
-@pytest.mark.parametrize("kind", ["folder", "store"])
-def test_a_fresh_clone_pulls_what_another_pushed(done, kind, tmp_path, tmp_path_factory):
+def test_a_fresh_clone_pulls_what_another_pushed_to_the_store(done, tmp_path, tmp_path_factory):
     folder, _ = done
-    with contextlib.ExitStack() as stack:
-        where, variables = str(tmp_path / "remote"), {}
-        if kind == "store":
-            services = Stack(tmp_path_factory.mktemp("services"))
-            services.prepare()
-            services.store()
-            stack.callback(services.down)
-            names = ("AWS_", "EBM_")
-            variables = {k: v for k, v in services.settings().items() if k.startswith(names)}
-            where = f"{variables['EBM_STORE']}/dvc"
-        remote = ("dvc", "remote", "add", "--local", "--force", "--default", "store", where)
+    services = Stack(tmp_path_factory.mktemp("services"))
+    services.prepare()
+    services.store()
+    variables = {k: v for k, v in services.settings().items() if k.startswith(("AWS_", "EBM_"))}
+    where = f"{variables['EBM_STORE']}/dvc"
+    remote = ("dvc", "remote", "add", "--local", "--default", "store", where)
+    try:
         for command in (remote, ("dvc", "push")):
             code, output = finish(folder, *command, **variables)
             assert code == 0, output
@@ -126,6 +121,8 @@ def test_a_fresh_clone_pulls_what_another_pushed(done, kind, tmp_path, tmp_path_
         for command in (remote, ("dvc", "pull", "--allow-missing"), ("dvc", "repro")):
             code, output = finish(clone, *command, **variables)
             assert code == 0, output
+    finally:
+        services.down()
     assert re.findall("Running stage '(.*)'", output) == ["sources"]
     _, output = finish(clone, "dvc", "status")
     assert re.findall("^([a-z@]+):", output, re.MULTILINE) == ["sources"], output
