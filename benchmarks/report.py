@@ -588,6 +588,24 @@ def _png(figure: Figure) -> bytes:
     return out.getvalue()
 
 
+def streaming(content: dict[str, Any]) -> Iterator[str]:
+    """Return the table of a data set larger than memory."""
+    yield from where(content)
+    yield from table(
+        ["stage", "exit code", "seconds", "largest memory of a process, MiB"],
+        [
+            [row["stage"], row["exit_code"], f"{row['seconds']:.0f}", f"{row['mib']:,.0f}"]
+            for row in content["rows"]
+        ],
+    )
+    yield ""
+    yield (
+        f"Samples a second of one worker, verified: {content['samples_per_second']:,.0f} from the"
+        f" disk, {content['samples_per_second_from_store']:,.0f} from the store. Reading takes"
+        f" {content['share_of_a_step']:.2%} of a training step of recipe `mnist`."
+    )
+
+
 def main() -> None:
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -625,7 +643,7 @@ def main() -> None:
             "image_objectives": image_objectives(read("image_objectives")),
             "label_losses": label_losses(read("label_losses")),
         },
-        "scale.md": {"scale": scale(read("scale"))},
+        "scale.md": {"scale": scale(read("scale")), "streaming": streaming(read("streaming"))},
         "rbm.md": {
             "reweighting": reweighting(read("reweighting")),
             "mixing": mixing(read("mixing")),

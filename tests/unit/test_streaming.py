@@ -217,3 +217,11 @@ def test_a_small_set_is_always_read_whole(tmp_path, monkeypatch):
     small = shards.write(tmp_path / "small", "numbers", numbered())
     monkeypatch.setattr(shards, "_MOST_READ", 4 * 4 * 700)
     assert len(shards.read_split(small, "train")[0]) == NUM
+
+
+def test_a_large_data_set_streams_each_split_of_more_than_a_tar(monkeypatch):
+    monkeypatch.setattr(streamed, "LARGE", 1000)
+    monkeypatch.setattr(streamed, "_TAR", 100)
+    sized = lambda **sizes: {k: Arrays(np.zeros((n, 1), np.uint8), None) for k, n in sizes.items()}
+    assert streamed.large(sized(train=700, val=350, test=90)) == ["train", "val"]
+    assert streamed.large(sized(train=700, val=200)) == []
