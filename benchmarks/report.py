@@ -641,6 +641,7 @@ def main() -> None:
         "objectives.md": {
             "objectives": objectives(in_plane),
             "image_objectives": image_objectives(read("image_objectives")),
+            "image_objectives_mnist": image_objectives(read("image_objectives_mnist")),
             "label_losses": label_losses(read("label_losses")),
         },
         "scale.md": {"scale": scale(read("scale")), "streaming": streaming(read("streaming"))},
