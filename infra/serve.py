@@ -1,5 +1,7 @@
 """Serve the champion of a registered model on Ray Serve: ``python infra/serve.py ebm-digits``.
 
+Another version by its address, such as ``models:/ebm-digits/3``.
+
 A request is ``POST /`` with ``{"inputs": samples, "params": {"task": "sample", ...}}``, as for the
 MLflow server; the answer is ``{"predictions": ...}``, and ``classes`` with the names of the classes
 if it has any. See ebm_dist/models/requests.py. A wrong request gets status 400 and a message that
@@ -12,6 +14,7 @@ this machine. Needs ``pip install 'ebm-dist[serve]'``.
 import argparse
 import asyncio
 import json
+import re
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -99,11 +102,16 @@ async def _read(request: Request) -> bytes:
     return bytes(body)
 
 
+def address(name: str, alias: str) -> str:
+    """Return the address of a model that is given by its name or its address."""
+    return name if name.startswith("models:/") else f"models:/{name}@{alias}"
+
+
 def main() -> None:
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    options.add_argument("name", help="name of the registered model")
+    options.add_argument("name", help="name of the registered model, or models:/NAME/VERSION")
     options.add_argument(
         "--alias", default="champion", help="alias of the version (default: champion)"
     )
@@ -120,7 +128,8 @@ def main() -> None:
     )
     args = options.parse_args()
     mlflow.set_tracking_uri(tracking.tracking_uri())
-    folder = Path(mlflow.artifacts.download_artifacts(f"models:/{args.name}@{args.alias}"))
+    model = address(args.name, args.alias)
+    folder = Path(mlflow.artifacts.download_artifacts(model))
     (card,) = folder.rglob("model.json")
     ray.init(logging_level="warning")
     serve.start(
@@ -131,8 +140,8 @@ def main() -> None:
         }
     )
     champion = Champion.options(num_replicas=args.replicas)
-    serve.run(champion.bind(str(card.parent), args.max_work), name=args.name)
-    print(f"{args.name}@{args.alias} answers at http://{args.host}:{args.port}/", flush=True)
+    serve.run(champion.bind(str(card.parent), args.max_work), name=re.split("[/@]", model)[1])
+    print(f"{model} answers at http://{args.host}:{args.port}/", flush=True)
     stopped = threading.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda *_: stopped.set())

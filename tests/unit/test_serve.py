@@ -147,3 +147,9 @@ def test_an_error_is_readable_whatever_it_quotes(champion):
         400,
         {"error": "seed must be an integer of 64 bits, found a longer one"},
     )
+
+
+def test_a_model_is_given_by_its_name_or_its_address():
+    assert serve.address("ebm-digits", "candidate") == "models:/ebm-digits@candidate"
+    for address in ("models:/ebm-digits@champion", "models:/ebm-digits/3"):
+        assert serve.address(address, "champion") == address
