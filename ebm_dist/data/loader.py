@@ -88,7 +88,7 @@ class Stream:
         self.buffer: tuple[Tensor, ...] = ()
         """samples and labels"""
         self.ahead: dict[int, Future[Samples]] = {}
-        self.thread = ThreadPoolExecutor(_READERS, "packs")
+        self.threads = ThreadPoolExecutor(_READERS, "packs")
 
     def labels(self, rows: Rows) -> Tensor:
         """Return the labels of some rows ``(m,)``, in a pass over the packs."""
@@ -115,7 +115,7 @@ class Stream:
     def expect(self, packs: Iterable[int]) -> None:
         """Read these packs ahead, in threads, and forget what else was read ahead."""
         self.ahead = {
-            pack: self.ahead.get(pack) or self.thread.submit(self._read, pack)
+            pack: self.ahead.get(pack) or self.threads.submit(self._read, pack)
             for pack in map(int, packs)
             if pack not in self.held
         }

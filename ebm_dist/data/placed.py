@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from ebm_dist.data import streamed
 from ebm_dist.datasets._lazy import Placed
-from ebm_dist.datasets._members import decode
+from ebm_dist.datasets._members import stack
 from ebm_dist.rng import numpy_stream
 from ebm_dist.storage import location, read_range
 
@@ -44,7 +44,7 @@ def write(
     for number, first, count in placed.packs.tolist():
         file, at = placed.files[number], placed.places[first : first + count]
         parts = list(contents(location(file), at))
-        x = np.stack([decode(part, placed.kind) for part in parts])
+        x = stack(parts, placed.kind)
         statistics.add(x, at[:, 2] if at[:, 2].min(initial=0) >= 0 else None)
         packs.append(
             {
@@ -98,7 +98,7 @@ def read(
     parts = list(contents(path, places))
     if hashlib.sha256(b"".join(parts)).hexdigest() != sha256:
         raise ValueError(f"SHA-256 of {len(parts)} samples differs from the index: altered")
-    x = np.stack([decode(part, kind) for part in parts])
+    x = stack(parts, kind)
     if x.shape[1:] != shape:
         raise ValueError(f"samples of shape {x.shape[1:]}, expected {shape}")
     return x, places[:, 2].clip(min=0)

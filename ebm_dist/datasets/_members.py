@@ -1,6 +1,7 @@
 """Samples as WebDataset tars of other people have them: a picture or an array each."""
 
 import io
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -26,3 +27,15 @@ def decode(content: bytes, kind: str) -> npt.NDArray[Any]:
     except Exception as failed:  # noqa: BLE001
         raise ValueError(f"{type(failed).__name__}: {failed}") from None
     return pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
+
+
+def stack(contents: Iterable[bytes], kind: str) -> npt.NDArray[Any]:
+    """Return samples ``(n, ...)`` of some pictures or arrays.
+
+    Raise ValueError for what is neither, and where their shapes or types differ.
+    """
+    samples = [decode(content, kind) for content in contents]
+    found = {f"{sample.dtype} {sample.shape}" for sample in samples}
+    if len(found) > 1:
+        raise ValueError(f"samples of different types or shapes: {', '.join(sorted(found))}")
+    return np.stack(samples)

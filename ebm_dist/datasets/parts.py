@@ -27,7 +27,7 @@ import numpy.typing as npt
 from ebm_dist.config import Mismatch, Params, Positive, Probability, section
 from ebm_dist.datasets import Arrays, Dataset, _paths
 from ebm_dist.datasets._lazy import Lazy, Placed, Rows, rows_of
-from ebm_dist.datasets._members import PICTURES, decode
+from ebm_dist.datasets._members import PICTURES, stack
 from ebm_dist.datasets._paths import natural_order
 from ebm_dist.errors import DataError, reason
 from ebm_dist.rng import numpy_stream
@@ -219,7 +219,14 @@ def _joined(parts: list[Part]) -> Arrays:
         x = np.empty((len(rows), *first.shape[1:]), first.dtype)
         for number in np.unique(of):
             at = np.flatnonzero(of == number)
-            x[at] = parts[number].read(rows[at] - starts[number])
+            found = parts[number].read(rows[at] - starts[number])
+            if (found.dtype, found.shape[1:]) != (first.dtype, first.shape[1:]):
+                raise DataError(
+                    f"{parts[number].path}: has samples {found.dtype} {found.shape[1:]} beside"
+                    f" {first.dtype} {first.shape[1:]}",
+                    "write all with one type and shape",
+                )
+            x[at] = found
         return x
 
     x = Lazy(read, (int(starts[-1]), *first.shape[1:]), first.dtype)
@@ -385,24 +392,19 @@ def _tar(path: Path) -> Part:
     at = np.array([(offset, size) for _, offset, size in places], np.int64)
 
     def read(rows: Rows) -> npt.NDArray[Any]:
+        contents = []
         with path.open("rb") as stream:
-            return np.stack(
-                [_decoded(stream, int(at[row, 0]), int(at[row, 1]), kind, path) for row in rows]
-            )
+            for offset, size in at[rows].tolist():
+                stream.seek(offset)
+                contents.append(stream.read(size))
+        try:
+            return stack(contents, kind)
+        except ValueError as failed:
+            raise DataError(f"{path}: cannot be read ({failed})", "write it again") from None
 
     example = read(np.arange(1))
     y = np.array([labels[key] for key in keys], np.int64) if labels else None
     return Part(path, (len(places), *example.shape[1:]), example.dtype, read, y, at, kind)
-
-
-def _decoded(stream: Any, offset: int, size: int, kind: str, path: Path) -> npt.NDArray[Any]:
-    stream.seek(offset)
-    try:
-        return decode(stream.read(size), kind)
-    except ValueError as failed:
-        raise DataError(
-            f"{path}: the file at byte {offset} cannot be read ({failed})", "write it again"
-        ) from None
 
 
 _READERS: dict[str, Callable[[Path], Part]] = {".npy": _npy, ".npz": _npz, ".tar": _tar}

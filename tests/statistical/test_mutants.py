@@ -246,6 +246,8 @@ MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "a training row is its own neighbour": ("api/experts.py", "np.where(is_copy, apart[:, -1], others)", "others", "tests/unit/test_detector.py::test_a_row_that_equals_a_training_row_is_scored_without_it"),
     "no surprise beyond the training rows": ("api/experts.py", " + (energies - ordered[-1]).clip(min=0) / fall", "", "tests/unit/test_detector.py::test_surprise_is_the_share_of_training_rows_with_as_much_energy"),
     "an expert that overrules": ("api/experts.py", "np.where(t > _MOST, high_t, t)", "t", "tests/unit/test_detector.py::test_surprise_is_the_share_of_training_rows_with_as_much_energy"),
+    "arrays of two types in a tar of the user's": ("datasets/_members.py", "if len(found) > 1", "if len(found) > 99", "tests/unit/test_parts.py::test_arrays_of_two_types_in_a_tar_are_refused"),
+    "arrays of two types in a tar, read one by one": ("datasets/parts.py", "if (found.dtype, found.shape[1:]) !=", "if found is None !=", "tests/unit/test_parts.py::test_arrays_of_two_types_in_a_tar_are_refused"),
     "an altered tar of the user's": ("data/placed.py", "hexdigest() != sha256", "hexdigest() is None", "tests/unit/test_parts.py::test_an_altered_tar_of_the_user_s_is_refused"),
     "annealing with weights upside down": ("metrics/annealing.py", "(of_base - of_energy)", "(of_energy - of_base)", ANNEALING),
     "annealing that takes the mixture for the energy": ("metrics/annealing.py", "(state.energy - (1 - new) * of_base) / new", "state.energy", ANNEALING),

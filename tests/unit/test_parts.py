@@ -253,3 +253,22 @@ def test_the_stamp_of_parts_changes_with_a_file(tmp_path):
     assert list(before) == ["dataset"] and before == sources.digests(chosen)
     (folder / "part-2.tar").write_bytes(b"x" + (folder / "part-2.tar").read_bytes())
     assert sources.digests(chosen) != before
+
+
+@pytest.mark.parametrize("rewrite", [False, True])
+@pytest.mark.parametrize("last", [slice(-1, None), slice(-900, None)])
+@pytest.mark.parametrize(
+    ("other", "message"), [(X[0].astype(np.float32), "float32"), (X[0, :, :5], r"\(1, 5, 5\)")]
+)
+def test_arrays_of_two_types_in_a_tar_are_refused(tmp_path, rewrite, last, other, message):
+    images = [*np.tile(X, (32, 1, 1, 1))]  # 64 packs of 30
+    images[last] = [other] * len(images[last])
+    (tmp_path / "d").mkdir()
+    with webdataset.TarWriter(str(tmp_path / "d/a.tar")) as tar:
+        for key, image in enumerate(images):
+            tar.write({"__key__": str(key), "npy": image})
+    with pytest.raises(DataError, match=f"a.tar.*{message}"):
+        shards.write(tmp_path / "out", "parts", load(tmp_path / "d", rewrite=rewrite))
+    if last.start == -900:
+        with pytest.raises(DataError, match=f"a.tar.*{message}"):  # no sample of the first type
+            load(tmp_path / "d", rewrite=rewrite).splits["train"].x[-1:]
