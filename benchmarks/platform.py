@@ -334,6 +334,11 @@ def scaling(folder: Path) -> dict[str, Any]:
     threads = settings(folder, "threads", train=short | {"num_threads": 2})
     ddp = settings(folder, "ddp", train=short | {"reduce": "ddp"})
     four = settings(folder, "four", train=short | {"num_shards": 4}, replay={"capacity": 4096})
+    many = short | {"num_shards": 64}
+    many_ordered = settings(folder, "many", train=many, replay={"capacity": 4096})
+    many_ddp = settings(
+        folder, "many-ddp", train=many | {"reduce": "ddp"}, replay={"capacity": 4096}
+    )
     measured = rates(
         {
             "torchrun, ordered, 2 workers": partial(bare, folder, ordered, 2),
@@ -342,6 +347,8 @@ def scaling(folder: Path) -> dict[str, Any]:
             "torchrun, ordered, 1 worker of 2 threads": partial(bare, folder, threads, 1),
             "torchrun, ordered, 4 shards, 2 workers": partial(bare, folder, four, 2),
             "torchrun, ordered, 4 shards, 4 workers": partial(bare, folder, four, 4),
+            "torchrun, ordered, 64 shards, 2 workers": partial(bare, folder, many_ordered, 2),
+            "torchrun, ddp, 64 shards, 2 workers": partial(bare, folder, many_ddp, 2),
         },
         rounds=3,
     )
