@@ -17,6 +17,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ebm_dist.api import experts
+from ebm_dist.api._plain import plain
+from ebm_dist.api._surroundings import usual
 from ebm_dist.datasets import Standardisation
 from ebm_dist.errors import ConfigError, DataError, InputError, reason
 from ebm_dist.files import encode, read_json, read_tensors, sha256, write_json
@@ -90,13 +92,24 @@ class EnergyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         other arrays that scikit-learn refuses, :class:`ConfigError` for wrong parameters, and
         :class:`DivergedError` where training diverges.
         """
+        before = self.__dict__.copy()
+        try:
+            return self._fitted(X)
+        except BaseException:  # as it was, not half of each
+            self.__dict__ = before
+            raise
+
+    @usual()
+    def _fitted(self, X: Any) -> Self:  # noqa: N803
         rows = self._rows(X, reset=True)
         self._check_parameters()
         self.mean_, self.scale_ = Standardisation.of(rows)
+        if not (np.isfinite(self.scale_) & (self.scale_ > 0)).all():
+            raise InputError(
+                "X: values of a column are too large, or differ too little, to be squared",
+                "rescale the columns",
+            )
         u, seed = self._standardised(rows), check_random_state(self.random_state)
-        with np.errstate(over="ignore"):
-            if not np.isfinite((u**2).sum(axis=0)).all():
-                raise InputError("X: values are too large to be squared", "rescale the columns")
         fitted = {
             name: experts.EXPERTS[name].fit(u, self._options(), int(seed.randint(2**31 - 1)))
             for name in self.experts
@@ -134,7 +147,7 @@ class EnergyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         for name, state in self.states_.items():
             tensors |= {f"state/{name}/{k}": torch.from_numpy(v) for k, v in state.items()}
         write_whole(folder / _TENSORS, encode(tensors))
-        parameters = {name: _plain(value) for name, value in self.get_params().items()}
+        parameters = {name: plain(value) for name, value in self.get_params().items()}
         if not isinstance(parameters["random_state"], int | None):
             parameters["random_state"] = None  # the state of a generator is not a setting
         write_json(
@@ -226,9 +239,12 @@ class EnergyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return rows
 
     def _check_parameters(self) -> None:
-        if not (isinstance(self.smoothing, Real) and 0 <= self.smoothing < np.inf):
+        if not (isinstance(self.smoothing, Real) and 0 < self.smoothing < np.inf):
+            raise InputError(f"smoothing: expected a number above 0, found {self.smoothing!r}")
+        if np.ndim(self.hidden) != 1:
             raise InputError(
-                f"smoothing: expected a number of at least 0, found {self.smoothing!r}"
+                f"hidden: expected the widths of the layers, such as (128, 128), found"
+                f" {self.hidden!r}"
             )
         if not self.experts or (unknown := [n for n in self.experts if n not in experts.EXPERTS]):
             raise ConfigError(
@@ -242,13 +258,14 @@ class EnergyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             )
 
     def _options(self) -> experts.Options:
-        return experts.Options(*(_plain(getattr(self, name)) for name in experts.Options._fields))
+        return experts.Options(*(plain(getattr(self, name)) for name in experts.Options._fields))
 
     def _standardised(self, rows: Array) -> Array:
         with np.errstate(over="ignore", invalid="ignore"):
-            standardised: Array = (rows - self.mean_) / self.scale_
+            standardised: Array = (rows - self.mean_) / self.scale_ + 0.0  # no -0: copies are bytes
         return standardised
 
+    @usual()
     def _energies(self, rows: Array) -> Array:
         u, options = self._standardised(rows), self._options()
         return self._summed(
@@ -276,10 +293,3 @@ class EnergyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             deviation = np.median(np.abs(energies - median)) / 0.6745  # of a normal distribution
             return float(-(median + _FENCE * deviation))
         return float(np.percentile(-energies, 100 * self.contamination))
-
-
-def _plain(value: Any) -> Any:
-    """Return a parameter as JSON has it: searches set numbers of NumPy."""
-    if isinstance(value, np.generic):
-        return value.item()
-    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value

@@ -8,7 +8,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ebm_dist.api.sampling import check_counts
+from ebm_dist.api._surroundings import usual
+from ebm_dist.api.sampling import check_counts, check_seed
 from ebm_dist.config import plugin_name
 from ebm_dist.data import shards
 from ebm_dist.energies import is_conditional, score
@@ -21,6 +22,7 @@ _PART = 1000  # samples of one forward pass, as in evaluation
 _ROUNDING = 1e-6  # of float32, as a fraction of the interval of the bounds
 
 
+@usual()
 def load(model: str | Path) -> "Model":
     """Load a trained model: its folder, a registered version, or a shipped model.
 
@@ -52,6 +54,7 @@ class Model(TrainedModel):
             f" energy={plugin_name(self.params.energy)!r}, num_steps={self.params.train.num_steps})"
         )
 
+    @usual()
     def energies(self, x: X, *, keep_graph: bool = False) -> X:  # type: ignore[override]
         """Return energies ``(n,)`` of samples ``(n, *shape)``; low means likely.
 
@@ -66,6 +69,7 @@ class Model(TrainedModel):
             raise DataError("keep_graph: arrays have no gradients", "pass a tensor, or use scores")
         return self._answer(x, self._differentiable(inputs))
 
+    @usual()
     def scores(self, x: X) -> X:
         """Return scores ``-dE/dx (n, *shape)`` of samples ``(n, *shape)``, in the units of ``x``.
 
@@ -77,6 +81,7 @@ class Model(TrainedModel):
             scores = scores / torch.from_numpy(standardisation.sd)
         return self._answer(x, scores)
 
+    @usual()
     def classify(self, x: X) -> X:  # type: ignore[override]
         """Return ``p(y | x)``, ``(n, num_classes)``, of samples ``(n, *shape)``.
 
@@ -84,6 +89,7 @@ class Model(TrainedModel):
         """
         return self._answer(x, super().classify(self._inputs(x)))
 
+    @usual()
     def sample(
         self, num_samples: int, *, num_steps: int = 100, label: int | None = None, seed: int = 0
     ) -> npt.NDArray[np.float32]:
@@ -99,6 +105,7 @@ class Model(TrainedModel):
         samples = self._task("sample", inputs, num_steps, label, seed)
         return self._answer(np.empty(0), self.from_model(samples))
 
+    @usual()
     def complete(
         self,
         x: X,
@@ -125,6 +132,7 @@ class Model(TrainedModel):
     ) -> Tensor:
         """Answer as a served model does."""
         check_counts(num_steps=num_steps)
+        check_seed(seed)
         if label is not None:
             check_counts(at_least=0, label=label)
             if not is_conditional(self.params):
@@ -156,6 +164,7 @@ class Model(TrainedModel):
                 "reshape them; one sample x is x[None]",
             )
         inputs = x.cpu().float() if isinstance(x, Tensor) else self.to_model(x.astype(np.float64))
+        inputs = inputs.clone() if inputs.is_inference() else inputs
         if not inputs.isfinite().all():
             raise DataError("x: has NaN, infinity or values beyond float32", "remove these samples")
         if self.bounds:

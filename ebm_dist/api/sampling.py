@@ -18,6 +18,7 @@ import pydantic
 import torch
 from torch import Generator, Tensor, nn
 
+from ebm_dist.api._surroundings import differentiable
 from ebm_dist.chains import cpu_layers, diagnostics
 from ebm_dist.chains.adaptation import Scales, adapt
 from ebm_dist.chains.block import Blocks
@@ -103,6 +104,7 @@ class Draws:
         return arviz.convert_to_inference_data({"x": self.x.transpose(0, 1).cpu().numpy()})
 
 
+@differentiable()
 def sample(
     energy: nn.Module | EnergyFn,
     x0: npt.NDArray[Any] | Tensor,
@@ -147,7 +149,8 @@ def sample(
 
     ``compile``: compile some steps of all chains into one function. Draws differ in the last bits.
     Small targets are sampled some ten times faster; the first call takes up to a minute, a later
-    one with the same energy object and settings nothing, and another process some seconds.
+    one with the same energy object, settings and shape of ``x0`` nothing, and another process some
+    seconds.
 
     Raise :class:`ConfigError` for wrong arguments, :class:`DataError` for starts or energies of a
     wrong shape or type, :class:`DivergedError` where the energy of a chain is not finite.
@@ -155,28 +158,19 @@ def sample(
     check_counts(num_samples=num_samples, thin=thin)
     check_counts(at_least=0, num_warmup=num_warmup)
     bounds = None if bounds is None else _checked_bounds(bounds)
-    config, is_adaptive = _config(sampler, step_size, num_warmup, settings)
-    if adapt_scales and (bounds is not None or not is_adaptive or num_warmup < _LEAST_WARMUP):
-        raise ConfigError(
-            "adapt_scales: needs a sampler that adapts its step size, no bounds, and a num_warmup"
-            f" of {_LEAST_WARMUP} or more",
-            "choose mala, hmc or metropolis without step_size and bounds",
-        )
-    if sampler == "gibbs" and not isinstance(energy, HasConditionals):
-        raise ConfigError(
-            "sampler: gibbs needs an energy with conditionals (num_blocks, resample)",
-            "choose another sampler",
-        )
+    config, is_adaptive = _config(sampler, step_size, num_warmup, bounds, settings)
+    _check_suits(sampler, energy)
+    if adapt_scales:
+        _check_adapts_scales(config, bounds, num_warmup if is_adaptive else 0)
     x = _start(x0, energy, bounds)
-    if generator is None:
-        generator = stream(seed, "api/sample", device=x.device)
-    elif generator.device.type != x.device.type:
-        raise ConfigError(
-            f"generator: is on {generator.device}, the chains are on {x.device}",
-            f"use torch.Generator({x.device.type!r})",
-        )
+    generator = _generator(generator, seed, x.device)
     kernel = module_of(config).build(config, bounds=bounds)
-    blocks = _compiled_blocks(_any_step_size(config), bounds, _Same(energy)) if compile else None
+    of_shape = x.shape, x.dtype
+    blocks = (
+        _compiled_blocks(_any_step_size(config), bounds, _Same(energy), of_shape)
+        if compile
+        else None
+    )
     with ExitStack() as stack:
         if isinstance(energy, nn.Module):
             stack.enter_context(evaluating(energy))
@@ -241,11 +235,11 @@ class _Same:
         return id(self.energy)
 
 
-@lru_cache(maxsize=4)
-def _compiled_blocks(config: Any, bounds: Bounds, same: _Same) -> Blocks:
-    """Return compiled blocks, the same ones for equal settings and the same energy.
+@lru_cache(maxsize=8)
+def _compiled_blocks(config: Any, bounds: Bounds, same: _Same, of_shape: Any) -> Blocks:
+    """Return compiled blocks, the same ones for equal settings, energy, and ``of_shape``.
 
-    The last four energies stay in memory.
+    Torch refuses to compile one function for many shapes. The last eight stay in memory.
     """
     kernel = module_of(config).build(config, bounds=bounds)
     return Blocks(kernel, Target(same.energy), compiles=True)
@@ -391,8 +385,61 @@ def check_counts(at_least: int = 1, **counts: int) -> None:
             raise ConfigError(f"{name}: expected an integer from {at_least} up, found {count!r}")
 
 
+def _generator(generator: Generator | None, seed: int, device: torch.device) -> Generator:
+    """Return the generator, or else that of the seed. Raise :class:`ConfigError` for others."""
+    check_seed(seed)
+    if generator is None:
+        return stream(seed, "api/sample", device=device)
+    if not isinstance(generator, Generator):
+        raise ConfigError(
+            f"generator: expected a torch.Generator, found {type(generator).__name__}",
+            "leave it out and set seed",
+        )
+    if generator.device.type != device.type:
+        raise ConfigError(
+            f"generator: is on {generator.device}, the chains are on {device}",
+            f"use torch.Generator({device.type!r})",
+        )
+    return generator
+
+
+def _check_suits(sampler: str, energy: Any) -> None:
+    """Raise :class:`ConfigError` if the sampler needs another kind of energy."""
+    if sampler == "gibbs" and not isinstance(energy, HasConditionals):
+        raise ConfigError(
+            "sampler: gibbs needs an energy with conditionals (num_blocks, resample)",
+            "choose another sampler",
+        )
+    if sampler == "ancestral":
+        raise ConfigError(
+            "sampler: ancestral needs an energy of noise levels",
+            "draw with sample of a model that learnt them, or choose another sampler",
+        )
+
+
+def _check_adapts_scales(config: Any, bounds: Bounds, num_adaptive: int) -> None:
+    """Raise :class:`ConfigError` if no scales can be estimated in so many steps of adaptation."""
+    is_discrete = hasattr(config, "categories")
+    if bounds is not None or is_discrete or num_adaptive < _LEAST_WARMUP:
+        raise ConfigError(
+            "adapt_scales: needs a sampler of continuous variables that adapts its step size, no"
+            f" bounds, and a num_warmup of {_LEAST_WARMUP} or more",
+            "choose mala, hmc or metropolis without step_size and bounds",
+        )
+
+
+def check_seed(seed: Any) -> None:
+    """Check that a seed is an integer. Raise :class:`ConfigError`."""
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise ConfigError(f"seed: expected an integer, found {seed!r}")
+
+
 def _config(
-    sampler: str, step_size: float | None, num_warmup: int, settings: dict[str, Any]
+    sampler: str,
+    step_size: float | None,
+    num_warmup: int,
+    bounds: Bounds,
+    settings: dict[str, Any],
 ) -> tuple[Any, bool]:
     """Return the ``Config`` of a sampler, and whether the warm-up adapts its step size."""
     names = plugins("ebm_dist.samplers")
@@ -405,13 +452,19 @@ def _config(
     for key in settings:
         if key not in keys:
             raise ConfigError(f"{sampler}: has no setting {key!r}", nearest(key, keys))
-    is_adaptive = hasattr(module, "ACCEPTANCE") and step_size is None
+    is_independent = settings.get("proposal") == "noise"
+    is_adaptive = hasattr(module, "ACCEPTANCE") and step_size is None and not is_independent
+    if is_independent and step_size is None and bounds is None:
+        raise ConfigError(
+            "step_size: the acceptance rate does not tell how wide independent proposals should be",
+            "set step_size to more than the target's standard deviation, or choose a walk",
+        )
     if is_adaptive and not num_warmup:
         raise ConfigError(
             f"num_warmup: is 0, so the step size of {sampler} is not adapted",
             "set step_size, or num_warmup to some hundred steps",
         )
-    if "step_size" in keys and not is_adaptive and step_size is None:
+    if "step_size" in keys and not (is_adaptive or is_independent) and step_size is None:
         raise ConfigError(
             f"step_size: {sampler} accepts all proposals, so no warm-up can adapt it",
             "set step_size, or use a sampler that rejects, such as mala",

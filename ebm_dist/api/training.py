@@ -17,7 +17,10 @@ import torch
 from torch import Tensor
 
 from ebm_dist import config, models, storage
+from ebm_dist.api._plain import plain
+from ebm_dist.api._surroundings import usual
 from ebm_dist.api.model import Model
+from ebm_dist.api.sampling import check_seed
 from ebm_dist.config import Params, nearest, plugin_name
 from ebm_dist.data import shards
 from ebm_dist.datasets import Dataset, arrays
@@ -37,6 +40,7 @@ IN_MEMORY = "arrays in memory"
 """``dataset.path`` of a model of arrays that no file holds"""
 
 
+@usual()
 def train(
     params: Settings,
     data: Data,
@@ -66,7 +70,9 @@ def train(
     gradient diverges, :class:`CheckpointError` where ``folder`` has another training, and
     :class:`ClusterError` where another process trains in it.
     """
-    settings = _settings(params, seed)
+    if seed is not None:
+        check_seed(seed)
+    settings = _settings(params, plain(seed))
     with tempfile.TemporaryDirectory() as work:
         settings, index = _prepared(settings, data, Path(work))
         place = storage.location(Path(work, "model") if folder is None else folder)
@@ -146,16 +152,16 @@ class _Reporter:
 
 def _settings(params: Settings, seed: int | None) -> Params:
     if isinstance(params, Mapping):
+        values: dict[str, Any] = plain(params)
         in_memory = {
             "name": "arrays",
             "path": IN_MEMORY,
             "val_fraction": 0.0,
             "test_fraction": 0.0,
         }
-        dataset = params.get("dataset", {})
+        dataset = values.get("dataset", {})
         is_arrays = isinstance(dataset, Mapping) and dataset.get("name", "arrays") == "arrays"
-        values = dict(params)
-        if isinstance(cluster_section := params.get("cluster", {}), Mapping):
+        if isinstance(cluster_section := values.get("cluster", {}), Mapping):
             values["cluster"] = {"workers": 1, **cluster_section}
         values |= {"dataset": {**in_memory, **dataset}} if is_arrays else {}
         values |= {} if seed is None else {"seed": seed}

@@ -59,12 +59,14 @@ def adapt(
     move = move or functools.partial(kernel.move, target)
     state = kernel.init(target, position)
     check_start(state)
+    # steps as wide as the bounds, mirrored there, end anywhere: no wider ones lower the acceptance
+    largest = math.inf if bounds is None else math.log(bounds[1] - bounds[0])
     mu, deficit, averaged, step_size = math.log(10 * config.step_size), 0.0, 0.0, config.step_size
     for t in range(1, num_steps + 1):
         (randomness,) = zip(*kernel.draw(1, position, generator), strict=True)
         state, info = move(state, randomness, step_size)
         deficit += target_rate - info.is_accepted.float().mean().item()
-        log_size = mu - math.sqrt(t) / _GAMMA / (t + _T0) * deficit
+        log_size = min(largest, mu - math.sqrt(t) / _GAMMA / (t + _T0) * deficit)
         weight = t**-_KAPPA
         averaged, step_size = weight * log_size + (1 - weight) * averaged, math.exp(log_size)
         observe(state.position)

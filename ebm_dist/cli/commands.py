@@ -277,30 +277,32 @@ def run_project(args: Namespace) -> None:
     print(f"report    {out}")
 
 
+def _check_folder(out: Path) -> None:
+    """Raise :class:`ConfigError` if the folder of a file that is to be written does not exist."""
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out {out}: no folder {out.parent}", "create it, or name another file")
+
+
 def score(args: Namespace) -> None:
     """Write the energy of each sample as CSV, in their order.
 
     Raise :class:`DataError` for samples that the model cannot read.
     """
-    from ebm_dist import evaluation
+    from ebm_dist.api.model import load
     from ebm_dist.datasets import arrays
     from ebm_dist.errors import DataError
     from ebm_dist.files import write_csv
-    from ebm_dist.registry import versions
 
-    trained = versions.load(args.model)
+    _check_folder(args.out)
+    trained = load(args.model)
     dataset = getattr(trained.params.dataset, "of", trained.params.dataset)
     if not isinstance(dataset, arrays.Config):
         raise DataError(f"{args.model}: is no model of the user's own data, which have a file")
     x = arrays.read_samples(dataset, args.file)
-    if list(x.shape[1:]) != list(trained.card["shape"]):
-        raise DataError(
-            f"{args.file}: samples have the shape {x.shape[1:]}, and the model has learnt"
-            f" {tuple(trained.card['shape'])}",
-            "provide samples of that shape",
-        )
-    energies = trained.energies(trained.to_model(x))
-    evaluation.check_finite(energies, str(args.file))
+    try:
+        energies = trained.energies(x)
+    except DataError as failed:
+        raise DataError(f"{args.file}: {failed.what}", failed.fix) from None
     write_csv(args.out, [{"row": i, "score": e} for i, e in enumerate(energies.tolist())])
     print(f"{args.out}: {len(x):,} scores, high = unusual")
 
@@ -328,6 +330,11 @@ def sample(args: Namespace) -> None:
     from ebm_dist.report import figures
     from ebm_dist.storage import write_whole
 
+    if args.count < 1:
+        raise ConfigError(f"--count {args.count}: expected at least 1")
+    if (suffix := args.out.suffix.lower()) not in (".npy", ".png"):
+        raise ConfigError(f"--out {args.out}: expected a .png or .npy file")
+    _check_folder(args.out)
     trained = versions.load(args.model)
     # a sampling request needs only the number and shape of its input
     template = np.zeros((args.count, *trained.card["shape"]), np.float32)
@@ -335,7 +342,7 @@ def sample(args: Namespace) -> None:
         trained, template, {"task": "sample", "num_steps": args.steps, "seed": args.seed}
     )
     title = f"{args.count} chains of {args.steps} steps from noise{trained.classes_caption}"
-    if args.out.suffix == ".npy":
+    if suffix == ".npy":
         content = io.BytesIO()
         np.save(content, x)
         write_whole(args.out, content.getvalue())

@@ -45,6 +45,9 @@ def write(
         file, at = placed.files[number], placed.places[first : first + count]
         parts = list(contents(location(file), at))
         x = stack(parts, placed.kind)
+        with np.errstate(over="ignore"):
+            if not np.isfinite(x.astype(np.float32)).all():
+                raise ValueError(f"{file}: has NaN, infinite or too large values for float32")
         statistics.add(x, at[:, 2] if at[:, 2].min(initial=0) >= 0 else None)
         packs.append(
             {

@@ -39,6 +39,7 @@ PACK_SIZE = 256
 """Samples of a pack."""
 INDEX = "index.json"
 _MOST_READ = 128 << 20  # bytes as floats of what is read at once of a streamed data set
+_ROUNDING = 1e-6  # of float32, as a fraction of the interval of the bounds
 _MAX_SIDE = 1 << 20  # maximum side of an image or number of classes of a valid index
 STAGE = "prepare"
 LABELLED = "labelled-"
@@ -157,6 +158,7 @@ def write(folder: Path, name: str, data: Dataset) -> Index:
         counted.add(arrays.x, arrays.y)
         statistics[split] = counted.result()
     for split in splits:
+        _check_bounds(data, split, statistics[split])
         if split in duplicates and not data.is_official:
             statistics[split]["duplicates"] = duplicates[split]
     example = next(iter(data.splits.values())).x
@@ -200,6 +202,7 @@ def _stored(data: Dataset) -> Dataset:
         if isinstance(x, Lazy):
             splits[split] = arrays._replace(x=_converted(x, data, split))
             continue
+        read = x
         if data.standardisation:
             standardised = np.empty(x.shape, np.float32)
             with np.errstate(over="ignore", invalid="ignore"):
@@ -210,7 +213,7 @@ def _stored(data: Dataset) -> Dataset:
             with np.errstate(over="ignore", invalid="ignore"):
                 x = x.astype(np.float32, copy=False)
         if x.dtype.kind == "f":
-            _check_finite(x, arrays.x, data, split)
+            _check_finite(x, read, data, split)
         splits[split] = arrays._replace(x=x)
     if not data.standardisation:
         return data._replace(splits=splits)
@@ -244,6 +247,20 @@ def _check_finite(
             f"{data.source}: {split} samples have NaN, infinite or too large values for"
             f" float32, from {read.min():g} to {read.max():g}",
             "remove or rescale them",
+        )
+
+
+def _check_bounds(data: Dataset, split: str, statistics: dict[str, Any]) -> None:
+    """Raise :class:`DataError` for samples that chains within the bounds could not reach."""
+    if data.bounds is None:
+        return
+    (low, high), ends = data.bounds, (statistics["min"], statistics["max"])
+    margin = _ROUNDING * (high - low)
+    if ends[0] < low - margin or ends[1] > high + margin:
+        raise DataError(
+            f"{data.source}: {split} samples are {ends[0]:g} to {ends[1]:g} after scaling, outside"
+            f" the bounds {low:g} to {high:g}",
+            "set dataset.scale or dataset.bounds",
         )
 
 

@@ -2,10 +2,11 @@
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from ebm_dist.errors import DataError
-from ebm_dist.storage import location
+from ebm_dist.storage import is_local, location
 
 
 def locate(name: str) -> Path:
@@ -27,6 +28,31 @@ def locate(name: str) -> Path:
             " or a folder of images"
         )
     return path
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Return all files below a folder and the folders that it links to, sorted.
+
+    Raise :class:`DataError` for a link to nothing, and one to a folder above it.
+    """
+    if not is_local(folder):
+        return sorted(path for path in folder.rglob("*") if path.is_file())
+    return sorted(_files_below(folder, ()))
+
+
+def _files_below(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
+    above = (*above, os.path.realpath(folder))
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            path = folder / entry.name
+            if entry.is_file():
+                yield path
+            elif entry.is_dir():
+                if os.path.realpath(path) in above:
+                    raise DataError(f"{path}: is a link to a folder above it", "remove the link")
+                yield from _files_below(path, above)
+            elif entry.is_symlink() and entry.name[0] != ".":  # editors lock files by such links
+                raise DataError(f"{path}: is a link to nothing", "mend or remove the link")
 
 
 def natural_order(name: str) -> list[str | int]:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
+from ebm_dist.datasets._paths import files_below
 from ebm_dist.errors import DataError, reason
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
@@ -38,7 +39,7 @@ def read_folder(folder: Path) -> Pictures:
     """
     skipped: Counter[str] = Counter()
     files = []
-    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+    for file in files_below(folder):
         if any(part[0] == "." or part == "__MACOSX" for part in file.relative_to(folder).parts):
             skipped["hidden files"] += 1
         elif file.suffix.lower() not in _SUFFIXES:

@@ -110,7 +110,9 @@ def _read(path: Path) -> tuple[Any, bool]:
         if path.suffix.lower() != ".parquet":
             return _read_csv(path)
         with parquet.ParquetFile(path) as file:
-            return file.read(), True
+            table = file.read()
+        numbered = [name for name in table.column_names if name.startswith("__index_level_")]
+        return table.drop_columns(numbered), True  # rows of a pandas frame, which has no such name
     except (pa.ArrowException, OSError, ValueError, csv.Error, StopIteration) as failed:
         raise DataError(f"{path}: not a readable table ({reason(failed)})", "write it again") from (
             None
@@ -124,7 +126,9 @@ def _read_csv(path: Path) -> tuple[Any, bool]:
     with path.open(encoding="utf-8-sig", newline="") as stream:
         line = stream.readline()
     delimiter = max(_DELIMITERS, key=line.count)
-    has_names = not all(_is_numeral(word) for word in next(csv.reader([line], delimiter=delimiter)))
+    convert = arrow_csv.ConvertOptions(strings_can_be_null=True)
+    words = next(csv.reader([line], delimiter=delimiter))
+    has_names = not all(_is_numeral(word) or word in convert.null_values for word in words)
     table = arrow_csv.read_csv(
         path,
         read_options=arrow_csv.ReadOptions(
@@ -132,7 +136,7 @@ def _read_csv(path: Path) -> tuple[Any, bool]:
             block_size=min(path.stat().st_size + 1, _MAX_BLOCK),
         ),
         parse_options=arrow_csv.ParseOptions(delimiter=delimiter),
-        convert_options=arrow_csv.ConvertOptions(strings_can_be_null=True),
+        convert_options=convert,
     )
     return table, has_names
 

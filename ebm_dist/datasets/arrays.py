@@ -170,14 +170,21 @@ def read_samples(config: Config, path: Path) -> npt.NDArray[Any]:
     logged. Raise :class:`DataError` for data in parts, and for what :func:`load` refuses.
     """
     parts, notes, layout = _read(path, config)
-    for note in notes:
-        log.warning("%s: %s", path, note)
     if list(parts) != ["train"]:
         raise DataError(f"{path}: has the parts {_listed(parts)}", "provide one array of samples")
     _check_alike(path, parts)
     arranged = {"train": _arrange(parts["train"].x, layout, path)}
-    arranged, scale, _ = _scaled(config, arranged)
+    is_float = arranged["train"].dtype.kind == "f"
+    arranged, scale, scale_notes = _scaled(config, arranged)
+    for note in notes + scale_notes:
+        log.warning("%s: %s", path, note)
     _check_values(path, arranged, scale, None)
+    if is_float and scale > 1 and arranged["train"].max() <= 1:
+        raise DataError(
+            f"{path}: has floats up to {arranged['train'].max():g}, and the model's samples are"
+            f" divided by {scale:g}",
+            f"multiply them by {scale:g}, if they were divided already",
+        )
     x: npt.NDArray[Any] = arranged["train"] / scale
     return x
 
@@ -293,6 +300,11 @@ def _read_arrays(path: Path, label_names: tuple[str, ...]) -> tuple[dict[str, _P
             }
     # damaged archives raise errors of zip, deflate, numpy's header, memory and more
     except Exception as failed:  # noqa: BLE001
+        if path.suffix.lower() not in (".npy", ".npz"):
+            raise DataError(
+                f"{path}: not a .npy, .npz, .csv or .parquet, nor a folder of pictures",
+                "write it as one of these",
+            ) from None
         raise DataError(
             f"{path}: not a plain .npy or .npz of numbers ({reason(failed)});"
             " write it with numpy.savez"
@@ -331,7 +343,7 @@ def _checked_labels(
         raise DataError(
             f"{path}: {name} must be {shape[0] if shape else 0} integers from 0 or strings, found"
             f" {labels.dtype} {labels.shape}{ends}",
-            "write one class per sample, such as labels.astype(int).ravel()",
+            "write one class per sample, such as np.unique(labels, return_inverse=True)[1]",
         )
     return labels.astype(np.int64) if is_integer else labels
 

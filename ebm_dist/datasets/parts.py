@@ -28,7 +28,7 @@ from ebm_dist.config import Mismatch, Params, Positive, Probability, section
 from ebm_dist.datasets import Arrays, Dataset, _paths
 from ebm_dist.datasets._lazy import Lazy, Placed, Rows, rows_of
 from ebm_dist.datasets._members import PICTURES, stack
-from ebm_dist.datasets._paths import natural_order
+from ebm_dist.datasets._paths import files_below, natural_order
 from ebm_dist.errors import DataError, reason
 from ebm_dist.rng import numpy_stream
 from ebm_dist.storage import is_local, read_range
@@ -96,11 +96,10 @@ def stamp(config: Config) -> str:
     Raise :class:`DataError` where they are missing.
     """
     folder, lines = locate(config), list[str]()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            facts = path.stat()
-            when = getattr(facts, "st_mtime_ns", None) or facts.st_mtime
-            lines.append(f"{path.relative_to(folder)} {facts.st_size} {when}\n")
+    for path in files_below(folder):
+        facts = path.stat()
+        when = getattr(facts, "st_mtime_ns", None) or facts.st_mtime
+        lines.append(f"{path.relative_to(folder)} {facts.st_size} {when}\n")
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -368,8 +367,11 @@ def _tar(path: Path) -> Part:
             for member in archive:
                 if not member.isfile():
                     continue
-                key, _, suffix = member.name.partition(".")
-                suffix = suffix.lower()
+                above, _, name = member.name.rpartition("/")
+                name, _, suffix = name.partition(".")
+                key, suffix = f"{above}/{name}", suffix.lower()
+                if not name:  # a hidden file
+                    continue
                 if suffix == "cls":
                     stream = archive.extractfile(member)
                     assert stream is not None

@@ -24,7 +24,7 @@ from ebm_dist.generators import FlowModel
 
 HAS_DENSITY, LEARNS = True, False
 _MOST_CELLS = 1 << 20
-_POWER = 128  # of the norm that bounds the data
+_FIRST_POWER, _POWER = 16, 128  # of the norm that bounds the data
 _SLACK = 1e12 ** (1 / _POWER)  # times that norm, no datum of 1e12 is outside
 
 
@@ -69,8 +69,11 @@ class Histogram(FlowModel):
                 "generator: a histogram of data with a constant value has no width",
                 "drop the value, or choose another noise, such as gaussian",
             )
-        norm = average(lambda x: ((x.flatten(1) - mean) / sd) ** _POWER) ** (1 / _POWER)
-        reach = _SLACK * norm * sd
+        # in two steps: the power of a far value alone may overflow
+        wide = average(lambda x: ((x.flatten(1) - mean) / sd) ** _FIRST_POWER) ** (1 / _FIRST_POWER)
+        wide = wide * sd
+        norm = average(lambda x: ((x.flatten(1) - mean) / wide) ** _POWER) ** (1 / _POWER)
+        reach = _SLACK * norm * wide
         self.low.copy_(mean - reach)
         self.high.copy_(mean + reach)
         self.margin.copy_(self.config.margin * sd)

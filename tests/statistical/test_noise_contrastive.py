@@ -11,9 +11,10 @@ from ebm_dist import config, evaluation, files, models
 from ebm_dist.config import module_of
 from ebm_dist.data import shards
 from ebm_dist.datasets import few_labels, toy2d
+from ebm_dist.energies import averages_of
 from ebm_dist.errors import ConfigError, DataError
 from ebm_dist.evaluation import classification, density
-from ebm_dist.generators import flow, gaussian, glow, pixelcnn
+from ebm_dist.generators import flow, gaussian, glow, histogram, pixelcnn
 from ebm_dist.objectives import noise_contrastive, semi_supervised
 from ebm_dist.rng import stream
 from ebm_dist.training import checkpoint
@@ -624,3 +625,13 @@ def test_data_may_have_noise_of_their_own(toy):
         2 * math.pi
     )  # of the Gaussian that it starts as
     torch.testing.assert_close(turn.loss, expected)
+
+
+@pytest.mark.parametrize("n", [100, 70_000])
+def test_a_histogram_has_room_for_one_far_sample(n):
+    x = torch.randn(n, 1, generator=torch.Generator().manual_seed(0)) * 1e-3
+    x[0] = 1e3
+    noise = histogram.build(histogram.Config(), shape=(1,))
+    noise.initialise(averages_of(x))
+    assert noise.low < x.min() and noise.high > x.max()
+    assert noise.log_prob(x[:2]).isfinite().all()

@@ -240,10 +240,11 @@ def test_coordinates_of_different_scales_are_sampled_in_units_of_their_deviation
         {"step_size": 0.1},
         {"num_warmup": 10},
         {"sampler": "langevin", "step_size": 0.1},
+        {"sampler": "dmala"},
     ],
 )
 def test_scales_that_cannot_be_adapted_are_one_message(options):
-    with pytest.raises(ConfigError, match="adapt_scales: needs a sampler that adapts"):
+    with pytest.raises(ConfigError, match="adapt_scales: needs a sampler of continuous"):
         ebm.sample(lambda x: (x**2).sum(1), torch.zeros(3, 2), adapt_scales=True, **options)
 
 
@@ -255,3 +256,50 @@ def test_scales_are_those_of_all_positions_whatever_their_parts():
     used = x[10:20].flatten(0, 1).double()
     expected = ((70 * used.var(0) + 5 * 1e-3) / 75).sqrt()
     torch.testing.assert_close(found.estimate(), expected, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("sampler", ["metropolis", "hmc"])
+def test_a_nearly_flat_energy_within_bounds_has_its_moments(sampler):
+    """All steps are accepted there, so no step is too wide for the adaptation."""
+    energy = lambda x: 4 * ((x - 1.2) ** 2).sum(1)
+    x = torch.linspace(0, 1, 10_001, dtype=torch.float64)[:, None]
+    p = (-energy(x)).softmax(0)
+    mean = (p * x[:, 0]).sum()
+    starts = torch.full((2000, 1), 0.5)
+    draws = ebm.sample(energy, starts, sampler, num_samples=4, num_warmup=150, bounds=(0, 1))
+    assert_moments(draws.x[-1], mean, (p * (x[:, 0] - mean) ** 2).sum())
+    flat = ebm.sample(
+        lambda x: 0 * x.sum(1), starts, sampler, num_samples=4, num_warmup=150, bounds=(0, 1)
+    )
+    assert flat.step_size <= 1
+    assert_moments(flat.x[-1], torch.tensor(0.5), torch.tensor(1 / 12))
+
+
+def test_arguments_that_cannot_be_used_are_one_message():
+    for options, message in (
+        ({"sampler": "metropolis", "proposal": "noise"}, "does not tell how wide"),
+        ({"sampler": "ancestral"}, "needs an energy of noise levels"),
+        ({"generator": np.random.default_rng()}, "expected a torch.Generator, found Generator"),
+        ({"seed": None}, "seed: expected an integer, found None"),
+        ({"seed": 1.5}, "seed: expected an integer, found 1.5"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            ebm.sample(gaussian, STARTS, **SHORT, **options)
+
+
+def test_inference_mode_changes_nothing():
+    usual = ebm.sample(gaussian, STARTS[:5], **SHORT)
+    with torch.inference_mode():
+        draws = ebm.sample(gaussian, torch.zeros(5, 2), **SHORT)
+    assert torch.equal(draws.x, usual.x) and not draws.x.is_inference()
+
+
+def test_each_number_of_chains_is_compiled_apart(monkeypatch):
+    """Torch compiles one function for eight shapes at most."""
+    compile_ = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda f, **_: compile_(f, fullgraph=True, dynamic=False, backend="eager")
+    )
+    for n in range(1, 10):
+        draws = ebm.sample(gaussian, STARTS[:n], compile=True, num_samples=1, num_warmup=1)
+        assert draws.x.shape == (1, n, 2)

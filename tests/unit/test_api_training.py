@@ -139,3 +139,33 @@ def test_bad_input_is_one_message(what, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(error, match=text):
         call()
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    x = RNG.normal(size=(40, 3))
+    small = SETTINGS | {"energy": {"name": "mlp", "hidden": [8]}}
+    of_numpy = SETTINGS | {"energy": {"name": "mlp", "hidden": np.array([8])}}
+    ebm.train(small, x, folder=tmp_path / "a", seed=3)
+    ebm.train(of_numpy, x, folder=tmp_path / "b", seed=np.int64(3))
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+    with pytest.raises(ConfigError, match=r"seed: expected an integer, found 1\.5"):
+        ebm.train(small, x, seed=1.5)
+
+
+def test_the_default_type_and_inference_mode_change_nothing(tmp_path):
+    x = RNG.normal(size=(40, 3))
+    ebm.train(SETTINGS, x, folder=tmp_path / "a")
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.inference_mode():
+            model = ebm.train(SETTINGS, x, folder=tmp_path / "b")
+            drawn, scores = model.sample(2, num_steps=2), model.scores(torch.zeros(2, 3))
+            energies = ebm.load(tmp_path / "b").energies(x)
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+    model = ebm.load(tmp_path / "a")
+    np.testing.assert_array_equal(drawn, model.sample(2, num_steps=2))
+    assert torch.equal(scores, model.scores(torch.zeros(2, 3)))
+    np.testing.assert_array_equal(energies, model.energies(x))

@@ -90,3 +90,38 @@ def test_bad_input_is_one_clear_message(tmp_path):
     refused("b.png: has the shape .* convert all images to one size", folder)
     (folder / "b.png").write_bytes(b"no image")
     refused("b.png: not a readable image", folder)
+
+
+def test_linked_folders_are_classes_and_a_link_to_nothing_is_refused(tmp_path):
+    for folder in ("im/cat", "elsewhere/dog"):
+        (tmp_path / folder).mkdir(parents=True)
+        for i in range(6):
+            Image.fromarray(images(4, 4)).save(tmp_path / folder / f"{i}.png")
+    (tmp_path / "im/dog").symlink_to(tmp_path / "elsewhere/dog")
+    data = load(tmp_path / "im", val_fraction=0.0, test_fraction=0.0)
+    assert len(data.splits["train"].x) == 12 and data.class_names == ("cat", "dog")
+    (tmp_path / "im/cat/.#0.png").symlink_to("nothing")  # the lock of an editor
+    assert load(tmp_path / "im").num_classes == 2
+    (tmp_path / "im/cat/7.png").symlink_to("nothing")
+    with pytest.raises(DataError, match=r"7\.png: is a link to nothing"):
+        load(tmp_path / "im")
+    (tmp_path / "im/cat/7.png").unlink()
+    (tmp_path / "im/all").symlink_to(tmp_path / "im")
+    with pytest.raises(DataError, match="all: is a link to a folder above it"):
+        load(tmp_path / "im")
+
+
+def test_a_gap_in_the_first_row_is_no_name(tmp_path):
+    for gap in ("", "NA"):
+        (tmp_path / "x.csv").write_text(f"{gap},1.5\n1,2\n3,4\n")
+        with pytest.raises(DataError, match="columns have missing values: 'f0'"):
+            load(tmp_path / "x.csv")
+
+
+def test_the_row_numbers_of_a_frame_are_no_column(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"a": np.arange(20) / 7, "b": np.arange(20) % 3 / 2})
+    frame[frame.a > 1].to_parquet(tmp_path / "x.parquet")
+    config = arrays.Config(path=str(tmp_path / "x.parquet"))
+    assert arrays.column_names(config) == ("a", "b")
+    assert arrays.load(config).splits["train"].x.shape[1] == 2

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
 from sklearn.metrics import roc_auc_score
 
 import ebm_dist as ebm
@@ -215,7 +216,9 @@ def test_names_of_columns_are_kept_and_named_in_errors(tmp_path):
     [
         ({"contamination": 0.7}, r"contamination: expected a share in \(0, 0.5\].*found 0.7"),
         ({"contamination": "some"}, r"contamination: expected a share .*found 'some'"),
-        ({"smoothing": -1}, "smoothing: expected a number of at least 0, found -1"),
+        ({"smoothing": -1}, "smoothing: expected a number above 0, found -1"),
+        ({"smoothing": 0}, "smoothing: expected a number above 0, found 0"),
+        ({"hidden": 8}, "hidden: expected the widths of the layers, such as"),
         ({"experts": ("nce",)}, "experts: no 'nce'; use some of neighbours, whitened"),
         ({"experts": ()}, "experts: none; use some of"),
         ({"lr": -1.0}, "lr"),
@@ -272,3 +275,24 @@ def test_a_grid_search_in_several_processes_works():
     order = np.random.default_rng(0).permutation(440)
     search = GridSearchCV(detector(), {"hidden": [(8,), (16,)]}, scoring="roc_auc", n_jobs=2, cv=2)
     assert search.fit(x[order], y[order]).best_score_ > 0.9
+
+
+def test_a_fit_that_fails_leaves_the_detector_as_it_was():
+    x, fitted = table(), detector(num_steps=3).fit(table())
+    before = fitted.score_samples(x)
+    with pytest.raises(InputError, match="too large, or differ too little, to be squared"):
+        fitted.fit(x * 1e200)
+    np.testing.assert_array_equal(fitted.score_samples(x), before)
+    new = detector(num_steps=3)
+    with pytest.raises(InputError):
+        new.fit(x * 1e200)
+    with pytest.raises(NotFittedError):
+        new.score_samples(x)
+
+
+def test_the_sign_of_a_zero_makes_no_other_row():
+    x = np.column_stack([table(), np.zeros(400)])
+    fitted = detector(experts=("neighbours",)).fit(x)
+    np.testing.assert_array_equal(
+        fitted.score_samples(x * [1, 1, 1, 1, -1]), fitted.score_samples(x)
+    )

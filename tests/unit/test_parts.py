@@ -1,6 +1,7 @@
 """Own data in parts: mapped arrays and WebDataset tars, and what is refused."""
 
 import io
+import tarfile
 
 import numpy as np
 import pytest
@@ -272,3 +273,47 @@ def test_arrays_of_two_types_in_a_tar_are_refused(tmp_path, rewrite, last, other
     if last.start == -900:
         with pytest.raises(DataError, match=f"a.tar.*{message}"):  # no sample of the first type
             load(tmp_path / "d", rewrite=rewrite).splits["train"].x[-1:]
+
+
+@pytest.mark.parametrize("prefix", ["./", "v1.0/"])
+def test_folders_with_dots_are_part_of_the_key(tmp_path, prefix):
+    (tmp_path / "d").mkdir()
+    with tarfile.open(tmp_path / "d/a.tar", "w") as tar:
+        for key, x in enumerate(X):
+            out = io.BytesIO()
+            np.save(out, x)
+            for name in (f"{key}.npy", "._.DS_Store"):
+                member = tarfile.TarInfo(prefix + name)
+                member.size = out.tell()
+                out.seek(0)
+                tar.addfile(member, out)
+    x, _ = all_of(load(tmp_path / "d"))
+    assert sorted(map(bytes, x)) == sorted(map(bytes, X))
+
+
+def test_the_stamp_follows_links(tmp_path):
+    written(tmp_path / "elsewhere", "npy")
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/train").symlink_to(tmp_path / "elsewhere")
+    config = parts.Config(path=str(tmp_path / "d"))
+    before = parts.stamp(config)
+    np.save(tmp_path / "elsewhere/part-11.npy", X)
+    assert parts.stamp(config) != before
+
+
+@pytest.mark.parametrize("kind", ["npy", "tar of arrays"])
+@pytest.mark.parametrize(
+    ("value", "keys", "message"),
+    [
+        (np.nan, {}, "NaN, infinite or too large values"),
+        (1e39, {}, "NaN, infinite or too large values"),
+        (1e300, {}, "NaN, infinite or too large values"),
+        (7.0, {"bounds": (0.0, 1.0)}, "outside the bounds 0 to 1"),
+    ],
+)
+def test_values_of_parts_are_checked(tmp_path, kind, value, keys, message):
+    x = np.random.default_rng(0).random((60, 1, 6, 5))
+    x[:, 0, 0, 0] = value
+    written(tmp_path / "d", kind, x)
+    with pytest.raises(DataError, match=message):
+        shards.write(tmp_path / "out", "parts", load(tmp_path / "d", **keys))

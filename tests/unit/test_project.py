@@ -376,7 +376,7 @@ def test_data_that_are_refused(empty, tmp_path, monkeypatch):
     for words, message in (
         (("absent.npy",), "no such file"),
         (("nothing",), "no images in this folder"),
-        (("notes.txt",), "not a plain .npy or .npz"),
+        (("notes.txt",), "not a .npy, .npz, .csv or .parquet"),
         (("nan.npy",), "NaN or infinite"),
         (("one.npy",), "at least 2"),
         (("plain.npy", "--task", "classify"), "labels of at least two classes"),
@@ -419,7 +419,7 @@ def test_scores_are_energies_in_the_order_of_the_rows(tmp_path, monkeypatch):
             [float(row["score"]) for row in rows], model.energies(model.to_model(new)), rtol=1e-5
         )
     np.save(tmp_path / "wide.npy", np.zeros((3, 4)))
-    with pytest.raises(DataError, match=r"shape \(4,\), and the model has learnt \(3,\)"):
+    with pytest.raises(DataError, match=r"wide.npy: x: expected samples of shape \(n, 3\)"):
         ebm_dist(monkeypatch, "score", tmp_path / "model", tmp_path / "wide.npy")
 
 
@@ -470,3 +470,33 @@ def test_a_run_in_the_background_of_a_shell_can_be_stopped(empty):
             time.sleep(0.1)
         process.terminate()
         assert process.wait(30) == 128 + signal.SIGTERM
+
+
+def test_scores_are_of_samples_as_the_model_has_learnt_them(tmp_path, monkeypatch):
+    x = RNG.integers(0, 256, (60, 5, 5), dtype=np.uint8)
+    trained(tmp_path, prepared(tmp_path, {"scale": 255.0}, images=x))
+    for name, samples, message in (
+        ("bytes", x, None),
+        ("wider", x.astype(np.uint16) * 257, "wider.npy: x: must lie in the bounds of the data"),
+        ("divided", x / 255, "has floats up to 1, and the model's samples are divided by 255"),
+    ):
+        np.save(tmp_path / f"{name}.npy", samples)
+        words = ("score", tmp_path / "model", tmp_path / f"{name}.npy", "--out", tmp_path / "s.csv")
+        if message is None:
+            ebm_dist(monkeypatch, *words)
+            continue
+        with pytest.raises(DataError, match=message):
+            ebm_dist(monkeypatch, *words)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--count", "-1"), "--count -1: expected at least 1"),
+        (("--out", "a.jpg"), "expected a .png or .npy file"),
+        (("--out", "none/a.png"), "no folder none; create it"),
+    ],
+)
+def test_what_cannot_be_sampled_is_one_message(monkeypatch, words, message):
+    with pytest.raises(ConfigError, match=message):
+        ebm_dist(monkeypatch, "sample", "digits", *words)
