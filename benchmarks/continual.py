@@ -229,7 +229,8 @@ def main() -> None:
         for name in settings
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(args.out, means | {"seeds": seeds, "settings": settings, **circumstances()})
+    write_json(args.out, means | {"seeds": seeds, "settings": settings})
+    write_json(args.out.with_name("circumstances.json"), circumstances())
 
 
 if __name__ == "__main__":

@@ -153,8 +153,8 @@ def main() -> None:
         means = over_seeds(
             {int(s): Report(figures, {}, {}) for s, figures in seeds.items()}
         ).metrics
-        content = {**means, "seeds": seeds, "epochs": args.epochs, **circumstances()}
-        write_json(args.out, content)
+        write_json(args.out, {**means, "seeds": seeds, "epochs": args.epochs})
+        write_json(args.out.with_name("circumstances.json"), circumstances())
 
 
 if __name__ == "__main__":
