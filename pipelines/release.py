@@ -3,7 +3,8 @@
 Says first what is stale or was never run, and how long it took the last time. Then runs the main
 job and one target after another with ``dvc repro``, the shortest first, and goes on where an
 earlier call stopped. A target that fails is named at the end and keeps nobody waiting. At the end
-writes docs/results.md and the pictures. Recipes for a GPU wait for one.
+writes docs/results.md and the pictures, and ships the models that were trained again. Recipes for a
+GPU wait for one.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from ebm_dist import config
 from ebm_dist.datasets import adbench
 from ebm_dist.errors import DataError, ResultsError
 from ebm_dist.files import read_json
+from ebm_dist.registry import shipped
 from ebm_dist.runs import code, provenance
 from pipelines import ROOT, digests, run
 
@@ -86,6 +88,21 @@ def _repro(target: str) -> bool:
     return subprocess.run(command, cwd=ROOT, check=False).returncode == 0  # noqa: S603
 
 
+def outdated(root: Path = ROOT) -> Iterator[list[str]]:
+    """Yield the arguments of ``pipelines.ship`` for each shipped model that was trained again."""
+    for name, entry in shipped.lock(root / "pipelines/weights")["models"].items():
+        recipe, seed = entry["recipe"], str(entry["seed"])
+        record = _json(root / "reports" / recipe / "train" / seed / provenance.RUN)
+        if record.get("commit", entry["commit"]) != entry["commit"]:
+            bare = [] if entry["classifier"] else ["--no-classifier"]
+            yield [recipe, "--name", name, "--seed", seed, *bare]
+
+
+def _call(stage: str, *arguments: str) -> bool:
+    command = [sys.executable, "-m", f"pipelines.{stage}", *arguments]
+    return subprocess.run(command, cwd=ROOT, check=False).returncode == 0  # noqa: S603
+
+
 def main() -> None:
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -113,8 +130,8 @@ def main() -> None:
             failed.append(target.stage)
     else:
         failed += [stage for stage in _BENCHMARKS if not _repro(f"{_STAGES}:{stage}")]
-    for stage in ("results", "pictures"):
-        subprocess.run([sys.executable, "-m", f"pipelines.{stage}"], cwd=ROOT, check=True)  # noqa: S603
+    failed += [stage for stage in ("results", "pictures") if not _call(stage)]
+    failed += [f"ship {words[0]}" for words in outdated() if not _call("ship", *words)]
     if failed:
         raise ResultsError(f"{', '.join(failed)}: failed", "see above, and run this again")
 

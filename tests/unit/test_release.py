@@ -1,11 +1,13 @@
 """What a release runs: all that is stale, the shortest first, whatever fails."""
 
+import json
 import subprocess
 import sys
 
 import pytest
 
 from ebm_dist.errors import ResultsError
+from ebm_dist.registry import shipped
 from pipelines import ROOT, digests, release
 
 
@@ -25,8 +27,13 @@ def called(monkeypatch):
         return "broken" not in target
 
     monkeypatch.setattr(release, "_repro", repro)
-    done = lambda command, **_: stages.append(command[-1])
-    monkeypatch.setattr(subprocess, "run", done)
+
+    def call(command, **_):
+        stages.append(" ".join(command[2:]))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(release, "outdated", lambda: [["nce-2d", "--seed", "0"]])
+    monkeypatch.setattr(subprocess, "run", call)
     return stages
 
 
@@ -35,7 +42,13 @@ def test_the_shortest_first_and_a_failure_keeps_nobody_waiting(called, monkeypat
     with pytest.raises(ResultsError, match="results@broken: failed"):
         release.main()
     assert called[:4] == ["dvc.yaml", "results@short", "results@broken", "results@long"]
-    assert called[4:] == ["benchmark", "accept_reject", "pipelines.results", "pipelines.pictures"]
+    assert called[4:] == [
+        "benchmark",
+        "accept_reject",
+        "pipelines.results",
+        "pipelines.pictures",
+        "pipelines.ship nce-2d --seed 0",
+    ]
     assert "3 targets, 0.0 hours and 1 of unknown length" in capsys.readouterr().out
 
 
@@ -45,7 +58,12 @@ def test_a_list_and_a_limit_of_time(called, monkeypatch):
     assert not called
     monkeypatch.setattr(sys, "argv", ["release", "--minutes", "0"])
     release.main()
-    assert called == ["dvc.yaml", "pipelines.results", "pipelines.pictures"]
+    assert called == [
+        "dvc.yaml",
+        "pipelines.results",
+        "pipelines.pictures",
+        "pipelines.ship nce-2d --seed 0",
+    ]
 
 
 def test_results_without_a_run_are_stale(tmp_path, monkeypatch):
@@ -64,3 +82,17 @@ def test_results_without_a_run_are_stale(tmp_path, monkeypatch):
         "tabular@contaminated",
     ]
     assert all(target.seconds is None and target.reason == "never run" for target in found)
+
+
+def test_models_that_were_trained_again_are_shipped_again(tmp_path):
+    (tmp_path / "pipelines").symlink_to(ROOT / "pipelines")
+    assert not list(release.outdated(tmp_path))
+    record = tmp_path / "reports/nce-2d/train/0/run.json"
+    record.parent.mkdir(parents=True)
+    models = shipped.lock(ROOT / "pipelines/weights")["models"]
+    record.write_text(json.dumps({"commit": models["nce-2d"]["commit"]}))
+    assert not list(release.outdated(tmp_path))
+    record.write_text(json.dumps({"commit": "another"}))
+    assert list(release.outdated(tmp_path)) == [
+        ["nce-2d", "--name", "nce-2d", "--seed", "0", "--no-classifier"]
+    ]
