@@ -84,7 +84,14 @@ def _has_gpu() -> bool:
 
 
 def _repro(target: str) -> bool:
-    command = ["dvc", "repro", target]
+    return _succeeds("dvc", "repro", target)
+
+
+def _call(stage: str, *arguments: str) -> bool:
+    return _succeeds(sys.executable, "-m", f"pipelines.{stage}", *arguments)
+
+
+def _succeeds(*command: str) -> bool:
     return subprocess.run(command, cwd=ROOT, check=False).returncode == 0  # noqa: S603
 
 
@@ -96,11 +103,6 @@ def outdated(root: Path = ROOT) -> Iterator[list[str]]:
         if record.get("commit", entry["commit"]) != entry["commit"]:
             bare = [] if entry["classifier"] else ["--no-classifier"]
             yield [recipe, "--name", name, "--seed", seed, *bare]
-
-
-def _call(stage: str, *arguments: str) -> bool:
-    command = [sys.executable, "-m", f"pipelines.{stage}", *arguments]
-    return subprocess.run(command, cwd=ROOT, check=False).returncode == 0  # noqa: S603
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """What a caller may have set for all of torch, put aside while the library works."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -9,9 +9,7 @@ import torch
 @contextmanager
 def differentiable() -> Iterator[None]:
     """Leave inference mode in the block: scores and training need gradients."""
-    with ExitStack() as stack:
-        if torch.is_inference_mode_enabled():
-            stack.enter_context(torch.inference_mode(False))
+    with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
         yield
 
 

@@ -239,8 +239,12 @@ class EnergyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return rows
 
     def _check_parameters(self) -> None:
-        if not (isinstance(self.smoothing, Real) and 0 < self.smoothing < np.inf):
-            raise InputError(f"smoothing: expected a number above 0, found {self.smoothing!r}")
+        if not (isinstance(self.smoothing, Real) and 0 <= self.smoothing < np.inf):
+            raise InputError(
+                f"smoothing: expected a number of at least 0, found {self.smoothing!r}"
+            )
+        if self.smoothing == 0 and "denoising" in self.experts:
+            raise InputError("smoothing: denoising needs noise, found 0", "set it above 0")
         if np.ndim(self.hidden) != 1:
             raise InputError(
                 f"hidden: expected the widths of the layers, such as (128, 128), found"

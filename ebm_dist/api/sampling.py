@@ -135,8 +135,9 @@ def sample(
 
     Each chain makes ``num_warmup`` steps that are dropped, and then ``num_samples`` draws with
     ``thin`` steps from one to the next. Samplers that accept or reject adapt their step size in the
-    warm-up, unless ``step_size`` is set. ``langevin`` does not reject, so it needs a ``step_size``
-    and has a bias that grows with it; its temperature is 1 unless ``noise_scale`` is set.
+    warm-up, unless ``step_size`` is set; independent proposals without bounds need one.
+    ``langevin`` does not reject, so it needs a ``step_size`` and has a bias that grows with it; its
+    temperature is 1 unless ``noise_scale`` is set.
 
     ``adapt_scales``: also estimate the standard deviation of each coordinate in the first half of
     the warm-up, and make steps in units of it (a diagonal mass matrix). Coordinates of different

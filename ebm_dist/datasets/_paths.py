@@ -33,11 +33,18 @@ def locate(name: str) -> Path:
 def files_below(folder: Path) -> list[Path]:
     """Return all files below a folder and the folders that it links to, sorted.
 
-    Raise :class:`DataError` for a link to nothing, and one to a folder above it.
+    Raise :class:`DataError` for a link to nothing, one to a folder above it, and a folder that
+    cannot be read.
     """
     if not is_local(folder):
         return sorted(path for path in folder.rglob("*") if path.is_file())
-    return sorted(_files_below(folder, ()))
+    try:
+        return sorted(_files_below(folder, ()))
+    except OSError as failed:
+        raise DataError(
+            f"{failed.filename or folder}: cannot be read ({failed.strerror})",
+            "allow to read it, or remove it",
+        ) from None
 
 
 def _files_below(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:

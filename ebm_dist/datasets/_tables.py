@@ -36,7 +36,7 @@ def column_names(path: Path, label_names: tuple[str, ...]) -> tuple[str, ...]:
     """
     table, has_names = _read(path)
     label_name = next((name for name in label_names if name in table.column_names), None)
-    return tuple(n for n in table.column_names if n != label_name) if has_names else ()
+    return tuple(n for n in _columns(table) if n != label_name) if has_names else ()
 
 
 def only_text_column(path: Path) -> str | None:
@@ -47,7 +47,7 @@ def only_text_column(path: Path) -> str | None:
     from pyarrow import types
 
     table, _ = _read(path)
-    text = [name for name in table.column_names if types.is_string(table[name].type)]
+    text = [name for name in _columns(table) if types.is_string(table[name].type)]
     is_alone = len(text) == 1 and len(table[text[0]].unique()) <= len(table) // 2
     return text[0] if is_alone else None
 
@@ -70,7 +70,7 @@ def read(path: Path, label_names: tuple[str, ...], columns: tuple[str, ...] = ()
         f"the file has {_listed(names)}; name them in the first line as in the training data",
     )
     label_name = next((name for name in label_names if name in names), None)
-    features = list(columns) or [name for name in names if name != label_name]
+    features = list(columns) or [name for name in _columns(table) if name != label_name]
     used = features if label_name is None else [*features, label_name]
     _refuse(path, "have missing values", [name for name in used if table[name].null_count])
     _refuse(
@@ -101,6 +101,11 @@ def read(path: Path, label_names: tuple[str, ...], columns: tuple[str, ...] = ()
     return Table(x, None if label_name is None else _labels(table[label_name]), notes)
 
 
+def _columns(table: Any) -> list[str]:
+    """Return the names of the columns, without the unnamed row numbers of a pandas frame."""
+    return [name for name in table.column_names if not name.startswith("__index_level_")]
+
+
 def _read(path: Path) -> tuple[Any, bool]:
     """Return a table of Arrow, and whether the file names its columns."""
     import pyarrow as pa
@@ -110,9 +115,7 @@ def _read(path: Path) -> tuple[Any, bool]:
         if path.suffix.lower() != ".parquet":
             return _read_csv(path)
         with parquet.ParquetFile(path) as file:
-            table = file.read()
-        numbered = [name for name in table.column_names if name.startswith("__index_level_")]
-        return table.drop_columns(numbered), True  # rows of a pandas frame, which has no such name
+            return file.read(), True
     except (pa.ArrowException, OSError, ValueError, csv.Error, StopIteration) as failed:
         raise DataError(f"{path}: not a readable table ({reason(failed)})", "write it again") from (
             None

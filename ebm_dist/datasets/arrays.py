@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 _MAX_CHANNELS = 4
 _SPLITS = ("train", "val", "test")
 _SAMPLES, _LABELS = ("images", "x", "X", "data"), ("labels", "y")
+_LARGEST = 255.0, 65535.0  # integers of 8 and 16 bits, by which they are divided
 """Names of the samples and labels in an ``.npz``."""
 _LABEL_COLUMNS = ("labels", "label", "y", "class", "target")
 _MAX_SHOWN = 10  # names in a message
@@ -179,7 +180,7 @@ def read_samples(config: Config, path: Path) -> npt.NDArray[Any]:
     for note in notes + scale_notes:
         log.warning("%s: %s", path, note)
     _check_values(path, arranged, scale, None)
-    if is_float and scale > 1 and arranged["train"].max() <= 1:
+    if is_float and scale in _LARGEST and arranged["train"].max() <= 1:
         raise DataError(
             f"{path}: has floats up to {arranged['train'].max():g}, and the model's samples are"
             f" divided by {scale:g}",
@@ -434,11 +435,11 @@ def _scaled(
     if dtype.kind == "f":
         return arrays, 1.0, []
     if dtype == np.uint16:
-        return arrays, 65535.0, ["16-bit values are divided by 65535"]
+        return arrays, _LARGEST[1], ["16-bit values are divided by 65535"]
     if all(x.max() <= 1 for x in arrays.values()):
         note = "only 0 and 1: binary data, not divided by 255 (set scale: 255 if they are grey)"
         return arrays, 1.0, [note]
-    return arrays, 255.0, []
+    return arrays, _LARGEST[0], []
 
 
 def _check_values(

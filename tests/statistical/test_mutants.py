@@ -259,6 +259,7 @@ MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "samples outside the bounds": ("data/shards.py", "if ends[0] < low - margin or", "if ends[0] < low - margin and", "tests/unit/test_parts.py::test_values_of_parts_are_checked"),
     "a gap as the name of a column": ("datasets/_tables.py", " or word in convert.null_values", "", "tests/unit/test_arrays.py::test_a_gap_in_the_first_row_is_no_name"),
     "a far sample of a histogram": ("generators/histogram.py", "_FIRST_POWER, _POWER = 16, 128", "_FIRST_POWER, _POWER = 2, 128", "tests/statistical/test_noise_contrastive.py::test_a_histogram_has_room_for_one_far_sample"),
+    "row numbers as a column": ("datasets/_tables.py", 'if not name.startswith("__index_level_")', 'if not name.startswith("?")', "tests/unit/test_arrays.py::test_the_row_numbers_of_a_frame_are_no_column"),
     "an altered tar of the user's": ("data/placed.py", "hexdigest() != sha256", "hexdigest() is None", "tests/unit/test_parts.py::test_an_altered_tar_of_the_user_s_is_refused"),
     "annealing with weights upside down": ("metrics/annealing.py", "(of_base - of_energy)", "(of_energy - of_base)", ANNEALING),
     "annealing that takes the mixture for the energy": ("metrics/annealing.py", "(state.energy - (1 - new) * of_base) / new", "state.energy", ANNEALING),

@@ -1,5 +1,7 @@
 """The user's own data."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -121,7 +123,11 @@ def test_a_gap_in_the_first_row_is_no_name(tmp_path):
 def test_the_row_numbers_of_a_frame_are_no_column(tmp_path):
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame({"a": np.arange(20) / 7, "b": np.arange(20) % 3 / 2})
-    frame[frame.a > 1].to_parquet(tmp_path / "x.parquet")
+    frame[frame.b > 0].to_parquet(tmp_path / "x.parquet")
     config = arrays.Config(path=str(tmp_path / "x.parquet"))
     assert arrays.column_names(config) == ("a", "b")
-    assert arrays.load(config).splits["train"].x.shape[1] == 2
+    data = arrays.load(config)
+    assert data.splits["train"].x.shape[1] == 2
+    assert "columns that are not used: '__index_level_0__'" in data.notes
+    named = dataclasses.replace(config, columns=("__index_level_0__", "a"))
+    assert arrays.load(named).splits["train"].x.shape[1] == 2

@@ -216,8 +216,8 @@ def test_names_of_columns_are_kept_and_named_in_errors(tmp_path):
     [
         ({"contamination": 0.7}, r"contamination: expected a share in \(0, 0.5\].*found 0.7"),
         ({"contamination": "some"}, r"contamination: expected a share .*found 'some'"),
-        ({"smoothing": -1}, "smoothing: expected a number above 0, found -1"),
-        ({"smoothing": 0}, "smoothing: expected a number above 0, found 0"),
+        ({"smoothing": -1}, "smoothing: expected a number of at least 0, found -1"),
+        ({"smoothing": 0}, "smoothing: denoising needs noise, found 0"),
         ({"hidden": 8}, "hidden: expected the widths of the layers, such as"),
         ({"experts": ("nce",)}, "experts: no 'nce'; use some of neighbours, whitened"),
         ({"experts": ()}, "experts: none; use some of"),

@@ -419,6 +419,12 @@ def test_scores_are_energies_in_the_order_of_the_rows(tmp_path, monkeypatch):
             [float(row["score"]) for row in rows], model.energies(model.to_model(new)), rtol=1e-5
         )
     np.save(tmp_path / "wide.npy", np.zeros((3, 4)))
+    divided = arrays.Config(path="new.npy", scale=2.0)
+    np.testing.assert_array_equal(arrays.read_samples(divided, tmp_path / "new.npy"), new / 2)
+    np.save(tmp_path / "below.npy", -abs(new))
+    np.testing.assert_array_equal(
+        arrays.read_samples(divided, tmp_path / "below.npy"), -abs(new) / 2
+    )
     with pytest.raises(DataError, match=r"wide.npy: x: expected samples of shape \(n, 3\)"):
         ebm_dist(monkeypatch, "score", tmp_path / "model", tmp_path / "wide.npy")
 
