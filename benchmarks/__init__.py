@@ -55,11 +55,14 @@ def steps_within(
     """Return how many steps of a training take ``budget`` CPU seconds, and at least ``timed``.
 
     ``seconds_of(n)`` starts the training and returns the seconds of n steps. ``first`` of them are
-    a pretraining, which may be faster or slower than the others.
+    a pretraining, which may be faster or slower than the others. What every training does before
+    its first step may vary by seconds, so the steps that are timed take a twentieth of the budget.
     """
     seconds_of(timed)  # warms up
-    short, long = seconds_of(first + timed), seconds_of(first + 3 * timed)
-    per_step = (long - short) / (2 * timed)
+    short, more = seconds_of(first + timed), 3 * timed
+    while (long := seconds_of(first + more)) - short < budget / 20:
+        more *= 3
+    per_step = (long - short) / (more - timed)
     return max(timed, first + timed + int((budget - short) / per_step))
 
 

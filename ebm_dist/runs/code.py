@@ -30,8 +30,13 @@ _COMPILED, _DDP = (
     ("ebm_dist.training.reduce", "DDP"),
 )
 _FIGURES = ("ebm_dist.report.figures", ALL)
-_TRANSPORT = [("ebm_dist.storage", ALL), ("ebm_dist.faults", ALL), ("ebm_dist.errors", ALL)]
-"""Modules that move bytes and messages and decide no result."""
+_TRANSPORT = [
+    ("ebm_dist.storage", ALL),
+    ("ebm_dist.faults", ALL),
+    ("ebm_dist.errors", ALL),
+    ("ebm_dist.runs.lineage", "hardware"),
+]
+"""What moves bytes and messages, or names the machine, and decides no result."""
 
 Symbol = tuple[str, str]
 """A module and a name in it."""

@@ -173,13 +173,13 @@ def hardware() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    cpu = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [
-            line.split(":", 1)[1].strip()
-            for line in cpuinfo.read_text().splitlines()
-            if line.startswith("model name")
-        ]
-        cpu = names[0] if names else cpu
-    return cpu
+    """Return the processor with what decides last bits: its generation and instruction set."""
+    import torch
+
+    known: dict[str, str] = {}
+    if (cpuinfo := Path("/proc/cpuinfo")).exists():
+        pairs = (line.partition(":") for line in cpuinfo.read_text().splitlines() if ":" in line)
+        known = {key.strip(): value.strip() for key, _, value in pairs}
+    name = known.get("model name") or platform.processor() or platform.machine()
+    kind = [f"{key} {known[key]}" for key in ("cpu family", "model") if key in known]
+    return f"{name} ({', '.join([*kind, torch.backends.cpu.get_cpu_capability()])})"

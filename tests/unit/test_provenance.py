@@ -5,14 +5,16 @@ import functools
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
+import torch
 from ruamel.yaml import YAML
 
 from ebm_dist import config
 from ebm_dist.errors import DataError
 from ebm_dist.files import write_json
-from ebm_dist.runs import code, provenance
+from ebm_dist.runs import code, lineage, provenance
 from tests import helpers
 from tests.helpers import ROOT
 
@@ -331,3 +333,11 @@ def test_a_lock_that_claims_a_code_without_a_run_is_a_fault(results, verified):
     assert faults(train_other=stage("train/1", "train.tiny", claimed)) == []
     change("train/1", code="0" * 64)
     assert len(faults(train_other=stage("train/1", "train.tiny", claimed))) == 1
+
+
+def test_the_record_names_the_kind_of_cpu_that_decides_the_last_bits():
+    kind = lineage.hardware()["cpu"]
+    assert kind.endswith(f"{torch.backends.cpu.get_cpu_capability()})")
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists() and "cpu family" in cpuinfo.read_text():
+        assert re.search(r"\(cpu family \d+, model \d+, ", kind)
