@@ -295,10 +295,7 @@ def objectives(content: dict[str, Any]) -> Iterator[str]:
         found = []
         for density in densities:
             rows = [r for r in content["rows"] if (r["objective"], r["density"]) == (name, density)]
-            values = [row[key] for row in rows if row[key] is not None]
-            text = _mean_and_range(values, digits)
-            missing = len(rows) - len(values)
-            found.append(f"{text}; {missing} of {len(rows)} none" if missing and values else text)
+            found.append(_mean_and_range([row[key] for row in rows], digits))
         return found
 
     yield "KL divergence, mean and range over seeds:"
@@ -360,7 +357,7 @@ def image_objectives(content: dict[str, Any]) -> Iterator[str]:
                 name,
                 f"{ended} of {len(of)}",
                 *(
-                    _mean_and_range([row[key] for row in of if row.get(key) is not None], digits)
+                    _mean_and_range([row.get(key) for row in of if key in row], digits)
                     for key, digits in (
                         ("fid_clf", 1),
                         ("auroc", 3),
@@ -392,13 +389,16 @@ def image_objectives(content: dict[str, Any]) -> Iterator[str]:
     )
 
 
-def _mean_and_range(values: list[float], digits: int) -> str:
+def _mean_and_range(found: list[float | None], digits: int) -> str:
+    """Return mean and range of the seeds that have a value, and how many have none."""
+    values = [value for value in found if value is not None]
     if not values:
-        return ""
+        return "none" if found else ""
     text = f"{statistics.mean(values):,.{digits}f}"
     if len(values) > 1:
         text += f" ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
-    return text
+    missing = len(found) - len(values)
+    return f"{text}; {missing} of {len(found)} none" if missing else text
 
 
 def reweighting(content: dict[str, Any]) -> Iterator[str]:

@@ -131,7 +131,7 @@ def evaluate(config: Config, subject: Subject) -> Report:
     chance["f1"] = 2 * prevalence * contamination / (prevalence + contamination)
     scores[_CHANCE] = chance
     best = {
-        key: max(score[key] for name, score in scores.items() if "(" not in name)
+        key: max(score[key] for name, score in scores.items() if "(model)" not in name)
         for key in scores[_ENERGY]
     }
     metrics: dict[str, Any] = {

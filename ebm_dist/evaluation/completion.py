@@ -4,7 +4,8 @@ The hidden pixels start from noise and follow the sampler of the training; the o
 fixed. An error on test images far above that on training images is a sign of memorisation. The
 variance over several completions of one image tells a distribution from a single answer. A
 conditional model gets the label. Baselines without a model are the mean training image, and the
-lower half of the training image with the nearest upper half, of the same class if there are labels.
+lower half of the training image with the nearest upper half. For a conditional model they are of
+the same class, and the mean of all classes stands beside.
 """
 
 from typing import Any
@@ -82,6 +83,7 @@ def evaluate(config: Config, subject: Subject) -> Report:
             "mse_of_mean_completion": ((ends.mean(dim=0) - truth) ** 2).mean().item(),
             "variance": ends.var(dim=0).mean().item(),
             "mse_mean_image": ((mean_image - truth) ** 2).mean().item(),
+            **_of_class_means(truth, y, hidden(train), train_labels, has_labels=has_labels),
             "mse_nearest": ((nearest(x, train, allowed) - truth) ** 2).mean().item(),
         }
         rows += [{"set": name, **metrics[name]}]
@@ -89,6 +91,21 @@ def evaluate(config: Config, subject: Subject) -> Report:
     metrics["mse_test_over_train"] = metrics["test"]["mse"] / metrics["train"]["mse"]
     metrics["mse_over_mean_image"] = metrics["test"]["mse"] / metrics["test"]["mse_mean_image"]
     return Report(metrics, {"completion": rows}, pictures)
+
+
+def _of_class_means(
+    truth: Tensor, y: Tensor, train: Tensor, labels: Tensor, *, has_labels: bool
+) -> dict[str, float]:
+    """Return the error of the mean training image of the class, of a model that gets the label."""
+    if not has_labels:
+        return {}
+    are_of = {label: labels == label for label in y.unique().tolist()}
+    means = {
+        label: train[rows if rows.any() else slice(None)].mean(dim=0)
+        for label, rows in are_of.items()
+    }
+    of_class = torch.stack([means[label] for label in y.tolist()])
+    return {"mse_class_mean": ((of_class - truth) ** 2).mean().item()}
 
 
 def nearest(x: Tensor, train: Tensor, allowed: Tensor) -> Tensor:

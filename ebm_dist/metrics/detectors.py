@@ -1,7 +1,9 @@
 """Detectors without an energy model, which others are compared with: most are scikit-learn's.
 
 A detector is fitted to rows ``(n, columns)``, most of them normal. It returns a function that gives
-the scores ``(m,)`` of rows: high means anomalous.
+the scores ``(m,)`` of rows: high means anomalous. A row that is a training row finds itself there:
+``OF_TRAINING`` has scores of the training rows that leave each row itself out, of the detectors for
+which that is a difference.
 """
 
 from collections.abc import Callable
@@ -17,6 +19,8 @@ Array = npt.NDArray[np.float64]
 Score = Callable[[Array], Array]
 Fit = Callable[[Array, int], Score]
 """``fit(train, seed)``"""
+OfTraining = Callable[[Array], Array]
+"""``scores(train)``: ``(n,)``, each as if its row had not been there"""
 
 _BANDWIDTH = 0.2  # of the kernel density, in standard deviations of a column
 _PART = 500  # rows at once
@@ -40,22 +44,40 @@ def neighbours(k: int) -> Fit:
     return fit
 
 
+def neighbours_of_training(k: int) -> OfTraining:
+    """Distance to the k-th nearest *other* training row."""
+
+    def scores(train: Array) -> Array:
+        from sklearn.neighbors import NearestNeighbors  # slow to import
+
+        fitted = NearestNeighbors(n_neighbors=min(k, len(train) - 1)).fit(train)
+        return fitted.kneighbors()[0][:, -1]  # type: ignore[no-any-return]
+
+    return scores
+
+
 def kernel_density(train: Array, seed: int) -> Score:
     """Minus the logarithm of a Gaussian kernel density (Parzen 1962), up to a constant."""
-    squares = (train**2).sum(axis=1)
+    return lambda x: _minus_log_density(x, train, leaves_out_itself=False)
 
-    def score(x: Array) -> Array:
-        parts = []
-        for start in range(0, len(x), _PART):
-            part = x[start : start + _PART]
-            distance = (part**2).sum(axis=1)[:, None] + squares - 2 * part @ train.T
-            exponent = -distance.clip(min=0) / (2 * _BANDWIDTH**2)
-            largest = exponent.max(axis=1)
-            rest = np.log(np.exp(exponent - largest[:, None]).sum(axis=1))
-            parts.append(-largest - rest)
-        return np.concatenate(parts)
 
-    return score
+def kernel_density_of_training(train: Array) -> Array:
+    """Minus the logarithm of the kernel density of the *other* training rows."""
+    return _minus_log_density(train, train, leaves_out_itself=True)
+
+
+def _minus_log_density(x: Array, train: Array, *, leaves_out_itself: bool) -> Array:
+    squares, parts = (train**2).sum(axis=1), []
+    for start in range(0, len(x), _PART):
+        part = x[start : start + _PART]
+        distance = (part**2).sum(axis=1)[:, None] + squares - 2 * part @ train.T
+        exponent = -distance.clip(min=0) / (2 * _BANDWIDTH**2)
+        if leaves_out_itself:
+            np.fill_diagonal(exponent[:, start:], -np.inf)
+        largest = exponent.max(axis=1)
+        rest = np.log(np.exp(exponent - largest[:, None]).sum(axis=1))
+        parts.append(-largest - rest)
+    return np.concatenate(parts)
 
 
 class Gaussian:
@@ -141,6 +163,14 @@ def local_outlier_factor(train: Array, seed: int) -> Score:
     return lambda x: -fitted.score_samples(x)
 
 
+def local_outlier_factor_of_training(train: Array) -> Array:
+    """Local outlier factor among the *other* training rows."""
+    from sklearn.neighbors import LocalOutlierFactor
+
+    fitted = LocalOutlierFactor(n_neighbors=min(20, len(train) - 1)).fit(train)
+    return -fitted.negative_outlier_factor_  # type: ignore[no-any-return]
+
+
 DETECTORS: dict[str, Fit] = {
     "1 neighbour": neighbours(1),
     "5 neighbours": neighbours(5),
@@ -151,4 +181,11 @@ DETECTORS: dict[str, Fit] = {
     "ECOD": ecod,
     "Mahalanobis": mahalanobis,
     "PCA residual": pca_residual,
+}
+
+OF_TRAINING: dict[str, OfTraining] = {
+    "1 neighbour": neighbours_of_training(1),
+    "5 neighbours": neighbours_of_training(5),
+    "kernel density": kernel_density_of_training,
+    "local outlier factor": local_outlier_factor_of_training,
 }

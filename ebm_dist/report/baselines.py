@@ -18,6 +18,9 @@ _SAME_SUITE: tuple[tuple[str, dict[str, str]], ...] = (
         r"completion\.mse_over_mean_image",
         {
             "mean image": "completion.test.mse_mean_image / completion.test.mse_mean_image",
+            "mean image of the class": (
+                "completion.test.mse_class_mean / completion.test.mse_mean_image"
+            ),
             "training image with the nearest upper half": (
                 "completion.test.mse_nearest / completion.test.mse_mean_image"
             ),

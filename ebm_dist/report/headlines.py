@@ -54,9 +54,14 @@ _HEADLINES: tuple[tuple[str, str, dict[str, str]], ...] = (
     ("chains.both.rhat", "R-hat of chains from noise and replay (up to 1.1 if they mix)", {}),
     ("density.kl", "KL divergence from the data in nats (lower is better)", {}),
     (
-        "likelihood.ais.test",
-        "test log-likelihood by AIS in nats (higher is better)",
+        "likelihood.worst.test",
+        "test log-likelihood in nats by the largest estimate of log Z (higher is better)",
         {"independent pixels": "likelihood.independent_pixels"},
+    ),
+    (
+        "annealed_likelihood.worst.test",
+        "test log-likelihood in nats by the largest estimate of log Z (higher is better)",
+        {"independent pixels": "annealed_likelihood.independent_pixels"},
     ),
     ("modes.modes", "modes that samples reach", {"modes of the data": "modes.num_modes"}),
     (
@@ -67,7 +72,7 @@ _HEADLINES: tuple[tuple[str, str, dict[str, str]], ...] = (
     (
         "continual.accuracy",
         "accuracy after all tasks (higher is better)",
-        {"all tasks at once": "continual.accuracy_at_once"},
+        {"each task right after it was learnt": "continual.accuracy_at_once"},
     ),
     (
         "completion.mse_over_mean_image",

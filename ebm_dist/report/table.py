@@ -104,6 +104,8 @@ def value_at(metrics: Mapping[str, Any], key: str) -> float:
         if not isinstance(value, Mapping) or part not in value:
             raise DataError(f"no metric {key} in the report", "compare by another metric")
         value = value[part]
+    if value is None:
+        raise DataError(f"metric {key} of the report is undefined", "compare by another metric")
     return float(value)
 
 
@@ -115,7 +117,7 @@ def recipes_of(entry: Mapping[str, Any]) -> list[str]:
 def row(name: str, entry: Mapping[str, Any], reports: Path) -> dict[str, Any]:
     """Return one row: the mean over seeds, its 95 % t-interval, its references and its origin."""
     recipes = recipes_of(entry)
-    replicates = _replicates(entry["metric"], recipes, reports)
+    replicates = _replicates(entry["metric"], recipes, reports, is_average=_is_average(entry))
     values = list(replicates.values())
     runs = [
         read_json(path, "train")
@@ -129,6 +131,7 @@ def row(name: str, entry: Mapping[str, Any], reports: Path) -> dict[str, Any]:
         "interval": interval(values, entry["metric"]) or _ends(entry, recipes, reports),
         "seeds": replicates if len(replicates) > 1 else {},
         "better": entry.get("better"),
+        "rounding": entry.get("rounding", 0.0),
         "baselines": _baselines(entry, recipes, reports),
         "beside": {
             label: _reference(reference, recipes, reports)
@@ -162,7 +165,7 @@ def _baselines(entry: Mapping[str, Any], recipes: list[str], reports: Path) -> d
     }
 
 
-def _reached(metric: str, recipes: list[str], reports: Path) -> float | None:
+def _reached(metric: float | str, recipes: list[str], reports: Path) -> float | None:
     """Return the mean of ``<suite>.<key>``, or None where a seed has none: it was not reached."""
     try:
         return _reference(metric, recipes, reports)
@@ -173,9 +176,11 @@ def _reached(metric: str, recipes: list[str], reports: Path) -> float | None:
 def _ends(
     entry: Mapping[str, Any], recipes: list[str], reports: Path
 ) -> tuple[float, float] | None:
-    """Return the interval of the estimate itself, where an entry has one."""
-    ends = [_reference(metric, recipes, reports) for metric in entry.get("interval", [])]
-    return (ends[0], ends[1]) if ends else None
+    """Return the interval of the estimate itself, where an entry and its metrics have one."""
+    ends = [_reached(metric, recipes, reports) for metric in entry.get("interval", [])]
+    if not ends or ends[0] is None or ends[1] is None:
+        return None
+    return ends[0], ends[1]
 
 
 def ranked(row: Mapping[str, Any]) -> list[tuple[str, float]]:
@@ -194,15 +199,28 @@ def _command(recipes: list[str]) -> str:
     )
 
 
-def _replicates(metric: str, recipes: list[str], reports: Path) -> dict[str, float]:
-    """Return the values of ``<suite>.<key>``: by seed, or by recipe where there are several."""
+def _is_average(entry: Mapping[str, Any]) -> bool:
+    """Return whether the recipes are parts of one average, such as digits, and no replicates."""
+    return bool(entry.get("is_average", False))
+
+
+def _replicates(
+    metric: str, recipes: list[str], reports: Path, *, is_average: bool = False
+) -> dict[str, float]:
+    """Return the values of ``<suite>.<key>``: by seed, or by recipe where there are several.
+
+    Of an average over recipes they are by seed too, of the seeds that all recipes have.
+    """
     suite, key = metric.split(".", 1)
     by_recipe = {recipe: _metrics(suite, recipe, reports) for recipe in recipes}
-    if len(recipes) > 1:
+    if len(recipes) > 1 and not is_average:
         return {recipe: value_at(metrics, key) for recipe, metrics in by_recipe.items()}
-    (metrics,) = by_recipe.values()
-    by_seed = metrics.get("seeds", {"0": metrics})
-    return {seed: value_at(replicate, key) for seed, replicate in by_seed.items()}
+    by_seed = [metrics.get("seeds", {"0": metrics}) for metrics in by_recipe.values()]
+    return {
+        seed: float(np.mean([value_at(replicates[seed], key) for replicates in by_seed]))
+        for seed in by_seed[0]
+        if all(seed in replicates for replicates in by_seed)
+    }
 
 
 def _reference(reference: float | str, recipes: list[str], reports: Path) -> float:
@@ -310,7 +328,8 @@ def _strongest(row: dict[str, Any]) -> str:
 def verdict(row: dict[str, Any]) -> str:
     """Say whether a row won or lost against the published figure and its strongest baseline.
 
-    It tied with a value within its interval.
+    It tied with a value within its interval, or with a published one that may be within it before
+    it was rounded. A row without an interval says that it is of one seed.
     """
     if not row["better"]:
         return "-"
@@ -320,12 +339,12 @@ def verdict(row: dict[str, Any]) -> str:
         if value is not None:
             low, high = row["interval"] or (row["reached"], row["reached"])
             lead = _SIGNS[row["better"]] * (row["reached"] - value)
-            is_tied = low <= value <= high
+            rounding = row["rounding"] if name == "published" else 0.0
+            is_tied = low - rounding <= value <= high + rounding
             found.setdefault("tied" if is_tied else "won" if lead > 0 else "lost", []).append(name)
     words = {"won": "won", "tied": "tied", "lost": "**lost**"}
-    return (
-        ", ".join(f"{words[word]}: {' and '.join(names)}" for word, names in found.items()) or "-"
-    )
+    said = [f"{words[word]}: {' and '.join(names)}" for word, names in found.items()]
+    return ", ".join(said) + ("" if row["interval"] or not said else " (one seed)") or "-"
 
 
 def renewed(page: str, rows: list[dict[str, Any]]) -> str:
@@ -351,8 +370,8 @@ def markdown(rows: list[dict[str, Any]], unmeasured: Mapping[str, Mapping[str, A
         "",
         "The *strongest baseline* is the best of all that the metrics of a row hold. A row is",
         "*tied* with a value within its interval; a row of one seed has that of its estimate",
-        "(three standard errors of AIS), or none. Settings were chosen without the judged data; a",
-        "row says where these had been seen before.",
+        "(three standard errors of AIS), or none, and then its verdict says *one seed*. Settings",
+        "were chosen without the judged data; a row says where these had been seen before.",
         "",
         "*code* is the commit that made a row. A row is *stale* where code or settings that it",
         "depends on have changed since, and no `python -m pipelines.verify` shows equal bits;",

@@ -172,6 +172,19 @@ def test_no_training_image_lends_to_itself_and_a_duplicate_does(digits_data):
     assert mse == pytest.approx(by_hand, rel=1e-3)
 
 
+def test_the_mean_image_of_the_class_is_beside_a_model_that_knows_the_class(digits_data):
+    found = completion.evaluate(
+        completion.Config(num_images=200, num_completions=2, num_steps=1),
+        subject(digits_data, ClassMeans(means(digits_data)), conditional=True),
+    ).metrics["test"]
+    assert found["mse_class_mean"] < 0.9 * found["mse_mean_image"]
+    index = shards.read_index(digits_data)
+    (train, labels), (test, of) = (shards.read_split(index, name) for name in ("train", "test"))
+    lower = [x[:, :, x.shape[2] // 2 :] for x in (train, test[:200])]
+    by_hand = [((lower[1][i] - lower[0][labels == of[i]].mean(0)) ** 2).mean() for i in range(200)]
+    assert found["mse_class_mean"] == pytest.approx(sum(by_hand).item() / 200, rel=1e-4)
+
+
 class Broken(nn.Module):
     def forward(self, x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
         return x.flatten(1).sum(1) * torch.nan

@@ -64,6 +64,25 @@ def test_a_row_of_one_seed_has_the_interval_of_its_estimate(reports):
     assert row["interval"] == (row["reached"] / 2, 1000.0)
     assert table.verdict(row) == "tied: published"
     assert table.row("id", ENTRY | ends, reports)["interval"] != (4.0, 1000.0)
+    unknown = {"interval": ["samples.low", "samples.high"], "published": 999}
+    row = table.row("id", entry | unknown, reports)
+    assert row["interval"] is None and table.verdict(row) == "won: published (one seed)"
+
+
+def test_a_published_figure_may_have_been_rounded(reports):
+    entry = ENTRY | {"better": "higher", "baselines": {}}
+    above = table.row("id", entry, reports)["interval"][1]
+    for rounding, verdict in ((0.5, "**lost**: published"), (1.0, "tied: published")):
+        row = table.row("id", entry | {"published": above + 0.8, "rounding": rounding}, reports)
+        assert table.verdict(row) == verdict
+
+
+def test_parts_of_an_average_are_no_replicates(reports):
+    for name, values in (("split-0", (1.0, 2.0, 9.0)), ("split-1", (4.0, 7.0))):
+        seeds = {str(seed): {"fid": value} for seed, value in enumerate(values)}
+        (reports / name / "samples/metrics.json").write_text(json.dumps({"seeds": seeds}))
+    entry = ENTRY | {"recipe": ["split-0", "split-1"], "is_average": True, "beside": {}}
+    assert table.row("id", entry, reports)["seeds"] == {"0": 2.5, "1": 4.5}
 
 
 @pytest.mark.parametrize(
@@ -91,6 +110,8 @@ def test_an_interval_ends_at_the_range_of_its_metric(metric, values, low, high):
 def test_a_metric_that_is_undefined_in_a_report_is_named(reports):
     with pytest.raises(DataError, match=r"no metric rhat in the report"):
         table.row("id", ENTRY | {"metric": "samples.rhat"}, reports)
+    with pytest.raises(DataError, match=r"metric rhat of the report is undefined"):
+        table.value_at({"rhat": None}, "rhat")
 
 
 def test_replicates_may_be_recipes_and_references_may_be_of_another(reports):
@@ -135,7 +156,7 @@ def test_a_verdict_is_of_the_strongest_baseline(reports, better, published, base
 
 def test_a_row_of_one_seed_ties_only_with_its_own_value(reports):
     entry = ENTRY | {"recipe": "split-0", "baselines": {"a": 1.001}}
-    assert table.verdict(table.row("id", entry, reports)) == "won: baseline"
+    assert table.verdict(table.row("id", entry, reports)) == "won: baseline (one seed)"
     assert table.verdict(table.row("id", entry | {"published": 1.0}, reports)).startswith("tied")
 
 

@@ -87,6 +87,18 @@ def test_a_detector_finds_what_is_far_and_scores_row_by_row(name):
         np.testing.assert_allclose(score(np.concatenate([far, near])), [*of_far, *of_near])
 
 
+@pytest.mark.parametrize("name", detectors.OF_TRAINING)
+def test_a_training_row_does_not_find_itself(name):
+    train = np.random.default_rng(0).normal(size=(60, 3))
+    scores = detectors.OF_TRAINING[name](train)
+    assert scores.shape == (60,)
+    if name == "local outlier factor":  # the densities of the neighbours know the row
+        return
+    for i in (0, 7, 59):
+        others = detectors.DETECTORS[name](np.delete(train, i, axis=0), 0)
+        np.testing.assert_allclose(scores[i], others(train[i : i + 1])[0])
+
+
 def test_distances_densities_and_tails_are_those_of_their_definition():
     rng = np.random.default_rng(0)
     train, x = rng.exponential(size=(60, 2)) * [1, -1], rng.normal(size=(9, 2)) * [3, -3]
