@@ -133,6 +133,8 @@ class Network(NamedTuple):
         energy = {"hidden": [*options.hidden], **self.energy}
         if self.follows_smoothing:
             own["sigmas"], energy["confinement"] = [h], 1 / (1 + h**2)
+        if own["name"] == "noise_contrastive":
+            own["pretraining"] = min(300, options.num_steps // 2)
         return {
             "seed": seed,
             "energy": energy,

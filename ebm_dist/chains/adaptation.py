@@ -60,7 +60,8 @@ def adapt(
     state = kernel.init(target, position)
     check_start(state)
     # steps as wide as the bounds, mirrored there, end anywhere: no wider ones lower the acceptance
-    largest = math.inf if bounds is None else math.log(bounds[1] - bounds[0])
+    width = math.inf if bounds is None else bounds[1] - bounds[0]
+    largest = math.log(getattr(module, "LARGEST", width))
     mu, deficit, averaged, step_size = math.log(10 * config.step_size), 0.0, 0.0, config.step_size
     for t in range(1, num_steps + 1):
         (randomness,) = zip(*kernel.draw(1, position, generator), strict=True)

@@ -62,7 +62,7 @@ class CompiledChains(Chains):
     @record_function("sampler")
     @torch.no_grad()
     def __call__(
-        self, position: Tensor, labels: Tensor | None, generator: Generator
+        self, position: Tensor, labels: Tensor | None, generator: Generator, num_done: int = 0
     ) -> tuple[Tensor, ChainStats]:
         assert self.kernel.draw is not None
         start, accepted = position, position.new_zeros(())

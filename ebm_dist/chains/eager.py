@@ -29,11 +29,11 @@ class Chains:
 
     @record_function("sampler")
     def __call__(
-        self, position: Tensor, labels: Tensor | None, generator: Generator
+        self, position: Tensor, labels: Tensor | None, generator: Generator, num_done: int = 0
     ) -> tuple[Tensor, ChainStats]:
         """Run from ``position (B, *shape)`` with ``labels (B,)``.
 
-        Return the positions and statistics.
+        ``num_done`` calls came before. Return the positions and statistics.
         """
         with frozen(self.energy):
             # a start that is not finite shows in the loss, where all ranks stop together
@@ -68,11 +68,12 @@ class TemperedChains(Chains):
 
     @record_function("sampler")
     def __call__(
-        self, position: Tensor, labels: Tensor | None, generator: Generator
+        self, position: Tensor, labels: Tensor | None, generator: Generator, num_done: int = 0
     ) -> tuple[Tensor, ChainStats]:
         """Run from all replicas ``(B, R, *shape)``, coldest first, with ``labels (B,)``.
 
-        Return all replicas, and statistics of the coldest.
+        ``num_done`` calls came before: pairs alternate over calls too. Return all replicas, and
+        statistics of the coldest.
         """
         kernel = tempering.tempered(
             self.kernel,
@@ -80,6 +81,7 @@ class TemperedChains(Chains):
             bounds=self.bounds,
             temperature=self.temperature,
             replicas=position.transpose(0, 1),
+            num_done=num_done * self.num_steps,
         )
         repeated = None if labels is None else labels.repeat(len(self.temperatures))
         end: Any = None

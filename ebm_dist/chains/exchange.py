@@ -137,7 +137,8 @@ def equalised(
     The barrier up to a level is the sum of the rates (Syed et al. 2021, algorithm 4); it is
     interpolated between levels, and divided into equal parts.
     """
-    barrier: npt.NDArray[Any] = np.concatenate([[0.0], np.cumsum(refusal_rates)])
+    rates = np.nan_to_num(refusal_rates) + 1e-9  # so that a ladder without refusals stays as it is
+    barrier: npt.NDArray[Any] = np.concatenate([[0.0], np.cumsum(rates)])
     parts = np.linspace(0.0, barrier[-1], num_levels)
     return [float(v) for v in np.interp(parts, barrier, ladder)]
 

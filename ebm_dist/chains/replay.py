@@ -88,9 +88,11 @@ class Draw(NamedTuple):
 class ReplayShard:
     """The chains of one logical shard, ``(capacity, *shape)``.
 
-    All start from noise (:func:`ebm_dist.samplers.noise`) with labels uniform over ``classes``;
-    labels are 0 for data without labels. They start at age 0. With a ``max_age``, they start at
-    random ages, uniform below ``max_age``, so that they do not all restart at once.
+    All start from noise (:func:`ebm_dist.samplers.noise`) with labels of ``classes``, in the shares
+    of ``class_counts``, the number of samples of each class of the data: the negatives of a class
+    then weigh as much as its data. They are uniform without; labels are 0 for data without labels.
+    Chains start at age 0. With a ``max_age``, they start at random ages, uniform below ``max_age``,
+    so that they do not all restart at once.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class ReplayShard:
         max_age: int | None = None,
         policy: Policy = "persistent",
         on_host: bool = False,
+        class_counts: Sequence[int] | None = None,
     ) -> None:
         self.size, self.bounds, self.max_age, self.policy, self.on_host = (
             (capacity, *shape),
@@ -111,6 +114,7 @@ class ReplayShard:
             policy,
             on_host,
         )
+        self.class_counts = class_counts
         self.restart(classes or range(1), generator)
 
     def restart(self, classes: range, generator: Generator) -> None:
@@ -165,6 +169,11 @@ class ReplayShard:
         return position
 
     def _labels(self, n: int, generator: Generator) -> Tensor:
+        if self.class_counts is not None:
+            counts = self.class_counts[self.classes.start : self.classes.stop]
+            weights = torch.tensor(counts, dtype=torch.float32, device=generator.device)
+            drawn = torch.multinomial(weights, n, replacement=True, generator=generator)
+            return self.classes.start + drawn
         return torch.randint(
             self.classes.start,
             self.classes.stop,

@@ -64,6 +64,7 @@ def tempered(
     bounds: Bounds,
     temperature: float = 1.0,
     replicas: Tensor | None = None,
+    num_done: int = 0,
 ) -> Kernel:
     """Return a kernel of chains with a replica at each temperature.
 
@@ -77,8 +78,9 @@ def tempered(
 
     ``bounds`` are those of ``kernel``. Without bounds, a replica moves in the coordinates ``x /
     sqrt(T_r)``, so its steps are longer as its distribution is wider. With bounds, which these
-    coordinates would shift, all replicas use the same step. Raise ValueError if the temperatures
-    do not start at 1 or do not grow, or if the kernel has no ``move``.
+    coordinates would shift, and for discrete positions all replicas use the same step.
+    ``num_done``: steps of earlier calls, which decide the pairs of the first step. Raise ValueError
+    if the temperatures do not start at 1 or do not grow, or if the kernel has no ``move``.
     """
     draw_inner, move_inner, step_size = kernel.draw, kernel.move, kernel.step_size
     if draw_inner is None or move_inner is None or step_size is None:
@@ -90,7 +92,7 @@ def tempered(
     def scaled(z: Tensor, power: float) -> Tensor:
         """Convert between the kernel's coordinates and ``x``, both ``(R * B, *shape)``."""
         scale = torch.tensor(temperatures, device=z.device, dtype=z.dtype) ** (
-            power if bounds is None else 0
+            power if bounds is None and not kernel.is_discrete else 0
         )
         return z * scale.repeat_interleave(len(z) // num_replicas).view(-1, *[1] * (z.ndim - 1))
 
@@ -107,6 +109,7 @@ def tempered(
         x = position.expand(num_replicas, *position.shape) if replicas is None else replicas
         inner = kernel.init(heated(target), scaled(x.flatten(0, 1), -0.5))
         journey = Journey.start(num_replicas, len(position), position.device)
+        journey = journey._replace(is_odd=num_done % 2 == 1)
         return State(x[0], x.clone(), inner, journey)
 
     def draw(

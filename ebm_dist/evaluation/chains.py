@@ -88,6 +88,12 @@ class Config:
                 "evaluation.chains.warm_up",
                 f"needs a sampler that accepts or rejects, not {name}; use mala, or leave it out",
             )
+        if self.warm_up and getattr(params.sampler, "proposal", "") == "noise":
+            raise Mismatch(
+                "evaluation.chains.warm_up",
+                "the acceptance rate does not tell how wide independent proposals should be; leave"
+                " it out",
+            )
         if self.temperatures:
             check_temperatures("evaluation.chains.temperatures", self.temperatures, params)
 

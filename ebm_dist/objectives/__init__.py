@@ -71,6 +71,10 @@ class Objective(ABC):
     def turns(self, batch: Batch, context: StepContext) -> Iterator[Turn]:
         """Yield the turns of one training step; reads like the algorithm box of its paper."""
 
+    def prepared(self, batch: Batch, context: StepContext) -> Batch:
+        """Return the data as the objective learns them, such as with noise, equal in each call."""
+        return batch
+
     def export(self, players: Mapping[str, nn.Module]) -> EnergyModel:
         """Return the energy that evaluation and serving load, of these weights (the averages)."""
         return cast(EnergyModel, players["energy"])
@@ -96,6 +100,9 @@ class Wrapped(Objective):
     def turns(self, batch: Batch, context: StepContext) -> Iterator[Turn]:
         for turn in self.inner.turns(batch, context):
             yield self.with_more(turn, batch, context) if turn.player == "energy" else turn
+
+    def prepared(self, batch: Batch, context: StepContext) -> Batch:
+        return self.inner.prepared(batch, context)
 
     def export(self, players: Mapping[str, nn.Module]) -> EnergyModel:
         return self.inner.export(players)
@@ -155,6 +162,11 @@ class ObjectiveConfig:
         return False
 
     @property
+    def starts_at(self) -> int:
+        """The step from which the energy learns: those before are the pretraining of others."""
+        return 0
+
+    @property
     def compares_energies(self) -> bool:
         """Whether the first loss of the energy is an estimate of one criterion at all steps."""
         return False
@@ -203,6 +215,10 @@ class WrappedConfig(ObjectiveConfig):
     @property
     def follows_length(self) -> bool:
         return self.inner.follows_length
+
+    @property
+    def starts_at(self) -> int:
+        return self.inner.starts_at
 
     @property
     def other_players(self) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ebm_dist.config import NonNegative, Params, PositiveInt, module_of, plugin, section
+from ebm_dist.config import Mismatch, NonNegative, Params, PositiveInt, module_of, plugin, section
 from ebm_dist.energies import EnergyModel, frozen, given
 from ebm_dist.errors import ConfigError
 from ebm_dist.objectives import (
@@ -48,6 +48,13 @@ class Config(WrappedConfig):
     def inner(self) -> ObjectiveConfig:
         return cast(ObjectiveConfig, self.joint)
 
+    def check(self, params: Params) -> None:
+        WrappedConfig.check(self, params)
+        if module_of(params.sampler).build(params.sampler, bounds=None).move is None:
+            raise Mismatch(
+                "sampler.name", "cannot hold half of an image fixed; use langevin or another"
+            )
+
 
 class CompositeLikelihood(Wrapped):
     """The players are those of the objective that learns p(x)."""
@@ -67,7 +74,8 @@ class CompositeLikelihood(Wrapped):
     def with_more(self, turn: Turn, batch: Batch, context: StepContext) -> Turn:
         """Add the loss of the conditionals."""
         n = min(self.config.num_completions, len(batch.x))
-        x, y = batch.x[:n], batch.y[:n] if self.config.conditional else None
+        x = self.prepared(batch, context).x[:n]
+        y = batch.y[:n] if self.config.conditional else None
         completed = self.complete(x, y, context)
         energy = context.players["energy"](
             torch.cat([x, completed]), None if y is None else torch.cat([y, y])

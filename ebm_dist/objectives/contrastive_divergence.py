@@ -107,6 +107,12 @@ class Config(ObjectiveConfig):
                 "objective.entropy_weight",
                 "is part of the term of objective.kl_weight; set that too",
             )
+        if self.entropy_weight and params.train.batch_size == params.train.num_shards:
+            raise Mismatch(
+                "objective.entropy_weight",
+                "needs two chains in a logical shard, for a distance between them; use a larger"
+                " train.batch_size",
+            )
         if self.conditional and self.start == "data" and params.replay.reinit_prob:
             raise Mismatch(
                 "objective.start",
@@ -155,15 +161,24 @@ class ContrastiveDivergence(Objective):
         self.config, self.chains = config, chains
         self.reinit_prob, self.bounds = reinit_prob, bounds
 
+    def prepared(self, batch: Batch, context: StepContext) -> Batch:
+        """Return the data drawn as 0 or 1, or with noise."""
+        x = self._binary(batch, context).x
+        return batch._replace(x=self._perturb(x, context))
+
+    def _binary(self, batch: Batch, context: StepContext) -> Batch:
+        if not self.config.binarise:
+            return batch
+        return batch._replace(x=bernoulli(batch.x, context.stream("binarise")))
+
     def turns(self, batch: Batch, context: StepContext) -> Iterator[Turn]:
         """Algorithm 1 of Du & Mordatch 2019."""
-        if self.config.binarise:
-            batch = batch._replace(x=bernoulli(batch.x, context.stream("binarise")))
+        batch = self._binary(batch, context)
         n = len(batch.x)
         # x~0, from the buffer with probability 1 - reinit_prob, else from noise
         draw = self._start(batch, context)
         labels = draw.label if self.config.conditional else None
-        ends, chains = self.chains(draw.position, labels, context.stream("chain"))
+        ends, chains = self.chains(draw.position, labels, context.stream("chain"), context.step)
         if self.config.start == "replay":
             context.replay.put(draw, ends)
         negative = self.chains.coldest(ends)
@@ -185,7 +200,8 @@ class ContrastiveDivergence(Objective):
         weight = counts / counts.sum().clamp(min=1)
         mean_pos, mean_neg = energy_pos.mean(), weight @ energy_neg
         penalty = (energy_pos**2).mean() + weight @ energy_neg**2
-        loss = mean_pos - mean_neg + self.config.energy_penalty * penalty
+        # data without any negative beside them would only sink
+        loss = counts.any() * (mean_pos - mean_neg) + self.config.energy_penalty * penalty
         if temperature := self.config.label_temperature:
             # the right label is the first
             logits = -energy_data.view(len(shifts), n).T / temperature

@@ -54,6 +54,10 @@ class Config(ObjectiveConfig):
         return True
 
     @property
+    def starts_at(self) -> int:
+        return self.pretraining
+
+    @property
     def other_players(self) -> tuple[str, ...]:
         return "log_z", "generator"
 

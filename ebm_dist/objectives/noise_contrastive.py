@@ -74,6 +74,10 @@ class Config(ObjectiveConfig):
         return self.noise_learns == "never"
 
     @property
+    def starts_at(self) -> int:
+        return self.pretraining
+
+    @property
     def other_players(self) -> tuple[str, ...]:
         return "log_z", "generator"
 
@@ -154,13 +158,18 @@ class NoiseContrastive(Objective):
         self.energy, self.log_z = networks["energy"], cast(LogPartition, networks["log_z"])
         self.generator = cast(FlowModel, networks["generator"])
 
+    def prepared(self, batch: Batch, context: StepContext) -> Batch:
+        """Return the data with noise."""
+        if not self.config.data_noise:
+            return batch
+        data_noise = torch.randn(
+            batch.x.shape, generator=context.stream("data_noise"), device=batch.x.device
+        )
+        return batch._replace(x=batch.x + self.config.data_noise * data_noise)
+
     def turns(self, batch: Batch, context: StepContext) -> Iterator[Turn]:
         """Algorithm 1 of Gao et al. 2020."""
-        if self.config.data_noise:
-            data_noise = torch.randn(
-                batch.x.shape, generator=context.stream("data_noise"), device=batch.x.device
-            )
-            batch = batch._replace(x=batch.x + self.config.data_noise * data_noise)
+        batch = self.prepared(batch, context)
         if context.step < self.config.pretraining:
             yield self._likelihood(batch.x, context)
         elif (
@@ -175,7 +184,8 @@ class NoiseContrastive(Objective):
         """Set where c starts; update the moving average of the accuracy, and decide which turn the
         next step has."""
         config, state = self.config, self.log_z
-        if step == max(config.pretraining - 1, 0):
+        # data beyond the range of the noise have no likelihood, and leave c at its start
+        if step == max(config.pretraining - 1, 0) and math.isfinite(means["nll_generator"]):
             state.start.fill_(means["nll_generator"])
         if config.noise_learns == "never" or step < config.pretraining + config.energy_lead:
             return

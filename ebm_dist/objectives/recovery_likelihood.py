@@ -61,7 +61,11 @@ class RecoveryLikelihood(Objective):
         x, generator = batch.x, context.stream("noise")
         n, ones = len(x), (1,) * (x.ndim - 1)
         widths = torch.tensor(steps_of(self.config.sigmas), device=x.device)
-        level = torch.arange(n, device=x.device) % len(widths)
+        # from a random level on, so that a shard with fewer samples than levels has all of them
+        first = torch.randint(
+            len(widths), (1,), generator=context.stream("levels"), device=x.device
+        )
+        level = (first + torch.arange(n, device=x.device)) % len(widths)
         sigma = torch.tensor(self.config.sigmas, device=x.device)[level].view(-1, *ones)
         s = widths[level].view(-1, *ones)
         z, z_above = (torch.randn(x.shape, generator=generator, device=x.device) for _ in range(2))

@@ -87,6 +87,8 @@ class Kernel(NamedTuple):
     differentiable_step: Callable[[EnergyFn, Tensor, Tensor], Tensor] | None = None
     """``differentiable_step(target, x, noise)``: position after one step, with the graph of its
     gradient with respect to the target's parameters."""
+    is_discrete: bool = False
+    """Whether positions are 0 and 1, or one-hot categories, which no change of unit keeps."""
 
     @classmethod
     def of_move(

@@ -18,6 +18,8 @@ from ebm_dist.samplers._gradient_state import State, select
 
 ACCEPTANCE = 0.574
 """Acceptance rate to adapt to, optimal for many variables (Sun et al. 2022)."""
+LARGEST = 100.0
+"""From such a step size on, proposals do not depend on it."""
 
 
 @section
@@ -82,4 +84,4 @@ def build(config: Config, *, bounds: Bounds) -> Kernel:
         state = select(is_accepted, new, state)
         return state, Info(state.energy, state.score.flatten(1).norm(dim=1), is_accepted, is_finite)
 
-    return Kernel.of_move(init, draw, move, config.step_size)
+    return Kernel.of_move(init, draw, move, config.step_size)._replace(is_discrete=True)

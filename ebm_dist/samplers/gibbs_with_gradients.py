@@ -79,4 +79,4 @@ def build(config: Config, *, bounds: Bounds) -> Kernel:
         state = select(is_accepted, new, state)
         return state, Info(state.energy, state.score.flatten(1).norm(dim=1), is_accepted, is_finite)
 
-    return Kernel.of_move(init, draw, move, 1.0)
+    return Kernel.of_move(init, draw, move, 1.0)._replace(is_discrete=True)

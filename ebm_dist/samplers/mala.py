@@ -8,6 +8,8 @@ It is the ``langevin`` sampler with ``noise_scale = sqrt(2 step_size T)``, made 
 ``exp(-E / T)``. The state holds energy and score, so a step computes one gradient.
 """
 
+import math
+
 import torch
 from torch import Generator, Tensor
 
@@ -27,6 +29,8 @@ from ebm_dist.samplers._gradient_state import State, init, select
 
 ACCEPTANCE = 0.574
 """Acceptance rate to adapt to, optimal in many dimensions (Roberts & Rosenthal 1998)."""
+LARGEST = math.inf
+"""Proposals beyond the bounds are refused, so none lets it grow without end."""
 
 
 @section

@@ -120,6 +120,34 @@ class Config:
                 f"train.num_steps = {self.num_steps} cannot be divided evenly among"
                 f" {self.num_tasks} tasks; choose a num_steps that is a multiple of num_tasks",
             )
+        objective, sampler = params.objective, module_of(params.sampler)
+        if objective.starts_at >= self.num_steps:
+            raise Mismatch(
+                "train.num_steps",
+                f"must be above the pretraining of {objective.starts_at} steps, found"
+                f" {self.num_steps}: the energy would not learn",
+            )
+        if self.num_tasks > 1 and (objective.starts_at or objective.follows_length):
+            raise Mismatch(
+                "train.num_tasks",
+                "needs an objective without phases, and this one has a pretraining or a weight that"
+                " follows the length of the training; use contrastive_divergence",
+            )
+        climbs = objective.ladder and not getattr(sampler, "OVER_LEVELS", False)
+        if climbs:
+            kernel = sampler.build(params.sampler, bounds=None)
+            if kernel.is_discrete or kernel.move is None:
+                raise Mismatch(
+                    "sampler.name", "cannot sample conditionals of noise levels; use langevin"
+                )
+        temperature = getattr(params.sampler, "temperature", 1.0)
+        if climbs and abs(temperature - 1) > 1e-6:
+            raise Mismatch(
+                "sampler",
+                "chains over a ladder of noise levels need the temperature 1, found"
+                f" {temperature:g}; set sampler.temperature: 1, or for langevin"
+                " noise_scale: (2 * step_size) ** .5",
+            )
         if self.select_every and not params.objective.compares_energies:
             raise Mismatch(
                 "train.select_every",
@@ -141,7 +169,6 @@ class Config:
             )
             if is_set
         ]
-        sampler = module_of(params.sampler)
         if compiled_keys and sampler.build(params.sampler, bounds=None).move is None:
             raise Mismatch(
                 compiled_keys[0],
@@ -268,7 +295,8 @@ class Trainer:
         optimizer.param_groups[0]["lr"] = rate * factor * self.config.rollback_lr**self.rollbacks
         optimizer.step()
         iterate_power(network)
-        optim.update_average(self.averages[player], network, config.ema_decay, step)
+        begun = step if player == "generator" else step - self.params.objective.starts_at
+        optim.update_average(self.averages[player], network, config.ema_decay, begun)
 
     def check_divergence(self, player: str, turns: tuple[Turn, ...], gradient: Tensor) -> None:
         """Stop all ranks before the update if one of them diverges.
@@ -278,8 +306,9 @@ class Trainer:
         losses = self.by_shard([turn.loss for turn in turns])
         energies = self.by_shard([_largest_energy(turn) for turn in turns])
         max_energy = self.config.max_energy
+        are_finite = torch.isfinite(gradient).all() and torch.isfinite(losses).all()
         # a comparison with NaN is false
-        is_sound = torch.isfinite(gradient).all() and (energies <= max_energy).all()
+        is_sound = are_finite and (energies <= max_energy).all()
         if not self.comm.agree(not is_sound):
             return
         losses, energies = self.comm.gather(
@@ -531,6 +560,9 @@ def build(
         max_age=params.replay.max_age,
         policy=params.replay.policy,
         on_host=params.replay.on_host,
+        class_counts=(
+            index.statistics["train"]["class_counts"] if is_conditional(params) else None
+        ),
     )
     data = {
         shard: LogicalShard(

@@ -188,6 +188,8 @@ def test_objectives_train_their_players_and_export_an_energy(name, digits_data, 
         "composite_likelihood": {"joint": {"name": "contrastive_divergence"}},
     }.get(name, {})
     energy = {"energy": helpers.ENERGY_FOR[name]} if name in helpers.ENERGY_FOR else {}
+    if name == "recovery_likelihood":  # of temperature 1
+        energy["sampler"] = {"name": "langevin", "step_size": 0.02, "noise_scale": 0.2}
     trainer = helpers.build(helpers.params(objective={**own, "name": name}, **energy), digits_data)
     if name == "semi_supervised":
         trainer.labelled = trainer.batch(0)

@@ -129,6 +129,8 @@ OBJECTIVES = {
 )
 def test_an_objective_says_whether_its_steps_depend_on_their_number(digits_data, name, settings):
     energy = {"energy": helpers.ENERGY_FOR[name]} if name in helpers.ENERGY_FOR else {}
+    if name == "recovery_likelihood":  # of temperature 1
+        energy["sampler"] = {"name": "langevin", "step_size": 0.02, "noise_scale": 0.2}
     weights, follows = [], None
     for num_steps in (2, 8):
         params = helpers.params(

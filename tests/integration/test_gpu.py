@@ -68,6 +68,10 @@ def settings(recipe, tmp_path):
         "reduce": "ordered",
         "max_energy": 1e9,
     }
+    objective = values.get("objective", {})
+    for part in (objective, objective.get("unsupervised", {})):
+        if "pretraining" in part or part.get("name") == "noise_contrastive":
+            part["pretraining"] = min(part.get("pretraining", 1), 1)
     values["train"] |= {"checkpoint_every": 1, "log_every": 1, "compile": False}
     return values
 

@@ -425,9 +425,9 @@ def test_denoising_at_noise_levels(data_sd):
     chosen = score_matching.Config(noise_levels=True, sigmas=LADDER, data_sd=data_sd)
     (turn,) = turns_of(score_matching.ScoreMatching(chosen, energy), {"energy": energy}, x)
     z = torch.randn(x.shape, generator=stream(0, "noise")).double()
-    expected = 0.0
+    expected, first = 0.0, int(torch.randint(3, (1,), generator=stream(0, "levels")))
     for i, (point, noise) in enumerate(zip(x, z, strict=True)):
-        k = i % 3
+        k = (first + i) % 3
         score = -(point + LADDER[k] * noise) / energy.log_v[k].exp()
         weight = 1 if data_sd is None else 1 + LADDER[k] ** 2 / data_sd**2
         expected += weight * ((noise + LADDER[k] * score) ** 2).sum().item() / 2 / len(x)

@@ -50,7 +50,9 @@ def transcript(trainer, shard):
     x_plus = (x_data + p.objective.data_noise * torch.randn(x_data.shape, generator=g)).clamp(0, 1)
     alpha = p.objective.energy_penalty
     e_plus, e_minus = energy(x_plus), energy(x[counts])
-    loss = (alpha * e_plus**2 + e_plus).mean() + (alpha * e_minus**2 - e_minus).mean()
+    loss = alpha * (e_plus**2).mean()
+    if counts.any():
+        loss = loss + e_plus.mean() + (alpha * e_minus**2 - e_minus).mean()
     if p.objective.kl_weight:  # Du et al. 2021: the weights by which the chain moved, not those of the energy where it ends
         fixed, last = copy.deepcopy(energy).requires_grad_(False), x.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(energy(last).sum(), last, create_graph=True)
@@ -118,7 +120,7 @@ def tempered_transcript(trainer, shard, temperatures):
             x_new = x - p.sampler.step_size * gradient + p.sampler.noise_scale * z_r
             moved.append(x_new.detach().clamp(0, 1))
         cold, hot = moved
-        if i % 2 == 0:
+        if (step * p.sampler.num_steps + i) % 2 == 0:
             with torch.no_grad():
                 gap = (energy(cold) - energy(hot)) / t
             swaps = u.log() < gap / temperatures[0] - gap / temperatures[1]

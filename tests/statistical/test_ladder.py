@@ -153,7 +153,7 @@ def test_the_loss_is_that_of_the_conditionals():
     turn = turn_of(objective, energy, x)
     generator = stream(0, "noise")
     z, z_above = (torch.randn(12, 2, generator=generator) for _ in range(2))
-    level = torch.arange(12) % 3
+    level = (torch.randint(3, (1,), generator=stream(0, "levels")) + torch.arange(12)) % 3
     s = torch.tensor(steps_of(LADDER))[level][:, None]
     positive = x + torch.tensor(LADDER)[level][:, None] * z
     above = positive + s * z_above

@@ -49,6 +49,7 @@ API_TRAINING, API_SAMPLING, API_MODEL = (
     f"tests/unit/test_api_{name}.py" for name in ("training", "sampling", "model")
 )
 BLOCKS = "tests/statistical/test_blocks.py"
+PHASES = "tests/statistical/test_phases.py"
 TABULAR, MASKED = "tests/unit/test_tabular.py", "tests/statistical/test_masked_likelihood.py"
 MIXTURE, NORMALISED = "tests/statistical/test_mixture.py", "tests/statistical/test_normalised.py"
 CHAIN_FREE, DISCRETE, LADDER, ANNEALING = (
@@ -63,7 +64,7 @@ MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "no clamp": ("samplers/langevin.py", "x.clamp_(*bounds)", "pass", LANGEVIN),
     "one noise for all chains": ("samplers/__init__.py", "size = (n, *x.shape)", "size = (n, *x.shape[1:])", LANGEVIN),
     "wrong temperature": ("samplers/langevin.py", "/ (2 * self.step_size)", "/ self.step_size", LANGEVIN),
-    "sign of the loss": ("objectives/contrastive_divergence.py", "loss = mean_pos - mean_neg", "loss = mean_neg - mean_pos", CD),
+    "sign of the loss": ("objectives/contrastive_divergence.py", "(mean_pos - mean_neg) + self", "(mean_neg - mean_pos) + self", CD),
     "half the penalty": ("objectives/contrastive_divergence.py", "self.config.energy_penalty * penalty", "self.config.energy_penalty * penalty / 2", CD),
     "chains are not kept": ("objectives/contrastive_divergence.py", "context.replay.put(draw, ends)", "pass", CD),
     "wrong labels are the right ones": ("objectives/contrastive_divergence.py", "(batch.y - first + k) % num_classes", "(batch.y - first + k + 1) % num_classes", CD),
@@ -209,7 +210,7 @@ MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "exchanges the wrong way": ("chains/exchange.py", "here + far(x[r + 1]) - there - far(x[r])", "there + far(x[r]) - here - far(x[r + 1])", f"{EXCHANGE}::test_every_replica_has_its_distribution"),
     "exchanges always": ("chains/exchange.py", "accept_mask(log_ratio, ", "accept_mask(0 * log_ratio, ", f"{EXCHANGE}::test_every_replica_has_its_distribution"),
     "exchanges the same pairs": ("chains/exchange.py", "Journey(not self.is_odd,", "Journey(self.is_odd,", f"{EXCHANGE}::test_round_trips_of_replicas_that_always_swap"),
-    "a ladder by its rates alone": ("chains/exchange.py", "np.cumsum(refusal_rates)", "np.array(refusal_rates)", f"{EXCHANGE}::test_equal_parts_of_the_barrier"),
+    "a ladder by its rates alone": ("chains/exchange.py", "np.cumsum(rates)", "np.array(refusal_rates)", f"{EXCHANGE}::test_equal_parts_of_the_barrier"),
     "replicas that start again": ("chains/eager.py", "replicas=position.transpose(0, 1),", "replicas=None,", TEMPERED),
     "the hottest as negatives": ("chains/eager.py", "return ends[:, 0]", "return ends[:, -1]", TEMPERED),
     "the hottest exported": ("models/trained.py", 'chains["position"][:, 0]', 'chains["position"][:, -1]', TEMPERED),
@@ -356,6 +357,15 @@ MUTANTS = {  # what is broken: (file, right, wrong, the test that must notice)
     "ancestral steps at the level below": ("samplers/ancestral.py", "torch.full((len(x),), k,", "torch.full((len(x),), max(k - 1, 0),", LADDER_ANCESTRAL),
     "corrections without noise": ("samplers/ancestral.py", "(config.correction * (2 - config.correction)) ** 0.5", "0", LADDER_ANCESTRAL),
     "levels in the wrong order": ("chains/ladder.py", "for k in reversed(range(len(widths))):", "for k in range(len(widths)):", LADDER),
+    "rare classes as often as others": ("chains/replay.py", "torch.multinomial(weights, n", "torch.multinomial(weights.clamp(0, 1), n", PHASES),
+    "levels always from the first": ("objectives/score_matching.py", "return (first + order)", "return (0 * first + order)", PHASES),
+    "recovered levels always from the first": ("objectives/recovery_likelihood.py", "level = (first +", "level = (0 * first +", PHASES),
+    "states in other units": ("chains/tempering.py", "if bounds is None and not kernel.is_discrete", "if bounds is None", PHASES),
+    "pairs that never swap": ("chains/eager.py", "num_done=num_done * self.num_steps", "num_done=0", PHASES),
+    "steps no wider than bounds": ("samplers/mala.py", "LARGEST = math.inf", "LARGEST = 1.0", PHASES),
+    "first weights in a late average": ("training/trainer.py", "step - self.params.objective.starts_at", "step", PHASES),
+    "data sink without negatives": ("objectives/contrastive_divergence.py", "loss = counts.any() * (", "loss = (", PHASES),
+    "a loss of minus infinity": ("training/trainer.py", "and torch.isfinite(losses).all()", "", PHASES),
     "recovered samples attract": ("objectives/recovery_likelihood.py", "loss = energy_pos.mean() - energy_neg.mean()", "loss = energy_neg.mean() - energy_pos.mean()", LADDER),
     "noise of the level above": ("objectives/recovery_likelihood.py", "above = positive + s * z_above", "above = positive + sigma * z_above", LADDER),
     "recovered in other coordinates": ("objectives/recovery_likelihood.py", "torch.cat([positive, s * u])", "torch.cat([positive, u])", LADDER),
