@@ -110,9 +110,11 @@ class EnergyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
                 "rescale the columns",
             )
         u, seed = self._standardised(rows), check_random_state(self.random_state)
+        # those of this fit, whatever set_params changes before the next one
+        self.options_, self.experts_ = self._options(), tuple(self.experts)
         fitted = {
-            name: experts.EXPERTS[name].fit(u, self._options(), int(seed.randint(2**31 - 1)))
-            for name in self.experts
+            name: experts.EXPERTS[name].fit(u, self.options_, int(seed.randint(2**31 - 1)))
+            for name in self.experts_
         }
         self.states_ = {name: state for name, (state, _) in fitted.items()}
         of_training = {name: energies for name, (_, energies) in fitted.items()}
@@ -148,6 +150,7 @@ class EnergyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             tensors |= {f"state/{name}/{k}": torch.from_numpy(v) for k, v in state.items()}
         write_whole(folder / _TENSORS, encode(tensors))
         parameters = {name: plain(value) for name, value in self.get_params().items()}
+        parameters |= {**self.options_._asdict(), "experts": self.experts_}
         if not isinstance(parameters["random_state"], int | None):
             parameters["random_state"] = None  # the state of a generator is not a setting
         write_json(
@@ -182,20 +185,21 @@ class EnergyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
                 **parameters | {key: tuple(parameters[key]) for key in ("experts", "hidden")}
             )
             detector._check_parameters()
+            detector.options_, detector.experts_ = detector._options(), detector.experts
             for name in _ATTRIBUTES:
                 setattr(detector, name, tensors.pop(name).numpy())
             detector.n_features_in_ = len(detector.mean_)
             if names := content["feature_names"]:
                 detector.feature_names_in_ = np.array(names, dtype=object).reshape(-1)
             read = {name: value.numpy() for name, value in tensors.items()}
-            detector.references_ = {k: read[f"reference/{k}"] for k in detector.experts}
+            detector.references_ = {k: read[f"reference/{k}"] for k in detector.experts_}
             detector.states_ = {
                 name: {
                     key.removeprefix(start): value
                     for key, value in read.items()
                     if key.startswith(start)
                 }
-                for name in detector.experts
+                for name in detector.experts_
                 for start in [f"state/{name}/"]
             }
             detector._energies(detector.mean_[None])
@@ -271,11 +275,11 @@ class EnergyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     @usual()
     def _energies(self, rows: Array) -> Array:
-        u, options = self._standardised(rows), self._options()
+        u = self._standardised(rows)
         return self._summed(
             {
-                name: experts.EXPERTS[name].energies(self.states_[name], u, options)
-                for name in self.experts
+                name: experts.EXPERTS[name].energies(self.states_[name], u, self.options_)
+                for name in self.experts_
             }
         )
 

@@ -152,8 +152,13 @@ class Model(TrainedModel):
     def _inputs(self, x: npt.NDArray[Any] | Tensor) -> Tensor:
         """Return samples as inputs of the network ``(n, *shape)``, float32 on the CPU."""
         shape = tuple(self.card["shape"])
+        if np.ma.is_masked(x):
+            raise DataError("x: has masked values", "fill them first")
         if not isinstance(x, Tensor):
-            x = np.asarray(x)
+            try:
+                x = np.asarray(x)
+            except ValueError as failed:
+                raise DataError(f"x: {failed}", "pass samples of one shape") from None
         is_number = not x.dtype.is_complex if isinstance(x, Tensor) else x.dtype.kind in "biuf"
         if not is_number:
             raise DataError(f"x: expected numbers, found {x.dtype}", "convert it to floats")

@@ -185,6 +185,12 @@ def _prepared(params: Params, data: Data, work: Path) -> tuple[Params, shards.In
     """Return the settings with the data set that the data are, and the index of its shards."""
     if isinstance(data, str | Path):
         folder = storage.location(data)
+        if Path(data).is_file():
+            raise DataError(
+                f"{data}: is a file, not a folder of prepared data",
+                "read it into an array, or set dataset: {name: arrays, path: ...} and leave data"
+                " out",
+            )
         if not (folder / shards.INDEX).exists() and (folder / "dataset" / shards.INDEX).exists():
             folder = folder / "dataset"  # of the folder that stage prepare wrote
         return params, shards.read_index(folder)
@@ -218,14 +224,22 @@ def _numpy(values: Array) -> npt.NDArray[Any]:
     """Return an array of numbers or strings. Raise :class:`DataError` for anything else."""
     try:
         array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+        if array.dtype.kind in "OT" and all(isinstance(value, str) for value in array.flat):
+            array = array.astype(np.str_)  # names, as pandas keeps them
     except (TypeError, ValueError) as failed:
         raise DataError(
             f"{IN_MEMORY}: {failed}", "give arrays of float32, such as x.float() in torch"
         ) from None
     if array.dtype.kind not in "biufU":
         raise DataError(
-            f"{IN_MEMORY}: expected samples (n, ...) and labels (n,) as arrays of numbers, found"
-            f" {type(values).__name__} with values of type {array.dtype}",
+            f"{IN_MEMORY}: expected samples (n, ...) as an array of numbers and labels (n,) of"
+            f" integers or strings, found {type(values).__name__} with values of type"
+            f" {array.dtype}",
             "pass NumPy arrays or tensors, or the path of a folder of prepared data",
+        )
+    if np.ma.is_masked(values):
+        raise DataError(
+            f"{IN_MEMORY}: has masked values, which would be learnt as what they hide",
+            "leave out these samples, or fill the values first",
         )
     return array

@@ -298,7 +298,7 @@ def score(args: Namespace) -> None:
     dataset = getattr(trained.params.dataset, "of", trained.params.dataset)
     if not isinstance(dataset, arrays.Config):
         raise DataError(f"{args.model}: is no model of the user's own data, which have a file")
-    x = arrays.read_samples(dataset, args.file)
+    x = arrays.read_samples(dataset, args.file, trained.card.get("divisor"))
     try:
         energies = trained.energies(x)
     except DataError as failed:

@@ -96,6 +96,8 @@ class Index(NamedTuple):
     """Applied to the stored samples; undo it to get the units of the data"""
     placed: Mapping[str, Mapping[str, str]] = MappingProxyType({})
     """``file``, ``sha256`` and ``kind`` of the places of each split whose samples stay in place"""
+    divisor: float = 1.0
+    """Of the values that the data had, before they were standardised and stored"""
 
     def num_samples(self, split: str) -> int:
         """Return the number of samples of a split."""
@@ -108,6 +110,7 @@ def write(folder: Path, name: str, data: Dataset) -> Index:
     What was converted or skipped, and samples that are in two splits, are logged. Raise
     :class:`DataError` for samples that cannot be read, stored or written.
     """
+    divisor = data.scale
     if not data.placed:
         data = _stored(data)
     duplicates, notes = _duplicates(data.splits), [*data.notes]
@@ -173,6 +176,7 @@ def write(folder: Path, name: str, data: Dataset) -> Index:
             "is_official": data.is_official,
             "shape": example.shape[1:],
             "scale": data.scale,
+            **({} if divisor == data.scale else {"divisor": divisor}),
             "bounds": data.bounds,
             "num_classes": data.num_classes,
             "splits": splits,
@@ -392,7 +396,9 @@ def read_index(folder: Path) -> Index:
                 min([tar.num_samples, *counts]) >= 0 and sum(counts) == tar.num_samples,
             )
         _sound(f"bounds {bounds}", bounds is None or -math.inf < bounds[0] < bounds[1] < math.inf)
-        _sound(f"scale {raw['scale']}", 0 < float(raw["scale"]) < math.inf)
+        for key in ("scale", "divisor"):
+            value = raw.get(key, raw["scale"])
+            _sound(f"{key} {value}", 0 < float(value) < math.inf)
         _sound(
             f"shape {raw['shape']}",
             raw["shape"] and all(isinstance(n, int) and 0 < n < _MAX_SIDE for n in raw["shape"]),
@@ -417,6 +423,7 @@ def read_index(folder: Path) -> Index:
                 split: {key: str(side[key]) for key in ("file", "sha256", "kind")}
                 for split, side in raw.get("placed", {}).items()
             },
+            divisor=float(raw.get("divisor", raw["scale"])),
         )
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as failed:
         raise DataError(

@@ -29,15 +29,20 @@ class Standardisation(NamedTuple):
     mean: npt.NDArray[np.float64]
     """``(*shape,)``"""
     sd: npt.NDArray[np.float64]
-    """``(*shape,)``; 1 for a constant feature"""
+    """``(*shape,)``; 1 for a feature that is constant up to rounding"""
 
     @classmethod
     def of(cls, x: npt.NDArray[Any]) -> "Standardisation":
         """Return that of samples ``(n, *shape)``."""
         with np.errstate(over="ignore", invalid="ignore"):
             mean, sd = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
-        is_constant = x.min(axis=0) == x.max(axis=0)
-        return cls(np.where(is_constant, x[0], mean), np.where(is_constant, 1.0, sd))
+        # values that differ by rounding alone, as sums in another order, are one value
+        low, high = x.min(axis=0).astype(np.float64), x.max(axis=0).astype(np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):
+            rounding = 8 * np.finfo(np.float64).eps * np.maximum(np.abs(low), np.abs(high))
+            is_constant = high - low <= rounding
+        centre = np.where(is_constant, x[0], mean).astype(np.float64)
+        return cls(centre, np.where(is_constant, 1.0, sd))
 
     def apply(self, x: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Return standardised samples ``(n, *shape)``."""

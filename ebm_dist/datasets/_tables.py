@@ -35,7 +35,7 @@ def column_names(path: Path, label_names: tuple[str, ...]) -> tuple[str, ...]:
     Raise :class:`DataError` for a table that cannot be read.
     """
     table, has_names = _read(path)
-    label_name = next((name for name in label_names if name in table.column_names), None)
+    label_name = _label_name(table, label_names, ())
     return tuple(n for n in _columns(table) if n != label_name) if has_names else ()
 
 
@@ -47,7 +47,12 @@ def only_text_column(path: Path) -> str | None:
     from pyarrow import types
 
     table, _ = _read(path)
-    text = [name for name in _columns(table) if types.is_string(table[name].type)]
+    text = [
+        name
+        for name, kind in zip(table.column_names, table.schema.types, strict=True)
+        if name in _columns(table)
+        and (types.is_string(kind) or types.is_large_string(kind) or types.is_dictionary(kind))
+    ]
     is_alone = len(text) == 1 and len(table[text[0]].unique()) <= len(table) // 2
     return text[0] if is_alone else None
 
@@ -55,23 +60,24 @@ def only_text_column(path: Path) -> str | None:
 def read(path: Path, label_names: tuple[str, ...], columns: tuple[str, ...] = ()) -> Table:
     """Read a table. The first of ``label_names`` that is a column has the labels.
 
-    The numbers are ``columns``, in that order, or else all other columns. Raise :class:`DataError`
+    The numbers are ``columns``, in that order, or else all other columns. A column of numbers is
+    none of labels, and nothing is asked of columns that are not used. Raise :class:`DataError`
     with the names of columns that are absent, are no numbers or have gaps.
     """
     import pyarrow as pa  # slow to import
 
     table, _ = _read(path)
     names = table.column_names
-    _refuse(path, "are named twice", [name for name in names if names.count(name) > 1])
     _refuse(
         path,
         "are missing",
         [name for name in columns if name not in names],
         f"the file has {_listed(names)}; name them in the first line as in the training data",
     )
-    label_name = next((name for name in label_names if name in names), None)
+    label_name = _label_name(table, label_names, columns)
     features = list(columns) or [name for name in _columns(table) if name != label_name]
     used = features if label_name is None else [*features, label_name]
+    _refuse(path, "are named twice", [name for name in used if names.count(name) > 1])
     _refuse(path, "have missing values", [name for name in used if table[name].null_count])
     _refuse(
         path,
@@ -88,6 +94,9 @@ def read(path: Path, label_names: tuple[str, ...], columns: tuple[str, ...] = ()
             f"{path}: has integers that a float cannot hold ({reason(failed)})",
             "drop the column if it is a key, or rescale it",
         ) from None
+    are_bad = ~np.isfinite(x).all(axis=0)
+    bad = [name for name, is_bad in zip(features, are_bad, strict=True) if is_bad]
+    _refuse(path, "have NaN or infinite values", bad, "leave out these rows, or impute the values")
     counts = np.arange(len(x))[:, None]
     is_counter = ((x == counts) | (x == counts + 1)).reshape(len(x), -1)
     notes = [f"labels are in column {label_name}"] if label_name is not None else []
@@ -99,6 +108,23 @@ def read(path: Path, label_names: tuple[str, ...], columns: tuple[str, ...] = ()
         if len(x) > 2 and counter.all()
     ]
     return Table(x, None if label_name is None else _labels(table[label_name]), notes)
+
+
+def _label_name(table: Any, label_names: tuple[str, ...], columns: tuple[str, ...]) -> str | None:
+    """Return the column of labels. Of several usual names, one with fractions is no class."""
+    names = [n for n in label_names if n in table.column_names and n not in columns]
+    if len(label_names) > 1:
+        names = [n for n in names if not _has_fractions(table[n])]
+    return names[0] if names else None
+
+
+def _has_fractions(column: Any) -> bool:
+    from pyarrow import types
+
+    if not types.is_floating(column.type):
+        return False
+    values = np.asarray(column.drop_null())
+    return bool((values != np.floor(values)).any())
 
 
 def _columns(table: Any) -> list[str]:

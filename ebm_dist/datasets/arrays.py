@@ -164,19 +164,23 @@ def load(config: Config) -> Dataset:
     )
 
 
-def read_samples(config: Config, path: Path) -> npt.NDArray[Any]:
+def read_samples(config: Config, path: Path, divisor: float | None = None) -> npt.NDArray[Any]:
     """Return all samples ``(n, *shape)`` of a file or folder in their order, divided by the scale.
 
-    Layout, scale and columns are those of ``config``; labels are left out. What is skipped is
-    logged. Raise :class:`DataError` for data in parts, and for what :func:`load` refuses.
+    Layout and columns are those of ``config``, and ``divisor`` is that of the training data; if
+    None, as of models before 0.2, the types of the file decide. Labels are left out. What is
+    skipped is logged. Raise :class:`DataError` for data in parts, and for what :func:`load`
+    refuses.
     """
-    parts, notes, layout = _read(path, config)
+    parts, notes, layout = _read(path, config, with_labels=False)
     if list(parts) != ["train"]:
         raise DataError(f"{path}: has the parts {_listed(parts)}", "provide one array of samples")
     _check_alike(path, parts)
     arranged = {"train": _arrange(parts["train"].x, layout, path)}
     is_float = arranged["train"].dtype.kind == "f"
     arranged, scale, scale_notes = _scaled(config, arranged)
+    if divisor is not None:
+        scale, scale_notes = divisor, []
     for note in notes + scale_notes:
         log.warning("%s: %s", path, note)
     _check_values(path, arranged, scale, None)
@@ -211,7 +215,9 @@ def _is_table(path: Path) -> bool:
     return path.suffix.lower() in _tables.SUFFIXES and not path.is_dir()
 
 
-def _read(path: Path, config: Config) -> tuple[dict[str, _Part], list[str], str]:
+def _read(
+    path: Path, config: Config, *, with_labels: bool = True
+) -> tuple[dict[str, _Part], list[str], str]:
     """Return the parts as they are stored, what is to be said about them, and their layout."""
     if path.is_dir():
         pictures = read_folder(path)
@@ -219,7 +225,8 @@ def _read(path: Path, config: Config) -> tuple[dict[str, _Part], list[str], str]
         return parts, pictures.notes, "table" if config.layout == "table" else "channels_last"
     named = () if config.labels is None else (config.labels,)
     if _is_table(path):
-        table = _tables.read(path, named or _LABEL_COLUMNS, config.columns)
+        label_names = named or _LABEL_COLUMNS if with_labels or not config.columns else ()
+        table = _tables.read(path, label_names, config.columns)
         labels = table.labels
         if labels is not None:
             labels = _checked_labels(path, "the column of labels", labels, table.x.shape[:1])

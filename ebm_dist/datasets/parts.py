@@ -130,6 +130,11 @@ def load(config: Config) -> Dataset:
     else:
         splits = _held_out(config, whole)
     kind = first.x.dtype.kind
+    if kind == "u" and first.x.dtype.itemsize > 2 and config.scale is None:
+        raise DataError(
+            f"{folder}: has {first.x.dtype}, which has no usual largest value",
+            "set dataset.scale, or convert the values to floats",
+        )
     largest = {"u": float(np.iinfo(first.x.dtype).max)} if kind == "u" else {}
     labels = [arrays.y for arrays in whole.values() if arrays.y is not None]
     return Dataset(

@@ -320,6 +320,7 @@ def _about(index: Index) -> dict[str, Any]:
         "bounds": index.bounds,
         "num_classes": index.num_classes,
         "data_digest": index.digest,
+        **({} if index.is_official else {"divisor": index.divisor}),
         **shards.described(index),
     }
 

@@ -1,5 +1,6 @@
 """The anomaly detector: scikit-learn's interface, PyOD's attributes, saved without pickle."""
 
+import copy
 import json
 import pickle
 import re
@@ -296,3 +297,32 @@ def test_the_sign_of_a_zero_makes_no_other_row():
     np.testing.assert_array_equal(
         fitted.score_samples(x * [1, 1, 1, 1, -1]), fitted.score_samples(x)
     )
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"smoothing": 1.0},
+        {"experts": ("neighbours",)},
+        {"experts": ("meg",)},
+        {"hidden": (16,)},
+        {"num_steps": -1},
+    ],
+)
+def test_parameters_set_after_a_fit_wait_for_the_next(fitted, changed, tmp_path):
+    x, before = table(), fitted.score_samples(table())
+    other = copy.deepcopy(fitted).set_params(**changed)
+    np.testing.assert_array_equal(other.score_samples(x), before)
+    other.save(tmp_path / "saved")
+    np.testing.assert_array_equal(
+        ebm.EnergyDetector.load(tmp_path / "saved").score_samples(x), before
+    )
+
+
+def test_a_column_that_is_constant_up_to_rounding_is_constant():
+    x = table()
+    x[:, 2] = np.where(np.arange(len(x)) % 2, 0.1 + 0.2, 0.3)
+    fitted = detector(num_steps=3).fit(x)
+    assert fitted.scale_[2] == 1
+    x[:, 2] = np.float32(0.3)
+    assert (fitted.predict(x) == -1).mean() < 0.15

@@ -1,5 +1,6 @@
 """Own data in parts: mapped arrays and WebDataset tars, and what is refused."""
 
+import dataclasses
 import io
 import tarfile
 
@@ -317,3 +318,13 @@ def test_values_of_parts_are_checked(tmp_path, kind, value, keys, message):
     written(tmp_path / "d", kind, x)
     with pytest.raises(DataError, match=message):
         shards.write(tmp_path / "out", "parts", load(tmp_path / "d", **keys))
+
+
+@pytest.mark.parametrize("dtype", ["uint32", "uint64"])
+def test_integers_without_a_usual_range_need_a_scale(tmp_path, dtype):
+    (tmp_path / "parts").mkdir()
+    np.save(tmp_path / "parts/0.npy", np.full((40, 3), 7, dtype))
+    config = parts.Config(path=str(tmp_path / "parts"))
+    with pytest.raises(DataError, match=f"has {dtype}, which has no usual largest value"):
+        parts.load(config)
+    assert parts.load(dataclasses.replace(config, scale=10.0)).scale == 10.0

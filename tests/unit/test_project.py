@@ -85,7 +85,7 @@ def test_integers_late_in_a_file_may_be_fractions(tmp_path):
         ("a,b\n1,2\n3,red\n", "1 columns are not numbers: 'b'"),
         ("a,a\n1,2\n3,4\n", "1 columns are named twice: 'a'"),
         ("y\n1\n2\n", "no column of numbers"),
-        ("a,y\n1,0.5\n2,1.5\n", "integers from 0 or strings"),
+        ("a,y\n1,-1\n2,1\n", "integers from 0 or strings"),
         ("a,b\n1,2\n3\n", "not a readable table"),
         ("", "not a readable table"),
         ("a,b\n9007199254740993,1\n2,3\n", "integers that a float cannot hold"),
@@ -442,6 +442,63 @@ def test_rows_to_score_are_matched_by_the_names_of_columns(empty, caplog):
     for wrong in ("a,c\n1,3\n", "A,b,c\n1,2,3\n", "1,2,3\n"):
         with pytest.raises(DataError, match=r"columns are missing: '[ab]'"):
             read(wrong)
+
+
+def test_nothing_is_asked_of_columns_that_are_not_used(empty, caplog):
+    text = "".join(f"{i},{i % 7},{i % 3}\n" for i in range(40))
+    params, _ = written(table(empty, "a,b,label\n" + text))
+    for new in ("b,a,label\n2,1,good\n2,1,\n", "b,a,y,z,z\n2,1,-1.5,3,4\n2,1,,3,4\n"):
+        read = arrays.read_samples(params.dataset, table(empty, new, "new.csv"))
+        assert read.tolist() == [[1.0, 2.0], [1.0, 2.0]]
+
+
+def test_a_column_with_fractions_is_a_number_whatever_its_name(empty):
+    rows = RNG.normal(size=(40, 2))
+    text = "x,y\n" + "".join(f"{a},{b}\n" for a, b in rows.tolist())
+    params, seen = written(table(empty, text))
+    assert params.dataset.columns == ("x", "y") and not seen.data.num_classes
+    whole = "x,y\n" + "".join(f"{a},{i % 3}\n" for i, a in enumerate(rows[:, 0].tolist()))
+    path = table(empty, whole, "whole.csv")
+    chosen = arrays.Config(path=str(path), columns=("x", "y"))
+    data = arrays.load(chosen)
+    assert data.num_classes == 0 and data.splits["train"].x.shape[1] == 2
+    assert arrays.load(arrays.Config(path=str(path))).num_classes == 3
+
+
+def test_parquet_of_pandas_has_text_of_any_kind(empty):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"a": range(40), "kind": ["good", "bad"] * 20})
+    for kind in ("str", "category", "object"):
+        frame.astype({"kind": kind}).to_parquet("x.parquet")
+        assert arrays.likely_labels(arrays.Config(path="x.parquet")) == "kind"
+
+
+@pytest.mark.parametrize("kind", ["float32", "uint8", "uint16"])
+def test_a_file_to_score_has_the_divisor_of_the_training_whatever_its_type(
+    empty, tmp_path, monkeypatch, kind
+):
+    learnt = RNG.integers(0, 200, (60, 3)).astype(kind)
+    model = trained(tmp_path, prepared(tmp_path, images=learnt))
+    divisor = {"float32": 1.0, "uint8": 255.0, "uint16": 65535.0}[kind]
+    assert model.card["divisor"] == divisor
+    new = RNG.integers(0, 2, (7, 3))
+    expected = model.energies(model.to_model(new / divisor))
+    for other in ("uint8", "float64"):
+        np.save(tmp_path / "new.npy", new.astype(other))
+        if other == "float64" and divisor > 1:
+            with pytest.raises(DataError, match="samples are divided by"):
+                ebm_dist(monkeypatch, "score", tmp_path / "model", tmp_path / "new.npy")
+            continue
+        out = tmp_path / f"{other}.csv"
+        ebm_dist(monkeypatch, "score", tmp_path / "model", tmp_path / "new.npy", "--out", out)
+        scores = [float(row["score"]) for row in csv.DictReader(out.open())]
+        np.testing.assert_allclose(scores, expected, rtol=1e-5)
+
+
+def test_anomalies_are_named_for_their_task_alone(empty, tmp_path):
+    np.savez(tmp_path / "x.npz", X=RNG.normal(size=(40, 3)), y=np.arange(40) % 2)
+    with pytest.raises(DataError, match="is for --task anomaly"):
+        project.inspect(tmp_path / "x.npz", "generate", anomalies=("1",))
 
 
 def test_a_scored_file_has_the_scale_of_the_data(empty, tmp_path):

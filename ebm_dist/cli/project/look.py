@@ -64,6 +64,8 @@ def inspect(
                 f"{data}: has {len(counts)} classes: {_listed(names)}",
                 "name those that are anomalies, such as --anomalies " + names[-1],
             )
+    if anomalies and task != "anomaly":
+        raise DataError("--anomalies: is for --task anomaly", "set that too, or leave it out")
     if anomalies and task == "anomaly":
         section |= {"anomalies": list(anomalies)}
     if task == "classify" and len(counts) < 2:
