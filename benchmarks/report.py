@@ -295,7 +295,9 @@ def objectives(content: dict[str, Any]) -> Iterator[str]:
         found = []
         for density in densities:
             rows = [r for r in content["rows"] if (r["objective"], r["density"]) == (name, density)]
-            found.append(_mean_and_range([row[key] for row in rows], digits))
+            values = [row[key] for row in rows]
+            known = any(value is not None for value in values)
+            found.append(_mean_and_range(values, digits) if known else "")
         return found
 
     yield "KL divergence, mean and range over seeds:"

@@ -56,8 +56,11 @@ def main() -> int:
         "store",
         str(storage.store("dvc")),
     )
-    dvc("pull", "--quiet", "--run-cache", "--allow-missing")  # missing outputs are made
-    code = repro(*sys.argv[1:]) or dvc("push", "--quiet", "--run-cache")
+    # without targets DVC asks the store for every output of every recipe: minutes
+    targets = [word for word in sys.argv[1:] if not word.startswith("-")] or ["dvc.yaml"]
+    wanted = ("--quiet", "--run-cache", "--with-deps", *targets)
+    dvc("pull", "--allow-missing", *wanted)  # missing outputs are made
+    code = repro(*sys.argv[1:]) or dvc("push", *wanted)
     results = storage.store("results") / sha256(Path("dvc.lock"))[:16]
     for path in [Path("dvc.lock"), *Path("reports").rglob("*")]:
         if path.is_file():

@@ -112,13 +112,13 @@ def test_a_fresh_clone_pulls_what_another_pushed_to_the_store(done, tmp_path, tm
     where = f"{variables['EBM_STORE']}/dvc"
     remote = ("dvc", "remote", "add", "--local", "--default", "store", where)
     try:
-        for command in (remote, ("dvc", "push")):
+        for command in (remote, ("dvc", "push", "dvc.yaml")):
             code, output = finish(folder, *command, **variables)
             assert code == 0, output
         clone = copy_project(tmp_path / "clone")
         shutil.copy(folder / "dvc.lock", clone)
         shutil.copytree(folder / "reports", clone / "reports")
-        for command in (remote, ("dvc", "pull", "--allow-missing"), ("dvc", "repro")):
+        for command in (remote, ("dvc", "pull", "--allow-missing", "dvc.yaml"), ("dvc", "repro")):
             code, output = finish(clone, *command, **variables)
             assert code == 0, output
     finally:
