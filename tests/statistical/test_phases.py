@@ -96,9 +96,9 @@ def test_tempered_discrete_chains_keep_to_the_states():
 def test_pairs_alternate_over_training_steps_of_one_chain_step():
     """From one of two wells the other is reached by the hottest of three replicas alone."""
     energy = torch.nn.Module()
-    energy.forward = lambda x, y=None: 30 * ((x**2 - 1) ** 2).sum(1)
+    energy.forward = lambda x, y=None: 60 * ((x**2 - 1) ** 2).sum(1)
     kernel = metropolis.build(metropolis.Config(step_size=0.3), bounds=None)
-    chains = TemperedChains(energy, kernel, 1, [1.0, 5.0, 25.0], 1.0, None)
+    chains = TemperedChains(energy, kernel, 1, [1.0, 5.0, 40.0], 1.0, None)
     x, right = torch.full((300, 3, 1), -1.0), []
     for step in range(600):
         x, _ = chains(x, None, stream(0, "chain", 0, step), step)
