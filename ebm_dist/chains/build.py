@@ -36,11 +36,32 @@ def build_kernel(params: Params, *, bounds: Bounds) -> Kernel:
     For an energy of noise levels it draws from the conditionals of the ladder, unless it goes over
     the levels itself.
     """
-    sampler = params.sampler
-    goes_over_levels = getattr(module_of(sampler), "OVER_LEVELS", False)
-    sigmas = () if goes_over_levels else params.objective.ladder
+    sampler, sigmas = params.sampler, _ladder_of(params)
     kernel: Kernel = module_of(sampler).build(sampler, bounds=None if sigmas else bounds)
     return ladder(kernel, sigmas, sampler.num_steps, bounds=bounds) if sigmas else kernel
+
+
+def _ladder_of(params: Params) -> tuple[float, ...]:
+    """Return the levels that chains climb; () where the sampler goes over them itself."""
+    goes_over_levels = getattr(module_of(params.sampler), "OVER_LEVELS", False)
+    sigmas: tuple[float, ...] = () if goes_over_levels else params.objective.ladder
+    return sigmas
+
+
+def check_ladder(params: Params) -> None:
+    """Raise :class:`Mismatch` where section ``sampler`` cannot draw the levels of a ladder."""
+    if not _ladder_of(params):
+        return
+    kernel = module_of(params.sampler).build(params.sampler, bounds=None)
+    if kernel.is_discrete or kernel.move is None:
+        raise Mismatch("sampler.name", "cannot sample conditionals of noise levels; use langevin")
+    temperature = temperature_of(params.sampler)
+    if abs(temperature - 1) > 1e-6:
+        raise Mismatch(
+            "sampler",
+            f"chains over a ladder of noise levels need the temperature 1, found {temperature:g}",
+            "set sampler.temperature: 1, or for langevin noise_scale: (2 * step_size) ** .5",
+        )
 
 
 def temperature_of(sampler: Any) -> float:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
+import torch
 from torch import Generator, Tensor, nn
 
 from ebm_dist.chains.replay import JoinedShards, ReplayShard
@@ -161,9 +162,8 @@ class ObjectiveConfig:
         """Whether a step depends on ``train.num_steps``, as with a weight that changes linearly."""
         return False
 
-    @property
-    def starts_at(self) -> int:
-        """The step from which the energy learns: those before are the pretraining of others."""
+    def first_step(self, player: str) -> int:
+        """Return the step from which a player learns; before it others are pretrained."""
         return 0
 
     @property
@@ -188,6 +188,16 @@ def check_levels(sigmas: tuple[float, ...]) -> None:
     """Check that ``objective.sigmas`` are a ladder. Raise :class:`Mismatch`."""
     if len(sigmas) < 2 or sorted(set(sigmas)) != list(sigmas):
         raise Mismatch("objective.sigmas", "needs two or more levels, in growing order")
+
+
+def levels_in_turn(x: Tensor, num_levels: int, context: StepContext) -> Tensor:
+    """Return levels ``(B,)`` of samples ``(B, *shape)``, one after the other from a random one on.
+
+    So a shard with fewer samples than levels visits all of them.
+    """
+    generator, order = context.stream("levels"), torch.arange(len(x), device=x.device)
+    first = torch.randint(num_levels, (1,), generator=generator, device=x.device)
+    return (first + order) % num_levels
 
 
 class WrappedConfig(ObjectiveConfig):
@@ -216,9 +226,8 @@ class WrappedConfig(ObjectiveConfig):
     def follows_length(self) -> bool:
         return self.inner.follows_length
 
-    @property
-    def starts_at(self) -> int:
-        return self.inner.starts_at
+    def first_step(self, player: str) -> int:
+        return self.inner.first_step(player)
 
     @property
     def other_players(self) -> tuple[str, ...]:

@@ -73,9 +73,8 @@ class Config(ObjectiveConfig):
     def compares_energies(self) -> bool:
         return self.noise_learns == "never"
 
-    @property
-    def starts_at(self) -> int:
-        return self.pretraining
+    def first_step(self, player: str) -> int:
+        return 0 if player == "generator" else self.pretraining
 
     @property
     def other_players(self) -> tuple[str, ...]:

@@ -21,7 +21,15 @@ from torch import nn
 from ebm_dist.chains.ladder import conditional, steps_of
 from ebm_dist.config import Mismatch, NonNegative, Params, module_of, section
 from ebm_dist.energies import EnergyModel, frozen
-from ebm_dist.objectives import Batch, Objective, ObjectiveConfig, StepContext, Turn, check_levels
+from ebm_dist.objectives import (
+    Batch,
+    Objective,
+    ObjectiveConfig,
+    StepContext,
+    Turn,
+    check_levels,
+    levels_in_turn,
+)
 from ebm_dist.samplers import Bounds, Kernel, run_chain
 
 
@@ -61,11 +69,7 @@ class RecoveryLikelihood(Objective):
         x, generator = batch.x, context.stream("noise")
         n, ones = len(x), (1,) * (x.ndim - 1)
         widths = torch.tensor(steps_of(self.config.sigmas), device=x.device)
-        # from a random level on, so that a shard with fewer samples than levels has all of them
-        first = torch.randint(
-            len(widths), (1,), generator=context.stream("levels"), device=x.device
-        )
-        level = (first + torch.arange(n, device=x.device)) % len(widths)
+        level = levels_in_turn(x, len(widths), context)
         sigma = torch.tensor(self.config.sigmas, device=x.device)[level].view(-1, *ones)
         s = widths[level].view(-1, *ones)
         z, z_above = (torch.randn(x.shape, generator=generator, device=x.device) for _ in range(2))

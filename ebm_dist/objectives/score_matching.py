@@ -33,7 +33,15 @@ from ebm_dist.config import (
     section,
 )
 from ebm_dist.energies import EnergyFn
-from ebm_dist.objectives import Batch, Objective, ObjectiveConfig, StepContext, Turn, check_levels
+from ebm_dist.objectives import (
+    Batch,
+    Objective,
+    ObjectiveConfig,
+    StepContext,
+    Turn,
+    check_levels,
+    levels_in_turn,
+)
 from ebm_dist.samplers import Bounds, Kernel
 
 
@@ -141,16 +149,13 @@ class ScoreMatching(Objective):
 
     def _levels(self, x: Tensor, context: StepContext) -> Tensor:
         """Return the level of each sample ``(B,)``: one after the other, or in shares of focus."""
-        order, generator = torch.arange(len(x), device=x.device), context.stream("levels")
         if self.config.focus is None:
-            # from a random level on: a shard may have fewer samples than levels
-            num_levels = len(self.config.sigmas)
-            first = torch.randint(num_levels, (1,), generator=generator, device=x.device)
-            return (first + order) % num_levels
+            return levels_in_turn(x, len(self.config.sigmas), context)
+        order = torch.arange(len(x), device=x.device)
         median, width = self.config.focus
         distances = (torch.tensor(self.config.sigmas, dtype=torch.float64) / median).log() / width
         ends = torch.softmax(-(distances**2) / 2, dim=0).cumsum(dim=0).to(x.device)
-        start = torch.rand(1, generator=generator, device=x.device)
+        start = torch.rand(1, generator=context.stream("levels"), device=x.device)
         return torch.searchsorted(ends[:-1], (order + start.double()) / len(x))
 
     def _sliced(

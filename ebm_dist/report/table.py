@@ -117,7 +117,9 @@ def recipes_of(entry: Mapping[str, Any]) -> list[str]:
 def row(name: str, entry: Mapping[str, Any], reports: Path) -> dict[str, Any]:
     """Return one row: the mean over seeds, its 95 % t-interval, its references and its origin."""
     recipes = recipes_of(entry)
-    replicates = _replicates(entry["metric"], recipes, reports, is_average=_is_average(entry))
+    replicates = _replicates(
+        entry["metric"], recipes, reports, is_average=entry.get("is_average", False)
+    )
     values = list(replicates.values())
     runs = [
         read_json(path, "train")
@@ -199,17 +201,13 @@ def _command(recipes: list[str]) -> str:
     )
 
 
-def _is_average(entry: Mapping[str, Any]) -> bool:
-    """Return whether the recipes are parts of one average, such as digits, and no replicates."""
-    return bool(entry.get("is_average", False))
-
-
 def _replicates(
     metric: str, recipes: list[str], reports: Path, *, is_average: bool = False
 ) -> dict[str, float]:
     """Return the values of ``<suite>.<key>``: by seed, or by recipe where there are several.
 
-    Of an average over recipes they are by seed too, of the seeds that all recipes have.
+    Recipes that are parts of one average, such as digits, are no replicates: then they are by seed
+    too, of the seeds that all recipes have.
     """
     suite, key = metric.split(".", 1)
     by_recipe = {recipe: _metrics(suite, recipe, reports) for recipe in recipes}

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from ebm_dist import faults
+from ebm_dist.chains.build import check_ladder
 from ebm_dist.chains.eager import Precision
 from ebm_dist.chains.replay import JoinedShards, ReplayShard, deal
 from ebm_dist.config import (
@@ -120,35 +121,21 @@ class Config:
                 f"train.num_steps = {self.num_steps} cannot be divided evenly among"
                 f" {self.num_tasks} tasks; choose a num_steps that is a multiple of num_tasks",
             )
-        objective, sampler = params.objective, module_of(params.sampler)
-        if objective.starts_at >= self.num_steps:
+        objective, first = params.objective, params.objective.first_step("energy")
+        if first >= self.num_steps:
             raise Mismatch(
                 "train.num_steps",
-                f"must be above the pretraining of {objective.starts_at} steps, found"
-                f" {self.num_steps}: the energy would not learn",
+                f"must be above the pretraining of {first} steps, found {self.num_steps}: the"
+                " energy would not learn",
             )
-        if self.num_tasks > 1 and (objective.starts_at or objective.follows_length):
+        if self.num_tasks > 1 and (first or objective.follows_length):
             raise Mismatch(
                 "train.num_tasks",
                 "needs an objective without phases, and this one has a pretraining or a weight that"
                 " follows the length of the training; use contrastive_divergence",
             )
-        climbs = objective.ladder and not getattr(sampler, "OVER_LEVELS", False)
-        if climbs:
-            kernel = sampler.build(params.sampler, bounds=None)
-            if kernel.is_discrete or kernel.move is None:
-                raise Mismatch(
-                    "sampler.name", "cannot sample conditionals of noise levels; use langevin"
-                )
-        temperature = getattr(params.sampler, "temperature", 1.0)
-        if climbs and abs(temperature - 1) > 1e-6:
-            raise Mismatch(
-                "sampler",
-                "chains over a ladder of noise levels need the temperature 1, found"
-                f" {temperature:g}; set sampler.temperature: 1, or for langevin"
-                " noise_scale: (2 * step_size) ** .5",
-            )
-        if self.select_every and not params.objective.compares_energies:
+        check_ladder(params)
+        if self.select_every and not objective.compares_energies:
             raise Mismatch(
                 "train.select_every",
                 "losses of this objective at two steps cannot be compared; set it to 0",
@@ -169,6 +156,7 @@ class Config:
             )
             if is_set
         ]
+        sampler = module_of(params.sampler)
         if compiled_keys and sampler.build(params.sampler, bounds=None).move is None:
             raise Mismatch(
                 compiled_keys[0],
@@ -295,8 +283,8 @@ class Trainer:
         optimizer.param_groups[0]["lr"] = rate * factor * self.config.rollback_lr**self.rollbacks
         optimizer.step()
         iterate_power(network)
-        begun = step if player == "generator" else step - self.params.objective.starts_at
-        optim.update_average(self.averages[player], network, config.ema_decay, begun)
+        done = step - self.params.objective.first_step(player)
+        optim.update_average(self.averages[player], network, config.ema_decay, done)
 
     def check_divergence(self, player: str, turns: tuple[Turn, ...], gradient: Tensor) -> None:
         """Stop all ranks before the update if one of them diverges.

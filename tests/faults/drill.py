@@ -158,7 +158,7 @@ class Drill:
 import json, mlflow
 client = mlflow.MlflowClient()
 (run,) = client.search_runs([client.get_experiment_by_name({name!r}).experiment_id])
-print(json.dumps(sorted(m.step for m in client.get_metric_history(run.info.run_id, "energy_gap"))))
+print(json.dumps(sorted(m.step for m in client.get_metric_history(run.info.run_id, "train/energy_gap"))))
 """
         done = subprocess.run(
             [sys.executable, "-c", script], capture_output=True, text=True, check=True
