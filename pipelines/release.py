@@ -96,11 +96,12 @@ def _succeeds(*command: str) -> bool:
 
 
 def outdated(root: Path = ROOT) -> Iterator[list[str]]:
-    """Yield the arguments of ``pipelines.ship`` for each shipped model that was trained again."""
+    """Yield what ``pipelines.ship`` is to do for each shipped model that was trained again here."""
     for name, entry in shipped.lock(root / "pipelines/weights")["models"].items():
         recipe, seed = entry["recipe"], str(entry["seed"])
         record = _json(root / "reports" / recipe / "train" / seed / provenance.RUN)
-        if record.get("commit", entry["commit"]) != entry["commit"]:
+        is_here = (root / "models" / recipe / seed).is_dir()
+        if is_here and record.get("commit", entry["commit"]) != entry["commit"]:
             bare = [] if entry["classifier"] else ["--no-classifier"]
             yield [recipe, "--name", name, "--seed", seed, *bare]
 

@@ -93,6 +93,8 @@ def test_models_that_were_trained_again_are_shipped_again(tmp_path):
     record.write_text(json.dumps({"commit": models["nce-2d"]["commit"]}))
     assert not list(release.outdated(tmp_path))
     record.write_text(json.dumps({"commit": "another"}))
+    assert not list(release.outdated(tmp_path))  # trained on another machine
+    (tmp_path / "models/nce-2d/0").mkdir(parents=True)
     assert list(release.outdated(tmp_path)) == [
         ["nce-2d", "--name", "nce-2d", "--seed", "0", "--no-classifier"]
     ]
